@@ -1,0 +1,123 @@
+"""Midjourney pictures and videos from MidAPI, awaited.
+
+async with MidAPIClient() as client:
+    details = await client.generate_and_wait("a red fox in the snow", aspect_ratio="16:9")
+    await client.download(details, "pictures/")
+"""
+
+__version__ = "0.1.0"
+
+from ._codec import request_from_json
+from ._schedule import Expected
+from .client import ClientStats, MidAPIClient
+from .config import Endpoints, PollPolicy, RateLimit, RetryPolicy, Timeouts
+from .errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosed,
+    DownloadError,
+    FeatureDisabledError,
+    GenerationFailedError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    JournalError,
+    KeyConflict,
+    MaintenanceError,
+    MidAPIError,
+    NotFoundError,
+    PromptRejected,
+    ProtocolError,
+    RateLimitError,
+    ReceiverError,
+    ResultExpired,
+    ResultMissing,
+    ServerError,
+    SpendingCapError,
+    SubmissionUnknown,
+    TaskError,
+    TaskFailed,
+    TaskNotFound,
+    TransportError,
+    UnexpectedContent,
+    UnprocessableError,
+    WaitTimeout,
+)
+from .handle import TaskHandle
+from .intents import Intents
+from .journal import Intent, Journal, State
+from .journal.memory import MemoryJournal
+from .receiver import CallbackReceiver
+from .requests import (
+    ExtendVideo,
+    ImageToImage,
+    ImageToVideo,
+    OmniReference,
+    Request,
+    StyleReference,
+    TextToImage,
+    Upscale,
+    Vary,
+)
+from .tasks import TaskDetails, TaskStatus
+
+__all__ = [
+    "APIError",
+    "AuthenticationError",
+    "BadRequestError",
+    "CallbackReceiver",
+    "ClientClosed",
+    "ClientStats",
+    "DownloadError",
+    "Endpoints",
+    "Expected",
+    "ExtendVideo",
+    "FeatureDisabledError",
+    "GenerationFailedError",
+    "ImageToImage",
+    "ImageToVideo",
+    "InsufficientCreditsError",
+    "Intent",
+    "Intents",
+    "InvalidRequestError",
+    "Journal",
+    "JournalError",
+    "KeyConflict",
+    "MaintenanceError",
+    "MemoryJournal",
+    "MidAPIClient",
+    "MidAPIError",
+    "NotFoundError",
+    "OmniReference",
+    "PollPolicy",
+    "PromptRejected",
+    "ProtocolError",
+    "RateLimit",
+    "RateLimitError",
+    "ReceiverError",
+    "Request",
+    "ResultExpired",
+    "ResultMissing",
+    "RetryPolicy",
+    "ServerError",
+    "SpendingCapError",
+    "State",
+    "StyleReference",
+    "SubmissionUnknown",
+    "TaskDetails",
+    "TaskError",
+    "TaskFailed",
+    "TaskHandle",
+    "TaskNotFound",
+    "TaskStatus",
+    "TextToImage",
+    "Timeouts",
+    "TransportError",
+    "UnexpectedContent",
+    "UnprocessableError",
+    "Upscale",
+    "Vary",
+    "WaitTimeout",
+    "__version__",
+    "request_from_json",
+]

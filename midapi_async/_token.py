@@ -1,0 +1,27 @@
+"""Tokens: unguessable names of intents, carried in their callback URLs. Each is a secret.
+
+Their form can be recognised, so that a token can be taken out of any text before somebody reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+
+TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{43}")
+
+
+def new_token() -> str:
+    """A name of 256 random bits that nobody can guess, safe in a URL's path."""
+    return f"mjt_{secrets.token_urlsafe(32)}"
+
+
+def token_hash(token: str) -> str:
+    """What the journal keeps in place of the token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def without_tokens(text: str) -> str:
+    """The text with every token taken out."""
+    return TOKEN.sub("mjt_…", text) if "mjt_" in text else text

@@ -1,0 +1,173 @@
+"""The only HTTP session that talks to MidAPI.
+
+One call, one exchange: nothing is sent a second time here, no redirect is followed, and what went
+wrong is told with the one fact that matters for money, whether anything may have been sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiohttp
+from aiohttp.payload import BytesPayload
+from yarl import URL
+
+from . import __version__
+from ._protocol import Answer, Call
+from .errors import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ssl import SSLContext
+
+    from aiohttp.abc import AbstractStreamWriter
+
+    from ._clock import Clock
+    from .config import Settings
+
+# MidAPI's answers are a few kilobytes; nobody gets to fill our memory.
+LARGEST_ANSWER = 1 << 20
+SHORTEST_REAL_KEY = 16
+# Servers close idle connections; a POST on one that was just closed is an unknown submission.
+LONGEST_IDLE = 2.0
+
+
+class _WatchedPayload(BytesPayload):
+    """A body that knows whether aiohttp began to write it: the proof of "not sent"."""
+
+    written = False
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        self.written = True
+        await super().write_with_length(writer, content_length)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self.written = True
+        await super().write(writer)
+
+
+class _Incoming:
+    """An answer while it arrives; what came before a fault is kept."""
+
+    status: int | None = None
+    headers: Mapping[str, str]
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+
+    async def read(self, response: aiohttp.ClientResponse) -> None:
+        self.status, self.headers = response.status, response.headers
+        while chunk := await response.content.readany():
+            self.body += chunk
+            if len(self.body) > LARGEST_ANSWER:
+                raise _AnswerTooLarge
+
+
+class _AnswerTooLarge(Exception):
+    """The answer is larger than any of MidAPI's."""
+
+
+class Transport:
+    """Sends calls to one base URL with one API key.
+
+    Args:
+        settings: the key and the base URL.
+        clock: the client's clock.
+        connect_timeout: seconds for a connection, TLS included.
+        ssl: a context of the user's, or None for the usual checks.
+        proxy: an HTTP proxy's URL, or None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        *,
+        connect_timeout: float,
+        ssl: SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        self._base = str(settings.base_url).rstrip("/")
+        self._secret = settings.api_key.encode()
+        self._headers = {
+            "Authorization": f"Bearer {settings.api_key}",
+            "User-Agent": f"midapi-async/{__version__}",
+            "Accept": "application/json",
+        }
+        self._clock = clock
+        self._proxy = proxy
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                keepalive_timeout=LONGEST_IDLE, ssl=True if ssl is None else ssl
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=clock.network_seconds(connect_timeout)
+            ),
+        )
+
+    async def call(self, call: Call, timeout: float) -> Answer:
+        """Send one call, once, and read its answer as far as it comes.
+
+        Args:
+            call: what to send.
+            timeout: seconds for everything, the answer's body included.
+
+        Raises:
+            TransportError: no answer came; `sent` tells whether MidAPI may have got the call.
+        """
+        incoming = _Incoming()
+        payload = _WatchedPayload(call.body, content_type="application/json") if call.body else None
+        flaw: str | None = None
+        try:
+            async with self._clock.network_timeout(timeout):
+                await self._exchange(call, payload, incoming)
+        except Exception as error:  # noqa: BLE001 - whatever breaks a paid POST must be judged
+            flaw = _told(error)
+        # Outside the handler: aiohttp's errors show the API key, and must not hang on to ours.
+        if incoming.status is None:
+            sent = payload is None or payload.written
+            raise TransportError(flaw or "no answer came", sent=sent)
+        return Answer(incoming.status, incoming.headers, self._without_key(incoming.body), flaw)
+
+    def _without_key(self, body: bytearray) -> bytes:
+        """The body without our key, if a server echoes it; a test's short one may be a word."""
+        if len(self._secret) < SHORTEST_REAL_KEY:
+            return bytes(body)
+        return bytes(body.replace(self._secret, b"***"))
+
+    async def _exchange(
+        self, call: Call, payload: _WatchedPayload | None, incoming: _Incoming
+    ) -> None:
+        async with self._session.request(
+            call.method,
+            URL(self._base + call.path, encoded=True),
+            data=payload,
+            headers=self._headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+        ) as response:
+            await incoming.read(response)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+
+def _told(fault: Exception) -> str:
+    """A fault in a few words, without anything that aiohttp's own texts may show."""
+    if isinstance(fault, _AnswerTooLarge):
+        return f"its answer is larger than {LARGEST_ANSWER >> 20} MiB"
+    if isinstance(fault, aiohttp.ServerDisconnectedError):
+        return "the server closed the connection without an answer"
+    if isinstance(fault, aiohttp.ClientPayloadError):
+        return "its answer was cut short"
+    if isinstance(fault, aiohttp.ClientHttpProxyError):
+        return f"the proxy refused the connection (HTTP {fault.status})"
+    if isinstance(fault, TimeoutError):
+        return "no answer came in time"
+    if isinstance(fault, OSError) and fault.strerror:
+        return f"{fault.strerror} ({type(fault).__name__})"
+    return type(fault).__name__

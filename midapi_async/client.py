@@ -1,0 +1,638 @@
+"""The client: composes the rooms of the house. No parsing, no loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import warnings
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+
+import attrs
+
+from . import _codec, _protocol
+from ._clock import Clock
+from ._owned import OwnedTasks
+from ._ratelimit import Gate
+from ._schedule import Expected, Kind, Schedule
+from ._submit import Order, Submitter, Ways
+from ._tracker import Found, Tracker
+from ._transport import Transport
+from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, is_loopback, settings
+from .errors import (
+    ClientClosed,
+    InvalidRequestError,
+    MidAPIError,
+    ReceiverError,
+    SubmissionUnknown,
+    TaskNotFound,
+)
+from .files import Downloader
+from .handle import Desk, TaskHandle
+from .intents import Intents
+from .journal import Intent, Journal, State
+from .journal.memory import MemoryJournal
+from .receiver.inbox import ClientInbox
+from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
+from .tasks import TaskDetails, TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ssl import SSLContext
+    from types import EllipsisType, TracebackType
+
+    from .receiver import CallbackReceiver
+
+_log = logging.getLogger("midapi_async")
+
+# All frozen, so one of each serves every client.
+_DEFAULT_RETRY = RetryPolicy()
+_DEFAULT_POLLING = PollPolicy()
+_DEFAULT_RATE_LIMIT = RateLimit(20, per=10.0)
+_DEFAULT_TIMEOUTS = Timeouts()
+
+CLOSE_PATIENCE = 20.0  # loop seconds that a POST on its way gets when the client closes
+RECORD_PATIENCE = 5.0  # loop seconds for what is still to be written then
+
+
+@attrs.frozen(kw_only=True)
+class ClientStats:
+    """What a client has done since it was opened.
+
+    Attributes:
+        submits: POSTs that were sent to buy something, repeated ones included.
+        looks: GETs of record-info.
+        callbacks: callbacks that were taken.
+        ignored_callbacks: callbacks with a good token that named a task of somebody else.
+        waiting: waits that are going on.
+        at_the_gate: submissions that wait for their turn.
+    """
+
+    submits: int
+    looks: int
+    callbacks: int
+    ignored_callbacks: int
+    waiting: int
+    at_the_gate: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Rooms:
+    """What exists while a client is open."""
+
+    loop: asyncio.AbstractEventLoop
+    process: int
+    clock: Clock
+    transport: Transport
+    gate: Gate
+    submitter: Submitter
+    tracker: Tracker
+    inbox: ClientInbox
+    downloader: Downloader
+    intents: Intents
+    desk: Desk
+    writes: OwnedTasks
+    exits: AsyncExitStack
+
+
+class MidAPIClient:
+    """Buys pictures and videos of MidAPI, at most once each, and wakes when they are there.
+
+    Use it as ``async with MidAPIClient() as client:``. One event loop at a time; closed, it may be
+    opened again in another.
+
+    Args:
+        api_key: else MIDAPI_API_KEY, or the file that MIDAPI_API_KEY_FILE names.
+        base_url: else MIDAPI_BASE_URL, else https://api.midapi.ai.
+        receiver: takes MidAPI's callbacks; without one results are found by looking alone.
+        journal: where submissions are remembered: a `Journal`, which stays yours to close; else one
+            in memory, as long as this client lives.
+        namespace: keys, ``resume`` and ``intents`` see only what has the same base URL and this.
+        ack: "auto": a result is taken when a wait has handed it over; "manual": when you say so
+            with ``handle.ack()``.
+        retry: when a submission is given up that certainly was not bought.
+        polling: how results are looked for.
+        rate_limit: submissions that the account may make; None for no limit of ours.
+        timeouts: how long to wait for what.
+        ssl: a TLS context of your own.
+        proxy: an HTTP proxy's URL.
+        time_scale: else MIDAPI_TIME_SCALE; divides every wait. For a sandbox on loopback.
+        allow_http: else MIDAPI_ALLOW_HTTP; allows plain http beyond loopback, with a warning.
+
+    Raises:
+        InvalidRequestError: naming each setting that is missing or wrong.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        receiver: CallbackReceiver | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
+        namespace: str = "default",
+        ack: Literal["auto", "manual"] = "auto",
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        polling: PollPolicy = _DEFAULT_POLLING,
+        rate_limit: RateLimit | None = _DEFAULT_RATE_LIMIT,
+        timeouts: Timeouts = _DEFAULT_TIMEOUTS,
+        ssl: SSLContext | None = None,
+        proxy: str | None = None,
+        time_scale: float | None = None,
+        allow_http: bool = False,
+    ) -> None:
+        self._rooms: _Rooms | None = None
+        self._opened = False
+        self._settings = settings(api_key, base_url, time_scale, allow_http=allow_http)
+        self._receiver = receiver
+        self._journal = _journal(journal)
+        self._scope = _scope(self._settings, namespace)
+        if ack not in ("auto", "manual"):
+            raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r}"})
+        self._ack = ack
+        self._retry = retry
+        self._polling = polling
+        self._rate_limit = rate_limit
+        self._timeouts = timeouts
+        self._ssl = ssl
+        self._proxy = proxy
+        self._schedule = Schedule(
+            price=polling.look_price, floor=polling.floor, ceiling=polling.ceiling
+        )
+        self._looks = 0
+        self._warned_of_keys = False
+
+    def __repr__(self) -> str:
+        state = "open" if self._rooms else "closed" if self._opened else "not opened"
+        return f"<MidAPIClient {self._settings.base_url} {state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_rooms", None) is not None:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+    # ─── opening and closing ─────────────────────────────────────────────────────────────────────
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """What ``async with`` does first.
+
+        Raises:
+            ReceiverError: the receiver cannot listen.
+            JournalError: the journal cannot be used.
+        """
+        if self._rooms is not None:
+            raise InvalidRequestError({"client": "is open already"})
+        if self._receiver is not None and not is_loopback(self._settings.base_url):
+            _check_reachable(self._receiver)
+        async with AsyncExitStack() as exits:
+            rooms = await self._furnish(exits)
+            await self._journal.take_over(self._scope)
+            if self._receiver is not None:
+                await self._receiver.attach(rooms.inbox)
+                exits.push_async_callback(self._receiver.detach, rooms.inbox)
+            rooms.tracker.start()
+            self._rooms = attrs.evolve(rooms, exits=exits.pop_all())
+            self._opened = True
+
+    async def _furnish(self, exits: AsyncExitStack) -> _Rooms:
+        """Make every room; they are left in the reverse order."""
+        clock = Clock(self._settings.time_scale)
+        timeouts = self._timeouts
+        transport = Transport(
+            self._settings,
+            clock,
+            connect_timeout=timeouts.connect,
+            ssl=self._ssl,
+            proxy=self._proxy,
+        )
+        exits.push_async_callback(transport.aclose)
+        downloader = Downloader(
+            allow_http=is_loopback(self._settings.base_url),
+            connect_timeout=timeouts.connect,
+            read_timeout=timeouts.look,
+            total_timeout=timeouts.wait,
+            ssl=self._ssl,
+            proxy=self._proxy,
+        )
+        exits.push_async_callback(downloader.aclose)
+        tracker = Tracker(
+            look=self._look, schedule=self._schedule, policy=self._polling, clock=clock
+        )
+        gate = Gate(self._rate_limit, clock)
+        submitter = Submitter(
+            journal=self._journal,
+            scope=self._scope,
+            gate=gate,
+            ways=Ways(
+                send=lambda call: transport.call(call, timeouts.submit),
+                callback_url=self._receiver.callback_url if self._receiver else None,
+                slow_down=tracker.rest,
+            ),
+            clock=clock,
+            give_up_after=self._retry.give_up_after,
+        )
+        inbox = ClientInbox(
+            journal=self._journal,
+            scope=self._scope,
+            submitter=submitter,
+            tracker=tracker,
+            look=self._look,
+        )
+        writes = OwnedTasks()
+        return _Rooms(
+            loop=clock.loop,
+            process=os.getpid(),
+            clock=clock,
+            transport=transport,
+            gate=gate,
+            submitter=submitter,
+            tracker=tracker,
+            inbox=inbox,
+            downloader=downloader,
+            intents=Intents(
+                journal=self._journal,
+                scope=self._scope,
+                submitter=submitter,
+                handle=self._handle,
+                patience=timeouts.wait,
+            ),
+            desk=Desk(
+                tracker=tracker,
+                look=self.details,
+                hand_over=self._hand_over,
+                ack=self._take,
+                now=clock.time,
+                patience=timeouts.wait,
+                last_look=timeouts.look,
+            ),
+            writes=writes,
+            exits=exits,
+        )
+
+    async def aclose(self) -> None:
+        """Take no more work, let POSTs on their way answer, and let go of everything.
+
+        Every wait gets `ClientClosed` with its task's id. A POST that has no answer after 20 s is
+        left as unknown. Closing twice is closing once.
+        """
+        rooms, self._rooms = self._rooms, None
+        if rooms is None:
+            return
+        async with rooms.exits:
+            await rooms.tracker.aclose()
+            await rooms.submitter.aclose(CLOSE_PATIENCE)
+            await rooms.inbox.aclose()
+            await rooms.writes.finish(RECORD_PATIENCE)
+
+    def _open_rooms(self) -> _Rooms:
+        rooms = self._rooms
+        if rooms is None:
+            if self._opened:
+                raise ClientClosed
+            raise InvalidRequestError(
+                {"client": "is not open: use it in 'async with client:', or await client.open()"}
+            )
+        if os.getpid() != rooms.process:
+            raise InvalidRequestError(
+                {"client": "was opened in the parent process: open one of its own after a fork"}
+            )
+        if asyncio.get_running_loop() is not rooms.loop:
+            raise InvalidRequestError(
+                {"client": "is open in another event loop: close it there, or make another client"}
+            )
+        return rooms
+
+    # ─── buying ──────────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    async def generate(
+        self,
+        request: str,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        **fields: Unpack[ImageFields],
+    ) -> TaskHandle: ...
+
+    @overload
+    async def generate(
+        self,
+        request: Request,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+    ) -> TaskHandle: ...
+
+    async def generate(
+        self,
+        request: str | Request,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        **fields: object,
+    ) -> TaskHandle:
+        """Submit a request, once; return the handle of its task.
+
+        Args:
+            request: a prompt, or one of the eight requests.
+            key: your own name for it. The same key is never paid twice: again with the same
+                request, you get the same task's handle.
+            metadata: your own notes, at most 4 KiB; they come back with ``handle.metadata`` and
+                ``resume()`` and are never sent.
+            callback_url: a URL of yours in place of the receiver's; then no callback wakes us, and
+                none can tell what became of a lost answer.
+            **fields: with a prompt, the other fields of `TextToImage`.
+
+        Raises:
+            InvalidRequestError: something is wrong with it; `KeyConflict` if its key is.
+            SubmissionUnknown: nobody can know whether it was bought.
+            MidAPIError: any other means that nothing was bought.
+        """
+        rooms = self._open_rooms()
+        order = Order(
+            request=_request(request, fields),
+            key=key,
+            metadata={} if metadata is None else metadata,
+            callback_url=callback_url,
+        )
+        if key is not None:
+            self._warn_of_keys_in_memory()
+        return self._handle(await rooms.submitter.submit(order))
+
+    @overload
+    async def generate_and_wait(
+        self,
+        request: str,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        **fields: Unpack[ImageFields],
+    ) -> TaskDetails: ...
+
+    @overload
+    async def generate_and_wait(
+        self,
+        request: Request,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+    ) -> TaskDetails: ...
+
+    async def generate_and_wait(
+        self,
+        request: str | Request,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        **fields: object,
+    ) -> TaskDetails:
+        """Submit a request and wait for its result. With a receiver a lost answer costs nothing.
+
+        Args:
+            request: a prompt, or one of the eight requests.
+            key: as for `generate`.
+            metadata: as for `generate`.
+            callback_url: as for `generate`.
+            wait_timeout: seconds to wait for the result; None for ever; left out,
+                ``Timeouts.wait``.
+            **fields: with a prompt, the other fields of `TextToImage`.
+
+        Raises:
+            MidAPIError: as `generate` and `TaskHandle.wait` raise it.
+        """
+        rooms = self._open_rooms()
+        asked = _request(request, fields)
+        try:
+            handle = await self.generate(
+                asked, key=key, metadata=metadata, callback_url=callback_url
+            )
+        except SubmissionUnknown as unknown:
+            if not unknown.can_settle:
+                raise
+            handle = await rooms.intents.settle(unknown.intent_id, wait_timeout)
+        return await handle.wait(wait_timeout)
+
+    def _warn_of_keys_in_memory(self) -> None:
+        if isinstance(self._journal, MemoryJournal) and not self._warned_of_keys:
+            self._warned_of_keys = True
+            _log.warning("keys are kept in memory only: they are forgotten when this process ends")
+
+    # ─── tasks ───────────────────────────────────────────────────────────────────────────────────
+
+    def task(self, task_id: str) -> TaskHandle:
+        """The handle of a task whose id you have.
+
+        Raises:
+            InvalidRequestError: it is no task id.
+        """
+        rooms = self._open_rooms()
+        _check_task_id(task_id)
+        return TaskHandle(task_id=task_id, desk=rooms.desk)
+
+    async def details(self, task_id: str) -> TaskDetails:
+        """One look at a task, whatever its state.
+
+        Raises:
+            TaskNotFound: MidAPI does not know it (yet: a new task may take some seconds).
+            MidAPIError: the look failed.
+        """
+        self._open_rooms()
+        _check_task_id(task_id)
+        found = await self._look(task_id)
+        if found is None:
+            raise TaskNotFound(task_id)
+        return _codec.details_of(*found)
+
+    async def resume(self) -> list[TaskHandle]:
+        """The handle of everything in this namespace that nobody has taken yet, finished or not."""
+        await self._open_rooms().writes.settle()
+        return [self._handle(row) for row in await self._journal.take_over(self._scope)]
+
+    @property
+    def intents(self) -> Intents:
+        """Submissions of which nobody knows whether they were accepted."""
+        return self._open_rooms().intents
+
+    async def _look(self, task_id: str) -> Found | None:
+        rooms = self._open_rooms()
+        self._looks += 1
+        answer = await rooms.transport.call(_protocol.look_call(task_id), self._timeouts.look)
+        return _protocol.read_look(answer, task_id)
+
+    def _handle(self, row: Intent) -> TaskHandle:
+        rooms = self._open_rooms()
+        if row.task_id is None or row.accepted_at is None:
+            raise MidAPIError(f"intent {row.intent_id} is {row.state} and has no task")
+        age = (time.time() - row.accepted_at) * self._settings.time_scale
+        return TaskHandle(
+            task_id=row.task_id,
+            request=row.request,
+            key=row.key,
+            metadata=row.metadata,
+            intent_id=row.intent_id,
+            submitted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+            desk=rooms.desk,
+            kind=_kind(row.request) if row.request is not None else None,
+            since=rooms.clock.time() - max(0.0, age),
+        )
+
+    def _hand_over(self, handle: TaskHandle, details: TaskDetails) -> None:
+        """Note what a wait has seen. Not awaited: nothing may come between this and the result."""
+        final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
+        if (rooms := self._rooms) is not None:
+            rooms.writes.start(self._record(handle, final, taken=self._ack == "auto"))
+
+    async def _take(self, handle: TaskHandle) -> None:
+        self._open_rooms()
+        await self._record(handle, None, taken=True)
+
+    async def _record(self, handle: TaskHandle, final: State | None, *, taken: bool) -> None:
+        intent_id = handle.intent_id
+        if intent_id is None:
+            row = await self._journal.find(task_id=handle.task_id)
+            if row is None:
+                return  # somebody else's task: nothing of it is remembered here
+            intent_id = row.intent_id
+        await self._journal.advance(intent_id, final, taken=taken)
+
+    # ─── the rest ────────────────────────────────────────────────────────────────────────────────
+
+    def expected(self, request: str | Request) -> Expected:
+        """How long such a request takes, in seconds: median and 90 % point, from what was seen."""
+        return self._schedule.expected(_kind(_request(request, {})))
+
+    def stats(self) -> ClientStats:
+        """What this client has done since it was opened."""
+        rooms = self._open_rooms()
+        return ClientStats(
+            submits=rooms.submitter.posts_sent,
+            looks=self._looks,
+            callbacks=rooms.inbox.taken,
+            ignored_callbacks=rooms.inbox.ignored,
+            waiting=rooms.tracker.waiting,
+            at_the_gate=rooms.gate.waiting,
+        )
+
+    async def download(
+        self, details: TaskDetails, folder: str | os.PathLike[str] = "."
+    ) -> list[Path]:
+        """Fetch the files of a task into a folder, which is made if it is missing.
+
+        Args:
+            details: of a task that succeeded.
+            folder: where to; files there with the same names are replaced, each at once.
+
+        Returns:
+            One path for each of ``details.urls``, in their order: ``TASKID_INDEX.jpeg`` and so on.
+
+        Raises:
+            DownloadError: one could not be fetched; nothing half-written is left.
+        """
+        rooms = self._open_rooms()
+        if not details.urls:
+            raise InvalidRequestError(
+                {"details": f"task {details.task_id} is {details.status} and has no files"}
+            )
+        return await rooms.downloader.fetch_all(details.task_id, details.urls, Path(folder))
+
+    async def credits(self) -> float:
+        """The credits that the account has left; may be fractional.
+
+        Raises:
+            MidAPIError: they could not be read.
+        """
+        rooms = self._open_rooms()
+        call = _protocol.Call("GET", self._settings.endpoints.credit)
+        return _protocol.read_credits(await rooms.transport.call(call, self._timeouts.look))
+
+    async def download_url(self, url: str) -> str:
+        """A link to one of MidAPI's files that anybody can open for 20 minutes.
+
+        Raises:
+            UnprocessableError: the URL is not one of MidAPI's.
+            MidAPIError: the link could not be made.
+        """
+        rooms = self._open_rooms()
+        if not isinstance(url, str) or not url.startswith(("https://", "http://")):
+            raise InvalidRequestError({"url": "must be the http(s) URL of a result"})
+        call = _protocol.download_url_call(url)
+        return _protocol.read_url(await rooms.transport.call(call, self._timeouts.look))
+
+
+def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
+    folder = given if given is not None else os.environ.get("MIDAPI_JOURNAL", "").strip() or None
+    if folder is None:
+        return MemoryJournal()
+    if isinstance(folder, str | os.PathLike):
+        raise InvalidRequestError(
+            {"journal": "a folder is not supported yet; leave it out for a journal in memory"}
+        )
+    return folder
+
+
+def _scope(settings: Settings, namespace: object) -> str:
+    if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
+        raise InvalidRequestError({"namespace": "must be a non-empty, printable str"})
+    return f"{settings.base_url.origin()} {namespace}"
+
+
+def _check_reachable(receiver: CallbackReceiver) -> None:
+    if receiver.is_local:
+        raise ReceiverError(
+            "MidAPI cannot call back to a receiver on loopback: give it the public_url under which "
+            "this machine is reached"
+        )
+
+
+def _check_task_id(task_id: str) -> None:
+    if problem := task_id_problem(task_id):
+        raise InvalidRequestError({"task_id": problem})
+
+
+def _request(asked: object, fields: Mapping[str, object]) -> Request:
+    if isinstance(asked, str):
+        return _codec.make_request(TextToImage, {"prompt": asked, **fields})
+    if not isinstance(asked, REQUESTS):
+        kinds = ", ".join(cls.__name__ for cls in REQUESTS)
+        raise InvalidRequestError(
+            {"request": f"must be a prompt or one of {kinds}; got {type(asked).__name__}"}
+        )
+    if fields:
+        raise InvalidRequestError(
+            dict.fromkeys(fields, f"belongs into {type(asked).__name__}(…), not beside it")
+        )
+    return asked
+
+
+def _kind(request: Request) -> Kind:
+    return _codec.task_type(request), getattr(request, "speed", None)

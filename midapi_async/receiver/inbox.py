@@ -1,0 +1,119 @@
+"""What a client does with a callback: bind it to its intent, then hint.
+
+The order of trust: a token names an intent and nothing else; which task answers for the intent is
+believed of MidAPI's answer to the POST, else of record-info; a callback alone is never believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from .. import _protocol
+from .._owned import OwnedTasks
+from .._token import token_hash
+from ..errors import JournalError, MidAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .._protocol import Callback
+    from .._submit import Submitter
+    from .._tracker import Found, Tracker
+    from ..journal import Intent, Journal
+
+_log = logging.getLogger("midapi_async")
+
+
+class ClientInbox:
+    """Takes the callbacks of one client's intents.
+
+    Args:
+        journal: where the intents live.
+        scope: which of them are the client's.
+        submitter: gets task ids that only a callback told.
+        tracker: gets the hints.
+        look: one GET of a task's record.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        scope: str,
+        submitter: Submitter,
+        tracker: Tracker,
+        look: Callable[[str], Awaitable[Found | None]],
+    ) -> None:
+        self._journal = journal
+        self._scope = scope
+        self._submitter = submitter
+        self._tracker = tracker
+        self._look = look
+        self._binding: dict[tuple[str, str], asyncio.Task[int]] = {}
+        self._tasks = OwnedTasks()
+        self.taken = 0
+        self.ignored = 0
+
+    async def find(self, token_hash: str) -> Intent | None:
+        """The intent that a token names, if it is one of this client's."""
+        row = await self._journal.find(token_hash=token_hash)
+        return row if row is not None and row.scope == self._scope else None
+
+    async def take(self, row: Intent, callback: Callback) -> int:
+        """Act on a callback with this intent's token; return the status to answer."""
+        if row.task_id is None:
+            status = await self._bind_once(row, callback.task_id)
+            if status != 200:
+                return status
+        elif callback.task_id not in (row.task_id, *row.other_task_ids):
+            self.ignored += 1
+            _log.warning("a callback for task %s names another task; ignored", row.task_id)
+            return 200
+        self.taken += 1
+        if not callback.is_acknowledgement:
+            self._tracker.hint(callback.task_id)
+        return 200
+
+    async def _bind_once(self, row: Intent, task_id: str) -> int:
+        """Duplicates that come together are checked once."""
+        name = row.intent_id, task_id
+        binding = self._binding.get(name)
+        if binding is None:
+            binding = self._binding[name] = self._tasks.start(self._bind(row, task_id))
+            binding.add_done_callback(lambda _: self._binding.pop(name, None))
+        await asyncio.wait({binding})
+        return 503 if binding.cancelled() else binding.result()
+
+    async def _bind(self, row: Intent, task_id: str) -> int:
+        """The record must fit the intent; what cannot be checked now is sent again (503)."""
+        try:
+            found = await self._look(task_id)
+            if found is None:
+                return 503
+            if _fits(found, row):
+                await self._submitter.bind(row, task_id)
+            else:
+                self.ignored += 1
+                _log.warning("a callback names a task that does not fit its intent; ignored")
+        except JournalError:
+            _log.exception("a callback cannot be written down; MidAPI will send it again")
+            return 503
+        except MidAPIError as error:
+            _log.info("a callback cannot be checked now; MidAPI will send it again: %s", error)
+            return 503
+        return 200
+
+    async def aclose(self) -> None:
+        """Stop what is still being checked."""
+        await self._tasks.finish()
+
+
+def _fits(found: Found, row: Intent) -> bool:
+    record, _ = found
+    url = record.params.get("callBackUrl")
+    ours = None
+    if isinstance(url, str):
+        ours = token_hash(url.rstrip("/").rpartition("/")[2]) == row.token_hash
+    return _protocol.fits(record, row.request, callback_url_matches=ours, since=row.created_at)

@@ -1,0 +1,103 @@
+"""The standalone callback server, on aiohttp.web."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ..errors import ReceiverError
+from . import LARGEST_BODY, Body, BodyTooLarge, Headers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+READ_SECONDS = 5.0  # for a body
+IDLE_SECONDS = 15.0  # for a connection between two callbacks
+SHUTDOWN_SECONDS = 10.0  # for callbacks that are being taken
+
+
+class CallbackServer:
+    """Listens on one port and hands every POST to the receiver.
+
+    Args:
+        handle: `CallbackReceiver.handle`.
+        host: where to listen.
+        port: on which port; 0 picks one.
+    """
+
+    def __init__(
+        self, handle: Callable[[str, Headers, Body], Awaitable[int]], host: str, port: int
+    ) -> None:
+        self._handle = handle
+        self._host = host
+        self._port = port
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._port
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            ReceiverError: the port cannot be listened on.
+        """
+        server = web.Server(
+            self._answer,
+            access_log=None,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=0.0,
+            auto_decompress=False,
+        )
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise ReceiverError(
+                f"callbacks cannot be received on {self._host}:{self._port}: {error.strerror}. "
+                "Choose another port, or stop what uses this one."
+            ) from None
+        self._runner = runner
+        self._port = runner.addresses[0][1]
+
+    async def aclose(self) -> None:
+        """Stop listening; what is being taken is finished first."""
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method != "POST":
+            return _response(405)
+        segments = [segment for segment in request.path.split("/") if segment]
+        token = segments[-1] if segments else ""
+        try:
+            status = await self._handle(token, request.headers, lambda: _read(request))
+        except TimeoutError:
+            status = 408
+        return _response(status)
+
+
+def _response(status: int) -> web.Response:
+    response = web.Response(status=status)
+    if status != 200:
+        response.force_close()
+    return response
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    if (request.content_length or 0) > LARGEST_BODY:
+        raise BodyTooLarge
+    body = bytearray()
+    async with asyncio.timeout(READ_SECONDS):
+        while chunk := await request.content.readany():
+            body += chunk
+            if len(body) > LARGEST_BODY:
+                raise BodyTooLarge
+    return bytes(body)

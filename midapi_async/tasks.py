@@ -1,0 +1,90 @@
+"""What MidAPI says about a task: immutable snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+
+import attrs
+
+
+class TaskStatus(StrEnum):
+    """Where a task stands."""
+
+    GENERATING = "generating"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+def _read_only(mapping: Mapping[str, object]) -> Mapping[str, object]:
+    return MappingProxyType(dict(mapping))
+
+
+@attrs.frozen(kw_only=True)
+class TaskDetails:
+    """A snapshot of one task, as MidAPI's record-info gave it.
+
+    Attributes:
+        task_id: MidAPI's name of the task.
+        task_type: as in ``mj_txt2img``; None where the record does not say.
+        status: generating, succeeded or failed.
+        urls: the result files, kept by MidAPI for 15 days; empty until the task succeeded.
+        params: the request as MidAPI stored it, in its own camelCase, without the callback URL.
+        created_at: when MidAPI took the task; aware, UTC; None where the record does not say.
+        completed_at: when it was finished; aware, UTC; None while generating.
+        error_code: MidAPI's code of a failure, or None.
+        error_message: MidAPI's text of a failure, or None.
+        raw: the whole record, without the callback URL.
+    """
+
+    task_id: str
+    task_type: str | None = None
+    status: TaskStatus = TaskStatus.GENERATING
+    urls: tuple[str, ...] = ()
+    params: Mapping[str, object] = attrs.field(factory=dict, converter=_read_only, hash=False)
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+    error_code: int | str | None = None
+    error_message: str | None = None
+    raw: Mapping[str, object] = attrs.field(
+        factory=dict, converter=_read_only, repr=False, eq=False
+    )
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will come: failed, or succeeded with its files."""
+        return self.status is TaskStatus.FAILED or bool(
+            self.status is TaskStatus.SUCCEEDED and self.urls
+        )
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long MidAPI worked on it; None until it is finished."""
+        if self.created_at is None or self.completed_at is None:
+            return None
+        return self.completed_at - self.created_at
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but ``raw``, as values that ``json.dumps`` takes; times as ISO strings."""
+        return {
+            "task_id": self.task_id,
+            "task_type": self.task_type,
+            "status": self.status.value,
+            "urls": list(self.urls),
+            "params": dict(self.params),
+            "created_at": self.created_at and self.created_at.isoformat(),
+            "completed_at": self.completed_at and self.completed_at.isoformat(),
+            "duration": self.duration and self.duration.total_seconds(),
+            "error_code": self.error_code,
+            "error_message": self.error_message,
+        }
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = {field.name: getattr(self, field.name) for field in attrs.fields(TaskDetails)}
+        return _rebuild, ({**fields, "params": dict(self.params), "raw": dict(self.raw)},)
+
+
+def _rebuild(fields: dict[str, object]) -> TaskDetails:
+    return TaskDetails(**fields)  # type: ignore[arg-type]  # what __reduce__ above took apart
