@@ -98,6 +98,11 @@ def look_call(task_id: str) -> Call:
     return Call("GET", f"{RECORD_INFO}?taskId={task_id}")
 
 
+def credits_call(path: str) -> Call:
+    """The GET of the account's credits."""
+    return Call("GET", path)
+
+
 def download_url_call(url: str) -> Call:
     """The POST that makes a download link."""
     return Call("POST", DOWNLOAD_URL, _codec.dumps({"url": url}))

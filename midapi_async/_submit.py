@@ -212,11 +212,9 @@ class Submitter:
     async def _carry_out(self, intent: Intent, call: Call, arrival: _Arrival) -> None:
         """Everything from the first row to the outcome; the arrival gets what the caller gets."""
         try:
-            row = await self._journal.claim(intent)
+            row = await self._claim(intent)
             if row.intent_id == intent.intent_id:
                 row = await self._send_and_record(intent, call)
-            else:
-                self._gate.hand_back()
         except Exception as error:  # noqa: BLE001 - it is the caller's, wherever that waits
             arrival.fail(error)
         except BaseException:
@@ -226,6 +224,16 @@ class Submitter:
             arrival.succeed(row)
         finally:
             self._arrivals.pop(intent.intent_id, None)
+
+    async def _claim(self, intent: Intent) -> Intent:
+        """The row that holds the key; unless that is ours, the turn at the gate is not used."""
+        row = None
+        try:
+            row = await self._journal.claim(intent)
+        finally:
+            if row is None or row.intent_id != intent.intent_id:
+                self._gate.hand_back()
+        return row
 
     async def _send_and_record(self, intent: Intent, call: Call) -> Intent:
         try:

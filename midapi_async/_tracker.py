@@ -21,7 +21,6 @@ import attrs
 
 from . import _codec
 from ._clock import BLOCKED_LOOP, Clock
-from ._codec import Record
 from ._owned import OwnedTasks
 from ._schedule import Kind, Schedule
 from .errors import (
@@ -38,6 +37,8 @@ from .tasks import TaskDetails, TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ._api import Found
+    from ._codec import Record
     from .config import PollPolicy
 
 _log = logging.getLogger("midapi_async")
@@ -50,8 +51,6 @@ LONGEST_REST = 120.0  # seconds that MidAPI's 429 can stop all looks for
 _DEAD_SHARE = 0.5  # of the heap before it is made anew
 
 NEW_KIND: Kind = ("mj_txt2img", "fast")  # of a task that nothing is known about
-
-Found = tuple[Record, object]
 
 
 @attrs.define(eq=False, slots=True)

@@ -5,47 +5,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 import warnings
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 import attrs
 
-from . import _codec, _protocol
+from ._api import Api
 from ._clock import Clock
-from ._owned import OwnedTasks
+from ._codec import make_request
+from ._outcomes import Outcomes
 from ._ratelimit import Gate
-from ._schedule import Expected, Kind, Schedule
+from ._schedule import Expected, Schedule
 from ._submit import Order, Submitter, Ways
-from ._tracker import Found, Tracker
+from ._tracker import Tracker
 from ._transport import Transport
 from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, is_loopback, settings
-from .errors import (
-    ClientClosed,
-    InvalidRequestError,
-    MidAPIError,
-    ReceiverError,
-    SubmissionUnknown,
-    TaskNotFound,
-)
+from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
 from .files import Downloader
-from .handle import Desk, TaskHandle
+from .handle import Desk, TaskHandle, handle_of, kind_of
 from .intents import Intents
-from .journal import Intent, Journal, State
 from .journal.memory import MemoryJournal
 from .receiver.inbox import ClientInbox
 from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
-from .tasks import TaskDetails, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from ssl import SSLContext
     from types import EllipsisType, TracebackType
 
+    from .journal import Journal
     from .receiver import CallbackReceiver
+    from .tasks import TaskDetails
 
 _log = logging.getLogger("midapi_async")
 
@@ -84,18 +76,17 @@ class ClientStats:
 class _Rooms:
     """What exists while a client is open."""
 
-    loop: asyncio.AbstractEventLoop
     process: int
     clock: Clock
-    transport: Transport
+    api: Api
     gate: Gate
-    submitter: Submitter
     tracker: Tracker
+    submitter: Submitter
     inbox: ClientInbox
+    outcomes: Outcomes
     downloader: Downloader
-    intents: Intents
     desk: Desk
-    writes: OwnedTasks
+    intents: Intents
     exits: AsyncExitStack
 
 
@@ -163,7 +154,7 @@ class MidAPIClient:
         self._schedule = Schedule(
             price=polling.look_price, floor=polling.floor, ceiling=polling.ceiling
         )
-        self._looks = 0
+        self._closing: asyncio.Task[None] | None = None
         self._warned_of_keys = False
 
     def __repr__(self) -> str:
@@ -198,9 +189,9 @@ class MidAPIClient:
         if self._rooms is not None:
             raise InvalidRequestError({"client": "is open already"})
         if self._receiver is not None and not is_loopback(self._settings.base_url):
-            _check_reachable(self._receiver)
+            self._receiver.check_reachable()
         async with AsyncExitStack() as exits:
-            rooms = await self._furnish(exits)
+            rooms = self._furnish(exits)
             await self._journal.take_over(self._scope)
             if self._receiver is not None:
                 await self._receiver.attach(rooms.inbox)
@@ -209,95 +200,109 @@ class MidAPIClient:
             self._rooms = attrs.evolve(rooms, exits=exits.pop_all())
             self._opened = True
 
-    async def _furnish(self, exits: AsyncExitStack) -> _Rooms:
-        """Make every room; they are left in the reverse order."""
+    def _furnish(self, exits: AsyncExitStack) -> _Rooms:
+        """Make every room, from the network inwards; they are left in the reverse order."""
         clock = Clock(self._settings.time_scale)
-        timeouts = self._timeouts
-        transport = Transport(
+        transport = self._make_transport(clock)
+        exits.push_async_callback(transport.aclose)
+        downloader = self._make_downloader()
+        exits.push_async_callback(downloader.aclose)
+        api = Api(transport, self._settings.endpoints, self._timeouts)
+        gate = Gate(self._rate_limit, clock)
+        tracker = Tracker(look=api.look, schedule=self._schedule, policy=self._polling, clock=clock)
+        submitter = self._make_submitter(api, gate, tracker, clock)
+        outcomes = Outcomes(self._journal, takes_at_once=self._ack == "auto")
+        desk = self._make_desk(api, tracker, outcomes, clock)
+        return _Rooms(
+            process=os.getpid(),
+            clock=clock,
+            api=api,
+            gate=gate,
+            tracker=tracker,
+            submitter=submitter,
+            inbox=self._make_inbox(api, tracker, submitter),
+            outcomes=outcomes,
+            downloader=downloader,
+            desk=desk,
+            intents=self._make_intents(submitter, desk),
+            exits=exits,
+        )
+
+    def _make_transport(self, clock: Clock) -> Transport:
+        return Transport(
             self._settings,
             clock,
-            connect_timeout=timeouts.connect,
+            connect_timeout=self._timeouts.connect,
             ssl=self._ssl,
             proxy=self._proxy,
         )
-        exits.push_async_callback(transport.aclose)
-        downloader = Downloader(
+
+    def _make_downloader(self) -> Downloader:
+        return Downloader(
             allow_http=is_loopback(self._settings.base_url),
-            connect_timeout=timeouts.connect,
-            read_timeout=timeouts.look,
-            total_timeout=timeouts.wait,
+            connect_timeout=self._timeouts.connect,
+            read_timeout=self._timeouts.look,
+            total_timeout=self._timeouts.wait,
             ssl=self._ssl,
             proxy=self._proxy,
         )
-        exits.push_async_callback(downloader.aclose)
-        tracker = Tracker(
-            look=self._look, schedule=self._schedule, policy=self._polling, clock=clock
-        )
-        gate = Gate(self._rate_limit, clock)
-        submitter = Submitter(
+
+    def _make_submitter(self, api: Api, gate: Gate, tracker: Tracker, clock: Clock) -> Submitter:
+        return Submitter(
             journal=self._journal,
             scope=self._scope,
             gate=gate,
             ways=Ways(
-                send=lambda call: transport.call(call, timeouts.submit),
+                send=api.submit,
                 callback_url=self._receiver.callback_url if self._receiver else None,
                 slow_down=tracker.rest,
             ),
             clock=clock,
             give_up_after=self._retry.give_up_after,
         )
-        inbox = ClientInbox(
+
+    def _make_inbox(self, api: Api, tracker: Tracker, submitter: Submitter) -> ClientInbox:
+        return ClientInbox(
             journal=self._journal,
             scope=self._scope,
             submitter=submitter,
             tracker=tracker,
-            look=self._look,
+            look=api.look,
         )
-        writes = OwnedTasks()
-        return _Rooms(
-            loop=clock.loop,
-            process=os.getpid(),
-            clock=clock,
-            transport=transport,
-            gate=gate,
-            submitter=submitter,
+
+    def _make_desk(self, api: Api, tracker: Tracker, outcomes: Outcomes, clock: Clock) -> Desk:
+        return Desk(
             tracker=tracker,
-            inbox=inbox,
-            downloader=downloader,
-            intents=Intents(
-                journal=self._journal,
-                scope=self._scope,
-                submitter=submitter,
-                handle=self._handle,
-                patience=timeouts.wait,
-            ),
-            desk=Desk(
-                tracker=tracker,
-                look=self.details,
-                hand_over=self._hand_over,
-                ack=self._take,
-                now=clock.time,
-                patience=timeouts.wait,
-                last_look=timeouts.look,
-            ),
-            writes=writes,
-            exits=exits,
+            look=api.details,
+            outcomes=outcomes,
+            clock=clock,
+            patience=self._timeouts.wait,
+            last_look=self._timeouts.look,
+        )
+
+    def _make_intents(self, submitter: Submitter, desk: Desk) -> Intents:
+        return Intents(
+            journal=self._journal,
+            scope=self._scope,
+            submitter=submitter,
+            desk=desk,
+            patience=self._timeouts.wait,
         )
 
     async def aclose(self) -> None:
         """Take no more work, let POSTs on their way answer, and let go of everything.
 
         Every wait gets `ClientClosed` with its task's id. A POST that has no answer after 20 s is
-        left as unknown. Closing twice is closing once.
+        left as unknown. Closing twice is closing once; cancelled, it goes on by itself.
         """
         rooms, self._rooms = self._rooms, None
-        if rooms is None:
-            return
-        async with rooms.exits:
-            await rooms.tracker.aclose()
-            await rooms.submitter.aclose(CLOSE_PATIENCE)
-            await rooms.inbox.aclose()
-            await rooms.writes.finish(RECORD_PATIENCE)
+        if rooms is not None:
+            self._closing = rooms.clock.loop.create_task(_close(rooms))
+        closing = self._closing
+        if closing is not None:
+            await asyncio.wait({closing})
+            self._closing = None
+            closing.result()
 
     def _open_rooms(self) -> _Rooms:
         rooms = self._rooms
@@ -311,7 +316,7 @@ class MidAPIClient:
             raise InvalidRequestError(
                 {"client": "was opened in the parent process: open one of its own after a fork"}
             )
-        if asyncio.get_running_loop() is not rooms.loop:
+        if asyncio.get_running_loop() is not rooms.clock.loop:
             raise InvalidRequestError(
                 {"client": "is open in another event loop: close it there, or make another client"}
             )
@@ -378,7 +383,7 @@ class MidAPIClient:
         )
         if key is not None:
             self._warn_of_keys_in_memory()
-        return self._handle(await rooms.submitter.submit(order))
+        return handle_of(await rooms.submitter.submit(order), rooms.desk)
 
     @overload
     async def generate_and_wait(
@@ -466,77 +471,34 @@ class MidAPIClient:
             TaskNotFound: MidAPI does not know it (yet: a new task may take some seconds).
             MidAPIError: the look failed.
         """
-        self._open_rooms()
+        rooms = self._open_rooms()
         _check_task_id(task_id)
-        found = await self._look(task_id)
-        if found is None:
-            raise TaskNotFound(task_id)
-        return _codec.details_of(*found)
+        return await rooms.api.details(task_id)
 
     async def resume(self) -> list[TaskHandle]:
         """The handle of everything in this namespace that nobody has taken yet, finished or not."""
-        await self._open_rooms().writes.settle()
-        return [self._handle(row) for row in await self._journal.take_over(self._scope)]
+        rooms = self._open_rooms()
+        await rooms.outcomes.settle()
+        rows = await self._journal.take_over(self._scope)
+        return [handle_of(row, rooms.desk) for row in rows]
 
     @property
     def intents(self) -> Intents:
         """Submissions of which nobody knows whether they were accepted."""
         return self._open_rooms().intents
 
-    async def _look(self, task_id: str) -> Found | None:
-        rooms = self._open_rooms()
-        self._looks += 1
-        answer = await rooms.transport.call(_protocol.look_call(task_id), self._timeouts.look)
-        return _protocol.read_look(answer, task_id)
-
-    def _handle(self, row: Intent) -> TaskHandle:
-        rooms = self._open_rooms()
-        if row.task_id is None or row.accepted_at is None:
-            raise MidAPIError(f"intent {row.intent_id} is {row.state} and has no task")
-        age = (time.time() - row.accepted_at) * self._settings.time_scale
-        return TaskHandle(
-            task_id=row.task_id,
-            request=row.request,
-            key=row.key,
-            metadata=row.metadata,
-            intent_id=row.intent_id,
-            submitted_at=datetime.fromtimestamp(row.accepted_at, UTC),
-            desk=rooms.desk,
-            kind=_kind(row.request) if row.request is not None else None,
-            since=rooms.clock.time() - max(0.0, age),
-        )
-
-    def _hand_over(self, handle: TaskHandle, details: TaskDetails) -> None:
-        """Note what a wait has seen. Not awaited: nothing may come between this and the result."""
-        final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
-        if (rooms := self._rooms) is not None:
-            rooms.writes.start(self._record(handle, final, taken=self._ack == "auto"))
-
-    async def _take(self, handle: TaskHandle) -> None:
-        self._open_rooms()
-        await self._record(handle, None, taken=True)
-
-    async def _record(self, handle: TaskHandle, final: State | None, *, taken: bool) -> None:
-        intent_id = handle.intent_id
-        if intent_id is None:
-            row = await self._journal.find(task_id=handle.task_id)
-            if row is None:
-                return  # somebody else's task: nothing of it is remembered here
-            intent_id = row.intent_id
-        await self._journal.advance(intent_id, final, taken=taken)
-
     # ─── the rest ────────────────────────────────────────────────────────────────────────────────
 
     def expected(self, request: str | Request) -> Expected:
         """How long such a request takes, in seconds: median and 90 % point, from what was seen."""
-        return self._schedule.expected(_kind(_request(request, {})))
+        return self._schedule.expected(kind_of(_request(request, {})))
 
     def stats(self) -> ClientStats:
         """What this client has done since it was opened."""
         rooms = self._open_rooms()
         return ClientStats(
             submits=rooms.submitter.posts_sent,
-            looks=self._looks,
+            looks=rooms.api.looks,
             callbacks=rooms.inbox.taken,
             ignored_callbacks=rooms.inbox.ignored,
             waiting=rooms.tracker.waiting,
@@ -571,9 +533,7 @@ class MidAPIClient:
         Raises:
             MidAPIError: they could not be read.
         """
-        rooms = self._open_rooms()
-        call = _protocol.Call("GET", self._settings.endpoints.credit)
-        return _protocol.read_credits(await rooms.transport.call(call, self._timeouts.look))
+        return await self._open_rooms().api.credits()
 
     async def download_url(self, url: str) -> str:
         """A link to one of MidAPI's files that anybody can open for 20 minutes.
@@ -585,8 +545,15 @@ class MidAPIClient:
         rooms = self._open_rooms()
         if not isinstance(url, str) or not url.startswith(("https://", "http://")):
             raise InvalidRequestError({"url": "must be the http(s) URL of a result"})
-        call = _protocol.download_url_call(url)
-        return _protocol.read_url(await rooms.transport.call(call, self._timeouts.look))
+        return await rooms.api.download_url(url)
+
+
+async def _close(rooms: _Rooms) -> None:
+    async with rooms.exits:
+        await rooms.tracker.aclose()
+        await rooms.submitter.aclose(CLOSE_PATIENCE)
+        await rooms.inbox.aclose()
+        await rooms.outcomes.aclose(RECORD_PATIENCE)
 
 
 def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
@@ -606,14 +573,6 @@ def _scope(settings: Settings, namespace: object) -> str:
     return f"{settings.base_url.origin()} {namespace}"
 
 
-def _check_reachable(receiver: CallbackReceiver) -> None:
-    if receiver.is_local:
-        raise ReceiverError(
-            "MidAPI cannot call back to a receiver on loopback: give it the public_url under which "
-            "this machine is reached"
-        )
-
-
 def _check_task_id(task_id: str) -> None:
     if problem := task_id_problem(task_id):
         raise InvalidRequestError({"task_id": problem})
@@ -621,7 +580,7 @@ def _check_task_id(task_id: str) -> None:
 
 def _request(asked: object, fields: Mapping[str, object]) -> Request:
     if isinstance(asked, str):
-        return _codec.make_request(TextToImage, {"prompt": asked, **fields})
+        return make_request(TextToImage, {"prompt": asked, **fields})
     if not isinstance(asked, REQUESTS):
         kinds = ", ".join(cls.__name__ for cls in REQUESTS)
         raise InvalidRequestError(
@@ -632,7 +591,3 @@ def _request(asked: object, fields: Mapping[str, object]) -> Request:
             dict.fromkeys(fields, f"belongs into {type(asked).__name__}(…), not beside it")
         )
     return asked
-
-
-def _kind(request: Request) -> Kind:
-    return _codec.task_type(request), getattr(request, "speed", None)

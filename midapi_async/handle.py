@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import attrs
 
+from ._clock import Clock
+from ._codec import task_type
+from ._outcomes import Outcomes
 from ._protocol import failure
 from ._schedule import Kind
 from ._tracker import Tracker
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, JournalError
 from .requests import Request
 from .tasks import TaskDetails, TaskStatus
+
+if TYPE_CHECKING:
+    from .journal import Intent
 
 
 @attrs.frozen(kw_only=True)
@@ -24,18 +32,16 @@ class Desk:
     Attributes:
         tracker: tells when the task is final.
         look: one look at a task.
-        hand_over: notes that the final details were seen, and that they are taken if they are.
-        ack: notes that the result of a task is taken; returns when that is safe.
-        now: the client's clock.
+        outcomes: tells the journal what was handed over.
+        clock: the client's clock.
         patience: seconds from acceptance for which a wait goes on if it is not told; None for ever.
         last_look: seconds that a wait gets which begins after that, so that it looks once.
     """
 
     tracker: Tracker
     look: Callable[[str], Awaitable[TaskDetails]]
-    hand_over: Callable[[TaskHandle, TaskDetails], None]
-    ack: Callable[[TaskHandle], Awaitable[None]]
-    now: Callable[[], float]
+    outcomes: Outcomes
+    clock: Clock
     patience: float | None
     last_look: float
 
@@ -89,13 +95,13 @@ class TaskHandle:
             self._final = await self._desk.tracker.wait(
                 self.task_id, kind=self._kind, since=self._since, deadline=self._deadline(timeout)
             )
-        self._desk.hand_over(self, self._final)
+        self._desk.outcomes.hand_over(self.task_id, self.intent_id, self._final)
         if self._final.status is TaskStatus.FAILED:
             raise failure(self._final)
         return self._final
 
     def _deadline(self, timeout: float | EllipsisType | None) -> float | None:
-        now = self._desk.now()
+        now = self._desk.clock.time()
         if timeout is None or (isinstance(timeout, EllipsisType) and self._desk.patience is None):
             return None
         if isinstance(timeout, EllipsisType):
@@ -117,7 +123,7 @@ class TaskHandle:
 
         With ``ack="auto"`` a finished wait says so by itself.
         """
-        await self._desk.ack(self)
+        await self._desk.outcomes.take(self.task_id, self.intent_id)
 
 
 def check_seconds(timeout: object) -> float:
@@ -129,3 +135,26 @@ def check_seconds(timeout: object) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
         raise InvalidRequestError({"timeout": f"must be a number or None, got {timeout!r}"})
     return timeout
+
+
+def handle_of(row: Intent, desk: Desk) -> TaskHandle:
+    """The handle of an accepted intent."""
+    if row.task_id is None or row.accepted_at is None:
+        raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
+    age = max(0.0, time.time() - row.accepted_at) * desk.clock.scale
+    return TaskHandle(
+        task_id=row.task_id,
+        request=row.request,
+        key=row.key,
+        metadata=row.metadata,
+        intent_id=row.intent_id,
+        submitted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+        desk=desk,
+        kind=kind_of(row.request) if row.request is not None else None,
+        since=desk.clock.time() - age,
+    )
+
+
+def kind_of(request: Request) -> Kind:
+    """The kind of task that a request makes, for the plan of looks."""
+    return task_type(request), getattr(request, "speed", None)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from types import EllipsisType
-from typing import TYPE_CHECKING
 
 from ._submit import Order, Submitter
 from .errors import InvalidRequestError
-from .handle import TaskHandle, check_seconds
+from .handle import Desk, TaskHandle, check_seconds, handle_of
 from .journal import Intent, Journal, State
 from .requests import task_id_problem
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Intents:
@@ -22,7 +18,7 @@ class Intents:
         journal: where they live.
         scope: which of them are the client's.
         submitter: buys, settles and binds.
-        handle: makes the handle of an accepted intent.
+        desk: what handles need.
         patience: seconds that `settle` waits if it is not told; None for ever.
     """
 
@@ -32,13 +28,13 @@ class Intents:
         journal: Journal,
         scope: str,
         submitter: Submitter,
-        handle: Callable[[Intent], TaskHandle],
+        desk: Desk,
         patience: float | None,
     ) -> None:
         self._journal = journal
         self._scope = scope
         self._submitter = submitter
-        self._handle = handle
+        self._desk = desk
         self._patience = patience
 
     async def unknown(self) -> list[Intent]:
@@ -62,7 +58,8 @@ class Intents:
         seconds = self._patience if isinstance(timeout, EllipsisType) else timeout
         if seconds is not None:
             check_seconds(seconds)
-        return self._handle(await self._submitter.settle(await self._row(intent_id), seconds))
+        row = await self._submitter.settle(await self._row(intent_id), seconds)
+        return handle_of(row, self._desk)
 
     async def adopt(self, intent_id: str, task_id: str) -> TaskHandle:
         """Say which task an unknown submission became, as MidAPI's own log shows it.
@@ -79,7 +76,7 @@ class Intents:
             raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
         if row.state is not State.UNKNOWN and row.task_id != task_id:
             raise _not_unknown(row)
-        return self._handle(await self._submitter.bind(row, task_id))
+        return handle_of(await self._submitter.bind(row, task_id), self._desk)
 
     async def resubmit(self, intent_id: str) -> TaskHandle:
         """Buy what an unknown submission asked for, again: it may then be paid twice.
@@ -97,7 +94,8 @@ class Intents:
         if row.request is None:
             raise InvalidRequestError({"intent_id": "its request was not stored; submit it anew"})
         order = Order(request=row.request, key=row.key, metadata=row.metadata)
-        return self._handle(await self._submitter.submit(order, supersedes=intent_id))
+        row = await self._submitter.submit(order, supersedes=intent_id)
+        return handle_of(row, self._desk)
 
     async def dismiss(self, intent_id: str) -> None:
         """Forget an unknown submission; its key stays spent.

@@ -115,6 +115,14 @@ class CallbackReceiver:
         """Whether only this machine can reach it."""
         return self._public_url is None or is_loopback_host(URL(self._public_url).host or "")
 
+    def check_reachable(self) -> None:
+        """Raise ReceiverError if the real MidAPI cannot reach it."""
+        if self.is_local:
+            raise ReceiverError(
+                "MidAPI cannot call back to a receiver on loopback: give it the public_url under "
+                "which this machine is reached"
+            )
+
     @property
     def url(self) -> str:
         """The prefix of every callback URL.

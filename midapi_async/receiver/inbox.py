@@ -18,9 +18,10 @@ from ..errors import JournalError, MidAPIError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .._api import Found
     from .._protocol import Callback
     from .._submit import Submitter
-    from .._tracker import Found, Tracker
+    from .._tracker import Tracker
     from ..journal import Intent, Journal
 
 _log = logging.getLogger("midapi_async")

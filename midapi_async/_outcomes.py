@@ -1,0 +1,57 @@
+"""What became of accepted intents: the journal is told what a wait has seen and handed over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._owned import OwnedTasks
+from .journal import State
+from .tasks import TaskDetails, TaskStatus
+
+if TYPE_CHECKING:
+    from .journal import Journal
+
+
+class Outcomes:
+    """Writes final states, and that results are taken.
+
+    Args:
+        journal: where the intents live.
+        takes_at_once: whether a result is taken when a wait has handed it over.
+    """
+
+    def __init__(self, journal: Journal, *, takes_at_once: bool) -> None:
+        self._journal = journal
+        self._takes_at_once = takes_at_once
+        self._writes = OwnedTasks()
+
+    def hand_over(self, task_id: str, intent_id: str | None, details: TaskDetails) -> None:
+        """A wait is about to return these details.
+
+        Written behind its back: an await between this and the return could be cancelled, and the
+        result would count as taken though nobody got it. After a crash it may be given again.
+        """
+        final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
+        self._writes.start(self._write(task_id, intent_id, final, taken=self._takes_at_once))
+
+    async def take(self, task_id: str, intent_id: str | None) -> None:
+        """The user has what is needed of a result; return when that is safe."""
+        await self._write(task_id, intent_id, None, taken=True)
+
+    async def _write(
+        self, task_id: str, intent_id: str | None, final: State | None, *, taken: bool
+    ) -> None:
+        if intent_id is None:
+            row = await self._journal.find(task_id=task_id)
+            if row is None:
+                return  # a task of somebody else: nothing of it is remembered here
+            intent_id = row.intent_id
+        await self._journal.advance(intent_id, final, taken=taken)
+
+    async def settle(self) -> None:
+        """Wait until what was handed over so far is written."""
+        await self._writes.settle()
+
+    async def aclose(self, patience: float) -> None:
+        """Give what is still to be written so many seconds of the loop."""
+        await self._writes.finish(patience)

@@ -1,0 +1,659 @@
+"""Rows S of the fault catalogue: every way in which a POST can fail, over real sockets."""
+
+import asyncio
+import logging
+
+import pytest
+
+from midapi_async import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosed,
+    FeatureDisabledError,
+    GenerationFailedError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    JournalError,
+    KeyConflict,
+    MaintenanceError,
+    MemoryJournal,
+    MidAPIError,
+    NotFoundError,
+    RateLimit,
+    RateLimitError,
+    RetryPolicy,
+    SpendingCapError,
+    State,
+    SubmissionUnknown,
+    TextToImage,
+    Timeouts,
+    TransportError,
+    UnprocessableError,
+    Vary,
+)
+from midapi_async.journal import Intent
+from tests.support.scripted import (
+    ScriptedServer,
+    Step,
+    close,
+    cut,
+    delay,
+    drip,
+    garbage,
+    hang,
+    interim,
+    lose_answer,
+    raw,
+    reply,
+    reset,
+    then_close,
+)
+from tests.support.secrets import assert_none_in
+from tests.support.stepper import cancel_at_each_step
+from tests.world import (
+    TASK,
+    accepted,
+    assert_nothing_lost,
+    client_of,
+    looked,
+    mid,
+    ok,
+    refused,
+    submits,
+)
+
+GOOD = b'{"code":200,"msg":"success","data":{"taskId":"' + TASK.encode() + b'"}}'
+HTML = "<html><body>please log in</body></html>"
+
+
+async def rows_of(server: ScriptedServer, journal: MemoryJournal) -> list[Intent]:
+    return await journal.rows(f"{server.url} default")
+
+
+UNKNOWN: dict[str, Step] = {
+    "s01_closed_without_an_answer": lose_answer("close"),
+    "s01_reset_after_the_body": lose_answer("reset"),
+    "s01_no_answer_until_the_timeout": lose_answer("hang"),
+    "s03_reset_after_the_headers": reset("headers"),
+    "s03_reset_on_accept": reset("accept"),
+    "s03_closed_on_accept": close("accept"),
+    "s08_code_in_no_table": reply(json={"code": 777, "msg": "?", "data": None}),
+    "s09_http_500": reply(500, body="oops"),
+    "s09_http_502": reply(502, body=HTML),
+    "s09_http_503": reply(503, body=HTML),
+    "s09_http_504": reply(504),
+    "s09_http_408": reply(408),
+    "s09_code_500": reply(json={"code": 500, "msg": "server error", "data": None}),
+    "s10_no_task_id": ok({}),
+    "s10_data_null": ok(None),
+    "s10_empty": ok({"taskId": ""}),
+    "s10_a_number": ok({"taskId": 5}),
+    "s10_10_kb": ok({"taskId": "x" * 10_000}),
+    "s10_a_path": ok({"taskId": "../x"}),
+    "s10_a_newline": ok({"taskId": "a\nb"}),
+    "s11_html": reply(body=HTML),
+    "s11_empty": reply(),
+    "s11_cut_before_the_id_ends": cut(reply(body=GOOD), body=60),
+    "s11_deep": reply(body="[" * 100_000),
+    "s11_double_key": reply(body='{"code":200,"code":200,"data":{"taskId":"a"}}'),
+    "s11_nan": reply(body='{"code":NaN,"data":{"taskId":"a"}}'),
+    "s11_utf_16": reply(body='{"code":200,"data":{"taskId":"a"}}'.encode("utf-16")),
+    "s11_too_large": reply(body=b'{"code":200,"data":"' + b"x" * (1 << 21) + b'"}'),
+    "s11_garbage_status_line": garbage(),
+    "s11_endless_headers": raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000),
+    "s12_one_byte_a_second": drip(reply(body=b" " * 1000 + GOOD)),
+    "s12_the_answer_is_late": delay(accepted(), 500),
+    "p07_redirect_307": reply(307, headers={"Location": "/elsewhere"}),
+    "p07_redirect_308": reply(308, headers={"Location": "/elsewhere"}),
+}
+
+
+@pytest.mark.parametrize("fault", UNKNOWN)
+async def test_what_proves_nothing_is_unknown(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody can know, it says so, is in the journal as UNKNOWN, and is not sent again."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([UNKNOWN[fault]]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await client.generate("a red fox", key="k")
+        assert not caught.value.can_settle
+        assert "k" == caught.value.key
+        assert caught.value.intent_id in str(caught.value)
+        assert_none_in(caught.value, *caught.value.args)
+        assert [State.UNKNOWN] == [row.state for row in await rows_of(server, journal)]
+        assert [caught.value.intent_id] == [row.intent_id for row in await client.intents.unknown()]
+        await assert_nothing_lost(server, journal)
+        with pytest.raises(SubmissionUnknown):
+            await client.generate("a red fox", key="k")
+        assert 1 >= len(submits(server))
+    assert "../x" not in caplog.text
+    assert "a\nb" not in caplog.text
+
+
+REFUSED: dict[str, tuple[Step, type[APIError]]] = {
+    "400": (refused(400), BadRequestError),
+    "401": (refused(401), AuthenticationError),
+    "402": (refused(402, "Credits insufficient : top up"), InsufficientCreditsError),
+    "402_as_500": (refused(500, "Credits insufficient : Your current"), InsufficientCreditsError),
+    "404": (refused(404), NotFoundError),
+    "422": (refused(422), UnprocessableError),
+    "433": (refused(433), SpendingCapError),
+    "501": (refused(501), GenerationFailedError),
+    "505": (refused(505), FeatureDisabledError),
+    "http_401": (refused(401, status=401), AuthenticationError),
+    "http_403_page": (reply(403, body=HTML), APIError),
+    "http_404_page": (reply(404, body=HTML), NotFoundError),
+    "http_422_and_code_500": (refused(500, status=422), APIError),
+    "http_500_and_code_402": (refused(402, status=500), InsufficientCreditsError),
+    "http_400_cut": (cut(refused(400, status=400), body=3), BadRequestError),
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+async def test_s08_a_refusal_is_its_own_error_and_never_repeated(code: str) -> None:
+    """A proven refusal raises its class at once, and leaves the key free."""
+    answer, kind = REFUSED[code]
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([answer, accepted()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        with pytest.raises(kind) as caught:
+            await client.generate("a red fox", key="k")
+        assert_none_in(caught.value)
+        assert 1 == len(submits(server))
+        assert [State.REFUSED] == [row.state for row in await rows_of(server, journal)]
+        assert TASK == (await client.generate("a red fox", key="k")).task_id
+
+
+KEPT: dict[str, Step] = {
+    "cut_after_the_id": cut(reply(body=GOOD), body=len(GOOD) - 2),
+    "reset_after_the_id": cut(reply(body=GOOD), body=len(GOOD) - 1, ending="reset"),
+    "hanging_after_the_id": cut(reply(body=GOOD), body=len(GOOD) - 1, ending="hang"),
+    "code_200_in_http_500": reply(500, body=GOOD),
+    "behind_a_103": interim(accepted()),
+    "data_is_a_string": ok(f'{{"taskId":"{TASK}"}}'),
+    "code_is_a_string": reply(json={"code": "200", "msg": None, "data": {"taskId": TASK}}),
+}
+
+
+@pytest.mark.parametrize("answer", KEPT)
+async def test_s01_a_complete_task_id_is_the_answer(answer: str) -> None:
+    """What was paid for is not lost to what came behind it."""
+    async with ScriptedServer([KEPT[answer]]) as server, client_of(server) as client:
+        assert TASK == (await client.generate("a red fox")).task_id
+
+
+async def test_s02_refused_connections_are_tried_again() -> None:
+    """Nobody listens: proof that nothing was sent, so it is sent again inside the deadline."""
+    async with ScriptedServer() as gone:
+        url = gone.url
+    journal = MemoryJournal()
+    async with client_of(url, journal=journal, retry=RetryPolicy(give_up_after=20)) as client:
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(TransportError) as caught:
+            await client.generate("a red fox")
+        took = asyncio.get_running_loop().time() - begun
+        assert not caught.value.sent
+        assert 5 < took <= 20
+        assert 4 <= client.stats().submits <= 6
+        assert [State.REFUSED] == [row.state for row in await journal.rows(f"{url} default")]
+
+
+async def test_s02_a_failing_name_is_not_sent() -> None:
+    """A host name that does not resolve: nothing was sent."""
+    options = {"retry": RetryPolicy(give_up_after=0), "allow_http": True}
+    with pytest.warns(UserWarning, match="unencrypted"):
+        client = client_of("http://nowhere.invalid", **options)
+    async with client:
+        with pytest.raises(TransportError) as caught:
+            await client.generate("a red fox")
+        assert not caught.value.sent
+
+
+async def test_s02_a_tls_handshake_that_hangs_is_not_sent() -> None:
+    """The payload alone tells: TLS hung, nothing of the POST was written."""
+    async with ScriptedServer(then=hang("accept")) as server:
+        options = {"timeouts": Timeouts(connect=3), "retry": RetryPolicy(give_up_after=10)}
+        async with client_of(server.url.replace("http:", "https:"), **options) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.generate("a red fox")
+            assert not caught.value.sent
+            assert 2 <= client.stats().submits
+        assert not server.accepted
+
+
+async def test_s02_a_proxy_that_refuses_is_not_sent() -> None:
+    """A proxy's CONNECT is refused: nothing of the POST was written."""
+    async with ScriptedServer(then=reply(403)) as proxy:
+        options = {"proxy": proxy.url, "retry": RetryPolicy(give_up_after=0)}
+        async with client_of("https://api.example", **options) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.generate("a red fox")
+            assert not caught.value.sent
+        assert {"CONNECT"} == {request.method for request in proxy.requests}
+
+
+async def test_s04_stale_keepalive_is_never_a_second_post() -> None:
+    """A pooled connection that the server closed: unknown at worst; idle for 2 s, never used."""
+    async with (
+        ScriptedServer([then_close(accepted("first")), accepted("second")]) as server,
+        client_of(server) as client,
+    ):
+        assert "first" == (await client.generate("a red fox")).task_id
+        await asyncio.sleep(2.5)
+        assert "second" == (await client.generate("a blue whale")).task_id
+        assert 2 == server.connections
+
+
+@pytest.mark.parametrize(
+    ("header", "least"), [("7", 7), ("0", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+)
+@pytest.mark.parametrize("status", [200, 429])
+async def test_s05_s07_retry_after_is_a_minimum(header: str, least: float, status: int) -> None:
+    """A Retry-After is waited for, with jitter upwards only; then it is sent again."""
+    async with (
+        ScriptedServer([refused(429, status=status, Retry_After=header), accepted()]) as server,
+        client_of(server) as client,
+    ):
+        begun = asyncio.get_running_loop().time()
+        handle = await client.generate("a red fox")
+        took = asyncio.get_running_loop().time() - begun
+        assert TASK == handle.task_id
+        assert least <= took <= least + 2
+        assert 1 == len(server.accepted)
+
+
+async def test_s05_a_long_retry_after_is_the_callers() -> None:
+    """Above the cap nobody waits: the caller is told how long, and the gate rests."""
+    async with (
+        ScriptedServer([refused(429, status=429, Retry_After="1000000000")]) as server,
+        client_of(server) as client,
+    ):
+        with pytest.raises(RateLimitError) as caught:
+            await client.generate("a red fox")
+        assert 1e9 == caught.value.retry_after
+        assert 1 == len(server.requests)
+
+
+@pytest.mark.parametrize("header", ["-5", "soon", "1e3", "", "٣"])
+async def test_s05_s06_garbage_is_ignored(header: str) -> None:
+    """Without a usable Retry-After the pauses grow by themselves."""
+    late = refused(429, status=429, **({"Retry_After": header} if header.isascii() else {}))
+    async with (
+        ScriptedServer([late, late, late, accepted()]) as server,
+        client_of(server) as client,
+    ):
+        begun = asyncio.get_running_loop().time()
+        await client.generate("a red fox")
+        took = asyncio.get_running_loop().time() - begun
+        assert 3.5 <= took <= 9
+
+
+async def test_s06_429_for_ever_ends() -> None:
+    """The budget counts the pauses of its own 429s."""
+    async with (
+        ScriptedServer(then=refused(429, status=429)) as server,
+        client_of(server, retry=RetryPolicy(give_up_after=30)) as client,
+    ):
+        with pytest.raises(RateLimitError):
+            await client.generate("a red fox")
+        assert 4 <= len(server.requests) <= 7
+        assert not server.accepted
+
+
+async def test_s07_maintenance_is_waited_for() -> None:
+    """Code 455 inside HTTP 200 is a refusal of the moment."""
+    async with (
+        ScriptedServer([refused(455), accepted()]) as server,
+        client_of(server) as client,
+    ):
+        assert TASK == (await client.generate("a red fox")).task_id
+    async with (
+        ScriptedServer(then=refused(455)) as server,
+        client_of(server, retry=RetryPolicy(give_up_after=5)) as client,
+    ):
+        with pytest.raises(MaintenanceError):
+            await client.generate("a red fox")
+
+
+async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
+    """Whichever await the caller is cancelled at: at most one POST, and its task id is journaled."""
+    for step in cancel_at_each_step():
+        journal = MemoryJournal()
+        async with (
+            ScriptedServer(then=delay(accepted(), 1)) as server,
+            client_of(server, journal=journal, rate_limit=RateLimit(5)) as client,
+        ):
+            task = await step.run(client.generate("a red fox", key="k"))
+            await asyncio.sleep(5)
+            rows = await rows_of(server, journal)
+            assert len(submits(server)) == len(server.accepted) == len(rows)
+            assert all(TASK == row.task_id for row in rows)
+            assert task.cancelled() == step.struck
+            assert TASK == (await client.generate("a red fox", key="k")).task_id
+            await assert_nothing_lost(server, journal)
+
+
+async def test_s13_generate_and_wait_cancelled_anywhere_is_resumed() -> None:
+    """Whatever generate_and_wait loses to a cancellation, resume gives."""
+    for step in cancel_at_each_step():
+        journal = MemoryJournal()
+        async with (
+            ScriptedServer(then=mid(accepted(), looked())) as server,
+            client_of(server, journal=journal) as client,
+        ):
+            task = await step.run(client.generate_and_wait("a red fox"))
+            await asyncio.sleep(1)
+            handles = await client.resume()
+            assert 1 >= len(submits(server))
+            if task.cancelled() and submits(server):
+                assert [TASK] == [handle.task_id for handle in handles]
+                assert 4 == len((await handles[0]).urls)
+            elif submits(server):
+                assert [] == handles
+
+
+async def test_s15_one_key_from_two_coroutines_is_one_post() -> None:
+    """Twenty submissions with one key at once: one POST, one task, twenty handles."""
+    async with (
+        ScriptedServer([delay(accepted(), 3)]) as server,
+        client_of(server, rate_limit=RateLimit(2)) as client,
+    ):
+        handles = await asyncio.gather(*(client.generate("a red fox", key="k") for _ in range(20)))
+        assert {TASK} == {handle.task_id for handle in handles}
+        assert 1 == len(submits(server))
+
+
+async def test_s15_two_clients_on_one_journal() -> None:
+    """The second client waits for the row of the first."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([delay(accepted(), 3)]) as server,
+        client_of(server, journal=journal) as one,
+        client_of(server, journal=journal) as two,
+    ):
+        first = asyncio.create_task(one.generate("a red fox", key="k"))
+        await asyncio.sleep(1)
+        second = await two.generate("a red fox", key="k")
+        assert second.task_id == (await first).task_id
+        assert second.intent_id == first.result().intent_id
+        assert 1 == len(submits(server))
+
+
+async def test_s15_the_second_sends_what_the_first_was_refused() -> None:
+    """A row that turns out refused leaves its key to whoever waited for it, elsewhere."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([delay(refused(402), 3), accepted()]) as server,
+        client_of(server, journal=journal) as one,
+        client_of(server, journal=journal) as two,
+    ):
+        first = asyncio.create_task(one.generate("a red fox", key="k"))
+        await asyncio.sleep(1)
+        second = asyncio.create_task(two.generate("a red fox", key="k"))
+        with pytest.raises(InsufficientCreditsError):
+            await first
+        assert TASK == (await second).task_id
+
+
+async def test_keys_another_request_is_a_conflict() -> None:
+    """The same key for another request sends nothing; equal requests are equal however they are put."""
+    async with ScriptedServer([accepted()]) as server, client_of(server) as client:
+        await client.generate("a red fox", key="k")
+        again = await client.generate(TextToImage("a red fox", speed="fast"), key="k")
+        assert TASK == again.task_id
+        with pytest.raises(KeyConflict, match="k"):
+            await client.generate("a blue whale", key="k")
+
+
+async def test_keys_in_memory_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The first key without a folder logs one warning."""
+    async with ScriptedServer(then=accepted()) as server, client_of(server) as client:
+        await client.generate("a red fox", key="k")
+        await client.generate("a red fox", key="l")
+    assert 1 == caplog.text.count("in memory only")
+
+
+class BrokenJournal(MemoryJournal):
+    """Fails where it is told to."""
+
+    def __init__(self, *failing: str) -> None:
+        super().__init__()
+        self.failing = set(failing)
+
+    async def claim(self, intent: Intent) -> Intent:
+        if "claim" in self.failing:
+            raise JournalError("the disk is full")
+        return await super().claim(intent)
+
+    async def advance(
+        self,
+        intent_id: str,
+        to: State | None = None,
+        *,
+        task_id: str | None = None,
+        taken: bool = False,
+    ) -> Intent:
+        if to is not None and to.value in self.failing:
+            raise JournalError("the disk is full")
+        return await super().advance(intent_id, to, task_id=task_id, taken=taken)
+
+
+async def test_s16_no_row_no_post() -> None:
+    """The journal cannot be written before the POST: no POST, and the turn is free again."""
+    async with (
+        ScriptedServer() as server,
+        client_of(server, journal=BrokenJournal("claim"), rate_limit=RateLimit(1)) as client,
+    ):
+        for _ in range(3):
+            with pytest.raises(JournalError):
+                await client.generate("a red fox")
+        assert not server.requests
+
+
+async def test_s17_the_journal_fails_after_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The id is returned, told as CRITICAL, and written when the journal works again."""
+    journal = BrokenJournal("accepted")
+    async with (
+        ScriptedServer([accepted()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        handle = await client.generate("a red fox")
+        assert TASK == handle.task_id
+        assert [logging.CRITICAL] == [entry.levelno for entry in caplog.records]
+        assert TASK in caplog.text
+        await asyncio.sleep(5)
+        assert [State.SENDING] == [row.state for row in await rows_of(server, journal)]
+        journal.failing.clear()
+        await asyncio.sleep(5)
+        assert [TASK] == [row.task_id for row in await rows_of(server, journal)]
+
+
+async def test_s17_a_journal_that_stays_broken_is_said_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The last word about an id that is in no journal is CRITICAL, and closing does not hang."""
+    async with (
+        ScriptedServer([accepted()]) as server,
+        client_of(server, journal=BrokenJournal("accepted")) as client,
+    ):
+        await client.generate("a red fox")
+    assert f"task {TASK}" in caplog.records[-1].getMessage()
+    assert "in no journal" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("state", ["refused", "unknown"])
+async def test_s17_other_states_that_cannot_be_written(state: str) -> None:
+    """The caller is told the truth, whatever the journal takes."""
+    answer = refused(402) if state == "refused" else lose_answer()
+    async with (
+        ScriptedServer([answer]) as server,
+        client_of(server, journal=BrokenJournal(state)) as client,
+    ):
+        with pytest.raises(MidAPIError) as caught:
+            await client.generate("a red fox")
+        assert (state == "unknown") == isinstance(caught.value, SubmissionUnknown)
+
+
+async def test_s18_giving_up_at_the_gate_leaves_nothing() -> None:
+    """Cancelled while it waits for its turn: nothing written, nothing sent, the turn passed on."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer(then=accepted()) as server,
+        client_of(server, journal=journal, rate_limit=RateLimit(1, per=10)) as client,
+    ):
+        await client.generate("first")
+        waiting = [asyncio.create_task(client.generate(f"{n}")) for n in range(3)]
+        await asyncio.sleep(1)
+        assert 3 == client.stats().at_the_gate
+        waiting[0].cancel()
+        waiting[1].cancel()
+        await asyncio.sleep(10)
+        assert waiting[2].done()
+        assert 2 == len(await rows_of(server, journal)) == len(server.requests)
+
+
+async def test_s19_429_pauses_everybody() -> None:
+    """One 429 and nobody else runs into it: the gate rests for all."""
+    async with (
+        ScriptedServer([refused(429, status=429, Retry_After="30")], then=accepted()) as server,
+        client_of(server, rate_limit=RateLimit(20)) as client,
+    ):
+        begun = asyncio.get_running_loop().time()
+        first = asyncio.create_task(client.generate("first"))
+        await server.arrived(1)
+        await asyncio.sleep(0.1)
+        await client.generate("second")
+        assert 30 <= asyncio.get_running_loop().time() - begun <= 45
+        await first
+
+
+async def test_l06_closing_lets_a_post_answer() -> None:
+    """A POST on its way gets its answer, the caller its handle's task id in the journal."""
+    journal = MemoryJournal()
+    async with ScriptedServer([delay(accepted(), 5)]) as server:
+        client = client_of(server, journal=journal)
+        await client.open()
+        task = asyncio.create_task(client.generate("a red fox"))
+        await server.arrived(1)
+        await client.aclose()
+        await client.aclose()
+        assert [TASK] == [row.task_id for row in await rows_of(server, journal)]
+        handle = await task
+        assert TASK == handle.task_id
+        with pytest.raises(ClientClosed) as caught:
+            await handle
+        assert TASK == caught.value.task_id
+
+
+async def test_l06_a_post_that_never_answers_does_not_hold_the_end() -> None:
+    """Within the bound the row is UNKNOWN and the caller knows it."""
+    journal = MemoryJournal()
+    async with ScriptedServer([hang()]) as server:
+        client = client_of(server, journal=journal)
+        await client.open()
+        task = asyncio.create_task(client.generate("a red fox"))
+        await server.arrived(1)
+        begun = asyncio.get_running_loop().time()
+        await client.aclose()
+        assert 25 > asyncio.get_running_loop().time() - begun
+        assert [State.UNKNOWN] == [row.state for row in await rows_of(server, journal)]
+        with pytest.raises(SubmissionUnknown):
+            await task
+
+
+async def test_l06_closing_ends_the_pauses_between_attempts() -> None:
+    """What was certainly not bought is given up at once when the client closes."""
+    journal = MemoryJournal()
+    async with ScriptedServer([refused(429, status=429, Retry_After="50")]) as server:
+        client = client_of(server, journal=journal)
+        await client.open()
+        task = asyncio.create_task(client.generate("a red fox"))
+        await server.arrived(1)
+        await asyncio.sleep(1)
+        begun = asyncio.get_running_loop().time()
+        await client.aclose()
+        assert 2 > asyncio.get_running_loop().time() - begun
+        assert [State.REFUSED] == [row.state for row in await rows_of(server, journal)]
+        with pytest.raises(ClientClosed):
+            await task
+
+
+async def test_aclose_cancelled_anywhere_leaves_nothing_behind() -> None:
+    """Each suspension of aclose: the second aclose still ends, and I1, I2 and I4 hold."""
+    for step in cancel_at_each_step():
+        journal = MemoryJournal()
+        async with ScriptedServer([delay(accepted(), 2)]) as server:
+            client = client_of(server, journal=journal)
+            await client.open()
+            task = asyncio.create_task(client.generate("a red fox"))
+            await server.arrived(1)
+            await step.run(client.aclose())
+            await client.aclose()
+            await asyncio.wait({task})
+            task.exception()
+            await assert_nothing_lost(server, journal)
+
+
+async def test_the_body_is_what_the_wire_document_says() -> None:
+    """Spelling, defaults, path and headers of a POST."""
+    async with ScriptedServer(then=accepted()) as server, client_of(server) as client:
+        await client.generate("a red fox", aspect_ratio="16:9", callback_url="https://me.example/x")
+        await client.generate(Vary("abc", 4))
+        first, second = server.requests
+        assert {
+            "taskType": "mj_txt2img",
+            "prompt": "a red fox",
+            "speed": "fast",
+            "aspectRatio": "16:9",
+            "enableTranslation": False,
+            "callBackUrl": "https://me.example/x",
+        } == first.json()
+        assert "/api/v1/mj/generate" == first.target
+        assert "application/json" == first.headers["content-type"]
+        assert first.headers["authorization"].startswith("Bearer ")
+        assert "/api/v1/mj/generateVary" == second.target
+        assert {"taskId": "abc", "imageIndex": 4} == second.json()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": ""},
+        {"key": "x" * 201},
+        {"key": "a\nb"},
+        {"key": 5},
+        {"metadata": {"a": 1}},
+        {"metadata": ["a"]},
+        {"metadata": {"a": "x" * 5000}},
+        {"metadata": {"a": "\ud800"}},
+        {"callback_url": "me.example"},
+        {"callback_url": 5},
+        {"bogus": 1},
+        {"aspect_ratio": "17:9"},
+    ],
+)
+async def test_bad_input_is_named_before_anything_is_sent(wrong: dict[str, object]) -> None:
+    """Each wrong argument is an InvalidRequestError that names it."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with pytest.raises(InvalidRequestError) as caught:
+            await client.generate("a red fox", **wrong)  # type: ignore[call-overload]
+        assert set(wrong) == set(caught.value.problems)
+        assert not server.requests
+
+
+@pytest.mark.parametrize("what", [None, 5, b"x", {"prompt": "x"}, TextToImage, ""])
+async def test_what_is_no_request_is_refused(what: object) -> None:
+    """Anything but a prompt or one of the eight requests."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with pytest.raises(InvalidRequestError):
+            await client.generate(what)  # type: ignore[call-overload]
+        with pytest.raises(InvalidRequestError, match="speed"):
+            await client.generate(Vary("a", 1), speed="fast")  # type: ignore[call-overload]
+        assert not server.requests
