@@ -311,8 +311,7 @@ class Submitter:
                 exc_info=True,
             )
             self._others.start(self._write_again(intent.intent_id, task_id))
-            now = time.time()
-            return attrs.evolve(intent, state=State.ACCEPTED, task_id=task_id, accepted_at=now)
+            return _accepted(intent, task_id)
         if row.task_id != task_id:
             _log.critical(
                 "intent %s has two tasks, %s and %s: both may have been paid for",
@@ -391,11 +390,18 @@ class Submitter:
         return self._bought(row)
 
     async def bind(self, row: Intent, task_id: str) -> Intent:
-        """A callback with the intent's token named its task, and the task's record fits."""
-        row = await self._record_acceptance(row, task_id)
-        if arrival := self._arrivals.get(row.intent_id):
-            arrival.succeed(row)
-        return row
+        """A callback with the intent's token named its task, and the task's record fits.
+
+        Raises:
+            JournalError: it cannot be written; who waits here gets the task all the same.
+        """
+        bound = _accepted(row, task_id)
+        try:
+            bound = await self._journal.advance(row.intent_id, State.ACCEPTED, task_id=task_id)
+        finally:
+            if arrival := self._arrivals.get(row.intent_id):
+                arrival.succeed(bound)
+        return bound
 
     async def _change_of(self, row: Intent, while_in: frozenset[State]) -> Intent:
         """Wait until a row has left these states, here or in another process."""
@@ -458,6 +464,10 @@ class Submitter:
             arrival.fail(ClientClosed())
         self._arrivals.clear()
         await self._others.finish(_REWRITE_AFTER)
+
+
+def _accepted(row: Intent, task_id: str) -> Intent:
+    return attrs.evolve(row, state=State.ACCEPTED, task_id=task_id, accepted_at=time.time())
 
 
 class _Arrival:

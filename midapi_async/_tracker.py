@@ -48,6 +48,7 @@ HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12  # how often a hint may move a task's lo
 GRACE, GRACE_LOOKS = 120.0, 5  # before an unknown task, or a success without files, is an error
 REMEMBERED = 1_000  # tasks that nobody waits for just now
 LONGEST_REST = 120.0  # seconds that MidAPI's 429 can stop all looks for
+OLDEST = 3600.0  # seconds; a running task that seems older shows the service's clock, not its age
 _DEAD_SHARE = 0.5  # of the heap before it is made anew
 
 NEW_KIND: Kind = ("mj_txt2img", "fast")  # of a task that nothing is known about
@@ -67,6 +68,7 @@ class _Tracked:
     is_looking: bool = False
     is_hinted: bool = False
     is_seen: bool = False
+    is_of_unknown_age: bool = False
     odd_since: float | None = None  # when it was first unknown, or first without files
     odd_looks: int = 0
     faults: int = 0
@@ -173,10 +175,11 @@ class Tracker:
         if task.is_looking or task_id not in self._active:
             task.is_hinted = True
         else:
-            self._plan_hinted(task, self._clock.time())
+            self._plan_hinted(task)
 
-    def _plan_hinted(self, task: _Tracked, earliest: float) -> None:
-        moment = max(earliest, task.hinted_at + HINT_INTERVAL)
+    def _plan_hinted(self, task: _Tracked) -> None:
+        floor = task.looked_at + self._policy.floor
+        moment = max(self._clock.time(), floor, task.hinted_at + HINT_INTERVAL)
         if moment < task.due and task.hints < HINTS_PER_TASK:
             task.hints += 1
             task.hinted_at = moment
@@ -204,6 +207,7 @@ class Tracker:
         task = self._idle.pop(task_id, None) or _Tracked(task_id, NEW_KIND, now)
         if not task.is_seen:
             task.kind, task.since = kind or task.kind, now if since is None else since
+            task.is_of_unknown_age = since is None
         self._active[task_id] = task
         if not task.is_looking:
             first = self._first_look(task, now, is_new=since is not None)
@@ -213,8 +217,10 @@ class Tracker:
     def _first_look(self, task: _Tracked, now: float, *, is_new: bool) -> float:
         """At once where a look may already find the result, else where the plan begins."""
         planned = task.since + self._schedule.first_look(task.kind)
-        hinted, task.is_hinted = task.is_hinted, False
-        return planned if is_new and not hinted and planned > now else now
+        if task.is_hinted:
+            task.is_hinted, task.hinted_at = False, now
+            return now
+        return max(planned, now) if is_new else now
 
     def _detach(
         self, task: _Tracked, waiter: asyncio.Future[TaskDetails], *, has_deadline: bool
@@ -349,9 +355,9 @@ class Tracker:
                 self._fail(task, TaskNotFound)
             return
         record, data = found
-        if not task.is_seen:
-            self._note_age(task, record)
         task.is_seen = True
+        if task.is_of_unknown_age:
+            self._note_age(task, record)
         self._note_kind(task, record)
         if record.success_flag not in _codec.KNOWN_FLAGS | self._odd_flags:
             self._odd_flags.add(record.success_flag)
@@ -365,10 +371,12 @@ class Tracker:
             self._fail(task, lambda task_id: ResultMissing(task_id, details))
 
     def _note_age(self, task: _Tracked, record: Record) -> None:
-        """A task that somebody else submitted may be older than we know it."""
+        """A task of which only the id was known may be older than our knowing it."""
+        task.is_of_unknown_age = False
         if record.create_time is not None and self._clock.scale == 1.0:
-            age = max(0.0, time.time() - record.create_time.timestamp())
-            task.since = min(task.since, self._clock.time() - age)
+            age = time.time() - record.create_time.timestamp()
+            if 0 < age < OLDEST:
+                task.since = min(task.since, self._clock.time() - age)
 
     def _note_kind(self, task: _Tracked, record: Record) -> None:
         if record.task_type is not None:
@@ -406,7 +414,7 @@ class Tracker:
         self._plan_look(task, now + gap * (1 + self._clock.chance() / 20))
         if task.is_hinted:
             task.is_hinted = False
-            self._plan_hinted(task, now + self._policy.floor)
+            self._plan_hinted(task)
 
     # ─── outcomes ────────────────────────────────────────────────────────────────────────────────
 

@@ -110,9 +110,7 @@ UNKNOWN: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("fault", UNKNOWN)
-async def test_what_proves_nothing_is_unknown(
-    fault: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_proves_nothing_is_unknown(fault: str, caplog: pytest.LogCaptureFixture) -> None:
     """Where nobody can know, it says so, is in the journal as UNKNOWN, and is not sent again."""
     journal = MemoryJournal()
     async with (
@@ -323,7 +321,7 @@ async def test_s07_maintenance_is_waited_for() -> None:
 
 
 async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
-    """Whichever await the caller is cancelled at: at most one POST, and its task id is journaled."""
+    """Wherever the caller is cancelled: at most one POST, and its task id is journaled."""
     for step in cancel_at_each_step():
         journal = MemoryJournal()
         async with (
@@ -403,7 +401,7 @@ async def test_s15_the_second_sends_what_the_first_was_refused() -> None:
 
 
 async def test_keys_another_request_is_a_conflict() -> None:
-    """The same key for another request sends nothing; equal requests are equal however they are put."""
+    """The same key for another request sends nothing; equal requests are equal however put."""
     async with ScriptedServer([accepted()]) as server, client_of(server) as client:
         await client.generate("a red fox", key="k")
         again = await client.generate(TextToImage("a red fox", speed="fast"), key="k")

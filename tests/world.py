@@ -1,6 +1,7 @@
 """What most tests of the client need: MidAPI's answers in a few words, and the invariants."""
 
 import json
+import time
 from collections.abc import Callable
 
 from midapi_async import MemoryJournal, MidAPIClient, State, TaskDetails
@@ -31,18 +32,19 @@ def refused(code: int, msg: str = "no", status: int = 200, **headers: str) -> An
 
 
 def record(task_id: str = TASK, flag: object = 1, **fields: object) -> dict[str, object]:
-    """The data of record-info, as recorded; generating, failed or succeeded."""
+    """The data of record-info, as recorded, of a task of just now that took 67 s if it is done."""
     done = flag in (1, 2, 3)
+    created = int(time.time() * 1000)
     return {
         "taskId": task_id,
         "taskType": "mj_txt2img",
         "paramJson": json.dumps({"prompt": "a red fox", "speed": "fast"}),
-        "completeTime": 1760608373000 if done else None,
+        "completeTime": created + 67_000 if done else None,
         "resultInfoJson": (
             {"resultUrls": [{"resultUrl": url} for url in URLS]} if flag == 1 else None
         ),
         "successFlag": flag,
-        "createTime": 1760608306000,
+        "createTime": created,
         "errorCode": None,
         "errorMessage": None,
     } | fields

@@ -83,7 +83,7 @@ class CallbackReceiver:
         self._port = port
         self._inboxes: list[Inbox] = []
         self._server: CallbackServer | None = None
-        self.ignored = 0
+        self._warned_of_no_signature = False
 
     def __repr__(self) -> str:
         place = self._public_url or f"port {self._port}"
@@ -190,7 +190,8 @@ class CallbackReceiver:
     def _is_signed(self, headers: Mapping[str, Sequence[str]], task_id: str) -> bool:
         if not self._keys or is_signed(self._keys, headers, task_id):
             return True
-        if SIGNATURE_HEADER not in headers:
+        if SIGNATURE_HEADER not in headers and not self._warned_of_no_signature:
+            self._warned_of_no_signature = True
             _log.warning(
                 "a callback came without a signature though webhook_key is set: is the key set at "
                 "MidAPI too?"

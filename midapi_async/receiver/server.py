@@ -13,8 +13,9 @@ from . import LARGEST_BODY, Body, BodyTooLarge, Headers
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-READ_SECONDS = 5.0  # for a body
+READ_SECONDS = 4.0  # for a body
 IDLE_SECONDS = 15.0  # for a connection between two callbacks
+LINGER_SECONDS = 1.0  # for the rest of a refused body, so that its sender can read the refusal
 SHUTDOWN_SECONDS = 10.0  # for callbacks that are being taken
 
 
@@ -50,7 +51,7 @@ class CallbackServer:
             self._answer,
             access_log=None,
             keepalive_timeout=IDLE_SECONDS,
-            lingering_time=0.0,
+            lingering_time=LINGER_SECONDS,
             auto_decompress=False,
         )
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)

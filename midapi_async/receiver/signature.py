@@ -21,8 +21,8 @@ SIGNATURE_HEADER = "x-webhook-signature"
 
 def signature(key: bytes, task_id: str, timestamp: str) -> bytes:
     """The signature that MidAPI sends for a task at a time."""
-    digest = hmac.new(key, f"{task_id}.{timestamp}".encode(), hashlib.sha256).digest()
-    return base64.b64encode(digest)
+    signed = f"{task_id}.{timestamp}".encode(errors="surrogatepass")
+    return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest())
 
 
 def is_signed(keys: Sequence[bytes], headers: Mapping[str, Sequence[str]], task_id: str) -> bool:

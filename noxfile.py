@@ -1,0 +1,84 @@
+"""The project's checks, each in an environment of its own: `nox` runs lint, types and tests."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.11.12"
+nox.options.sessions = ["lint", "types", "tests"]
+# A missing interpreter is skipped and said, also where CI is set: any one supported Python will do.
+nox.options.error_on_missing_interpreters = False
+# What runs is what is installed here; no interpreter is fetched behind anybody's back.
+nox.options.download_python = "never"
+
+PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))["project"]
+PYTHONS: list[str] = [
+    found[1]
+    for line in PROJECT["classifiers"]
+    if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line))
+]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the code with ruff: every rule nobody gave a reason against, and the format."""
+    dev = PROJECT["optional-dependencies"]["dev"]
+    session.install(*(requirement for requirement in dev if requirement.startswith("ruff")))
+    session.run("ruff", "check", *(session.posargs or ["."]))
+    session.run("ruff", "format", "--check", *(session.posargs or ["."]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy, strictly, in the package and in everything around it."""
+    session.install("-e", ".[dev]", "nox")
+    session.run("mypy", "--strict", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests and hold the coverage; what is slow runs on the newest Python only.
+
+    Each Python has its own coverage data and its own gate, not one gate over all of them: a
+    machine with one Python is held to the same figure as a machine with four. Coverage starts
+    pytest and not the other way round, since our own pytest plugin is imported before any
+    plugin of coverage could look.
+    """
+    session.install("-e", ".[dev]")
+    data = Path(session.env_dir).resolve() / "coverage"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    session.env["COVERAGE_FILE"] = str(data / "data")
+    slow = ["--slow"] if _is_newest(str(session.python)) else []
+    session.run("coverage", "run", "-m", "pytest", *slow, *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    if session.posargs:
+        session.log("arguments were given, so this may be a part of the tests: no coverage gate")
+    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Show the SDK against the local sandbox, as a user installs it; arguments go to the demo."""
+    session.install(".[cli,sandbox]")
+    session.run("midapi", "demo", *session.posargs)
+
+
+def _is_newest(version: str) -> bool:
+    """Whether no newer supported Python runs on this machine."""
+    return not any(_runs(newer) for newer in PYTHONS[PYTHONS.index(version) + 1 :])
+
+
+def _runs(version: str) -> bool:
+    """Whether this Python starts: a pyenv shim is on the PATH also when it does not."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return True
+    program = shutil.which(f"python{version}")
+    if program is None:
+        return False
+    return subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0

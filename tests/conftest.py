@@ -1,0 +1,110 @@
+"""What holds for every test: virtual time, nothing left behind (I4), no secret in a log (I5).
+
+- An async test runs in a `VirtualLoop`; one marked `real_time` in a normal one.
+- Tests marked `slow` are deselected, and counted as such, unless `--slow` is given.
+- asyncio's debug mode is on (`asyncio_debug` in pyproject.toml).
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from pytest_asyncio import is_async_test
+
+from midapi_async.testing import VirtualLoop
+from tests.support import secrets
+from tests.support.leaks import LoopWatch, open_files
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--slow`."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say whether the slow tests run."""
+    return "slow tests: " + ("run" if config.getoption("--slow") else "deselected, see --slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is slow."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from walking, after each test, what stays for ever."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Choose the loop of an async test."""
+    if item.get_closest_marker("real_time"):
+        return {"real": asyncio.SelectorEventLoop}
+    return {"virtual": VirtualLoop}
+
+
+@pytest.fixture
+def loop_watch() -> LoopWatch:
+    """What the loop reported in this test; a test that expects a report removes it here."""
+    return LoopWatch()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, loop_watch: LoopWatch) -> Iterator[None]:
+    """I4: no task, socket or file stays, and nothing went wrong that nobody was told."""
+    if is_async_test(request.node):
+        # Set up before, and so torn down after, every other fixture of the test.
+        request.getfixturevalue("_watched_loop")
+    before = open_files()
+    yield
+    gc.collect()
+    left = [what for number, what in open_files().items() if before.get(number) != what]
+    assert not left, f"left open: {left}"
+    assert not loop_watch.reports, "the loop reported:\n" + "\n".join(loop_watch.reports)
+
+
+@pytest.fixture
+async def _watched_loop(
+    request: pytest.FixtureRequest, loop_watch: LoopWatch
+) -> AsyncIterator[None]:
+    asyncio.get_running_loop().set_exception_handler(loop_watch.report)
+    yield
+    real_time = request.node.get_closest_marker("real_time") is not None
+    left = await loop_watch.settle(real_time=real_time)
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_secret_in_a_log() -> Iterator[None]:
+    """I5: no record that reaches the root logger shows a secret; ours are caught from DEBUG on."""
+    log = _Log()
+    ours, root = logging.getLogger("midapi_async"), logging.getLogger()
+    level = ours.level
+    ours.setLevel(logging.DEBUG)
+    root.addHandler(log)
+    yield
+    root.removeHandler(log)
+    ours.setLevel(level)
+    shown = [line for line in log.lines if secrets.found_in(line)]
+    assert not shown, "secrets in the log:\n" + "\n".join(shown)
+
+
+class _Log(logging.Handler):
+    """Formats each record at once, with the text of its exception."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))

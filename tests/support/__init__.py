@@ -1,0 +1,1 @@
+"""What the tests are made of: servers that fail on purpose, a proxy, a cancel stepper."""

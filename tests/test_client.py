@@ -1,0 +1,754 @@
+"""The client as its users see it: settings, opening and closing, both ways of tracking, resume."""
+
+import asyncio
+import gc
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+
+from midapi_async import (
+    BadRequestError,
+    CallbackReceiver,
+    ClientClosed,
+    DownloadError,
+    ImageToVideo,
+    InvalidRequestError,
+    MemoryJournal,
+    MidAPIClient,
+    ProtocolError,
+    RateLimit,
+    ReceiverError,
+    ResultExpired,
+    State,
+    SubmissionUnknown,
+    TaskFailed,
+    TaskNotFound,
+    TaskStatus,
+    TransportError,
+    UnexpectedContent,
+    UnprocessableError,
+    Upscale,
+    WaitTimeout,
+)
+from midapi_async.sandbox import Faults, Sandbox, fail_task, gone, never_call_back, never_end
+from midapi_async.sandbox import lose_answer as sandbox_loses_answer
+from midapi_async.testing import VirtualLoop
+from tests.support.scripted import ScriptedServer, cut, delay, hang, lose_answer, raw, reply
+from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in
+from tests.world import (
+    TASK,
+    URLS,
+    accepted,
+    assert_secrets_are_kept,
+    client_of,
+    looked,
+    looks,
+    mid,
+    ok,
+    record,
+    refused,
+    submits,
+)
+
+
+def receiver_of(way: str) -> CallbackReceiver | None:
+    """Tracking by callbacks, signed, or by looking alone."""
+    return CallbackReceiver(None, port=0, webhook_key=WEBHOOK_KEY) if way == "callback" else None
+
+
+both_ways = pytest.mark.parametrize("way", ["looking", "callback"])
+
+
+@both_ways
+async def test_the_main_job(way: str, tmp_path: Path) -> None:
+    """Submit, track, result, download: four real pictures, whichever way they are found."""
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY) as sandbox:
+        options = {"receiver": receiver_of(way), "rate_limit": RateLimit(20)}
+        async with client_of(sandbox.url, **options) as client:
+            details = await client.generate_and_wait("a red fox", aspect_ratio="16:9")
+            assert 4 == len(details.urls)
+            assert TaskStatus.SUCCEEDED is details.status
+            assert "a red fox" == details.params["prompt"]
+            assert_secrets_are_kept(details)
+            files = await client.download(details, tmp_path / "pictures")
+            assert [f"{details.task_id}_{n}.jpeg" for n in range(4)] == [f.name for f in files]
+            assert all(b"\xff\xd9" == file.read_bytes()[-2:] for file in files)
+            assert sorted(files) == sorted((tmp_path / "pictures").iterdir())
+            assert 1 == len(sandbox.ledger.accepted)
+            assert (1 if way == "callback" else 0) == client.stats().callbacks
+            bigger = await client.generate_and_wait(Upscale(details.task_id, image_index=0))
+            assert 1 == len(bigger.urls)
+
+
+@both_ways
+async def test_a_failed_task_raises(way: str) -> None:
+    """The error has the id, the details and MidAPI's text."""
+    faults = Faults().on("task", do=fail_task("the model was tired"))
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of(way)) as client:
+            with pytest.raises(TaskFailed, match="the model was tired") as caught:
+                await client.generate_and_wait("a red fox")
+            assert sandbox.ledger.accepted[0].task_id == caught.value.task_id
+
+
+@both_ways
+async def test_p08_a_task_that_never_ends(way: str) -> None:
+    """WaitTimeout with its id; the task can be awaited again when it is done after all."""
+    faults = Faults().on("task", do=never_end())
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of(way)) as client:
+            with pytest.raises(WaitTimeout) as caught:
+                await client.generate_and_wait("a red fox", wait_timeout=300)
+            [handle] = await client.resume()
+            assert caught.value.task_id == handle.task_id
+            sandbox.finish(handle.task_id)
+            assert (await handle.wait(timeout=120)).is_final
+
+
+@both_ways
+async def test_a_cancelled_wait_detaches(way: str) -> None:
+    """Other waiters and the task go on."""
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of(way)) as client:
+            handle = await client.generate("a red fox")
+            one, two = asyncio.create_task(handle.wait()), asyncio.create_task(handle.wait())
+            await asyncio.sleep(1)
+            one.cancel()
+            assert (await two).is_final
+            assert one.cancelled()
+
+
+async def test_a_callback_needs_one_look_and_wakes_at_once() -> None:
+    """With a receiver the result is there when its callback is, confirmed by a look."""
+    durations = {("*", "*"): 25.0}
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, durations=durations) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of("callback")) as client:
+            begun = asyncio.get_running_loop().time()
+            await client.generate_and_wait("a red fox")
+            assert 25 <= asyncio.get_running_loop().time() - begun <= 25.5
+            assert 1 == client.stats().looks
+
+
+async def test_c01_without_its_callback_looking_finds_it() -> None:
+    """The callback never comes."""
+    faults = Faults().on("callback", do=never_call_back())
+    async with Sandbox(api_key=API_KEY, faults=faults) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of("callback")) as client:
+            assert (await client.generate_and_wait("a red fox")).is_final
+
+
+async def test_thousands_from_a_script_keep_the_accounts_limit() -> None:
+    """200 prompts at once: none runs into the sandbox's 20 per 10 s, all get their pictures."""
+    asyncio.get_running_loop().set_debug(False)
+    async with Sandbox(api_key=API_KEY) as sandbox:
+        async with client_of(sandbox.url, rate_limit=RateLimit(20)) as client:
+            async with asyncio.TaskGroup() as group:
+                for n in range(200):
+                    group.create_task(client.generate_and_wait(f"fox {n}", key=f"{n}"))
+            assert 200 == len(sandbox.ledger.accepted)
+            answers = [asked.status for asked in sandbox.ledger.requests]
+            assert {200} == set(answers)
+            assert 200 == client.stats().submits
+
+
+# ─── lost answers, intents and resume ────────────────────────────────────────────────────────────
+
+
+async def test_s01_with_a_receiver_a_lost_answer_costs_nothing() -> None:
+    """The callback's token brings the task id; generate_and_wait returns as if nothing happened."""
+    faults = Faults().on("submit", do=sandbox_loses_answer())
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of("callback")) as client:
+            details = await client.generate_and_wait("a red fox", key="k", metadata={"a": "b"})
+            assert 4 == len(details.urls)
+            assert 1 == len(sandbox.ledger.accepted)
+            again = await client.generate("a red fox", key="k")
+            assert details.task_id == again.task_id
+            assert {"a": "b"} == again.metadata
+
+
+async def test_s01_generate_says_that_it_can_be_settled() -> None:
+    """generate raises, intents.settle waits for the callback, and gives the handle."""
+    faults = Faults().on("submit", do=sandbox_loses_answer())
+    async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
+        async with client_of(sandbox.url, receiver=receiver_of("callback")) as client:
+            with pytest.raises(SubmissionUnknown) as caught:
+                await client.generate("a red fox")
+            assert caught.value.can_settle
+            assert "settle" in str(caught.value)
+            one, two = await asyncio.gather(
+                client.intents.settle(caught.value.intent_id),
+                client.intents.settle(caught.value.intent_id, timeout=500),
+            )
+            assert one.task_id == two.task_id == sandbox.ledger.accepted[0].task_id
+            assert (await one).is_final
+            assert one.task_id == (await client.intents.settle(caught.value.intent_id)).task_id
+
+
+async def test_s01_a_users_own_callback_url_cannot_settle() -> None:
+    """No token of ours in it: the error says so."""
+    async with (
+        ScriptedServer([lose_answer()]) as server,
+        client_of(server, receiver=receiver_of("callback")) as client,
+    ):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await client.generate_and_wait("a red fox", callback_url="https://me.example/")
+        assert not caught.value.can_settle
+
+
+async def test_settle_gives_up_in_time_and_can_be_tried_again() -> None:
+    """No callback: SubmissionUnknown again, nothing left behind."""
+    async with (
+        ScriptedServer([lose_answer()]) as server,
+        client_of(server, receiver=receiver_of("callback")) as client,
+    ):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await client.generate("a red fox")
+        for _ in range(2):
+            with pytest.raises(SubmissionUnknown, match="in time"):
+                await client.intents.settle(caught.value.intent_id, timeout=30)
+        with pytest.raises(InvalidRequestError):
+            await client.intents.settle(caught.value.intent_id, timeout=float("nan"))
+        assert 1 == len(server.requests)
+
+
+async def unknown_in(client: MidAPIClient, **options: object) -> str:
+    """Make a submission unknown; return its intent's id."""
+    with pytest.raises(SubmissionUnknown) as caught:
+        await client.generate("a red fox", **options)  # type: ignore[call-overload]
+    return caught.value.intent_id
+
+
+async def test_intents_adopt() -> None:
+    """The user knows the task id: the key has its task, whoever settles wakes."""
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, looked())) as server,
+        client_of(server, receiver=receiver_of("callback")) as client,
+    ):
+        intent_id = await unknown_in(client, key="k")
+        settling = asyncio.create_task(client.intents.settle(intent_id))
+        await asyncio.sleep(1)
+        handle = await client.intents.adopt(intent_id, TASK)
+        assert TASK == handle.task_id == (await settling).task_id
+        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        assert TASK == (await client.intents.adopt(intent_id, TASK)).task_id
+        with pytest.raises(InvalidRequestError, match="accepted"):
+            await client.intents.adopt(intent_id, "f" * 32)
+        assert [] == await client.intents.unknown()
+
+
+async def test_intents_adopt_refuses_what_is_somebody_elses() -> None:
+    """A task id of another intent, and what is no task id."""
+    async with ScriptedServer([accepted(), lose_answer()]) as server, client_of(server) as client:
+        await client.generate("a red fox")
+        intent_id = await unknown_in(client)
+        with pytest.raises(InvalidRequestError, match="belongs to intent"):
+            await client.intents.adopt(intent_id, TASK)
+        with pytest.raises(InvalidRequestError, match="task_id"):
+            await client.intents.adopt(intent_id, "../x")
+        with pytest.raises(InvalidRequestError, match="no intent"):
+            await client.intents.adopt("nonsense", "a")
+
+
+async def test_intents_resubmit() -> None:
+    """A new intent takes over the key; the old one is superseded, and only unknown ones can be."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([lose_answer(), accepted()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        intent_id = await unknown_in(client, key="k", metadata={"a": "b"})
+        handle = await client.intents.resubmit(intent_id)
+        assert intent_id != handle.intent_id
+        assert {"a": "b"} == handle.metadata
+        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        rows = await journal.rows(f"{server.url} default")
+        assert [State.SUPERSEDED, State.ACCEPTED] == [row.state for row in rows]
+        with pytest.raises(InvalidRequestError, match="superseded"):
+            await client.intents.resubmit(intent_id)
+        assert 2 == len(submits(server))
+
+
+async def test_intents_two_resubmits_at_once_pay_once() -> None:
+    """The second finds the intent superseded."""
+    async with (
+        ScriptedServer([lose_answer(), delay(accepted(), 2)]) as server,
+        client_of(server) as client,
+    ):
+        intent_id = await unknown_in(client)
+        ended = await asyncio.gather(
+            client.intents.resubmit(intent_id),
+            client.intents.resubmit(intent_id),
+            return_exceptions=True,
+        )
+        assert 1 == sum(isinstance(each, InvalidRequestError) for each in ended)
+        assert 2 == len(submits(server))
+
+
+async def test_intents_dismiss() -> None:
+    """Forgotten; its key stays spent."""
+    async with ScriptedServer([lose_answer()]) as server, client_of(server) as client:
+        intent_id = await unknown_in(client, key="k")
+        await client.intents.dismiss(intent_id)
+        assert [] == await client.intents.unknown()
+        with pytest.raises(InvalidRequestError, match="dismissed"):
+            await client.generate("a red fox", key="k")
+        with pytest.raises(InvalidRequestError, match="dismissed"):
+            await client.intents.resubmit(intent_id)
+        await client.intents.dismiss(intent_id)
+
+
+async def test_resume_gives_what_nobody_took() -> None:
+    """A second client on the journal of the first: handles with metadata, and no second POST."""
+    journal = MemoryJournal()
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        async with client_of(server, journal=journal) as first:
+            await first.generate("a red fox", key="k", metadata={"channel": "42"})
+        async with client_of(server, journal=journal) as second:
+            [handle] = await second.resume()
+            assert {"channel": "42"} == handle.metadata
+            assert "k" == handle.key
+            assert handle.submitted_at is not None
+            assert handle.submitted_at.tzinfo is not None
+            assert 4 == len((await handle).urls)
+            assert [] == await second.resume()
+        async with client_of(server, journal=journal, namespace="other") as third:
+            assert [] == await third.resume()
+        assert 1 == len(submits(server))
+
+
+async def test_l14_manual_ack_gives_the_result_until_it_is_acknowledged() -> None:
+    """Between the result and the user's own work nothing is lost."""
+    journal = MemoryJournal()
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        for turn in range(3):
+            async with client_of(server, journal=journal, ack="manual") as client:
+                if turn == 0:
+                    await client.generate_and_wait("a red fox")
+                [handle] = await client.resume()
+                assert (await handle).is_final
+                if turn == 2:
+                    await handle.ack()
+                    assert [] == await client.resume()
+                    [row] = await journal.rows(f"{server.url} default")
+                    assert State.SUCCEEDED is row.state
+
+
+async def test_a_failed_task_is_taken_too() -> None:
+    """A failure that was raised is handed over."""
+    script = mid(accepted(), looked(flag=2))
+    async with ScriptedServer(then=script) as server, client_of(server) as client:
+        with pytest.raises(TaskFailed):
+            await client.generate_and_wait("a red fox", key="k")
+        assert [] == await client.resume()
+        handle = await client.generate("a red fox", key="k")
+        with pytest.raises(TaskFailed):
+            await handle
+        assert 1 == len(submits(server))
+
+
+def test_s14_a_loop_that_died_leaves_unknowns_and_handles() -> None:
+    """A loop ended with one POST under way: that is UNKNOWN, and what was accepted is resumed."""
+    journal = MemoryJournal()
+
+    async def die() -> str:
+        server = ScriptedServer([accepted(), hang()])
+        await server.__aenter__()
+        client = client_of(server, journal=journal)
+        await client.open()
+        await client.generate("first")
+        asyncio.get_running_loop()._orphan = asyncio.create_task(  # type: ignore[attr-defined]
+            client.generate("second", key="k")
+        )
+        await server.arrived(2)
+        client._rooms = None  # as if the process had died here
+        return server.url
+
+    async def live_again(url: str) -> None:
+        async with client_of(url, journal=journal) as client:
+            assert [TASK] == [handle.task_id for handle in await client.resume()]
+            assert ["k"] == [row.key for row in await client.intents.unknown()]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            url = runner.run(die())
+            runner.get_loop().set_exception_handler(lambda *_: None)
+        gc.collect()
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(live_again(url))
+
+
+# ─── opening and closing ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_s20_used_while_not_open(when: str) -> None:
+    """Every method says so, and nothing is sent."""
+    async with ScriptedServer() as server:
+        client = client_of(server)
+        if when == "after":
+            async with client:
+                pass
+        expected = InvalidRequestError if when == "before" else ClientClosed
+        for call in (
+            lambda: client.generate("x"),
+            lambda: client.generate_and_wait("x"),
+            lambda: client.details("a"),
+            client.resume,
+            client.credits,
+            lambda: client.download_url(URLS[0]),
+        ):
+            with pytest.raises(expected):
+                await call()
+        for use in (lambda: client.task("a"), lambda: client.intents, client.stats):
+            with pytest.raises(expected):
+                use()
+        assert not server.requests
+
+
+async def test_s20_opened_twice() -> None:
+    """A second open while it is open says so and changes nothing."""
+    async with ScriptedServer([ok(5)]) as server, client_of(server) as client:
+        with pytest.raises(InvalidRequestError, match="open already"):
+            await client.open()
+        assert 5.0 == await client.credits()
+
+
+def test_s20_l10_one_loop_at_a_time_and_asyncio_run_twice() -> None:
+    """Another loop is refused while it is open; closed, it opens in the next loop."""
+
+    async def first() -> MidAPIClient:
+        async with ScriptedServer([ok(1)]) as server, client_of(server) as client:
+            await client.credits()
+
+            def elsewhere() -> None:
+                with asyncio.Runner() as other:
+                    other.run(client.credits())
+
+            with pytest.raises(InvalidRequestError, match="another event loop"):
+                await asyncio.to_thread(elsewhere)
+        return client
+
+    async def second(client: MidAPIClient) -> None:
+        async with client:
+            assert client.stats().submits == 0
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        client = runner.run(first())
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(second(client))
+
+
+async def test_l10_a_forked_child_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child must not use its parent's connections."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(InvalidRequestError, match="fork"):
+            await client.credits()
+        monkeypatch.undo()
+
+
+def test_l07_never_closed_is_a_resource_warning() -> None:
+    """One warning that names the client."""
+
+    async def forget() -> None:
+        client = client_of("http://127.0.0.1:9")
+        await client.open()
+        await client._rooms.exits.aclose()  # type: ignore[union-attr]  # aiohttp warns of its own
+        await client._rooms.tracker.aclose()  # type: ignore[union-attr]
+        with pytest.warns(ResourceWarning, match="never closed"):
+            del client
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(forget())
+
+
+async def test_c19_a_port_that_is_taken_says_so() -> None:
+    """An error at start that names the port; nothing is left half open."""
+    async with ScriptedServer() as taken, ScriptedServer() as server:
+        receiver = CallbackReceiver(None, port=taken.port)
+        client = client_of(server, receiver=receiver)
+        with pytest.raises(ReceiverError, match=str(taken.port)):
+            await client.open()
+        with pytest.raises(InvalidRequestError, match="not open"):
+            await client.credits()
+
+
+async def test_a_receiver_on_loopback_is_not_for_the_real_service() -> None:
+    """MidAPI could not reach it; that is said before anything is sent."""
+    for url in (None, "http://127.0.0.1:8000/hook"):
+        client = MidAPIClient(API_KEY, receiver=CallbackReceiver(url, port=0))
+        with pytest.raises(ReceiverError, match="public_url"):
+            await client.open()
+
+
+async def test_one_receiver_for_two_clients() -> None:
+    """The first client opened starts its server, the last one closed stops it."""
+    receiver = CallbackReceiver(None, port=0)
+    async with Sandbox() as sandbox:
+        async with client_of(sandbox.url, receiver=receiver) as one:
+            async with client_of(sandbox.url, receiver=receiver) as two:
+                await asyncio.gather(one.generate_and_wait("a"), two.generate_and_wait("b"))
+                assert (1, 1) == (one.stats().callbacks, two.stats().callbacks)
+            await one.generate_and_wait("c")
+        with pytest.raises(ReceiverError):
+            _ = receiver.url
+
+
+# ─── the rest of its face ────────────────────────────────────────────────────────────────────────
+
+
+async def test_credits_and_download_url() -> None:
+    """A bare number, a bare string; wrong kinds are named."""
+    script = [ok(99.5), ok("https://files.example/x"), refused(422), ok("99"), ok(None), ok(True)]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        assert 99.5 == await client.credits()
+        assert "https://files.example/x" == await client.download_url(URLS[0])
+        with pytest.raises(UnprocessableError):
+            await client.download_url(URLS[0])
+        for _ in range(3):
+            with pytest.raises(ProtocolError, match="data"):
+                await client.credits()
+        with pytest.raises(InvalidRequestError):
+            await client.download_url("file:///etc/passwd")
+        paths = [request.target for request in server.requests]
+        assert "/api/v1/common/credit" == paths[0]
+        assert "/api/v1/common/download-url" == paths[1]
+        assert {"url": URLS[0]} == server.requests[1].json()
+
+
+async def test_details_is_one_look() -> None:
+    """Whatever the state; unknown is TaskNotFound, a bad id costs nothing."""
+    script = [looked(flag=0), ok(None), reply(502), cut(looked(), body=20)]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        details = await client.details(TASK)
+        assert not details.is_final
+        with pytest.raises(TaskNotFound):
+            await client.task(TASK).details()
+        with pytest.raises(Exception, match="502"):
+            await client.details(TASK)
+        with pytest.raises(ProtocolError, match="cut"):
+            await client.details(TASK)
+        for wrong in ("../x", "", "a b", None, 5):
+            with pytest.raises(InvalidRequestError, match="task_id"):
+                await client.details(wrong)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequestError, match="task_id"):
+                client.task(wrong)  # type: ignore[arg-type]
+        assert 4 == len(looks(server))
+
+
+async def test_a_handle_from_an_id() -> None:
+    """It waits like any other, hashes, and knows nothing more than the id."""
+    async with ScriptedServer([looked()]) as server, client_of(server) as client:
+        handle = client.task(TASK)
+        assert {handle: 1}[handle]
+        assert handle.request is None
+        assert handle.submitted_at is None
+        begun = asyncio.get_running_loop().time()
+        assert (await handle.wait(timeout=10)).is_final
+        assert 1 > asyncio.get_running_loop().time() - begun
+        with pytest.raises(AttributeError):
+            handle.task_id = "other"
+        await handle.ack()
+        for wrong in ("soon", float("nan"), True):
+            with pytest.raises(InvalidRequestError, match="timeout"):
+                await client.task("x").wait(timeout=wrong)  # type: ignore[arg-type]
+
+
+async def test_expected_comes_from_priors_then_from_what_was_seen() -> None:
+    """Median and 90 % point, in seconds."""
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        async with client_of(server) as client:
+            prior = client.expected("a red fox")
+            assert 60 == prior.median < prior.p90
+            assert 180 == client.expected(ImageToVideo("x", ["https://a.example/b"])).median
+            for n in range(5):
+                server.add()
+                await client.generate_and_wait(f"{n}")
+            assert 67 == client.expected("a red fox").median
+
+
+async def test_metadata_is_never_sent_nor_shown() -> None:
+    """It comes back with the handle and stands in no repr."""
+    async with ScriptedServer([accepted()]) as server, client_of(server) as client:
+        handle = await client.generate("a red fox", metadata={"channel": "secret-channel"})
+        assert "secret-channel" not in repr(handle)
+        assert b"secret-channel" not in server.requests[0].body
+
+
+@pytest.mark.parametrize("where", ["msg", "data"])
+async def test_i05_a_server_that_echoes_the_key(where: str) -> None:
+    """The API key shows in no error, even when the server sends it back."""
+    answer = {"code": 400, "msg": f"bad key {API_KEY}", "data": None}
+    data = record(flag=2, errorMessage=f"denied for {API_KEY}")
+    script = [reply(json=answer)] if where == "msg" else [accepted(), ok(data)]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        with pytest.raises((BadRequestError, TaskFailed)) as caught:
+            await client.generate_and_wait("a red fox")
+        assert_none_in(caught.value, *caught.value.args)
+        assert_none_in(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301 - our own bytes
+
+
+async def test_i05_nothing_of_the_transport_shows_the_key() -> None:
+    """The error of a broken connection has no cause that holds the request."""
+    async with ScriptedServer([raw(b"nonsense\r\n\r\n")]) as server, client_of(server) as client:
+        with pytest.raises(TransportError) as caught:
+            await client.credits()
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+        assert_none_in(caught.value, client, client.__dict__)
+
+
+# ─── files ───────────────────────────────────────────────────────────────────────────────────────
+
+JPEG = b"\xff\xd8\xff\xe0" + b"x" * 600_000 + b"\xff\xd9"
+KINDS = {
+    ".jpeg": JPEG,
+    ".png": b"\x89PNG\r\n\x1a\n....",
+    ".webp": b"RIFF\0\0\0\0WEBPVP8 ",
+    ".gif": b"GIF89a....",
+    ".mp4": b"\0\0\0\x18ftypmp42",
+}
+
+
+async def download(client: MidAPIClient, server: ScriptedServer, folder: Path) -> list[Path]:
+    details = (await client.details(TASK)).urls
+    assert len(details) == 1
+    return await client.download(await client.details(TASK), folder)
+
+
+def with_file(server: ScriptedServer, *answers: object) -> None:
+    """Two looks that show one file on the server itself, and then the answers of the file host."""
+    shown = looked(resultInfoJson={"resultUrls": [f"{server.url}/m/x.jpeg"]})
+    server.add(shown, shown, *answers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+async def test_d08_names_are_ours(suffix: str, tmp_path: Path) -> None:
+    """Task id, index, sniffed extension; the file is whole and alone."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with_file(server, reply(body=KINDS[suffix]))
+        [file] = await download(client, server, tmp_path)
+        assert f"{TASK}_0{suffix}" == file.name
+        assert KINDS[suffix] == file.read_bytes()
+        assert [file] == list(tmp_path.iterdir())
+
+
+async def test_d10_the_file_host_never_sees_the_key(tmp_path: Path) -> None:
+    """Downloads have a session of their own."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with_file(server, reply(body=JPEG))
+        await download(client, server, tmp_path)
+        assert "authorization" not in server.requests[-1].headers
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (reply(403), ResultExpired),
+        (reply(404), ResultExpired),
+        (reply(410), ResultExpired),
+        (reply(500), DownloadError),
+        (reply(302, headers={"Location": "http://169.254.169.254/"}), DownloadError),
+        (reply(body="<html>"), UnexpectedContent),
+        (reply(body=b""), UnexpectedContent),
+        (cut(reply(body=JPEG), body=300_000), DownloadError),
+        (hang(), DownloadError),
+    ],
+)
+async def test_d01_d02_d09_a_failed_download_leaves_nothing(
+    fault: object, kind: type[DownloadError], tmp_path: Path
+) -> None:
+    """Each fault is its own error, and neither a target nor a part is left."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with_file(server, fault)
+        with pytest.raises(kind) as caught:
+            await download(client, server, tmp_path)
+        assert server.url in caught.value.url
+        assert [] == list(tmp_path.iterdir())
+
+
+async def test_d05_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    """A file in the folder's place, a folder in the target's place: the error says so."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        (tmp_path / "file").write_text("mine")
+        with_file(server)
+        with pytest.raises(InvalidRequestError, match="folder"):
+            await download(client, server, tmp_path / "file")
+        assert "mine" == (tmp_path / "file").read_text()
+        (tmp_path / "out" / f"{TASK}_0.jpeg").mkdir(parents=True)
+        with_file(server, reply(body=JPEG))
+        with pytest.raises(DownloadError, match="written"):
+            await download(client, server, tmp_path / "out")
+        assert 1 == len(list((tmp_path / "out").iterdir()))
+
+
+async def test_download_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    """A cancelled download takes its part files with it."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with_file(server, cut(reply(body=JPEG), body=500_000, ending="hang"))
+        task = asyncio.create_task(download(client, server, tmp_path))
+        await server.arrived(3)
+        await asyncio.sleep(1)
+        assert 1 == len(list(tmp_path.iterdir()))
+        task.cancel()
+        await asyncio.wait({task})
+        assert [] == list(tmp_path.iterdir())
+
+
+async def test_download_of_what_has_no_files(tmp_path: Path) -> None:
+    """Before it is finished there is nothing to fetch; plain http is only for loopback."""
+    async with ScriptedServer([looked(flag=0)]) as server, client_of(server) as client:
+        with pytest.raises(InvalidRequestError, match="generating"):
+            await client.download(await client.details(TASK), tmp_path)
+
+
+async def test_an_expired_link_of_the_sandbox(tmp_path: Path) -> None:
+    """The sandbox's gone files are ResultExpired."""
+    async with Sandbox(faults=Faults().on("file", do=gone(410))) as sandbox:
+        async with client_of(sandbox.url) as client:
+            details = await client.generate_and_wait("a red fox")
+            with pytest.raises(ResultExpired):
+                await client.download(details, tmp_path)
+
+
+# ─── settings ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ack": "never"}, "ack"),
+        ({"namespace": ""}, "namespace"),
+        ({"namespace": "a\nb"}, "namespace"),
+        ({"base_url": "http://api.example"}, "base_url"),
+        ({"base_url": "ftp://api.example"}, "base_url"),
+        ({"time_scale": 60}, "time_scale"),
+        ({"api_key": ""}, "api_key"),
+        ({"api_key": "a b"}, "api_key"),
+    ],
+)
+def test_wrong_settings_are_named_in_the_constructor(
+    options: dict[str, object], named: str
+) -> None:
+    """Before anything is sent, by name, without the key."""
+    with pytest.raises(InvalidRequestError) as caught:
+        MidAPIClient(**{"api_key": API_KEY, **options})  # type: ignore[arg-type]
+    assert [named] == list(caught.value.problems)
+
+
+def test_a_missing_key_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names both variables."""
+    monkeypatch.delenv("MIDAPI_API_KEY", raising=False)
+    with pytest.raises(InvalidRequestError, match="MIDAPI_API_KEY_FILE"):
+        MidAPIClient()
+
+
+def test_its_repr_shows_the_state() -> None:
+    """Where it talks to and whether it is open; never the key."""
+    client = MidAPIClient(API_KEY)
+    assert "<MidAPIClient https://api.midapi.ai/ not opened>" == repr(client)

@@ -1,0 +1,535 @@
+"""Rows P and L of the fault catalogue that concern tracking: the scheduler in virtual time."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+
+from midapi_async import (
+    AuthenticationError,
+    ClientClosed,
+    MidAPIError,
+    PollPolicy,
+    PromptRejected,
+    ProtocolError,
+    RateLimitError,
+    ResultMissing,
+    TaskDetails,
+    TaskFailed,
+    TaskNotFound,
+    TaskStatus,
+    Timeouts,
+    TransportError,
+    WaitTimeout,
+)
+from midapi_async._api import Found
+from midapi_async._clock import Clock
+from midapi_async._codec import read_record
+from midapi_async._schedule import Schedule
+from midapi_async._tracker import HINT_INTERVAL, HINTS_PER_TASK, REMEMBERED, Tracker
+from tests.support.scripted import ScriptedServer, Step, hang, reply, reset
+from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
+
+FAST = ("mj_txt2img", "fast")
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def found(data: object) -> Found:
+    record = read_record(data)
+    assert record is not None
+    return record, data
+
+
+class World:
+    """A service whose tasks finish when a test says, and every look at it."""
+
+    def __init__(self, policy: PollPolicy, scale: float) -> None:
+        self.answers: dict[str, Callable[[], Found | None]] = {}
+        self.looks: list[tuple[float, str]] = []
+        self.latency = 0.05
+        self.born = now()
+        clock = Clock(scale, chance=lambda: 0.0)
+        self.schedule = Schedule(
+            price=policy.look_price, floor=policy.floor, ceiling=policy.ceiling
+        )
+        self.tracker = Tracker(look=self.look, schedule=self.schedule, policy=policy, clock=clock)
+
+    async def look(self, task_id: str) -> Found | None:
+        self.looks.append((now() - self.born, task_id))
+        await asyncio.sleep(self.latency)
+        return self.answers[task_id]()
+
+    def finishes(self, task_id: str, at: float, **fields: object) -> None:
+        """The task succeeds so many seconds after the world began."""
+
+        def answer() -> Found:
+            data = record(task_id, 1 if now() - self.born >= at else 0, **fields)
+            return found(data)
+
+        self.answers[task_id] = answer
+
+    def says(self, task_id: str, *answers: object) -> None:
+        """Each look gets the next answer, and the last one for ever: data, None, or an error."""
+        left = list(answers)
+
+        def answer() -> Found | None:
+            said = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(said, MidAPIError):
+                raise said
+            return None if said is None else found(said)
+
+        self.answers[task_id] = answer
+
+    async def wait(
+        self, task_id: str = TASK, within: float | None = None, since: float | None = -1.0
+    ) -> TaskDetails:
+        """Wait for a task of now, or of another time, or of an unknown age."""
+        return await self.tracker.wait(
+            task_id,
+            kind=FAST,
+            since=now() if since == -1.0 else since,
+            deadline=None if within is None else now() + within,
+        )
+
+
+@asynccontextmanager
+async def a_world(policy: PollPolicy = PollPolicy(), scale: float = 1.0) -> AsyncIterator[World]:  # noqa: B008
+    world = World(policy, scale)
+    world.tracker.start()
+    try:
+        yield world
+    finally:
+        await world.tracker.aclose()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with a_world() as made:
+        yield made
+
+
+async def test_a_waiter_wakes_soon_after_the_task_is_done(world: World) -> None:
+    """Few looks, and a result not later than a schedule's step."""
+    world.finishes(TASK, at=62)
+    details = await world.wait()
+    assert 4 == len(details.urls)
+    assert 62 <= now() - world.born <= 75
+    assert 8 >= len(world.looks)
+
+
+async def test_p14_l04_twenty_waiters_are_one_look(world: World) -> None:
+    """However many wait for one task, there is one GET per look."""
+    world.finishes(TASK, at=1)
+    results = await asyncio.gather(*(world.wait() for _ in range(20)))
+    assert 1 == len(world.looks)
+    assert 1 == len({id(details) for details in results})
+
+
+async def test_a_hint_is_looked_at_at_once(world: World) -> None:
+    """First come of hint and schedule: the hint's look comes before the planned one."""
+    world.finishes(TASK, at=10)
+    waiting = asyncio.create_task(world.wait())
+    await asyncio.sleep(12)
+    world.tracker.hint(TASK)
+    await waiting
+    assert 12.1 > now() - world.born
+    assert 1 == len(world.looks)
+
+
+async def test_an_early_hint_is_remembered(world: World) -> None:
+    """A callback that came before anybody waited makes the first look come at once."""
+    world.finishes(TASK, at=0)
+    world.tracker.hint(TASK)
+    await world.wait()
+    assert 0.2 > now() - world.born
+
+
+async def test_a_hint_during_a_look_asks_again(world: World) -> None:
+    """The look that is on its way may have been answered before the change."""
+    world.latency = 2
+    world.says(TASK, record(flag=0), record(flag=1))
+    waiting = asyncio.create_task(world.wait())
+    world.tracker.hint(TASK)
+    await asyncio.sleep(1)
+    world.tracker.hint(TASK)
+    await waiting
+    assert 10 > now() - world.born
+
+
+async def test_c22_a_thousand_hints_a_second(world: World) -> None:
+    """A flood of hints moves a look at most every 5 s and twelve times."""
+    world.finishes(TASK, at=1e9)
+    waiting = asyncio.create_task(world.wait(within=200))
+    for _ in range(1_500):
+        world.tracker.hint(TASK)
+        await asyncio.sleep(0.1)
+    with pytest.raises(WaitTimeout):
+        await waiting
+    planned = 25
+    assert HINTS_PER_TASK <= len(world.looks) <= HINTS_PER_TASK + planned
+    hinted = [moment for moment, _ in world.looks[: HINTS_PER_TASK - 1]]
+    steps = [later - sooner for sooner, later in pairwise(hinted)]
+    assert min(steps) >= min(HINT_INTERVAL, 1) - 0.01
+
+
+async def test_p01_unknown_at_first_is_waited_for(world: World) -> None:
+    """A task too new to be known is found later."""
+    world.says(TASK, None, None, None, record(flag=1))
+    await world.wait()
+    assert 4 == len(world.looks)
+
+
+async def test_p01_unknown_for_ever_is_task_not_found(world: World) -> None:
+    """After 120 s and five looks at least."""
+    world.says(TASK, None)
+    with pytest.raises(TaskNotFound, match=TASK):
+        await world.wait()
+    first = world.looks[0][0]
+    assert 5 <= len(world.looks)
+    assert 120 <= world.looks[-1][0] - first <= 300
+
+
+async def test_p01_a_task_that_was_seen_does_not_get_unknown(world: World) -> None:
+    """Once seen, a missing record is a passing fault."""
+    world.says(TASK, record(flag=0), *[None] * 20, record(flag=1))
+    assert (await world.wait()).is_final
+
+
+async def test_p02_an_outage_ends_no_wait_and_costs_little(world: World) -> None:
+    """Ten minutes without a server: looks become rare, waiters live, nobody stampedes after."""
+    tasks = [f"task{n}" for n in range(200)]
+    down = TransportError("the server is gone", sent=True)
+
+    def answer_of(task: str) -> Callable[[], Found]:
+        def answer() -> Found:
+            if now() - world.born < 600:
+                raise down
+            data = record(task, 1)
+            return found(data)
+
+        return answer
+
+    world.answers = {task: answer_of(task) for task in tasks}
+    await asyncio.gather(*(world.wait(task, within=3000) for task in tasks))
+    during = [moment for moment, _ in world.looks if moment < 600]
+    after = [moment for moment, _ in world.looks if moment >= 600]
+    assert 100 > len(during)
+    assert 200 <= len(after) <= 210
+    busiest = max(sum(1 for m in after if start <= m < start + 1) for start in after)
+    assert 11 >= busiest
+
+
+async def test_s19_failing_looks_are_not_more_looks(world: World) -> None:
+    """Every look fails: fewer looks than normal, and fewer as it lasts."""
+    world.says(TASK, record(flag=0))
+    with pytest.raises(WaitTimeout):
+        await world.wait(within=1000)
+    normal = len(world.looks)
+    world.looks.clear()
+    world.says("other", ProtocolError("body", "is no JSON"))
+    with pytest.raises(WaitTimeout):
+        await world.wait("other", within=1000)
+    assert normal >= len(world.looks)
+    moments = [moment for moment, _ in world.looks]
+    assert moments[-1] - moments[-2] >= moments[1] - moments[0]
+
+
+async def test_s05_a_429_rests_all_looks(world: World) -> None:
+    """A Retry-After on a look holds for every task."""
+    world.says("one", RateLimitError(429, "slow", retry_after=40), record("one", 1))
+    world.finishes("two", at=0)
+    one = asyncio.create_task(world.wait("one", since=now() - 100))
+    await asyncio.sleep(1)
+    two = asyncio.create_task(world.wait("two", since=now() - 100))
+    await asyncio.gather(one, two)
+    assert all(moment >= 40 for moment, _ in world.looks[1:])
+
+
+async def test_p03_a_new_flag_is_generating_and_warned_of_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unknown and missing flags are not final."""
+    world.says(TASK, *[record(flag=9)] * 3, record(flag=None), record(flag="0"), record(flag=1))
+    assert (await world.wait()).is_final
+    assert 1 == caplog.text.count("successFlag 9")
+
+
+async def test_p04_success_without_files_is_asked_again(world: World) -> None:
+    """A success that shows no file yet is not the end."""
+    empty = record(flag=1, resultInfoJson=None)
+    world.says(TASK, empty, empty, record(flag=1))
+    assert 4 == len((await world.wait()).urls)
+
+
+async def test_p04_success_without_files_for_ever(world: World) -> None:
+    """It ends as ResultMissing with the details, never as a hang."""
+    world.says(TASK, record(flag=1, resultInfoJson={"resultUrls": []}))
+    with pytest.raises(ResultMissing) as caught:
+        await world.wait()
+    assert caught.value.details is not None
+    assert TaskStatus.SUCCEEDED is caught.value.details.status
+
+
+async def test_p08_a_deadline_ends_one_wait_and_not_the_task(world: World) -> None:
+    """WaitTimeout has the id; others wait on; it can be awaited again."""
+    world.finishes(TASK, at=100)
+    other = asyncio.create_task(world.wait())
+    with pytest.raises(WaitTimeout) as caught:
+        await world.wait(within=10)
+    assert TASK == caught.value.task_id
+    assert 10 == pytest.approx(now() - world.born, abs=0.01)
+    assert (await other).is_final
+
+
+async def test_p08_waiting_in_short_bites_keeps_to_the_floor(world: World) -> None:
+    """A loop of short waits on an old task costs no more than a look per floor."""
+    world.finishes(TASK, at=30)
+    for _ in range(1000):
+        try:
+            await world.wait(within=0.05, since=None)
+        except WaitTimeout:
+            continue
+        break
+    assert 31 >= len(world.looks)
+
+
+async def test_p13_a_look_that_hangs_is_bounded_by_the_wait(world: World) -> None:
+    """The deadline does not wait for the GET."""
+    world.latency = 10_000
+    world.finishes(TASK, at=0)
+    with pytest.raises(WaitTimeout):
+        await world.wait(within=45)
+    assert 45 == pytest.approx(now() - world.born, abs=0.01)
+
+
+async def test_p10_a_blocked_loop_is_no_timeout(world: World) -> None:
+    """The loop was blocked past the deadline while the result came: it is delivered."""
+    world.finishes(TASK, at=0)
+    waiting = asyncio.create_task(world.wait(within=32))
+    await asyncio.sleep(29.9)
+    asyncio.get_running_loop()._clock.now += 5  # type: ignore[attr-defined]
+    assert (await waiting).is_final
+
+
+async def test_p11_a_revoked_key_ends_every_wait(world: World) -> None:
+    """Two 401s of MidAPI's own in a row: all are told, and looking stops."""
+    tasks = [f"task{n}" for n in range(500)]
+    for task in tasks:
+        world.says(task, AuthenticationError(401, "no access", 200))
+    ended = await asyncio.gather(
+        *(world.wait(task, since=now() - 100) for task in tasks), return_exceptions=True
+    )
+    assert {AuthenticationError} == {type(error) for error in ended}
+    assert 500 == len({id(error) for error in ended})
+    assert 20 >= len(world.looks)
+
+
+async def test_p11_a_strangers_401_is_a_passing_fault(world: World) -> None:
+    """A login page with 401 is not MidAPI's word."""
+    strange = AuthenticationError(401, "a page", 401, own_envelope=False)
+    world.says(TASK, strange, strange, strange, record(flag=1))
+    assert (await world.wait()).is_final
+
+
+async def test_l05_cancelled_waiters_leave_nothing(world: World) -> None:
+    """20 × 500 cancelled waits: entries, futures and heap items are gone, up to a bound."""
+    asyncio.get_running_loop().set_debug(False)
+    for turn in range(20):
+        waits = [asyncio.create_task(world.wait(f"t{turn}-{n}", within=3600)) for n in range(500)]
+        await asyncio.sleep(0)
+        assert 500 == world.tracker.waiting
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+    assert not world.tracker._active
+    assert 3000 >= len(world.tracker._heap)
+    assert REMEMBERED >= len(world.tracker._idle)
+
+
+async def test_l06_closing_tells_every_waiter(world: World) -> None:
+    """Each gets ClientClosed with its id, at once."""
+    for n in range(100):
+        world.finishes(f"t{n}", at=1e9)
+    waits = [asyncio.create_task(world.wait(f"t{n}")) for n in range(100)]
+    await asyncio.sleep(31)
+    await world.tracker.aclose()
+    ended = await asyncio.gather(*waits, return_exceptions=True)
+    assert {f"t{n}" for n in range(100)} == {getattr(error, "task_id", None) for error in ended}
+    assert {ClientClosed} == {type(error) for error in ended}
+    with pytest.raises(ClientClosed):
+        await world.wait("later")
+
+
+async def test_l08_a_scheduler_that_fails_is_started_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever breaks it, the waiters still get their result, and it is said."""
+    world.finishes(TASK, at=0)
+    real = world.tracker._do_what_is_due
+    failures = iter([RuntimeError("a bug")])
+
+    def once_broken() -> float:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return real()
+
+    world.tracker._do_what_is_due = once_broken  # type: ignore[method-assign]
+    assert (await world.wait()).is_final
+    assert [logging.ERROR] == [entry.levelno for entry in caplog.records]
+
+
+async def test_l08_a_look_that_breaks_is_a_passing_fault(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A defect in one look neither kills the tracker nor the wait."""
+    broken = iter([True])
+
+    def answer() -> Found:
+        if next(broken, False):
+            raise RuntimeError("a bug")
+        data = record(TASK, 1)
+        return found(data)
+
+    world.answers[TASK] = answer
+    assert (await world.wait()).is_final
+    assert "a bug" in caplog.text
+
+
+async def test_looks_are_bounded_in_rate_and_number() -> None:
+    """looks_per_second holds over any second beyond a second's burst; all tasks get their turn."""
+    async with a_world(PollPolicy(looks_per_second=5)) as world:
+        tasks = [f"task{n}" for n in range(300)]
+        for task in tasks:
+            world.finishes(task, at=0)
+        await asyncio.gather(*(world.wait(task, since=now() - 100) for task in tasks))
+        assert 300 == len(world.looks)
+        assert 58 <= now() - world.born <= 62
+        moments = [moment for moment, _ in world.looks]
+        assert 10 >= max(sum(1 for m in moments if s <= m < s + 1) for s in moments)
+
+
+async def test_the_schedule_learns() -> None:
+    """Tasks that take 200 s are not looked at from second 30 on for ever."""
+    async with a_world() as world:
+        for n in range(10):
+            begun = now() - world.born
+            times = {"createTime": 1_000_000, "completeTime": 1_000_000 + 200_000}
+            world.finishes(f"t{n}", at=begun + 200, **times)
+            world.looks.clear()
+            await world.wait(f"t{n}")
+        assert 8 >= len(world.looks)
+        assert 200 == world.schedule.expected(FAST).median
+
+
+async def test_time_scale_divides_every_wait() -> None:
+    """With a scale of 60 a minute of the service is a second of the loop."""
+    async with a_world(scale=60) as world:
+        world.finishes(TASK, at=1.0)
+        await world.wait(since=now() * 60)
+        assert 1.0 <= now() - world.born <= 1.3
+
+
+# ─── through the client, over sockets ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Your prompt contains NSFW words", PromptRejected),
+        ("No response from MidJourney Official Website after multiple attempts.", TaskFailed),
+        (None, TaskFailed),
+    ],
+)
+@pytest.mark.parametrize("flag", [2, 3])
+async def test_a_failed_task_is_its_own_error(message: str, kind: type, flag: int) -> None:
+    """Flag 2 and 3 raise TaskFailed with the details; the transient text is told as such."""
+    failed = looked(flag=flag, errorCode="500", errorMessage=message)
+    async with ScriptedServer(then=mid(accepted(), failed)) as server, client_of(server) as client:
+        with pytest.raises(TaskFailed) as caught:
+            await client.generate_and_wait("a red fox")
+        assert kind is type(caught.value)
+        assert (message or "").startswith("No response") == caught.value.transient
+        assert caught.value.details is not None
+        assert 500 == caught.value.details.error_code
+
+
+async def test_p05_a_final_state_stays() -> None:
+    """What a handle has handed over once it hands over again, whatever the record says now."""
+    script = [accepted(), looked(flag=1), looked(flag=0)]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        handle = await client.generate("a red fox")
+        first = await handle
+        assert first is await handle
+        assert 1 == len(looks(server))
+
+
+PASSING: dict[str, Step] = {
+    "p06_another_task": looked("f" * 32),
+    "p07_html": reply(body="<html>login</html>"),
+    "p07_http_403_page": reply(403, body="<html>"),
+    "p07_http_511_page": reply(511, body="<html>"),
+    "p07_redirect": reply(302, headers={"Location": "https://elsewhere.example/"}),
+    "p02_reset": reset("headers"),
+    "p02_http_502": reply(502),
+    "p02_code_500": refused(500),
+    "s11_deep": reply(body="[" * 100_000),
+    "wrong_kind": ok(record(flag=[1])),
+    "p01_422": refused(422, "recordInfo is null"),
+    "p01_404": refused(404, "Task not found", status=404),
+    "p01_null": ok(None),
+    "s05_429": refused(429, status=429, Retry_After="3"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+async def test_a_passing_fault_of_a_look_ends_no_wait(fault: str) -> None:
+    """The next look finds the result."""
+    script = [accepted(), PASSING[fault], looked()]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        details = await client.generate_and_wait("a red fox")
+        assert 4 == len(details.urls)
+        assert not server.steps_left
+
+
+async def test_p12_a_compressed_bomb_is_capped() -> None:
+    """The cap counts decoded bytes."""
+    import gzip
+
+    bomb = reply(body=gzip.compress(b"[" * (64 << 20)), headers={"Content-Encoding": "gzip"})
+    script = [accepted(), bomb, looked()]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        assert (await client.generate_and_wait("a red fox")).is_final
+
+
+async def test_p13_wait_timeout_bounds_a_hanging_get() -> None:
+    """Over sockets: the GET hangs, the wait ends in time, and can be taken up again."""
+    script = [accepted(), hang(), looked()]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        handle = await client.generate("a red fox")
+        begun = now()
+        with pytest.raises(WaitTimeout):
+            await handle.wait(timeout=40)
+        assert 40 == pytest.approx(now() - begun, abs=0.1)
+        assert (await handle.wait(timeout=100)).is_final
+
+
+async def test_the_default_wait_counts_from_acceptance_and_looks_once_at_least() -> None:
+    """Timeouts.wait bounds await handle; an old handle still gets a look."""
+    script = [accepted(), *(looked(flag=0) for _ in range(20))]
+    timeouts = Timeouts(wait=50)
+    async with ScriptedServer(script) as server, client_of(server, timeouts=timeouts) as client:
+        handle = await client.generate("a red fox")
+        begun = now()
+        with pytest.raises(WaitTimeout):
+            await handle
+        assert 50 == pytest.approx(now() - begun, abs=0.1)
+        seen = len(looks(server))
+        with pytest.raises(WaitTimeout):
+            await handle
+        assert seen < len(looks(server))
