@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -183,7 +184,7 @@ class Submitter:
         if order.key is None:
             return None
         row = await self._journal.find(key=(self._scope, order.key))
-        if row is None:
+        if row is None or row.state is State.REFUSED:
             return None
         if row.fingerprint != _codec.fingerprint(order.request):
             raise KeyConflict(order.key)
@@ -204,7 +205,7 @@ class Submitter:
             token_hash=token_hash(token) if token is not None else None,
             created_at=time.time(),
             key=order.key,
-            metadata=order.metadata,
+            metadata=MappingProxyType(dict(order.metadata)),
             supersedes=supersedes,
         )
         return intent, callback_url
@@ -369,7 +370,8 @@ class Submitter:
             return row
         if row.state is State.UNKNOWN:
             raise self._unknown(row)
-        raise InvalidRequestError({"intent_id": f"intent {row.intent_id} is {row.state}"})
+        told = f"intent {row.intent_id} is {row.state}; a new submission needs a key of its own"
+        raise InvalidRequestError({"key" if row.key else "intent_id": told})
 
     async def settle(self, row: Intent, seconds: float | None) -> Intent:
         """Wait until an unknown intent turns out to be accepted.

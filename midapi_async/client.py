@@ -27,6 +27,7 @@ from .files import Downloader
 from .handle import Desk, TaskHandle, handle_of, kind_of
 from .intents import Intents
 from .journal.memory import MemoryJournal
+from .receiver import CallbackReceiver
 from .receiver.inbox import ClientInbox
 from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from types import EllipsisType, TracebackType
 
     from .journal import Journal
-    from .receiver import CallbackReceiver
     from .tasks import TaskDetails
 
 _log = logging.getLogger("midapi_async")
@@ -142,8 +142,15 @@ class MidAPIClient:
         self._receiver = receiver
         self._journal = _journal(journal)
         self._scope = _scope(self._settings, namespace)
+        _check_kinds(
+            receiver=(receiver, CallbackReceiver, None),
+            retry=(retry, RetryPolicy),
+            polling=(polling, PollPolicy),
+            rate_limit=(rate_limit, RateLimit, None),
+            timeouts=(timeouts, Timeouts),
+        )
         if ack not in ("auto", "manual"):
-            raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r}"})
+            raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r:.60}"})
         self._ack = ack
         self._retry = retry
         self._polling = polling
@@ -437,6 +444,7 @@ class MidAPIClient:
         """
         rooms = self._open_rooms()
         asked = _request(request, fields)
+        begun = rooms.clock.time()
         try:
             handle = await self.generate(
                 asked, key=key, metadata=metadata, callback_url=callback_url
@@ -445,6 +453,8 @@ class MidAPIClient:
             if not unknown.can_settle:
                 raise
             handle = await rooms.intents.settle(unknown.intent_id, wait_timeout)
+            if isinstance(wait_timeout, int | float):
+                wait_timeout -= rooms.clock.time() - begun
         return await handle.wait(wait_timeout)
 
     def _warn_of_keys_in_memory(self) -> None:
@@ -546,6 +556,17 @@ class MidAPIClient:
         if not isinstance(url, str) or not url.startswith(("https://", "http://")):
             raise InvalidRequestError({"url": "must be the http(s) URL of a result"})
         return await rooms.api.download_url(url)
+
+
+def _check_kinds(**options: tuple[object, *tuple[type | None, ...]]) -> None:
+    """Raise for each option that is of none of the kinds behind it."""
+    problems = {}
+    for name, (value, *kinds) in options.items():
+        if not any(value is kind or (kind and isinstance(value, kind)) for kind in kinds):
+            wanted = " or ".join(kind.__name__ if kind else "None" for kind in kinds)
+            problems[name] = f"must be {wanted}, got {value!r:.60}"
+    if problems:
+        raise InvalidRequestError(problems)
 
 
 async def _close(rooms: _Rooms) -> None:

@@ -723,6 +723,11 @@ async def test_an_expired_link_of_the_sandbox(tmp_path: Path) -> None:
     ("options", "named"),
     [
         ({"ack": "never"}, "ack"),
+        ({"retry": 3}, "retry"),
+        ({"polling": 5}, "polling"),
+        ({"rate_limit": 20}, "rate_limit"),
+        ({"timeouts": 60}, "timeouts"),
+        ({"receiver": "https://me.example"}, "receiver"),
         ({"namespace": ""}, "namespace"),
         ({"namespace": "a\nb"}, "namespace"),
         ({"base_url": "http://api.example"}, "base_url"),

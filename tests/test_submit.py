@@ -410,6 +410,15 @@ async def test_keys_another_request_is_a_conflict() -> None:
             await client.generate("a blue whale", key="k")
 
 
+async def test_keys_a_refused_request_may_be_corrected_under_its_key() -> None:
+    """Nothing was bought, so the key is free, for another request too."""
+    script = [refused(422, "a bad word"), accepted()]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        with pytest.raises(UnprocessableError):
+            await client.generate("a bad fox", key="k")
+        assert TASK == (await client.generate("a good fox", key="k")).task_id
+
+
 async def test_keys_in_memory_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     """The first key without a folder logs one warning."""
     async with ScriptedServer(then=accepted()) as server, client_of(server) as client:

@@ -30,7 +30,7 @@ from midapi_async._clock import Clock
 from midapi_async._codec import read_record
 from midapi_async._schedule import Schedule
 from midapi_async._tracker import HINT_INTERVAL, HINTS_PER_TASK, REMEMBERED, Tracker
-from tests.support.scripted import ScriptedServer, Step, hang, reply, reset
+from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
 
 FAST = ("mj_txt2img", "fast")
@@ -509,7 +509,7 @@ async def test_p12_a_compressed_bomb_is_capped() -> None:
 
 async def test_p13_wait_timeout_bounds_a_hanging_get() -> None:
     """Over sockets: the GET hangs, the wait ends in time, and can be taken up again."""
-    script = [accepted(), hang(), looked()]
+    script: list[Play] = [accepted(), hang(), looked()]
     async with ScriptedServer(script) as server, client_of(server) as client:
         handle = await client.generate("a red fox")
         begun = now()

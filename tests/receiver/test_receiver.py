@@ -20,6 +20,7 @@ from midapi_async import (
     MidAPIClient,
     ReceiverError,
     State,
+    WaitTimeout,
 )
 from midapi_async._token import new_token, token_hash
 from midapi_async.journal import Intent
@@ -119,6 +120,19 @@ async def test_c02_a_hundred_duplicates_for_a_lost_answer() -> None:
         assert {200} == set(answers)
         assert (await waiting).is_final
         assert 2 >= len(looks(scene.server))
+
+
+async def test_s01_settling_and_waiting_share_one_timeout() -> None:
+    """wait_timeout bounds the whole of generate_and_wait, a lost answer included."""
+    async with a_scene(lose_answer(), *(looked(flag=0) for _ in range(30))) as scene:
+        begun = asyncio.get_running_loop().time()
+        task = asyncio.create_task(scene.client.generate_and_wait("a red fox", wait_timeout=60))
+        await scene.server.arrived(1)
+        await asyncio.sleep(50)
+        assert 200 == await scene.call_back()
+        with pytest.raises(WaitTimeout):
+            await task
+        assert 60 == pytest.approx(asyncio.get_running_loop().time() - begun, abs=0.1)
 
 
 async def test_c03_before_the_submit_is_answered() -> None:
