@@ -1,0 +1,289 @@
+"""The sandbox: a server that is MidAPI, on this machine."""
+
+import errno
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self, final
+
+from aiohttp import web
+
+from midapi_async.sandbox import _wire
+from midapi_async.sandbox._account import Account, checked_balance
+from midapi_async.sandbox._actions import CallbackAction
+from midapi_async.sandbox._app import App
+from midapi_async.sandbox._delivery import Delivery
+from midapi_async.sandbox._hints import Failure
+from midapi_async.sandbox._ledger import Book, Ledger
+from midapi_async.sandbox._orders import checked_table
+from midapi_async.sandbox._records import Shape
+from midapi_async.sandbox._service import Service, Settings
+from midapi_async.sandbox.faults import Faults
+
+# How long requests under way may take to end when the sandbox closes, in real seconds.
+_GRACE = 0.5
+# Connections that wait to be accepted; the system may allow fewer.
+_QUEUE = 4096
+
+
+@final
+class Sandbox:
+    """A local MidAPI, used with ``async with``.
+
+    Every answer, file and callback goes over real sockets. Tasks, credits and files live in
+    memory and end with the sandbox. It runs in the event loop that opened it, counts time by
+    that loop's clock, and is opened once.
+
+    Args:
+        host: the address to listen on.
+        port: the port; 0 picks a free one.
+        api_key: the only bearer key that is let in; None lets in any that is not empty. All
+            keys are keys of one account: credits and the rate limit are shared, as they are
+            among the keys of one real account.
+        webhook_key: signs callbacks; None sends them unsigned.
+        credits: the balance to begin with.
+        time_scale: divides every duration and window: of tasks, of the rate limit, of the
+            retries of callbacks, of the life of links. Stamps show the undivided durations,
+            and so run ahead of the wall. What a callback's endpoint may take, 15 seconds, is
+            divided down to 5 at the least: a network does not run faster.
+        faults: what goes wrong; see `Faults`. Rules may be added while it runs.
+        seed: of the jitter of durations and the chances of faults. Task ids are random all
+            the same.
+        shape: "recorded" answers as was seen on the wire, "documented" as the vendor's
+            pages have it.
+        durations: seconds by (task type, speed), "*" for any; such a task takes exactly so
+            long. Others take what was measured, with some jitter.
+        prices: credits by (task type, speed), "*" for any; those of a video are for each
+            video of its batch.
+        auto: tasks end by themselves; False leaves that to `finish` and `fail`.
+
+    Raises:
+        ValueError: for an argument that cannot be meant; the text names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+        webhook_key: str | None = None,
+        credits: float = 10_000.0,
+        time_scale: float = 1.0,
+        faults: Faults | None = None,
+        seed: int = 0,
+        shape: Shape = "recorded",
+        durations: Mapping[tuple[str, str], float] | None = None,
+        prices: Mapping[tuple[str, str], float] | None = None,
+        auto: bool = True,
+    ) -> None:
+        """Check the arguments; nothing is opened yet."""
+        _check(time_scale, (api_key, webhook_key), shape)
+        self._host = host
+        self._port = port
+        self._faults = Faults() if faults is None else faults
+        self._account = Account(credits)
+        self._book = Book()
+        self._settings = Settings(
+            api_key=api_key,
+            webhook_key=webhook_key,
+            time_scale=float(time_scale),
+            faults=self._faults,
+            seed=seed,
+            shape=shape,
+            durations=checked_table("durations", durations),
+            prices=checked_table("prices", prices),
+            auto=auto,
+        )
+        self._service: Service | None = None
+        self._app: App | None = None
+        self._runner: web.AppRunner | None = None
+        self._url: str | None = None
+
+    def __repr__(self) -> str:
+        where = self._url or "not open"
+        return f"<Sandbox {where}, {len(self._book.accepted)} accepted>"
+
+    async def __aenter__(self) -> Self:
+        """Open it: see `open`."""
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it: see `aclose`."""
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            OSError: if the address cannot be listened on; the text names it.
+            RuntimeError: if it was opened before.
+        """
+        if self._service is not None:
+            message = "a sandbox is opened once; make another"
+            raise RuntimeError(message)
+        self._service = Service(self._settings, self._book, self._account)
+        self._app = App(self._service, lambda: self.url)
+        self._runner = web.AppRunner(
+            self._app.application(),
+            access_log=None,
+            shutdown_timeout=_GRACE,
+            lingering_time=2 * _GRACE,
+        )
+        try:
+            await self._runner.setup()
+            self._url = await self._listen(self._runner)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _listen(self, runner: web.AppRunner) -> str:
+        # Beyond the queue a connection waits a second for its second SYN: no virtual clock sees it.
+        site = web.TCPSite(runner, self._host, self._port, backlog=_QUEUE)
+        try:
+            await site.start()
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            why = "the port is taken; choose another" if taken else error.strerror or str(error)
+            message = f"cannot listen on {self._host}:{self._port}: {why}"
+            raise OSError(error.errno, message) from error
+        return _url_of(self._host, site.port)
+
+    async def aclose(self) -> None:
+        """Stop serving: end all tasks, callbacks and connections within about a second.
+
+        Closing it again does nothing. The ledger can still be read.
+        """
+        service, app, runner = self._service, self._app, self._runner
+        if service is None or app is None or runner is None:
+            return
+        self._runner = None
+        try:
+            await service.stop()
+        finally:
+            await runner.cleanup()
+            await app.aclose(_GRACE)
+            service.files.close()
+
+    @property
+    def url(self) -> str:
+        """Where it serves, as "http://127.0.0.1:49152"; RuntimeError before it is open."""
+        if self._url is None:
+            message = "the sandbox is not open; use `async with Sandbox() as sandbox`"
+            raise RuntimeError(message)
+        return self._url
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was accepted, asked and called back; may be read from any thread."""
+        return self._book
+
+    @property
+    def faults(self) -> Faults:
+        """The plan of faults; rules may be added at any time."""
+        return self._faults
+
+    @property
+    def credits(self) -> float:
+        """The account's balance; may be set."""
+        return self._account.balance
+
+    @credits.setter  # noqa: A003  the property of the class is meant
+    def credits(self, balance: float) -> None:
+        self._account.balance = checked_balance(balance)
+
+    def finish(self, task_id: str) -> None:
+        """Let a task succeed now, and send its callback.
+
+        One that has succeeded stays as it is.
+
+        Raises:
+            KeyError: for an id that this sandbox never gave out.
+            ValueError: if the task has failed.
+        """
+        self._open_service().end(task_id, None)
+
+    def fail(
+        self,
+        task_id: str,
+        *,
+        message: str | None = _wire.NO_RESPONSE,
+        code: int | str | None = _wire.SERVER_ERROR,
+        flag: int = _wire.GENERATION_FAILED,
+    ) -> None:
+        """Let a task fail now, and send its callback.
+
+        One that has failed stays as it is.
+
+        Args:
+            task_id: the task.
+            message: the record's errorMessage.
+            code: the record's errorCode.
+            flag: the record's successFlag, 2 or 3.
+
+        Raises:
+            KeyError: for an id that this sandbox never gave out.
+            ValueError: if the task has succeeded, or for another flag.
+        """
+        self._open_service().end(task_id, Failure(message, code, flag))
+
+    async def call_back(
+        self, task_id: str, *changes: CallbackAction, url: str | None = None
+    ) -> int | None:
+        """Send a task's callback now, once and apart from any that it sends by itself.
+
+        A task that has not ended sends an acknowledgement, with no result.
+
+        Args:
+            task_id: the task.
+            changes: the actions of `Faults` for callbacks: ``duplicate(3)`` and so on.
+            url: where to; None is its own callBackUrl.
+
+        Returns:
+            The HTTP status of the answer, None if there was none.
+
+        Raises:
+            KeyError: for an id that this sandbox never gave out.
+            ValueError: if there is no URL.
+        """
+        service = self._open_service()
+        task = service.task(task_id)
+        target = url or task.order.callback_url
+        if target is None:
+            message = f"task {task_id} has no callBackUrl; say url="
+            raise ValueError(message)
+        delivery = Delivery()
+        for change in changes:
+            delivery = change.change(delivery)
+        return await service.caller.call_once(task, target, delivery)
+
+    def _open_service(self) -> Service:
+        if self._service is None or self._runner is None:
+            message = "the sandbox is not open"
+            raise RuntimeError(message)
+        return self._service
+
+
+def _check(time_scale: float, keys: tuple[str | None, ...], shape: str) -> None:
+    if not (math.isfinite(time_scale) and time_scale > 0):
+        message = f"time_scale must be a number above 0, not {time_scale!r}"
+        raise ValueError(message)
+    if "" in keys:
+        message = "api_key and webhook_key must not be empty; None goes without"
+        raise ValueError(message)
+    if shape not in ("recorded", "documented"):
+        message = f"shape must be 'recorded' or 'documented', not {shape!r}"
+        raise ValueError(message)
+
+
+def _url_of(host: str, port: int) -> str:
+    """Give the URL for somebody on this machine."""
+    # Nobody can connect to "all addresses".
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  not listened on
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,191 @@
+import asyncio
+import io
+import json
+import logging
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from midapi_async.sandbox import Sandbox, hang, rewrite
+from tests.sandbox.world import (
+    CREDIT,
+    DOWNLOAD_URL,
+    FOX,
+    GENERATE,
+    RECORD_INFO,
+    Api,
+    api_of,
+    raw_get,
+    raw_post,
+    talk,
+)
+
+GUESSED = ("imagine", "upscale", "recordInfo", "status")
+
+
+@pytest.mark.parametrize("word", GUESSED)
+async def test_guessed_paths_stay_404(api: Api, word: str) -> None:
+    """What people guess is not there, and says so in JSON."""
+    for method in ("GET", "POST"):
+        async with api.session.request(method, f"/api/v1/mj/{word}") as response:
+            assert 404 == response.status
+            assert 404 == (await response.json())["code"]
+
+
+async def test_a_wrong_method_is_405_in_json(api: Api) -> None:
+    """A 405 is an envelope and names the methods that are allowed."""
+    async with api.session.get(GENERATE) as response:
+        assert 405 == response.status
+        assert "POST" == response.headers["Allow"]
+        assert 405 == (await response.json())["code"]
+
+
+@pytest.mark.parametrize("path", [CREDIT, "/api/v1/chat/credit", RECORD_INFO])
+async def test_without_the_key_nothing_is_told(path: str) -> None:
+    """Every call of the API needs the key; the refusal is HTTP 200 with code 401."""
+    wrong = (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic right",
+        "right",
+        "Bearer wrong",
+        "Bearer schlüssel",
+    )
+    async with Sandbox(api_key="right") as sandbox, aiohttp.ClientSession(sandbox.url) as session:
+        for header in wrong:
+            headers = {} if header is None else {"Authorization": header}
+            async with session.get(path, headers=headers) as response:
+                assert 200 == response.status
+                envelope = await response.json()
+            expected = {"code": 401, "msg": "You do not have access permissions", "data": None}
+            assert expected == envelope, header
+
+
+async def test_the_right_key_opens() -> None:
+    """The scheme is read in any case, as HTTP has it."""
+    async with Sandbox(api_key="right") as sandbox, aiohttp.ClientSession(sandbox.url) as session:
+        for header in ("Bearer right", "bearer right"):
+            async with session.get(CREDIT, headers={"Authorization": header}) as response:
+                assert 200 == (await response.json())["code"]
+
+
+async def test_any_key_opens_the_one_account(sandbox: Sandbox) -> None:
+    """Without an api_key every key that is not empty works, on the same credits."""
+    async with api_of(sandbox, "one") as one, api_of(sandbox, "two") as two:
+        await one.submit()
+        assert 9992 == (await two.get(CREDIT))["data"]
+        await two.submit()
+        await two.submit()
+    labels = [entry.account for entry in sandbox.ledger.accepted]
+    assert labels[0] != labels[1] == labels[2]
+    assert not [label for label in labels if label in ("one", "two")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe{}",
+        b'{"taskType": "mj_txt2img", "prompt": "x", "weirdness": NaN}',
+        b"[" * 200_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    ],
+)
+async def test_malformed_json_is_code_400(sandbox: Sandbox, api: Api, body: bytes) -> None:
+    """Whatever is no JSON object is refused in the envelope, never with an exception."""
+    for path in (GENERATE, DOWNLOAD_URL):
+        async with api.session.post(path, data=body) as response:
+            assert 200 == response.status
+            assert 400 == (await response.json())["code"]
+    assert () == sandbox.ledger.accepted
+
+
+async def test_a_body_that_is_too_large_is_413(api: Api) -> None:
+    """Declared or not, more than a megabyte of JSON is refused in the envelope."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b" " * 300_000
+
+    for data in (io.BytesIO(b" " * 1_048_577), chunks()):
+        async with api.session.post(GENERATE, data=data) as response:
+            assert 413 == response.status
+            assert 413 == (await response.json())["code"]
+
+
+async def test_an_unexpected_exception_is_an_envelope_and_logged(
+    sandbox: Sandbox, api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug of the sandbox is code 500 and a log line, never an HTML page."""
+
+    def broken(_: object) -> float:
+        raise RuntimeError("oh no")
+
+    monkeypatch.setattr("midapi_async.sandbox._account.Account.wire_balance", broken)
+    with caplog.at_level(logging.ERROR):
+        async with api.session.get(CREDIT, headers={"Accept": "text/html"}) as response:
+            assert 500 == response.status
+            assert 500 == (await response.json())["code"]
+    assert "oh no" in caplog.text
+    assert 500 == sandbox.ledger.requests[-1].status
+
+
+async def test_a_mistake_in_a_plan_is_an_envelope_and_logged(
+    sandbox: Sandbox, api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A predicate or an edit that raises is told, not an HTML page."""
+    sandbox.faults.on("look", when=lambda call: call.body["x"] == 1, do=hang())
+    sandbox.faults.on("credit", do=rewrite(lambda envelope: {"x": envelope["nothing"]}))
+    for path in (RECORD_INFO, CREDIT):
+        async with api.session.get(path) as response:
+            assert 500 == response.status
+            assert 500 == (await response.json())["code"]
+    assert 2 == caplog.text.count("KeyError")
+
+
+async def test_a_prompt_with_any_unicode_comes_back(api: Api) -> None:
+    """UTF-8 goes through; a lone surrogate becomes a question mark, as Java writes it."""
+    task_id = await api.submit(prompt="füchse 狐 🦊 \x00 \ud800")
+    params = json.loads((await api.look(task_id))["paramJson"])
+    assert "füchse 狐 🦊 \x00 ?" == params["prompt"]
+
+
+async def test_answers_are_compact_json(sandbox: Sandbox) -> None:
+    """The bytes are those of the recordings: no space behind a colon."""
+    answer = await talk(sandbox, raw_get(CREDIT))
+    assert answer.endswith(b'\r\n\r\n{"code":200,"msg":"success","data":10000}')
+    assert b"\r\nContent-Type: application/json" in answer
+
+
+async def test_a_client_that_leaves_does_no_harm(sandbox: Sandbox, api: Api) -> None:
+    """Half a body and a closed connection: nothing is accepted, the next request works."""
+    whole = raw_post(GENERATE, json.dumps(FOX).encode())
+    host, _, port = sandbox.url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(whole[:-5])
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    await api.submit()
+    assert 1 == len(sandbox.ledger.accepted)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [("sandbox:8787", "http://sandbox:8787"), ("[::1]:80", "http://[::1]:80"), ("a b", None)],
+)
+async def test_urls_begin_where_the_client_believes_to_be(
+    sandbox: Sandbox, api: Api, host: str, origin: str | None
+) -> None:
+    """Behind a compose service's name the files' URLs use that name."""
+    async with api.session.post(GENERATE, json=FOX, headers={"Host": host}) as response:
+        task_id = (await response.json())["data"]["taskId"]
+    sandbox.finish(task_id)
+    assert (await api.urls(task_id))[0].startswith(f"{origin or sandbox.url}/m/")

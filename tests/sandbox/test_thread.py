@@ -1,0 +1,125 @@
+"""The sandbox in a thread, as somebody uses it who does not await."""
+
+import json
+import threading
+import time
+import urllib.request
+from typing import Any
+
+import pytest
+
+from midapi_async.sandbox import Faults, Sandbox, SandboxThread, answer_code, duplicate
+from midapi_async.sandbox._thread import SandboxOptions
+from tests.sandbox.world import FOX, GENERATE, RECORD_INFO
+
+
+def call(url: str, body: object = None) -> dict[str, Any]:
+    """Give the JSON of a plain call with urllib."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Authorization": "Bearer k"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        envelope: dict[str, Any] = json.load(response)
+        return envelope
+
+
+def submit(sandbox: SandboxThread, **fields: object) -> str:
+    """Give the task id of a fox."""
+    return str(call(sandbox.url + GENERATE, {**FOX, **fields})["data"]["taskId"])
+
+
+def look(sandbox: SandboxThread, task_id: str) -> dict[str, Any]:
+    """Give record-info's data."""
+    data: dict[str, Any] = call(f"{sandbox.url}{RECORD_INFO}?taskId={task_id}")["data"]
+    return data
+
+
+def test_it_does_what_a_sandbox_does() -> None:
+    """Submit, finish, fail, credits, ledger and faults, from a program without a loop."""
+    with SandboxThread(auto=False, credits=24) as sandbox:
+        assert sandbox.url in repr(sandbox)
+        first, second = submit(sandbox), submit(sandbox)
+        assert [first, second] == [entry.task_id for entry in sandbox.ledger.accepted]
+        sandbox.finish(first)
+        sandbox.fail(second, message="no", code=None, flag=2)
+        assert 1 == look(sandbox, first)["successFlag"]
+        assert (2, "no") == (
+            look(sandbox, second)["successFlag"],
+            look(sandbox, second)["errorMessage"],
+        )
+        assert 8 == sandbox.credits
+        sandbox.credits = 3
+        assert 402 == call(sandbox.url + GENERATE, FOX)["code"]
+        sandbox.faults.on("submit", do=answer_code(455))
+        assert 455 == call(sandbox.url + GENERATE, FOX)["code"]
+        with pytest.raises(KeyError, match="nobody"):
+            sandbox.finish("nobody")
+
+
+def test_it_calls_back() -> None:
+    """By hand, with the answer's status; here the endpoint is another sandbox's 404."""
+    with SandboxThread() as endpoint, SandboxThread(auto=False) as sandbox:
+        task_id = submit(sandbox, callBackUrl=f"{endpoint.url}/callback")
+        assert 404 == sandbox.call_back(task_id, duplicate(2))
+        assert 2 == len(sandbox.ledger.callbacks)
+        assert 404 == sandbox.call_back(task_id, url=f"{endpoint.url}/other")
+        assert 3 == endpoint.ledger.count("other")
+
+
+def test_its_thread_ends_with_it() -> None:
+    """Nothing is left, closing again does nothing, and using it then says so."""
+    before = threading.active_count()
+    sandbox = SandboxThread()
+    with pytest.raises(RuntimeError, match="not open"):
+        sandbox.finish("x")
+    with sandbox:
+        assert before < threading.active_count()
+    assert before == threading.active_count()
+    sandbox.close()
+    with pytest.raises(RuntimeError, match="not open"):
+        sandbox.finish("x")
+
+
+def test_a_port_that_is_taken_ends_the_thread() -> None:
+    """The OSError is the caller's, and no thread stays."""
+    with SandboxThread() as first:
+        before = threading.active_count()
+        port = int(first.url.rpartition(":")[2])
+        with pytest.raises(OSError, match="the port is taken"), SandboxThread(port=port):
+            pass
+        assert before == threading.active_count()
+
+
+def test_many_threads_at_once() -> None:
+    """What is asked from several threads is all counted, and nothing breaks."""
+    with SandboxThread(auto=False, time_scale=1e6) as sandbox:
+
+        def work() -> None:
+            for _ in range(10):
+                sandbox.finish(submit(sandbox))
+                assert sandbox.ledger.accepted
+                assert sandbox.ledger.requests
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 40 == len(sandbox.ledger.accepted)
+        assert 40 == sandbox.ledger.count("submit")
+
+
+def test_time_passes_by_itself() -> None:
+    """Tasks end on the real clock, divided by the scale."""
+    with SandboxThread(time_scale=6000, faults=Faults()) as sandbox:
+        task_id = submit(sandbox)
+        deadline = time.monotonic() + 30
+        while look(sandbox, task_id)["successFlag"] == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def test_the_options_are_those_of_the_sandbox() -> None:
+    """A new argument of Sandbox must not be forgotten here."""
+    annotations = dict(Sandbox.__init__.__annotations__)
+    assert annotations.pop("return") is None
+    assert set(annotations) == set(SandboxOptions.__annotations__)

@@ -1,0 +1,171 @@
+import asyncio
+import base64
+import io
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from midapi_async.sandbox import Sandbox
+from tests.sandbox.world import Api
+
+STREAM = "/api/file-stream-upload"
+BASE64 = "/api/file-base64-upload"
+URL = "/api/file-url-upload"
+DATA = b"\xff\xd8 not really a picture \xff\xd9"
+DAY = 86_400
+
+
+def form(**fields: str) -> aiohttp.FormData:
+    """Give a multipart form with a file in it."""
+    data = aiohttp.FormData(fields)
+    data.add_field("file", io.BytesIO(DATA), filename="fox.jpg", content_type="image/jpeg")
+    return data
+
+
+async def stream(api: Api, data: object) -> dict[str, Any]:
+    """Give the answer to a multipart upload."""
+    async with api.session.post(STREAM, data=data) as response:
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def test_a_multipart_upload(sandbox: Sandbox, api: Api) -> None:
+    """The answer is the documented one and its URL gives the bytes back, without a key."""
+    answer = await stream(api, form(uploadPath="images/mine/", fileName="red fox.jpg"))
+    assert answer["success"] is True
+    assert 200 == answer["code"]
+    data = answer["data"]
+    assert [
+        *("fileName", "filePath", "downloadUrl"),
+        *("fileSize", "mimeType", "uploadedAt"),
+    ] == list(data)
+    assert ("red_fox.jpg", "images/mine/red_fox.jpg") == (data["fileName"], data["filePath"])
+    assert (len(DATA), "image/jpeg") == (data["fileSize"], data["mimeType"])
+    assert data["downloadUrl"].startswith(f"{sandbox.url}/u/")
+    assert (200, DATA) == await api.download(data["downloadUrl"])
+
+
+async def test_a_multipart_upload_without_a_name(api: Api) -> None:
+    """The file's own name is taken."""
+    assert "fox.jpg" == (await stream(api, form()))["data"]["fileName"]
+
+
+@pytest.mark.parametrize("data", [{"file": "text"}, {"x": "y"}, b"bytes", None])
+async def test_a_multipart_upload_without_a_file(api: Api, data: object) -> None:
+    """A form without a file, or no form at all, is code 400 and names the field."""
+    answer = await stream(api, data)
+    assert (400, "file parameter is required") == (answer["code"], answer["msg"])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "kind"),
+    [("", "image/png"), ("data:image/webp;base64,", "image/webp"), ("data:;base64,", "image/png")],
+)
+async def test_a_base64_upload(api: Api, prefix: str, kind: str) -> None:
+    """Bare base64 or a data URL; the type is the URL's, else the name's."""
+    body = {"base64Data": prefix + base64.b64encode(DATA).decode(), "fileName": "a.png"}
+    data = (await api.post(BASE64, body))["data"]
+    assert ("a.png", "a.png", kind) == (data["fileName"], data["filePath"], data["mimeType"])
+    assert (200, DATA) == await api.download(data["downloadUrl"])
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [(None, 400), ("", 400), (5, 400), ("not base64!", 400), ("é", 400), ("A" * 14_000_000, 413)],
+    ids=["none", "empty", "number", "malformed", "not-ascii", "large"],
+)
+async def test_a_base64_upload_that_is_none(api: Api, text: object, code: int) -> None:
+    """Missing, malformed, or more than 10 MB."""
+    body = io.BytesIO(json.dumps({"base64Data": text}).encode())
+    async with api.session.post(BASE64, data=body) as response:
+        answer = await response.json()
+    assert code == answer["code"]
+    assert "base64Data" in answer["msg"]
+
+
+async def test_a_url_upload_copies_our_own_files(sandbox: Sandbox, api: Api) -> None:
+    """A result or an upload of this sandbox becomes an upload with the same bytes."""
+    task_id = await api.submit()
+    sandbox.finish(task_id)
+    result = (await api.urls(task_id))[0]
+    first = (await api.post(URL, {"fileUrl": result, "uploadPath": "x"}))["data"]
+    second = (await api.post(URL, {"fileUrl": first["downloadUrl"], "fileName": "b.jpg"}))["data"]
+    assert await api.download(result) == await api.download(second["downloadUrl"])
+    assert ("b.jpg", "image/jpeg") == (second["fileName"], second["mimeType"])
+
+
+async def test_a_url_upload_fetches_nothing(sandbox: Sandbox, api: Api) -> None:
+    """Any other URL becomes a picture of itself: a sandbox needs no network."""
+    for url in ("https://example.invalid/a/fox.jpeg", "http://127.0.0.1:9/"):
+        data = (await api.post(URL, {"fileUrl": url}))["data"]
+        status, body = await api.download(data["downloadUrl"])
+        assert (200, b"\xff\xd8") == (status, body[:2])
+    assert 2 == sandbox.ledger.count("file")
+
+
+async def test_a_url_upload_that_is_none(sandbox: Sandbox, api: Api) -> None:
+    """No URL, or a file of ours that is not there."""
+    for url in (None, "", "x", "ftp://a/b", 5):
+        assert 400 == (await api.post(URL, {"fileUrl": url}))["code"]
+    missing = f"{sandbox.url}/m/nobody_0_0.jpeg"
+    assert (await api.post(URL, {"fileUrl": missing}))["msg"] == "fileUrl could not be fetched"
+
+
+async def test_uploads_last_three_days(api: Api) -> None:
+    """Then they are 404."""
+    url = (await stream(api, form()))["data"]["downloadUrl"]
+    await asyncio.sleep(3 * DAY - 1)
+    assert 200 == (await api.download(url))[0]
+    await asyncio.sleep(2)
+    assert 404 == (await api.download(url))[0]
+
+
+async def test_the_oldest_uploads_go_first(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory for uploads is bounded, but the newest always stays."""
+    monkeypatch.setattr("midapi_async.sandbox._files._UPLOADS_KEPT", 2 * len(DATA) + 1)
+    urls = [(await stream(api, form()))["data"]["downloadUrl"] for _ in range(3)]
+    assert [404, 200, 200] == [(await api.download(url))[0] for url in urls]
+    monkeypatch.setattr("midapi_async.sandbox._files._UPLOADS_KEPT", 1)
+    last = (await stream(api, form()))["data"]["downloadUrl"]
+    assert [404, 404, 200] == [(await api.download(url))[0] for url in (*urls[1:], last)]
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [("../../etc/passwd", "_.._etc_passwd"), ("a b\nc", "a_b_c"), ("..", "file"), ("<x>", "_x_")],
+)
+async def test_names_are_made_safe(api: Api, name: str, safe: str) -> None:
+    """A name can be no path, and a page that was uploaded is no page of this origin."""
+    body = {"base64Data": "aGk=", "fileName": name, "uploadPath": 5}
+    data = (await api.post(BASE64, body))["data"]
+    assert safe == data["fileName"]
+    async with api.session.get(data["downloadUrl"]) as response:
+        assert "nosniff" == response.headers["X-Content-Type-Options"]
+
+
+async def test_an_upload_beyond_the_limit(
+    api: Api, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
+    """More than the limit is 413, in JSON."""
+    data = aiohttp.FormData()
+    data.add_field("file", io.BytesIO(bytes(104_857_601)), filename="big")
+    answer = await stream(api, data)
+    assert 413 == answer["code"]
+
+
+async def test_a_form_that_is_none(api: Api) -> None:
+    """A multipart body that cannot be read is code 400, not an exception."""
+    for content_type in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        headers = {"Content-Type": content_type}
+        async with api.session.post(STREAM, data=b"--y\r\nnonsense", headers=headers) as response:
+            assert 400 == (await response.json())["code"]
+
+
+async def test_uploads_need_the_key(sandbox: Sandbox) -> None:
+    """All three paths are part of the API."""
+    async with aiohttp.ClientSession(sandbox.url) as session:
+        for path in (STREAM, BASE64, URL):
+            async with session.post(path, json={}) as response:
+                assert 401 == (await response.json())["code"]
