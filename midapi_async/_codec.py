@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from cattrs.errors import ClassValidationError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from ._token import without_tokens
-from .errors import InvalidRequestError, ProtocolError
+from .errors import InvalidRequestError, ProtocolError, shown
 from .requests import (
     REQUESTS,
     TASK_ID,
@@ -43,6 +44,9 @@ JSON = dict[str, object]
 # ─── JSON ────────────────────────────────────────────────────────────────────────────────────────
 
 
+DEEPEST = 64  # levels; MidAPI's own answers have five
+
+
 def _unique(pairs: list[tuple[str, object]]) -> JSON:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -54,7 +58,16 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+)
 
 
 def loads(text: bytes | str) -> object:
@@ -63,15 +76,34 @@ def loads(text: bytes | str) -> object:
     Raises:
         ValueError: for everything else, deep nesting, doubled names and NaN included.
     """
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        return _decoder.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+        value = _decoder.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _is_deep(value: object) -> bool:
+    """Whether walking a value, or showing it, could use up the stack."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        insides = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for inside in insides for each in inside if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def dumps(value: object) -> bytes:
     """A value as compact JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _compact(value).encode()
 
 
 # ─── the converter ───────────────────────────────────────────────────────────────────────────────
@@ -86,6 +118,7 @@ Urls = NewType("Urls", tuple[str, ...])
 Code = NewType("Code", object)
 
 _DIGITS = re.compile(r"-?[0-9]{1,9}")
+_LARGEST = 999_999_999
 
 
 def described(value: object) -> str:
@@ -112,11 +145,15 @@ def _whole(value: object, _: object) -> Whole:
         return Whole(int(value))
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"must be a whole number, is {described(value)}")
+    if abs(value) > _LARGEST:
+        raise ValueError(f"is too large: {described(value)}")
     return Whole(value)
 
 
 def _code(value: object, _: object) -> Code:
-    """A whole number where it is one, else the string as it is."""
+    """A whole number where it is one, else the string as it is; a huge number is a string."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        value = str(value)
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
         return Code(value or None)
     return Code(_whole(value, None))
@@ -146,10 +183,9 @@ def _object(value: object) -> JSON:
 
 
 def _params(value: object, _: object) -> Params:
-    try:
-        return Params(_object(value))
-    except ValueError:
-        return Params({})  # a broken echo of our own request must not cost anybody the result
+    if isinstance(value, str):
+        return Params(object_in(value))  # a broken echo of our request must not cost the result
+    return Params(_object(value))
 
 
 def _urls(value: object, _: object) -> Urls:
@@ -161,10 +197,19 @@ def _urls(value: object, _: object) -> Urls:
 
 def _url(value: object, place: int) -> str:
     if isinstance(value, dict):
-        value = value.get("resultUrl", value.get("url"))
-    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s\x00-\x20\x7f]+", value):
+        value = value.get("resultUrl") or value.get("url")
+    if not is_url(value):
         raise ValueError(f"[{place}] is no URL: {described(value)}")
-    return value
+    return cast("str", value)
+
+
+def is_url(value: object) -> bool:
+    """Whether a value is a URL that can be shown and asked for."""
+    return (
+        isinstance(value, str)
+        and value.isprintable()
+        and re.fullmatch(r"https?://\S+", value) is not None
+    )
 
 
 @attrs.frozen
@@ -175,7 +220,9 @@ class Files:
 
 
 def _files(value: object, _: object) -> Files:
-    return _structure_files(_object(value), Files) if value != "" else Files()
+    if isinstance(value, str):
+        value = loads(value or "null")
+    return Files() if value is None else _structure_files(_object(value), Files)
 
 
 @attrs.frozen
@@ -318,16 +365,17 @@ def _excerpt(body: bytes) -> str:
     return without_tokens(repr(bytes(body[:400]).decode("utf-8", "replace")))[:60]
 
 
-def read_record(data: object) -> Record:
-    """A task's record from ``data``, which may be an object or a string that holds one.
+def read_record(data: object) -> Record | None:
+    """A task's record from ``data``: an object, or a string that holds one; None for null.
 
     Raises:
         ProtocolError: naming the path of what is of the wrong kind.
     """
     try:
-        return _read(_object(data), Record, "data")
-    except (TypeError, ValueError) as error:
-        raise ProtocolError("data", str(error)[:200]) from None
+        value = loads(data or "null") if isinstance(data, str) else data
+    except ValueError as error:
+        raise ProtocolError("data", f"is no JSON: {_plain(error)}") from None
+    return None if value is None else _read(value, Record, "data")
 
 
 def object_in(value: object) -> JSON:
@@ -350,16 +398,21 @@ def details_of(record: Record, data: object) -> TaskDetails:
     raw = cast("JSON", without_callback(_object(data)))
     return TaskDetails(
         task_id=record.task_id,
-        task_type=record.task_type,
+        task_type=readable(record.task_type, 100) or None,
         status=record.status,
-        urls=record.urls if record.status is TaskStatus.SUCCEEDED else (),
+        urls=tuple(map(without_tokens, record.urls)) * (record.status is TaskStatus.SUCCEEDED),
         params=cast("JSON", without_callback(record.params)),
         created_at=record.create_time,
         completed_at=record.complete_time if done else None,
-        error_code=cast("int | str | None", record.error_code) or None,
+        error_code=_error_code(record),
         error_message=readable(record.error_message) or None,
         raw=raw,
     )
+
+
+def _error_code(record: Record) -> int | str | None:
+    code = record.error_code
+    return (readable(code, 100) if isinstance(code, str) else cast("int | None", code)) or None
 
 
 def readable(text: str | None, limit: int = 500) -> str:
@@ -371,29 +424,39 @@ def readable(text: str | None, limit: int = 500) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
-def without_callback(value: object) -> object:
-    """A JSON value without any callback URL, also inside strings that hold JSON."""
+# As MidAPI spells it, and as others do: callbackurl, call_back_url, callback.
+_CALLBACK = re.compile(r"call[-_ ]?back", re.IGNORECASE)
+
+
+def without_callback(value: object, levels: int = 2) -> object:
+    """A JSON value without any callback URL or token, also inside strings that hold JSON.
+
+    Args:
+        value: the JSON value.
+        levels: how many strings within strings are opened; MidAPI has one.
+    """
     if isinstance(value, dict):
         return {
-            name: without_callback(each)
+            without_tokens(name): without_callback(each, levels)
             for name, each in value.items()
-            if name.casefold().replace("_", "") != "callbackurl"
+            if not _CALLBACK.search(name)
         }
     if isinstance(value, list):
-        return [without_callback(each) for each in value]
+        return [without_callback(each, levels) for each in value]
     if isinstance(value, str):
-        return _string_without_callback(value)
+        return without_tokens(_string_without_callback(value, levels))
     return value
 
 
-def _string_without_callback(text: str) -> str:
-    if text[:1] in "{[" and "callback" in text.casefold():
-        try:
-            return dumps(without_callback(loads(text))).decode()
-        except ValueError:
-            # Half a JSON text cannot be cut precisely, and may hold half of a token.
-            return text[: text.casefold().index("callback")] + "…"
-    return without_tokens(text)
+def _string_without_callback(text: str, levels: int) -> str:
+    found = _CALLBACK.search(text)
+    if (not found and "\\u" not in text) or text.lstrip()[:1] not in {"{", "[", '"'}:
+        return text
+    try:
+        return _compact(without_callback(loads(text), levels - 1)) if levels else "…"
+    except ValueError:
+        # Half a JSON text cannot be cut precisely, and may hold half of a token.
+        return text[: found.start()] + "…" if found else text
 
 
 # ─── requests ────────────────────────────────────────────────────────────────────────────────────
@@ -476,7 +539,7 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     Args:
         body: the fields in MidAPI's spelling.
         kind: which request it is, where the body does not say: those of `Upscale` and `Vary` look
-            alike.
+            alike. Where it does say, both must agree.
 
     Raises:
         InvalidRequestError: naming every field that is wrong, missing or misspelt. MidAPI itself
@@ -486,19 +549,28 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
         raise InvalidRequestError({"body": f"must be a mapping, got {type(body).__name__}"})
     if misspelt := _misspelt(body):
         raise InvalidRequestError(misspelt)
-    cls = kind or _request_class(body)
+    cls = _request_class(body, kind)
     names = _FIELD_NAMES[cls]
     given = {names[name]: value for name, value in body.items() if name in names}
     fields = {name: value for name, value in given.items() if value is not None}
     if "file_urls" in names.values() and not fields.get("file_urls") and body.get("fileUrl"):
         fields["file_urls"] = [body["fileUrl"]]
-    if type(fields.get("version")) in {int, float}:
-        fields["version"] = str(fields["version"])  # documented: 7 is taken for "7"
+    if "version" in fields:
+        fields["version"] = _version(fields["version"])
     if cls is ImageToVideo:
         fields["hd"] = body.get("taskType") == "mj_video_hd"
     if body.get("taskType") == "mj_video_extend_auto":
         fields.pop("prompt", None)
+    if body.get("taskType") == "mj_video_extend_manual":
+        fields.setdefault("prompt", "")  # which its rule refuses: without one it would be auto
     return make_request(cls, fields)
+
+
+def _version(value: object) -> object:
+    """The text of a number: MidAPI takes 7 for "7"."""
+    if type(value) in {int, float} and abs(cast("float", value)) < 1000:
+        return str(value).removesuffix(".0")
+    return value
 
 
 def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
@@ -522,8 +594,14 @@ def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(known)}"
+    by_letters = {_letters(each): each for each in known}
+    close = difflib.get_close_matches(_letters(name), by_letters, n=1)
+    named = ", ".join(by_letters.values())
+    return f"; did you mean {by_letters[close[0]]}?" if close else f"; it has {named}"
+
+
+def _letters(name: str) -> str:
+    return name.casefold().replace("_", "").replace("-", "")
 
 
 def _misspelt(body: Mapping[str, object]) -> dict[str, str]:
@@ -535,13 +613,16 @@ def _misspelt(body: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _request_class(body: Mapping[str, object]) -> type[Request]:
+def _request_class(body: Mapping[str, object], kind: type[Request] | None) -> type[Request]:
     named = body.get("taskType")
-    if isinstance(named, str) and named in _BY_TASK_TYPE:
-        return _BY_TASK_TYPE[named]
-    if named is not None:
+    cls = _BY_TASK_TYPE.get(named) if isinstance(named, str) else None
+    if named is not None and cls is None:
         known = ", ".join(_BY_TASK_TYPE)
-        raise InvalidRequestError({"taskType": f"must be one of {known}; got {named!r:.60}"})
+        raise InvalidRequestError({"taskType": f"must be one of {known}; got {shown(named)}"})
+    if cls and kind and cls is not kind:
+        raise InvalidRequestError({"taskType": f"{named} is no {kind.__name__}"})
+    if cls or kind:
+        return cast("type[Request]", cls or kind)
     if "imageIndex" in body:
         raise InvalidRequestError(
             {"taskType": "is missing, and Upscale and Vary look alike: pass kind=Upscale or Vary"}

@@ -6,13 +6,13 @@ seen beside it (HTTP 200 around an error is common, so status and code are both 
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 
@@ -133,21 +133,18 @@ def interpret(
     except ProtocolError:
         if status < 400:
             raise
-        raise _page_error(status, headers, now) from None
+        raise _page_error(status, headers, "a page that is not MidAPI's", now) from None
     if envelope.code == 200 and status < 400:
         return envelope.data
     code = status if envelope.code == 200 else envelope.code
     raise _envelope_error(code, envelope, status, headers, now)
 
 
-def _page_error(status: int, headers: Mapping[str, str], now: float | None) -> APIError:
-    return api_error(
-        status,
-        "a page that is not MidAPI's",
-        status,
-        own_envelope=False,
-        retry_after=retry_after(headers, now),
-    )
+def _page_error(
+    status: int, headers: Mapping[str, str], message: str, now: float | None = None
+) -> APIError:
+    wait = retry_after(headers, now)
+    return api_error(status, message, status, own_envelope=False, retry_after=wait)
 
 
 def _envelope_error(
@@ -204,7 +201,8 @@ def may_pass(error: APIError) -> bool:
 def read_submit(answer: Answer) -> str:
     """The task id that answers a submission.
 
-    A complete task id is the answer, even in a body that was cut after it: it was paid for.
+    A complete task id is the answer, even in a body that was cut after it, and even inside an HTTP
+    error: it was paid for.
 
     Raises:
         APIError: a proof that nothing was bought.
@@ -212,10 +210,11 @@ def read_submit(answer: Answer) -> str:
     """
     if answer.flaw is None:
         return _read_whole_submit(answer)
-    if 200 <= answer.status <= 299 and (task_id := _complete_task_id(answer.body)):
+    if not 300 <= answer.status <= 399 and (task_id := _complete_task_id(answer.body)):
         return task_id
-    if 400 <= answer.status <= 499 and answer.status != 408:
-        raise api_error(answer.status, f"the answer was cut ({answer.flaw})", answer.status)
+    error = _page_error(answer.status, answer.headers, f"the answer was cut ({answer.flaw})")
+    if proves_refusal(error):
+        raise error
     raise Unsure(answer.flaw)
 
 
@@ -223,8 +222,8 @@ def _read_whole_submit(answer: Answer) -> str:
     try:
         data = interpret(answer.status, answer.headers, answer.body)
     except APIError as error:
-        if task_id := _complete_task_id(answer.body):
-            return task_id  # code 200 inside an HTTP error: it was paid for all the same
+        if task_id := _bought_task_id(answer.body):
+            return task_id  # code 200 inside an HTTP error
         if proves_refusal(error):
             raise
         raise Unsure(f"MidAPI answered {error.code} (HTTP {error.http_status})") from error
@@ -241,10 +240,26 @@ _CUT_CODE = re.compile(rb'"code"\s*:\s*"?(-?[0-9]+)["\s,}]')
 
 
 def _complete_task_id(body: bytes) -> str | None:
+    """The task id of a body that was cut after it.
+
+    The body is closed behind the first complete id and read like any other, so that an id counts
+    only where MidAPI puts it: not one that a proxy's page, or MidAPI itself, repeats from our own
+    request. Any doubt, such as a second id, is None.
+    """
+    first = _CUT_ID.search(body)
     ids, codes = set(_CUT_ID.findall(body)), set(_CUT_CODE.findall(body))
-    if len(ids) != 1 or not codes <= {b"200"}:
+    if first is None or len(ids) != 1 or codes != {b"200"}:
         return None
-    return str(ids.pop(), "ascii")
+    return _bought_task_id(body[: first.end()] + b"}}")
+
+
+def _bought_task_id(body: bytes) -> str | None:
+    """The task id in an envelope with code 200, whatever the HTTP status says."""
+    try:
+        envelope = _codec.read_envelope(body)
+    except ProtocolError:
+        return None
+    return _codec.task_id_in(envelope.data) if envelope.code == 200 else None
 
 
 def read_look(answer: Answer, task_id: str) -> tuple[_codec.Record, object] | None:
@@ -260,9 +275,9 @@ def read_look(answer: Answer, task_id: str) -> tuple[_codec.Record, object] | No
         if error.own_envelope:
             return None  # also "recordInfo is null", for a task that is too new
         raise
-    if data is None:
-        return None
     record = _codec.read_record(data)
+    if record is None:
+        return None
     if record.task_id != task_id:
         raise ProtocolError("data.taskId", f"names another task than {task_id}")
     return record, data
@@ -288,9 +303,10 @@ def read_credits(answer: Answer) -> float:
         ProtocolError: the answer is no number.
     """
     data = read_data(answer)
-    if isinstance(data, bool) or not isinstance(data, int | float) or not math.isfinite(data):
-        raise ProtocolError("data", f"must be a number, is {_codec.described(data)}")
-    return float(data)
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        with suppress(OverflowError):
+            return float(data)
+    raise ProtocolError("data", f"must be a number, is {_codec.described(data)}")
 
 
 def read_url(answer: Answer) -> str:
@@ -301,9 +317,9 @@ def read_url(answer: Answer) -> str:
         ProtocolError: the answer is no URL.
     """
     data = read_data(answer)
-    if not isinstance(data, str) or not data.startswith(("https://", "http://")):
+    if not _codec.is_url(data):
         raise ProtocolError("data", f"must be a URL, is {_codec.described(data)}")
-    return data
+    return cast("str", data)
 
 
 # ─── callbacks ───────────────────────────────────────────────────────────────────────────────────

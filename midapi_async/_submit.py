@@ -183,10 +183,11 @@ class Submitter:
         """The accepted intent that holds the order's key; None if the order is to be submitted."""
         if order.key is None:
             return None
-        row = await self._journal.find(key=(self._scope, order.key))
+        asked = _codec.fingerprint(order.request)
+        row = await self._journal.find(key=(self._scope, order.key), fingerprint=asked)
         if row is None or row.state is State.REFUSED:
             return None
-        if row.fingerprint != _codec.fingerprint(order.request):
+        if row.fingerprint != asked:
             raise KeyConflict(order.key)
         if row.state is State.SENDING:
             row = await self._change_of(row, while_in=frozenset({State.SENDING}))
@@ -311,7 +312,7 @@ class Submitter:
                 intent.intent_id,
                 exc_info=True,
             )
-            self._others.start(self._write_again(intent.intent_id, task_id))
+            self._others.start(self._write_again(intent.intent_id, State.ACCEPTED, task_id))
             return _accepted(intent, task_id)
         if row.task_id != task_id:
             _log.critical(
@@ -322,32 +323,36 @@ class Submitter:
             )
         return row
 
-    async def _write_again(self, intent_id: str, task_id: str) -> None:
-        while not self._closing.done():
-            await asyncio.wait({self._closing}, timeout=_REWRITE_AFTER)
-            with suppress(JournalError):
-                await self._journal.advance(intent_id, State.ACCEPTED, task_id=task_id)
-                return
-        _log.critical("task %s of intent %s is in no journal", task_id, intent_id)
-
     async def _record_refusal(self, intent: Intent) -> None:
-        """Nothing was bought; a journal that fails now leaves an UNKNOWN behind, which is safe."""
+        """Nothing was bought; a process that dies before this is written leaves an UNKNOWN."""
         try:
             await self._journal.advance(intent.intent_id, State.REFUSED)
         except JournalError:
-            _log.exception("intent %s was refused; the journal does not know", intent.intent_id)
+            _log.exception("the journal is not told yet: intent %s was refused", intent.intent_id)
+            self._others.start(self._write_again(intent.intent_id, State.REFUSED))
 
     async def _record_unknown(self, intent: Intent, reason: str) -> Intent:
         """The row as UNKNOWN, unless its callback came first."""
         try:
             row = await self._journal.advance(intent.intent_id, State.UNKNOWN)
         except JournalError:
-            _log.critical("intent %s is unknown; the journal is not told", intent.intent_id)
+            _log.exception("the journal is not told yet: intent %s is unknown", intent.intent_id)
+            self._others.start(self._write_again(intent.intent_id, State.UNKNOWN))
         else:
             if row.state in BOUGHT:
                 return row
         _log.warning("nobody can know whether intent %s was accepted: %s", intent.intent_id, reason)
         raise self._unknown(intent, reason)
+
+    async def _write_again(self, intent_id: str, to: State, task_id: str | None = None) -> None:
+        """What the journal did not take, every second until it does or the client closes."""
+        while not self._closing.done():
+            await asyncio.wait({self._closing}, timeout=_REWRITE_AFTER)
+            with suppress(JournalError):
+                await self._journal.advance(intent_id, to, task_id=task_id)
+                return
+        if task_id is not None:
+            _log.critical("task %s of intent %s is in no journal", task_id, intent_id)
 
     async def _abandon(self, intent: Intent, arrival: _Arrival) -> None:
         """The client closes, or the loop ends, with the POST on its way."""

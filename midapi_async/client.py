@@ -100,8 +100,9 @@ class MidAPIClient:
         api_key: else MIDAPI_API_KEY, or the file that MIDAPI_API_KEY_FILE names.
         base_url: else MIDAPI_BASE_URL, else https://api.midapi.ai.
         receiver: takes MidAPI's callbacks; without one results are found by looking alone.
-        journal: where submissions are remembered: a `Journal`, which stays yours to close; else one
-            in memory, as long as this client lives.
+        journal: where submissions are remembered: a folder on a local disk, shared by all processes
+            of the machine; or a `Journal`, which stays yours to close; else MIDAPI_JOURNAL, a
+            folder; else in memory, as long as this client lives.
         namespace: keys, ``resume`` and ``intents`` see only what has the same base URL and this.
         ack: "auto": a result is taken when a wait has handed it over; "manual": when you say so
             with ``handle.ack()``.
@@ -141,6 +142,7 @@ class MidAPIClient:
         self._settings = settings(api_key, base_url, time_scale, allow_http=allow_http)
         self._receiver = receiver
         self._journal = _journal(journal)
+        self._owns_journal = self._journal is not journal
         self._scope = _scope(self._settings, namespace)
         _check_kinds(
             receiver=(receiver, CallbackReceiver, None),
@@ -198,6 +200,8 @@ class MidAPIClient:
         if self._receiver is not None and not is_loopback(self._settings.base_url):
             self._receiver.check_reachable()
         async with AsyncExitStack() as exits:
+            if self._owns_journal:
+                exits.push_async_callback(self._journal.aclose)
             rooms = self._furnish(exits)
             await self._journal.take_over(self._scope)
             if self._receiver is not None:
@@ -323,9 +327,9 @@ class MidAPIClient:
             raise InvalidRequestError(
                 {"client": "was opened in the parent process: open one of its own after a fork"}
             )
-        if asyncio.get_running_loop() is not rooms.clock.loop:
+        if _running_loop() is not rooms.clock.loop:
             raise InvalidRequestError(
-                {"client": "is open in another event loop: close it there, or make another client"}
+                {"client": "is open in another event loop: use it there, or make another client"}
             )
         return rooms
 
@@ -569,6 +573,13 @@ def _check_kinds(**options: tuple[object, *tuple[type | None, ...]]) -> None:
         raise InvalidRequestError(problems)
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 async def _close(rooms: _Rooms) -> None:
     async with rooms.exits:
         await rooms.tracker.aclose()
@@ -581,11 +592,11 @@ def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
     folder = given if given is not None else os.environ.get("MIDAPI_JOURNAL", "").strip() or None
     if folder is None:
         return MemoryJournal()
-    if isinstance(folder, str | os.PathLike):
-        raise InvalidRequestError(
-            {"journal": "a folder is not supported yet; leave it out for a journal in memory"}
-        )
-    return folder
+    if not isinstance(folder, str | os.PathLike):
+        return folder
+    from .journal.sqlite import SQLiteJournal
+
+    return SQLiteJournal(folder)
 
 
 def _scope(settings: Settings, namespace: object) -> str:

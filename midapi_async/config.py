@@ -7,12 +7,12 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 from yarl import URL
 
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,12 +25,20 @@ def _check(owner: object, allowed: Mapping[str, str]) -> None:
     problems = {}
     for name, kind in allowed.items():
         value = getattr(owner, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0 or (kind == "+" and value == 0):
+        if not _is_finite(value) or value < 0 or (kind == "+" and value == 0):
             least = "positive" if kind == "+" else "zero or positive"
-            problems[name] = f"must be a {least} number, got {value!r}"
+            problems[name] = f"must be a {least} number, got {shown(value)}"
     if problems:
         raise InvalidRequestError(problems)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(cast("float", value))
+    except OverflowError:
+        return False
 
 
 @attrs.frozen(kw_only=True)
@@ -105,7 +113,7 @@ class RateLimit:
     def __attrs_post_init__(self) -> None:
         _check(self, {"count": "+", "per": "+"})
         if not isinstance(self.count, int):
-            raise InvalidRequestError({"count": f"must be a whole number, got {self.count!r}"})
+            raise InvalidRequestError({"count": f"must be a whole number, got {shown(self.count)}"})
 
 
 @attrs.frozen(kw_only=True)
@@ -180,9 +188,11 @@ def is_loopback_host(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    # Python before 3.13 does not look inside ::ffff:127.0.0.1.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
@@ -192,7 +202,7 @@ def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
     if not (file := _env(f"{name}_FILE")):
         return ""
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
+        return Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
@@ -229,13 +239,13 @@ def _base_url(text: str, problems: dict[str, str], *, allow_http: bool) -> URL:
     if problem := _base_url_problem(url, allow_http=allow_http):
         problems["base_url"] = problem
         return URL(DEFAULT_BASE_URL)
-    return url.with_path(url.path.rstrip("/") or "/")
+    return url.with_path(url.raw_path.rstrip("/") or "/", encoded=True)
 
 
 def _base_url_problem(url: URL, *, allow_http: bool) -> str | None:
     if url.scheme not in {"http", "https"} or not url.host:
         return f"must be like {DEFAULT_BASE_URL}"
-    if url.user is not None or url.query_string or url.fragment:
+    if url.raw_authority.count("@") or url.query_string or url.fragment:
         return "must hold nothing but scheme, host, port and path"
     if url.scheme == "https" or is_loopback(url):
         return None
@@ -252,10 +262,10 @@ def _time_scale(given: float | None, url: URL, problems: dict[str, str]) -> floa
     chosen = given if given is not None else _env("MIDAPI_TIME_SCALE") or 1.0
     try:
         scale = math.nan if isinstance(chosen, bool) else float(chosen)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if not math.isfinite(scale) or scale <= 0:
-        problems["time_scale"] = f"must be a positive number, got {chosen!r}"
+        problems["time_scale"] = f"must be a positive number, got {shown(chosen)}"
         return 1.0
     if scale != 1.0 and not is_loopback(url):
         problems["time_scale"] = "is for a sandbox on loopback; the real service keeps its own time"

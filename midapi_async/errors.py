@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     from .tasks import TaskDetails
 
 
+def shown(value: object, limit: int = 60) -> str:
+    """A wrong value for an error's text: its `repr`, cut, on one line."""
+    try:
+        return repr(value)[:limit]
+    except Exception:  # noqa: BLE001 - an int of 5,000 digits has none; other people's have bugs
+        return f"a {type(value).__name__} that cannot be shown"
+
+
 class MidAPIError(Exception):
     """The base of every error that this package raises on purpose."""
 
@@ -58,7 +66,10 @@ class InvalidRequestError(MidAPIError, ValueError):
         self.problems: dict[str, str] = dict(problems)
 
     def __str__(self) -> str:
-        return "; ".join(f"{field}: {problem}" for field, problem in self.problems.items())
+        return "; ".join(
+            f"{field if field.isprintable() else shown(field)}: {problem}"
+            for field, problem in self.problems.items()
+        )
 
 
 class KeyConflict(InvalidRequestError):
@@ -393,21 +404,27 @@ class DownloadError(MidAPIError):
         reason: what happened, in a few words.
     """
 
+    advice: ClassVar[str] = "Nothing was left of it; try again"
+
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)
         self.url = url
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.url} could not be downloaded: {self.reason}."
+        return f"{self.url} could not be downloaded: {self.reason}. {self.advice}."
 
 
 class ResultExpired(DownloadError):
     """The file is gone: MidAPI keeps results for 15 days, uploads for 3."""
 
+    advice = "MidAPI keeps results for 15 days and uploads for 3; it has to be generated again"
+
 
 class UnexpectedContent(DownloadError):
     """What came is not a picture or a video."""
+
+    advice = "It was not kept; see what stands between, and whether the URL is the result's"
 
 
 class ClientClosed(MidAPIError):
@@ -423,7 +440,7 @@ class ClientClosed(MidAPIError):
 
     def __str__(self) -> str:
         if self.task_id is None:
-            return "The client was closed before anything was sent."
+            return "The client was closed before anything was sent. Open it again and repeat this."
         return (
             f"The client was closed while task {self.task_id} was waited for. The task goes on: "
             f"open a client and wait with client.task({self.task_id!r}).wait()."

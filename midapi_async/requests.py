@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, TypeAlias, TypedDict
 import attrs
 from yarl import URL
 
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, shown
 
 Speed: TypeAlias = Literal["relaxed", "fast", "turbo"]
 AspectRatio: TypeAlias = Literal[
@@ -26,7 +26,9 @@ Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
 
 MAX_PROMPT = 2000  # characters, as documented
-TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+# One that begins like a token of ours is none: it would show a secret wherever ids are shown.
+TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
+_LARGEST_INDEX = 2**31 - 1  # no limit is documented; more does not fit into anybody's integer
 
 # A rule tells what is wrong with a value, or None.
 Rule: TypeAlias = Callable[[object], str | None]
@@ -61,19 +63,19 @@ def _one_of(*allowed: object) -> Rule:
     def rule(value: object) -> str | None:
         if any(value == each and type(value) is type(each) for each in allowed):
             return None
-        return f"must be one of {', '.join(map(repr, allowed))}, got {value!r:.60}"
+        return f"must be one of {', '.join(map(repr, allowed))}, got {shown(value)}"
 
     return rule
 
 
-def _whole(least: int, most: int | None, step: int = 1) -> Rule:
-    span = f"from {least} to {most}" if most is not None else f"of at least {least}"
+def _whole(least: int, most: int, step: int = 1) -> Rule:
+    span = f"from {least} to {most}"
 
     def rule(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int):
             return f"must be a whole number {span}, got {_kind(value)}"
-        if value < least or (most is not None and value > most):
-            return f"must be a whole number {span}, got {value!r:.40}"
+        if not least <= value <= most:
+            return f"must be a whole number {span}, got {shown(value)}"
         return None if value % step == 0 else f"must be a multiple of {step}, got {value}"
 
     return rule
@@ -88,7 +90,7 @@ def _version(value: object) -> str | None:
         return f"must be a str such as '7' or 'niji6', got {_kind(value)}"
     if re.fullmatch(r"(niji)?[0-9]+(\.[0-9]+)?", value) and len(value) <= 20:
         return None
-    return f"must be like '7', '6.1' or 'niji6', got {value!r:.60}"
+    return f"must be like '7', '6.1' or 'niji6', got {shown(value)}"
 
 
 def task_id_problem(value: object) -> str | None:
@@ -97,7 +99,7 @@ def task_id_problem(value: object) -> str | None:
         return None
     return (
         "must be MidAPI's task id: 1 to 128 letters, digits, - or _, "
-        f"got {repr(value)[:60] if isinstance(value, str) else _kind(value)}"
+        f"got {shown(value) if isinstance(value, str) else _kind(value)}"
     )
 
 
@@ -148,7 +150,7 @@ _RULES: Mapping[str, Rule] = {
     "hd": _flag,
     "task_id": task_id_problem,
     "image_index": _whole(0, 3),
-    "index": _whole(0, None),
+    "index": _whole(0, _LARGEST_INDEX),
 }
 
 

@@ -76,7 +76,7 @@ class TaskDetails:
             "params": dict(self.params),
             "created_at": self.created_at and self.created_at.isoformat(),
             "completed_at": self.completed_at and self.completed_at.isoformat(),
-            "duration": self.duration and self.duration.total_seconds(),
+            "duration": None if self.duration is None else self.duration.total_seconds(),
             "error_code": self.error_code,
             "error_message": self.error_message,
         }

@@ -438,6 +438,11 @@ def test_s20_l10_one_loop_at_a_time_and_asyncio_run_twice() -> None:
             assert client.stats().submits == 0
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        client = client_of("http://127.0.0.1:9")
+        runner.run(client.open())
+        with pytest.raises(InvalidRequestError, match="another event loop"):
+            client.task("a")
+        runner.run(client.aclose())
         client = runner.run(first())
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(second(client))

@@ -497,15 +497,21 @@ async def test_s17_a_journal_that_stays_broken_is_said_at_the_end(
 
 @pytest.mark.parametrize("state", ["refused", "unknown"])
 async def test_s17_other_states_that_cannot_be_written(state: str) -> None:
-    """The caller is told the truth, whatever the journal takes."""
+    """The caller is told the truth at once, and the journal as soon as it takes it."""
     answer = refused(402) if state == "refused" else lose_answer()
+    journal = BrokenJournal(state)
     async with (
         ScriptedServer([answer]) as server,
-        client_of(server, journal=BrokenJournal(state)) as client,
+        client_of(server, journal=journal) as client,
     ):
         with pytest.raises(MidAPIError) as caught:
             await client.generate("a red fox")
         assert (state == "unknown") == isinstance(caught.value, SubmissionUnknown)
+        await asyncio.sleep(3)
+        assert [State.SENDING] == [row.state for row in await rows_of(server, journal)]
+        journal.failing.clear()
+        await asyncio.sleep(3)
+        assert [state] == [row.state for row in await rows_of(server, journal)]
 
 
 async def test_s18_giving_up_at_the_gate_leaves_nothing() -> None:

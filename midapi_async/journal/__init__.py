@@ -141,8 +141,13 @@ class Journal(Protocol):
         token_hash: str | None = None,
         task_id: str | None = None,
         key: tuple[str, str] | None = None,
+        fingerprint: str | None = None,
     ) -> Intent | None:
-        """The row with one of these; a key stands with its scope before it."""
+        """The row with one of these names; a key stands with its scope before it.
+
+        With ``fingerprint``, what the caller is about to ask for: a journal that does not store
+        prompts has only a keyed hash of it, and shows this one in a row that stands for it.
+        """
         ...
 
     async def take_over(self, scope: str) -> list[Intent]:

@@ -37,16 +37,16 @@ class MemoryJournal:
 
     async def claim(self, intent: Intent) -> Intent:
         """See `Journal.claim`."""
-        if intent.supersedes is not None:
-            old = self._row(intent.supersedes)
-            if old.state is not State.UNKNOWN:
-                return old
-            self._write(moved(old, State.SUPERSEDED, None, time.time(), taken=False))
+        old = self._row(intent.supersedes) if intent.supersedes is not None else None
+        if old is not None and old.state is not State.UNKNOWN:
+            return old
         if intent.key is not None:
             holder = self._holder(intent.scope, intent.key)
-            if holder is not None and holder.state not in (State.REFUSED, State.SUPERSEDED):
+            if holder is not None and holder is not old and holder.state is not State.REFUSED:
                 return holder
             self._keys[intent.scope, intent.key] = intent.intent_id
+        if old is not None:
+            self._write(moved(old, State.SUPERSEDED, None, time.time(), taken=False))
         if intent.token_hash is not None:
             self._tokens[intent.token_hash] = intent.intent_id
         self._senders[intent.intent_id] = asyncio.get_running_loop()
@@ -75,6 +75,7 @@ class MemoryJournal:
         token_hash: str | None = None,
         task_id: str | None = None,
         key: tuple[str, str] | None = None,
+        fingerprint: str | None = None,  # noqa: ARG002 - rows here have it as it is
     ) -> Intent | None:
         """See `Journal.find`."""
         if token_hash is not None:

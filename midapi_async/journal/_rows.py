@@ -1,0 +1,368 @@
+"""The rows of the SQLite journal: what each method of the protocol reads and writes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import attrs
+
+from .. import _codec
+from ..errors import InvalidRequestError, JournalError
+from ..requests import Request
+from . import BOUGHT, Intent, State, moved
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from sqlite3 import Connection
+
+    from ._locks import Owners
+
+_log = logging.getLogger("midapi_async")
+
+_COLUMNS = (
+    "intent_id, scope, request, fingerprint, token_hash, created_at, key, metadata, state, "
+    "task_id, other_task_ids, accepted_at, taken, supersedes, owner"
+)
+_SELECT = f"SELECT {_COLUMNS} FROM intents"  # noqa: S608 - a constant
+_INSERT = (
+    f"INSERT INTO intents ({_COLUMNS}, holds_key) "  # noqa: S608 - constants
+    f"VALUES ({', '.join('?' * 15)}, ?)"
+)
+_SEALED = "sealed:"
+
+_OVER = (State.REFUSED, State.SUPERSEDED, State.DISMISSED)
+_PRUNED_AT_ONCE = 500
+
+
+class Row(NamedTuple):
+    """An intent, and whose it is."""
+
+    intent: Intent
+    owner: str
+
+
+@attrs.frozen
+class Sender:
+    """Who of this process submits an intent, and what.
+
+    Attributes:
+        loop: the event loop; once it is closed nobody submits any more.
+        request: the request, which need not be read back from the database.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    request: Request | None
+
+
+@attrs.frozen
+class Seal:
+    """Hides what was asked for, where prompts are not stored.
+
+    Attributes:
+        key: the folder's secret.
+        is_used: whether new rows are sealed.
+    """
+
+    key: bytes = attrs.field(repr=False)
+    is_used: bool
+
+    def stored(self, fingerprint: str) -> str:
+        """What is kept of a fingerprint."""
+        return self._sealed(fingerprint) if self.is_used else fingerprint
+
+    def shown(self, row: Intent, fingerprint: str | None) -> Intent:
+        """The row with the fingerprint that it was sealed from, if that is this one."""
+        if fingerprint is None or not row.fingerprint.startswith(_SEALED):
+            return row
+        if not hmac.compare_digest(self._sealed(fingerprint), row.fingerprint):
+            return row
+        return attrs.evolve(row, fingerprint=fingerprint)
+
+    def _sealed(self, fingerprint: str) -> str:
+        return _SEALED + hmac.digest(self.key, fingerprint.encode(), hashlib.sha256).hex()
+
+
+class Rows:
+    """The rows, in one connection and in the thread that it belongs to.
+
+    What writes has to be called within a transaction, under the journal's lock.
+
+    Args:
+        connection: to the database.
+        owners: who is alive.
+        senders: the submissions of this process, by intent id; kept by the caller.
+        seal: hides what was asked for.
+    """
+
+    def __init__(
+        self, connection: Connection, owners: Owners, senders: Mapping[str, Sender], seal: Seal
+    ) -> None:
+        self.connection = connection
+        self._owners = owners
+        self._senders = senders
+        self._seal = seal
+
+    # ─── reading ─────────────────────────────────────────────────────────────────────────────────
+
+    def by(self, condition: str, *values: object) -> Row | None:
+        """The row that fits a condition, or the first one."""
+        found = self.connection.execute(f"{_SELECT} WHERE {condition}", values).fetchone()
+        return self._row(found) if found is not None else None
+
+    def all(self, condition: str, *values: object) -> list[Intent]:
+        """The rows that fit a condition, oldest first."""
+        found = self.connection.execute(f"{_SELECT} WHERE {condition} ORDER BY number", values)
+        return [self._row(each).intent for each in found.fetchall()]
+
+    def by_task(self, task_id: str) -> Row | None:
+        """The row that a task answers for."""
+        return self.by("task_id = ?", task_id) or self.by(
+            "other_task_ids IS NOT NULL AND instr(' ' || other_task_ids || ' ', ?)", f" {task_id} "
+        )
+
+    def in_states(self, scope: str, states: tuple[State, ...]) -> list[Intent]:
+        """The rows of a scope in these states, or in any."""
+        if not states:
+            return self.all("scope = ? AND NOT pruned", scope)
+        marks = ", ".join("?" * len(states))
+        are_open = " AND over_at IS NULL" * (not set(states) - {State.SENDING, State.UNKNOWN})
+        condition = f"state IN ({marks}) AND scope = ? AND NOT pruned{are_open}"
+        return self.all(condition, *states, scope)
+
+    def is_abandoned(self, row: Row) -> bool:
+        """Whether a dead owner is SENDING it still."""
+        return row.intent.state is State.SENDING and not self._owners.is_alive(row.owner)
+
+    def abandoned(self) -> list[str]:
+        """The dead owners of what is still SENDING."""
+        found = self.connection.execute(
+            "SELECT DISTINCT owner FROM intents WHERE state = ? AND over_at IS NULL",
+            (State.SENDING,),
+        )
+        return [owner for (owner,) in found.fetchall() if not self._owners.is_alive(owner)]
+
+    def _row(self, found: tuple[str, ...]) -> Row:
+        sender = self._senders.get(found[0])
+        request = sender.request if sender is not None else _request(found[2])
+        intent = Intent(
+            intent_id=found[0],
+            scope=found[1],
+            request=request,
+            fingerprint=found[3],
+            token_hash=found[4],
+            created_at=float(found[5]),
+            key=found[6],
+            metadata=json.loads(found[7]),
+            state=State(found[8]),
+            task_id=found[9],
+            other_task_ids=tuple((found[10] or "").split()),
+            accepted_at=None if found[11] is None else float(found[11]),
+            taken=bool(found[12]),
+            supersedes=found[13],
+        )
+        return Row(intent, found[14])
+
+    # ─── the protocol ────────────────────────────────────────────────────────────────────────────
+
+    def find(
+        self,
+        *,
+        intent_id: str | None,
+        token_hash: str | None,
+        task_id: str | None,
+        key: tuple[str, str] | None,
+        fingerprint: str | None,
+    ) -> Row | None:
+        """See `Journal.find`."""
+        if token_hash is not None:
+            row = self.by("token_hash = ?", token_hash)
+        elif task_id is not None:
+            row = self.by_task(task_id)
+        elif key is not None:
+            row = self.by("scope = ? AND key = ? AND holds_key", *key)
+        else:
+            row = self.by("intent_id = ?", intent_id)
+        return row and Row(self._seal.shown(row.intent, fingerprint), row.owner)
+
+    def claim(self, intent: Intent) -> Intent:
+        """See `Journal.claim`."""
+        old = self._get(intent.supersedes) if intent.supersedes is not None else None
+        if old is not None and old.state is not State.UNKNOWN:
+            return old
+        holder = self._holder(intent)
+        if holder is not None:
+            if holder.intent_id != intent.supersedes and holder.state is not State.REFUSED:
+                return self._seal.shown(holder, intent.fingerprint)
+            self._set(holder.intent_id, {"holds_key": 0})
+        if old is not None:
+            self._write(old, moved(old, State.SUPERSEDED, None, time.time(), taken=False))
+        self._insert(intent)
+        return intent
+
+    def advance(
+        self, intent_id: str, to: State | None, task_id: str | None, *, taken: bool
+    ) -> Intent:
+        """See `Journal.advance`."""
+        before = self._get(intent_id)
+        after = moved(before, to, task_id, time.time(), taken=taken)
+        self._write(before, after)
+        return after
+
+    def take_over(self, scope: str) -> list[Intent]:
+        """See `Journal.take_over`."""
+        mine = self._owners.mine()
+        self.bury()
+        self._bury_own(scope)
+        for owner in self._others(scope):
+            if not self._owners.is_alive(owner):
+                self.connection.execute(
+                    "UPDATE intents SET owner = ? WHERE scope = ? AND owner = ? "
+                    "AND over_at IS NULL",
+                    (mine, scope, owner),
+                )
+        self._owners.sweep()
+        return self.all(
+            "state IN (?, ?, ?) AND scope = ? AND owner = ? AND NOT taken AND over_at IS NULL",
+            *sorted(BOUGHT),
+            scope,
+            mine,
+        )
+
+    def bury(self) -> None:
+        """What dead owners were sending is UNKNOWN."""
+        for owner in self.abandoned():
+            for row in self.all(
+                "state = ? AND over_at IS NULL AND owner = ?", State.SENDING, owner
+            ):
+                self._write(row, moved(row, State.UNKNOWN, None, time.time(), taken=False))
+
+    def _bury_own(self, scope: str) -> None:
+        """What a closed event loop of this process was sending is UNKNOWN, too."""
+        for intent_id, sender in list(self._senders.items()):
+            row = self.by("intent_id = ?", intent_id) if sender.loop.is_closed() else None
+            if row is not None and row.intent.scope == scope:
+                after = moved(row.intent, State.UNKNOWN, None, time.time(), taken=False)
+                self._write(row.intent, after)
+
+    def _others(self, scope: str) -> list[str]:
+        found = self.connection.execute(
+            "SELECT DISTINCT owner FROM intents WHERE scope = ? AND over_at IS NULL", (scope,)
+        )
+        return [owner for (owner,) in found.fetchall() if not self._owners.is_mine(owner)]
+
+    # ─── pruning ─────────────────────────────────────────────────────────────────────────────────
+
+    def prune(self, before: float) -> int:
+        """Remove some rows that were over before a point in time; how many.
+
+        Those that hold a key which must stay spent become tombstones.
+        """
+        found = self.connection.execute(
+            "SELECT number, holds_key AND state <> ? FROM intents "
+            "WHERE over_at IS NOT NULL AND NOT pruned AND over_at < ? LIMIT ?",
+            (State.REFUSED, before, _PRUNED_AT_ONCE),
+        ).fetchall()
+        for number, is_spent in found:
+            self.connection.execute(_BURY if is_spent else _REMOVE, (number,))
+        return len(found)
+
+    # ─── writing ─────────────────────────────────────────────────────────────────────────────────
+
+    def _get(self, intent_id: str) -> Intent:
+        row = self.by("intent_id = ?", intent_id)
+        if row is None:
+            raise JournalError(f"the journal holds no intent {intent_id!r:.60}")
+        return self._alive(row)
+
+    def _holder(self, intent: Intent) -> Intent | None:
+        if intent.key is None:
+            return None
+        row = self.by("scope = ? AND key = ? AND holds_key", intent.scope, intent.key)
+        return self._alive(row) if row is not None else None
+
+    def _alive(self, row: Row) -> Intent:
+        """The intent; what a dead owner is SENDING is UNKNOWN."""
+        intent = row.intent
+        if not self.is_abandoned(row):
+            return intent
+        after = moved(intent, State.UNKNOWN, None, time.time(), taken=False)
+        self._write(intent, after)
+        return after
+
+    def _insert(self, intent: Intent) -> None:
+        request = None
+        if intent.request is not None and not self._seal.is_used:
+            request = _json(_codec.request_to_json(intent.request))
+        values = (
+            intent.intent_id,
+            intent.scope,
+            request,
+            self._seal.stored(intent.fingerprint),
+            intent.token_hash,
+            intent.created_at,
+            intent.key,
+            _json(dict(intent.metadata)),
+            intent.state,
+            intent.task_id,
+            " ".join(intent.other_task_ids) or None,
+            intent.accepted_at,
+            intent.taken,
+            intent.supersedes,
+            self._owners.mine(),
+        )
+        self.connection.execute(_INSERT, (*values, intent.key is not None))
+
+    def _write(self, before: Intent, after: Intent) -> None:
+        """Write what has changed of a row."""
+        if after is before:
+            return
+        changes: dict[str, object] = {
+            name: getattr(after, name)
+            for name in ("state", "task_id", "accepted_at", "taken")
+            if getattr(after, name) != getattr(before, name)
+        }
+        if after.other_task_ids != before.other_task_ids:
+            changes["other_task_ids"] = " ".join(after.other_task_ids)
+        if is_over(after) != is_over(before):
+            changes["over_at"] = time.time() if is_over(after) else None
+        self._set(after.intent_id, changes)
+
+    def _set(self, intent_id: str, changes: dict[str, object]) -> None:
+        columns = ", ".join(f"{name} = ?" for name in changes)
+        self.connection.execute(
+            f"UPDATE intents SET {columns} WHERE intent_id = ?",  # noqa: S608 - names of columns
+            (*changes.values(), intent_id),
+        )
+
+
+_REMOVE = "DELETE FROM intents WHERE number = ?"
+_BURY = (
+    "UPDATE intents SET pruned = 1, request = NULL, metadata = '{}', token_hash = NULL, "
+    "other_task_ids = NULL, owner = '' WHERE number = ?"
+)
+
+
+def is_over(row: Intent) -> bool:
+    """Whether nothing is expected of a row any more."""
+    return row.state in _OVER or (row.taken and row.state in BOUGHT)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _request(stored: str | None) -> Request | None:
+    """What was asked for; None if it was not stored, or this release would not take it any more."""
+    if stored is None:
+        return None
+    try:
+        return _codec.request_from_json(json.loads(stored))
+    except (InvalidRequestError, ValueError) as error:
+        _log.warning("a stored request cannot be read back; its row is kept: %s", error)
+        return None

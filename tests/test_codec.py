@@ -1,0 +1,1152 @@
+"""MidAPI's JSON: read liberally in shape and strictly in kind, and never with a secret."""
+
+import json
+import math
+import pickle
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from midapi_async._codec import (
+    DEEPEST,
+    KNOWN_FLAGS,
+    Record,
+    details_of,
+    dumps,
+    fingerprint,
+    is_url,
+    loads,
+    make_request,
+    object_in,
+    read_envelope,
+    read_record,
+    readable,
+    request_from_json,
+    request_to_json,
+    submit_body,
+    task_id_in,
+    task_type,
+    without_callback,
+)
+from midapi_async._token import new_token
+from midapi_async.errors import InvalidRequestError, ProtocolError
+from midapi_async.requests import (
+    ExtendVideo,
+    ImageToImage,
+    ImageToVideo,
+    OmniReference,
+    Request,
+    StyleReference,
+    TextToImage,
+    Upscale,
+    Vary,
+)
+from midapi_async.tasks import TaskDetails, TaskStatus
+from tests.support import secrets
+
+TASK = "0f3a9c52047dda21bb3df0488736cce5"
+URLS = tuple(f"https://tempfile.aiquickdraw.com/m/{TASK}_0_{n}.jpeg" for n in range(4))
+TOKEN = new_token()
+CALLBACK = f"https://bot.example/hook/{TOKEN}"
+# Section 4's recorded shape.
+PARAMS = {
+    "aspectRatio": "3:4",
+    "callBackUrl": CALLBACK,
+    "enableTranslation": True,
+    "motion": "high",
+    "prompt": "…",
+    "speed": "fast",
+    "stylization": 300,
+    "taskType": "mj_txt2img",
+    "version": "7",
+    "videoBatchSize": 1,
+    "weirdness": 150,
+}
+RECORD: dict[str, Any] = {
+    "taskId": TASK,
+    "taskType": "mj_txt2img",
+    "paramJson": json.dumps(PARAMS),
+    "completeTime": 1760608373000,
+    "resultInfoJson": {"resultUrls": [{"resultUrl": url} for url in URLS]},
+    "successFlag": 1,
+    "createTime": 1760608306000,
+    "errorCode": None,
+    "errorMessage": None,
+}
+CREATED = datetime(2025, 10, 16, 9, 51, 46, tzinfo=UTC)
+COMPLETED = datetime(2025, 10, 16, 9, 52, 53, tzinfo=UTC)
+
+
+def record_of(**changes: object) -> Record:
+    """The recorded shape with some members changed."""
+    record = read_record({**RECORD, **changes})
+    assert record is not None
+    return record
+
+
+def details(**changes: object) -> TaskDetails:
+    """The public snapshot of the recorded shape with some members changed."""
+    return details_of(record_of(**changes), {**RECORD, **changes})
+
+
+def everything_of(told: TaskDetails) -> str:
+    """Every way in which a snapshot may be shown or stored."""
+    stored = json.dumps([told.to_dict(), dict(told.raw)])
+    return f"{told} {told!r} {told.to_dict()} {dict(told.params)} {dict(told.raw)} {stored}"
+
+
+# ─── JSON ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"null", None),
+        (b' {"a": [1, 2.5, "x", true]}\n', {"a": [1, 2.5, "x", True]}),
+        (b"\xef\xbb\xbf{}", {}),
+        ("{}", {}),
+        ('"\\ud83e\\udd8a"', "🦊"),
+        (b'"\\ud83e"', "\ud83e"),
+        (b'"\\u0000"', "\0"),
+        (b"1" * 4000, int("1" * 4000)),
+        (b"[" * DEEPEST + b"]" * DEEPEST, ...),
+        (b"[" + b"{}," * 1000 + b"{}]", [{}] * 1001),
+    ],
+)
+def test_json_is_read(text: bytes | str, expected: object) -> None:
+    """UTF-8 with or without a mark, up to the documented depth, however wide."""
+    assert loads(text) == expected or expected is ...
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        b"{",
+        b'{"a": 1',
+        b"{}x",
+        b"{'a': 1}",
+        b"<html></html>",
+        b"NaN",
+        b'{"a": Infinity}',
+        b"[-Infinity]",
+        b"1e999",
+        b"[-1e999]",
+        b'{"a": 1, "a": 1}',
+        b'{"b": {"a": 1, "\\u0061": 2}}',
+        b'"\x00"',
+        b"\xff\xfe{\x00}\x00",
+        '{"a": 1}'.encode("utf-16"),
+        '{"a": 1}'.encode("utf-16-le"),
+        '{"a": 1}'.encode("utf-32"),
+        b'"\xff"',
+        b'"\xed\xa0\x80"',
+        b"1" * 5000,
+        b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1),
+        b'{"a":' * (DEEPEST + 1) + b"1" + b"}" * (DEEPEST + 1),
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000,
+        b'[{"a":' * 50_000 + b"1" + b"}]" * 50_000,
+    ],
+    ids=str,
+)
+def test_s11_what_is_no_json_is_a_value_error(text: bytes) -> None:
+    """Cut, deep, doubled names, NaN, UTF-16, huge numbers: one kind of error (S11)."""
+    with pytest.raises(ValueError):
+        loads(text)
+
+
+@hypothesis_settings(deadline=None)
+@given(st.binary() | st.text(st.sampled_from('{}[]":,0129.eE-\\nulltrueNaN \ud800')))
+def test_s11_any_bytes_are_read_or_refused(text: bytes | str) -> None:
+    """There is no third outcome, and what is read can be written."""
+    try:
+        value = loads(text)
+    except ValueError:
+        return
+    assert value == loads(json.dumps(value, allow_nan=False))
+
+
+def test_json_is_written_compact_in_utf_8() -> None:
+    """No blanks, no escapes: a prompt costs its bytes."""
+    assert '{"a":["狐",1]}'.encode() == dumps({"a": ["狐", 1]})
+
+
+# ─── the envelope ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"code": 200, "msg": "success", "data": {"a": 1}}, (200, "success", {"a": 1})),
+        ({"code": "200", "msg": "success", "data": None}, (200, "success", None)),
+        ({"code": 402}, (402, None, None)),
+        ({"code": -1, "msg": None, "data": 5.5}, (-1, None, 5.5)),
+        ({"code": 200, "data": "text", "new": ["x"]}, (200, None, "text")),
+    ],
+)
+def test_an_envelope_is_read(body: object, expected: tuple[object, ...]) -> None:
+    """A code, a text and anything as data; what is new is ignored."""
+    envelope = read_envelope(dumps(body))
+    assert expected == (envelope.code, envelope.msg, envelope.data)
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b"", "body"),
+        (b"<html>", "body"),
+        (b"null", "body"),
+        (b"[]", "body"),
+        (b'"x"', "body"),
+        (b"200", "body"),
+        (b"{}", "code"),
+        (b'{"Code": 200}', "code"),
+        (b'{"code": null}', "code"),
+        (b'{"code": true}', "code"),
+        (b'{"code": 200.0}', "code"),
+        (b'{"code": "OK"}', "code"),
+        (b'{"code": " 200"}', "code"),
+        (b'{"code": "2\\u0663"}', "code"),
+        (b'{"code": "200\\n"}', "code"),
+        (b'{"code": [200]}', "code"),
+        (b'{"code": {"code": 200}}', "code"),
+        (b'{"code": 1' + b"0" * 400 + b"}", "code"),
+        (b'{"code": 200, "msg": 5}', "msg"),
+        (b'{"code": 200, "msg": {}}', "msg"),
+    ],
+)
+def test_s11_what_is_no_envelope_is_refused_with_its_path(body: bytes, path: str) -> None:
+    """A value of the wrong kind is named, never coerced; the text is one short line."""
+    with pytest.raises(ProtocolError) as caught:
+        read_envelope(body)
+    assert path == caught.value.path
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+# ─── records ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_recorded_shape() -> None:
+    """Section 4, each value where it belongs."""
+    told = details()
+    assert (
+        TaskDetails(
+            task_id=TASK,
+            task_type="mj_txt2img",
+            status=TaskStatus.SUCCEEDED,
+            urls=URLS,
+            params={name: value for name, value in PARAMS.items() if name != "callBackUrl"},
+            created_at=CREATED,
+            completed_at=COMPLETED,
+        )
+        == told
+    )
+    assert told.is_final
+    assert {"taskId", "successFlag", "resultInfoJson"} < set(told.raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        # flags: 1 is success, 2 and 3 are failures, what is new or missing is generating
+        ({"successFlag": 0}, "status", TaskStatus.GENERATING),
+        ({"successFlag": "0"}, "status", TaskStatus.GENERATING),
+        ({"successFlag": "1"}, "status", TaskStatus.SUCCEEDED),
+        ({"successFlag": 2}, "status", TaskStatus.FAILED),
+        ({"successFlag": "3"}, "status", TaskStatus.FAILED),
+        ({"successFlag": 3}, "status", TaskStatus.FAILED),
+        ({"successFlag": None}, "status", TaskStatus.GENERATING),
+        ({"successFlag": 4}, "status", TaskStatus.GENERATING),
+        ({"successFlag": -1}, "status", TaskStatus.GENERATING),
+        # completeTime is set while still generating
+        ({"successFlag": 0}, "completed_at", None),
+        ({"successFlag": 2}, "completed_at", COMPLETED),
+        # files are there when it succeeded, wherever they stand
+        ({"successFlag": 0}, "urls", ()),
+        ({"successFlag": 2}, "urls", ()),
+        ({"resultInfoJson": {"resultUrls": list(URLS)}}, "urls", URLS),
+        ({"resultInfoJson": {"resultUrls": [{"url": u} for u in URLS]}}, "urls", URLS),
+        (
+            {"resultInfoJson": {"resultUrls": [{"resultUrl": None, "url": URLS[0]}]}},
+            "urls",
+            URLS[:1],
+        ),
+        ({"resultInfoJson": json.dumps(RECORD["resultInfoJson"])}, "urls", URLS),
+        ({"resultInfoJson": None, "resultUrls": list(URLS)}, "urls", URLS),
+        ({"resultInfoJson": {}, "resultUrls": [{"resultUrl": u} for u in URLS]}, "urls", URLS),
+        ({"resultInfoJson": {"resultUrls": []}, "resultUrls": list(URLS)}, "urls", URLS),
+        # success without files is not there yet
+        ({"resultInfoJson": None}, "urls", ()),
+        ({"resultInfoJson": ""}, "urls", ()),
+        ({"resultInfoJson": "null"}, "urls", ()),
+        ({"resultInfoJson": {}}, "urls", ()),
+        ({"resultInfoJson": {"resultUrls": None}}, "urls", ()),
+        ({"resultInfoJson": {"resultUrls": []}}, "urls", ()),
+        ({"resultInfoJson": None}, "is_final", False),
+        # times
+        ({"createTime": "2025-10-16T09:51:46Z"}, "created_at", CREATED),
+        ({"createTime": "2025-10-16T11:51:46+02:00"}, "created_at", CREATED),
+        ({"createTime": "2025-10-16 09:51:46"}, "created_at", CREATED),
+        ({"createTime": None}, "created_at", None),
+        ({"completeTime": None}, "completed_at", None),
+        ({"createTime": None}, "duration", None),
+        # errors
+        ({"errorCode": 500}, "error_code", 500),
+        ({"errorCode": "500"}, "error_code", 500),
+        ({"errorCode": "E_NSFW"}, "error_code", "E_NSFW"),
+        ({"errorCode": ""}, "error_code", None),
+        ({"errorCode": 0}, "error_code", None),
+        ({"errorCode": 10**12}, "error_code", str(10**12)),
+        ({"errorCode": "1" * 12}, "error_code", "1" * 12),
+        ({"errorMessage": ""}, "error_message", None),
+        ({"errorMessage": "a\nb\x1b[2J"}, "error_message", "a b [2J"),
+        # the echo of our request may be broken; the result counts
+        ({"paramJson": None}, "params", {}),
+        ({"paramJson": ""}, "params", {}),
+        ({"paramJson": "{"}, "params", {}),
+        ({"paramJson": "null"}, "params", {}),
+        ({"paramJson": "[1]"}, "params", {}),
+        ({"paramJson": "[" * 5000}, "params", {}),
+        ({"paramJson": {"prompt": "x"}}, "params", {"prompt": "x"}),
+        # other new things
+        ({"taskType": None}, "task_type", None),
+        ({"taskType": "mj_new"}, "task_type", "mj_new"),
+        ({"brandNew": {"x": [1]}}, "task_id", TASK),
+    ],
+)
+def test_p03_p04_every_shape_of_section_9(
+    changes: dict[str, object], field: str, expected: object
+) -> None:
+    """Each variant that was handled in somebody's program reads as it should."""
+    assert expected == getattr(details(**changes), field)
+
+
+@pytest.mark.parametrize("member", [name for name in RECORD if name != "taskId"])
+def test_only_the_task_id_is_needed(member: str) -> None:
+    """Whatever else is missing, or null, the record is read."""
+    for data in ({k: v for k, v in RECORD.items() if k != member}, {**RECORD, member: None}):
+        record = read_record(data)
+        assert record is not None
+        assert TASK == details_of(record, data).task_id
+
+
+@pytest.mark.parametrize("data", [None, "", "null", " null "])
+def test_p01_null_is_no_record(data: object) -> None:
+    """Also as the string that holds it: MidAPI does not know the task."""
+    assert read_record(data) is None
+
+
+def test_a_record_may_be_a_string() -> None:
+    """``data`` as a JSON string reads as the object that it holds, raw included."""
+    record = read_record(json.dumps(RECORD))
+    assert record == record_of()
+    assert record is not None
+    told = details_of(record, json.dumps(RECORD))
+    assert details() == told
+    assert details().raw == told.raw
+    assert not secrets.found_in(everything_of(told))
+
+
+INT, STR, LIST, DICT = 5, "x", [1], {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("member", "wrong", "path"),
+    [
+        ("taskId", [None, 5, True, "", "../x", "a\nb", "x" * 10_000, LIST, DICT], "taskId"),
+        ("taskId", [f"mjt_{'A' * 43}"], "taskId"),
+        ("taskType", [INT, True, LIST, DICT], "taskType"),
+        ("paramJson", [INT, True, LIST, 1.5], "paramJson"),
+        ("completeTime", [True, "", "x", 1.5, LIST, DICT, 10**18, 10**400], "completeTime"),
+        ("createTime", [False, "soon", -(10**18), "0001-01-01T00:00+14:00"], "createTime"),
+        ("createTime", ["1760608306000", "2025-13-01", "\ud800", "٢٣٢٣-٢٣-٢٣"], "createTime"),
+        ("resultInfoJson", [INT, True, "x", "[", LIST, "5", '"x"'], "resultInfoJson"),
+        ("resultUrls", [INT, STR, True, DICT], "resultUrls"),
+        ("resultUrls", [[None], [5], [""], ["x"], ["ftp://h/x"], [{}]], "resultUrls"),
+        ("resultUrls", [["https://h/a b"], ["https://h/a\nb"], ["https://h/\x9b"]], "resultUrls"),
+        ("resultUrls", [["https://h/\u202e"], ["https://h/\ud800"], ["https://"]], "resultUrls"),
+        ("resultInfoJson", [{"resultUrls": STR}, {"resultUrls": [5]}], "resultInfoJson.resultUrls"),
+        ("successFlag", [True, False, 1.0, "", "x", "1 ", "٣", LIST, DICT], "successFlag"),
+        ("successFlag", [10**9, 10**400, "1" * 10], "successFlag"),
+        ("errorCode", [True, 1.5, LIST, DICT], "errorCode"),
+        ("errorMessage", [INT, False, LIST, DICT], "errorMessage"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused_with_its_path(
+    member: str, wrong: list[object], path: str
+) -> None:
+    """Nothing is coerced: None is no text, "false" no bool, 1.0 no flag. The text is one line."""
+    for value in wrong:
+        with pytest.raises(ProtocolError) as caught:
+            pytest.fail(f"{value!r:.100} was read as {record_of(**{member: value})!r:.300}")
+        assert f"data.{path}" == caught.value.path
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("data", [5, True, 1.5, [], [RECORD], "x", "5", "[]", "{", "[" * 5000])
+def test_what_is_no_object_is_no_record(data: object) -> None:
+    """Refused at its place."""
+    with pytest.raises(ProtocolError) as caught:
+        read_record(data)
+    assert "data" == caught.value.path
+
+
+def test_the_path_of_a_missing_member() -> None:
+    """Told as missing, in MidAPI's spelling."""
+    with pytest.raises(ProtocolError, match=r"data\.taskId is missing"):
+        read_record({})
+
+
+def test_ten_thousand_files_are_read() -> None:
+    """Many are no problem, and one wrong one is found among them."""
+    many = [f"https://h/{n}" for n in range(10_000)]
+    assert tuple(many) == details(resultInfoJson={"resultUrls": many}).urls
+    many[9_999] = "x"
+    with pytest.raises(ProtocolError, match=r"\[9999\] is no URL"):
+        record_of(resultInfoJson={"resultUrls": many})
+
+
+def test_known_flags_are_those_of_the_document() -> None:
+    """What is not among them is warned of."""
+    assert {None, 0, 1, 2, 3} == KNOWN_FLAGS
+
+
+# ─── secrets ─────────────────────────────────────────────────────────────────────────────────────
+
+SPELLINGS = [
+    "callBackUrl",
+    "callbackUrl",
+    "callbackurl",
+    "call_back_url",
+    "callback_url",
+    "CALLBACKURL",
+    "callback",
+    "callBack",
+    "call-back-url",
+    "callBackURL",
+    "userCallbackUrl",
+]
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_our_callback_url_is_taken_out_however_it_is_spelt(name: str) -> None:
+    """In params and raw, in objects and in strings that hold JSON (I5)."""
+    url = "https://bot.example/hook/somebodys-own-secret"  # not even of our form
+    inside = {"prompt": "a fox", name: url}
+    text = json.dumps(inside)
+    for value in (inside, text, f" {text}", json.dumps(text)):
+        told = everything_of(details(paramJson=value))
+        assert "bot.example" not in told
+        assert "a fox" in told
+        assert "bot.example" not in str(without_callback({"x": [value]}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"callBackUrl": "{CALLBACK}", "prompt": "cut he',
+        f'{{"callBackUrl": "{CALLBACK[:-20]}',
+        f'{{"prompt": "{"ß" * 200}", "callBackUrl": "{CALLBACK}", "x',
+        f'{{"prompt": "{"İ" * 200}", "call_back_url": "https://h/{TOKEN[:12]}',
+        f'{{"callBackUrl": "{CALLBACK}", "prompt": "\\ud800"}}',
+        f'{{"callBackUrl": "{CALLBACK}", "a": 1, "a": 2}}',
+        f'{{"callBackUrl": "{CALLBACK}", "a": {"[" * 100}{"]" * 100}}}',
+        json.dumps({"callBackUrl": CALLBACK}).replace("B", "\\u0042").replace("mjt_", "mjt\\u005f"),
+        json.dumps(
+            {"x": json.dumps({"y": json.dumps({"z": json.dumps({"callBackUrl": CALLBACK})})})}
+        ),
+        CALLBACK,
+        f"see {CALLBACK}!",
+        TOKEN[:30],
+    ],
+)
+def test_a_broken_text_shows_no_token(text: str) -> None:
+    """A cut, doubled, escaped, nested or deep text: no part of the token is left (I5)."""
+    for told in (
+        str(without_callback(text)),
+        everything_of(details(paramJson=text)),
+        everything_of(details(somethingNew=[text])),
+    ):
+        assert TOKEN[:12] not in told
+        assert TOKEN[4:30] not in told
+        assert "mjt\\u005f" not in told
+
+
+@pytest.mark.parametrize(
+    "prompt", ['{"callback" is a fox', "a callback fox", "[call back]", "…", ""]
+)
+def test_a_prompt_stays_readable(prompt: str) -> None:
+    """What merely looks like it is kept, at least up to the word."""
+    kept = str(details(paramJson={"prompt": prompt}).params["prompt"])
+    assert kept == prompt or (kept.endswith("…") and prompt.startswith(kept[:-1]))
+
+
+def test_a_lone_surrogate_costs_nothing_of_raw() -> None:
+    """MidAPI may cut an emoji in half; the rest of the text is kept."""
+    told = details(paramJson=json.dumps({"callBackUrl": CALLBACK, "prompt": "x\ud83e", "z": 1}))
+    assert {"prompt": "x\ud83e", "z": 1} == json.loads(str(told.raw["paramJson"]))
+
+
+KEYS = st.sampled_from([*RECORD, *PARAMS, "callbackurl", "x", TOKEN, CALLBACK]) | st.text(
+    max_size=5
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=()), max_size=10)
+    | st.sampled_from([TASK, TOKEN, CALLBACK, f"x {CALLBACK} y", TOKEN[:40], URLS[0], "1", "200"])
+)
+
+
+def jsons(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Any JSON, with strings that hold JSON."""
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(KEYS, inner, max_size=4)
+            | inner.map(json.dumps)
+        ),
+        max_leaves=12,
+    )
+
+
+ANY_RECORD = st.fixed_dictionaries(
+    {"taskId": st.just(TASK)},
+    optional={
+        "taskType": st.sampled_from(["mj_txt2img", TOKEN, CALLBACK, "a\nb"]) | LEAVES,
+        "paramJson": jsons(LEAVES),
+        "resultInfoJson": st.just({"resultUrls": [f"https://h/{TOKEN}"]}) | jsons(LEAVES),
+        "resultUrls": st.lists(st.sampled_from([CALLBACK, URLS[0], {"url": CALLBACK}])),
+        "successFlag": st.sampled_from([0, 1, 2, 3, "1", None]),
+        "errorCode": st.sampled_from([500, "E", TOKEN, "a\nb\x1b"]) | LEAVES,
+        "errorMessage": st.sampled_from(["nsfw", CALLBACK, f"cut {TOKEN[:30]}"]) | LEAVES,
+        "createTime": st.integers() | st.just(1760608306000),
+        "other": jsons(LEAVES),
+        TOKEN: jsons(LEAVES),
+    },
+)
+
+
+def assert_harmless(error: ProtocolError) -> None:
+    """It names a place in the record, on one line, without a secret."""
+    secrets.assert_none_in(error)
+    assert str(error).isprintable()
+    assert error.path.startswith("data")
+
+
+@hypothesis_settings(deadline=None, max_examples=400)
+@given(ANY_RECORD, st.booleans())
+def test_no_token_in_anything_public(data: dict[str, Any], as_text: bool) -> None:
+    """Whatever record MidAPI sends, it is refused as such or told without a secret (I5)."""
+    given_data: object = json.dumps(data) if as_text else data
+    try:
+        record = read_record(given_data)
+    except ProtocolError as error:
+        assert_harmless(error)
+        return
+    assert record is not None
+    told = details_of(record, given_data)
+    assert not secrets.found_in(everything_of(told))
+    assert told == pickle.loads(pickle.dumps(told))  # noqa: S301 - ours
+    for text in (told.task_type, told.error_message, str(told.error_code), *told.urls):
+        assert text is None or text.isprintable()
+    json.dumps(told.to_dict(), allow_nan=False)
+    hash(told)
+
+
+@hypothesis_settings(deadline=None)
+@given(jsons(LEAVES))
+def test_any_json_is_a_record_or_refused(data: object) -> None:
+    """Nothing but a `ProtocolError` comes out, and it shows no secret."""
+    try:
+        record = read_record(data)
+    except ProtocolError as error:
+        assert_harmless(error)
+    else:
+        assert record is None or details_of(record, data).task_id == record.task_id
+
+
+def test_a_deep_value_in_a_record_can_be_shown_and_stored() -> None:
+    """The deepest that is read can be walked, shown, pickled and written."""
+    deep: object = "x"
+    for _ in range(DEEPEST - 4):
+        deep = [deep]
+    data = loads(dumps({**RECORD, "other": deep, "paramJson": json.dumps({"deep": deep})}))
+    record = read_record(data)
+    assert record is not None
+    assert everything_of(details_of(record, data))
+
+
+def test_s11_texts_within_texts_do_not_use_up_the_stack() -> None:
+    """Each text may be as deep as one is read, and hold another: only the first two are opened."""
+    text = json.dumps({"callBackUrl": CALLBACK})
+    for _ in range(15):
+        text = "[" * (DEEPEST - 1) + json.dumps({"callback": 1, "x": text}) + "]" * (DEEPEST - 1)
+    assert len(text) < 1 << 20
+    assert not secrets.found_in(everything_of(details(other=text, paramJson=text)))
+
+
+def test_a_wide_record_is_read_in_one_breath() -> None:
+    """1 MiB of nested JSON costs a few steps a byte: counted, not timed."""
+    wide = json.dumps({"a": [{"b": [1]}] * 50_000, "callBackUrl": CALLBACK})
+    assert len(wide) > 500_000
+    steps = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal steps
+        steps += event == "call"
+
+    sys.setprofile(count)
+    try:
+        told = details(paramJson=wide)
+    finally:
+        sys.setprofile(None)
+    assert steps < 2 * len(wide)
+    assert 50_000 == len(told.params["a"])  # type: ignore[arg-type]  # a list, as above
+
+
+# ─── texts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, ""),
+        ("", ""),
+        ("Credits insufficient", "Credits insufficient"),
+        ("a\r\nb\tc", "a  b c"),
+        ("\x1b[31mred\x9b", " [31mred "),
+        ("a\u2028b\u202ec\u200bd\ud800e\0f", "a b c d e f"),
+        (f"no {CALLBACK}", "no https://bot.example/hook/mjt_…"),
+        ("x" * 501, "x" * 499 + "…"),
+        ("x" * 500, "x" * 500),
+        ("狐🦊", "狐🦊"),
+    ],
+)
+def test_d12_another_ones_text_is_made_readable(text: str | None, expected: str) -> None:
+    """Short, one line, no controls, no marks, no token (D12)."""
+    assert expected == readable(text)
+
+
+@given(st.text(st.characters(exclude_categories=())), st.integers(1, 50))
+def test_d12_a_readable_text_is_one_short_line(text: str, limit: int) -> None:
+    """Whatever came."""
+    clean = readable(f"{text}{TOKEN}{text}", limit)
+    assert clean.isprintable()
+    assert len(clean) <= limit
+    assert TOKEN[:20] not in clean
+
+
+def test_a_text_of_a_mebibyte_is_cut() -> None:
+    """And a token across the cut does not show."""
+    assert 500 == len(readable("x\n" * (1 << 19)))
+    for place in range(440, 510):
+        assert TOKEN[:14] not in readable("x" * place + TOKEN)
+
+
+# ─── small readers ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"a": 1}, {"a": 1}),
+        ('{"a": 1}', {"a": 1}),
+        (None, {}),
+        ("x", {}),
+        ("5", {}),
+        ([], {}),
+        (5, {}),
+    ],
+)
+def test_an_object_or_nothing(value: object, expected: object) -> None:
+    """An object, or a string that holds one; an empty one for all else."""
+    assert expected == object_in(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"taskId": TASK}, TASK),
+        (json.dumps({"taskId": TASK}), TASK),
+        ({"taskId": "mj_task_abc-1"}, "mj_task_abc-1"),
+        *((nothing, None) for nothing in (None, 5, "", "[]", "{}", TASK)),
+        ([], None),
+        ({}, None),
+        ({"taskid": TASK}, None),
+        ({"task_id": TASK}, None),
+        *(({"taskId": bad}, None) for bad in (None, 5, True, "", "../x", "a\nb", "x\n", "é")),
+        ({"taskId": "x" * 129}, None),
+        ({"taskId": "x" * 10_000}, None),
+        ({"taskId": TOKEN}, None),
+        ({"taskId": [TASK]}, None),
+    ],
+)
+def test_s10_a_task_id_or_none(data: object, expected: str | None) -> None:
+    """Only a str of the documented alphabet and length is one (S10)."""
+    assert expected == task_id_in(data)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://h/x", True),
+        ("http://h", True),
+        *(
+            (v, False)
+            for v in (None, 5, "", "https://", "ftp://h", " https://h", "https://h\n", "//h")
+        ),
+    ],
+)
+def test_a_url_can_be_shown_and_asked_for(value: object, expected: bool) -> None:
+    """http or https, printable, without blanks."""
+    assert expected is is_url(value)
+
+
+# ─── requests ────────────────────────────────────────────────────────────────────────────────────
+
+PICTURE = "https://files.example/a.png"
+EIGHT: list[tuple[Request, dict[str, object]]] = [
+    (
+        TextToImage("a fox"),
+        {"taskType": "mj_txt2img", "prompt": "a fox", "speed": "fast", "enableTranslation": False},
+    ),
+    (
+        TextToImage(
+            "a fox",
+            speed="turbo",
+            aspect_ratio="16:9",
+            version="7",
+            variety=0,
+            stylization=0,
+            weirdness=0,
+            water_mark="",
+            enable_translation=True,
+        ),
+        {
+            "taskType": "mj_txt2img",
+            "prompt": "a fox",
+            "speed": "turbo",
+            "aspectRatio": "16:9",
+            "version": "7",
+            "variety": 0,
+            "stylization": 0,
+            "weirdness": 0,
+            "waterMark": "",
+            "enableTranslation": True,
+        },
+    ),
+    (
+        ImageToImage("a fox", [PICTURE]),
+        {
+            "taskType": "mj_img2img",
+            "prompt": "a fox",
+            "fileUrls": [PICTURE],
+            "speed": "fast",
+            "enableTranslation": False,
+        },
+    ),
+    (
+        StyleReference("a fox", [PICTURE, PICTURE]),
+        {
+            "taskType": "mj_style_reference",
+            "prompt": "a fox",
+            "fileUrls": [PICTURE, PICTURE],
+            "speed": "fast",
+            "enableTranslation": False,
+        },
+    ),
+    (
+        OmniReference("a fox", [PICTURE], ow=500),
+        {
+            "taskType": "mj_omni_reference",
+            "prompt": "a fox",
+            "fileUrls": [PICTURE],
+            "speed": "fast",
+            "ow": 500,
+            "enableTranslation": False,
+        },
+    ),
+    (
+        ImageToVideo("it runs", [PICTURE]),
+        {
+            "taskType": "mj_video",
+            "prompt": "it runs",
+            "fileUrls": [PICTURE],
+            "motion": "high",
+            "videoBatchSize": 1,
+            "enableTranslation": False,
+        },
+    ),
+    (
+        ImageToVideo("it runs", [PICTURE], hd=True, motion="low", video_batch_size=4),
+        {
+            "taskType": "mj_video_hd",
+            "prompt": "it runs",
+            "fileUrls": [PICTURE],
+            "motion": "low",
+            "videoBatchSize": 4,
+            "enableTranslation": False,
+        },
+    ),
+    (Upscale(TASK, 0), {"taskType": "mj_upscale", "taskId": TASK, "imageIndex": 0}),
+    (
+        Vary(TASK, 4, water_mark="mine"),
+        {"taskType": "mj_vary", "taskId": TASK, "imageIndex": 4, "waterMark": "mine"},
+    ),
+    (ExtendVideo(TASK, 0), {"taskType": "mj_video_extend_auto", "taskId": TASK, "index": 0}),
+    (
+        ExtendVideo(TASK, 1, "it stops"),
+        {
+            "taskType": "mj_video_extend_manual",
+            "taskId": TASK,
+            "index": 1,
+            "prompt": "it stops",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "expected"), EIGHT)
+def test_a_request_as_midapi_spells_it(request_: Request, expected: dict[str, object]) -> None:
+    """The fields of sections 2 and 3, exactly; what was not set is left out, zeros are sent."""
+    assert expected == json.loads(dumps(request_to_json(request_)))
+    assert expected["taskType"] == task_type(request_)
+
+
+@pytest.mark.parametrize(("request_", "expected"), EIGHT)
+def test_the_body_of_a_post(request_: Request, expected: dict[str, object]) -> None:
+    """With the callback URL where there is one; upscale and vary take no task type."""
+    if isinstance(request_, Upscale | Vary):
+        expected = {name: value for name, value in expected.items() if name != "taskType"}
+    assert expected == json.loads(submit_body(request_, None))
+    assert {**expected, "callBackUrl": CALLBACK} == json.loads(submit_body(request_, CALLBACK))
+
+
+SAMPLE = {
+    "taskType": "mj_txt2img",
+    "speed": "relaxed",
+    "prompt": "Help me generate a sci-fi themed fighter jet",
+    "fileUrls": ["https://example.com/image.jpg"],
+    "aspectRatio": "16:9",
+    "version": "7",
+    "variety": 10,
+    "stylization": 1,
+    "weirdness": 1,
+    "ow": 1,
+    "waterMark": "",
+    "enableTranslation": False,
+    "callBackUrl": "https://api.example.com/callback",
+    "videoBatchSize": 1,
+    "motion": "high",
+}
+PROMPT = str(SAMPLE["prompt"])
+FILES = ["https://example.com/image.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            TextToImage(
+                PROMPT,
+                speed="relaxed",
+                aspect_ratio="16:9",
+                version="7",
+                variety=10,
+                stylization=1,
+                weirdness=1,
+                water_mark="",
+            ),
+        ),
+        (
+            {"taskType": "mj_video"},
+            ImageToVideo(PROMPT, FILES, aspect_ratio="16:9", water_mark=""),
+        ),
+        (
+            {"taskType": "mj_video_hd"},
+            ImageToVideo(PROMPT, FILES, hd=True, aspect_ratio="16:9", water_mark=""),
+        ),
+        (
+            {"taskType": "mj_omni_reference"},
+            OmniReference(
+                PROMPT,
+                FILES,
+                speed="relaxed",
+                aspect_ratio="16:9",
+                version="7",
+                variety=10,
+                stylization=1,
+                weirdness=1,
+                water_mark="",
+                ow=1,
+            ),
+        ),
+    ],
+)
+def test_the_documentations_own_sample(changes: dict[str, object], expected: Request) -> None:
+    """Irrelevant fields and all; its callBackUrl is dropped."""
+    body = {**SAMPLE, **changes}
+    assert expected == request_from_json(body)
+    assert "callBackUrl" not in request_to_json(request_from_json(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "expected"),
+    [
+        (
+            {
+                "taskId": "mj_task_abcdef123456",
+                "imageIndex": 1,
+                "waterMark": "w",
+                "callBackUrl": "x",
+            },
+            Upscale,
+            Upscale("mj_task_abcdef123456", 1, water_mark="w"),
+        ),
+        (
+            {"taskId": "mj_task_abcdef123456", "imageIndex": 4, "callBackUrl": "x"},
+            Vary,
+            Vary("mj_task_abcdef123456", 4),
+        ),
+        (
+            {"taskId": "t", "taskType": "mj_video_extend_manual", "index": 0, "prompt": "on"},
+            None,
+            ExtendVideo("t", 0, "on"),
+        ),
+        (
+            {"taskId": "t", "taskType": "mj_video_extend_auto", "index": 0, "prompt": "ignored"},
+            None,
+            ExtendVideo("t", 0),
+        ),
+        ({"taskId": "t", "index": 3}, None, ExtendVideo("t", 3)),
+        ({"prompt": "x"}, None, TextToImage("x")),
+        ({"prompt": "x", "version": 7}, None, TextToImage("x", version="7")),
+        ({"prompt": "x", "version": 7.0}, None, TextToImage("x", version="7")),
+        ({"prompt": "x", "version": 6.1}, None, TextToImage("x", version="6.1")),
+        ({"prompt": "x", "speed": None, "ow": None}, None, TextToImage("x")),
+        (
+            {"taskType": "mj_img2img", "prompt": "x", "fileUrl": PICTURE},
+            None,
+            ImageToImage("x", [PICTURE]),
+        ),
+        (
+            {"taskType": "mj_img2img", "prompt": "x", "fileUrl": "ftp://h", "fileUrls": [PICTURE]},
+            None,
+            ImageToImage("x", [PICTURE]),
+        ),
+        (
+            {"taskType": "mj_img2img", "prompt": "x", "fileUrl": PICTURE, "fileUrls": []},
+            None,
+            ImageToImage("x", [PICTURE]),
+        ),
+    ],
+)
+def test_other_bodies_of_the_documentation(
+    body: dict[str, object], kind: type[Request] | None, expected: Request
+) -> None:
+    """The other three submits, a number as the version, one ``fileUrl``, nulls."""
+    assert expected == request_from_json(body, kind)
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({}, {"prompt"}),
+        ({"prompt": None}, {"prompt"}),
+        ({"prompt": "", "speed": "Fast", "variety": 3}, {"prompt", "speed", "variety"}),
+        ({"prompt": "x", "version": 10**5000}, {"version"}),
+        ({"prompt": "x", "version": float("nan")}, {"version"}),
+        ({"prompt": "x", "version": 1e22}, {"version"}),
+        ({"prompt": "x", "version": True}, {"version"}),
+        ({"prompt": "x", "enableTranslation": "false"}, {"enable_translation"}),
+        ({"taskType": "mj_img2img", "prompt": "x"}, {"file_urls"}),
+        ({"taskType": "mj_img2img", "prompt": "x", "fileUrl": 5}, {"file_urls"}),
+        ({"taskType": "mj_video", "prompt": "x", "fileUrls": [PICTURE] * 2}, {"file_urls"}),
+        ({"taskType": "mj_video_extend_manual", "taskId": "t", "index": 0}, {"prompt"}),
+        ({"taskType": "mj_video_extend_auto"}, {"task_id", "index"}),
+        ({"taskType": "MJ_TXT2IMG", "prompt": "x"}, {"taskType"}),
+        ({"taskType": "mj_txt2img ", "prompt": "x"}, {"taskType"}),
+        ({"taskType": ["mj_txt2img"], "prompt": "x"}, {"taskType"}),
+        ({"taskType": 10**5000, "prompt": "x"}, {"taskType"}),
+        ({"taskId": "t", "imageIndex": 0}, {"taskType"}),
+        ({"prompt": "x", "nonsense": 1, 5: 1}, {"nonsense", "5"}),
+    ],
+)
+def test_what_is_wrong_in_a_body_is_told(body: Any, names: set[str]) -> None:  # noqa: ANN401 - any JSON
+    """Every field that is wrong or missing, in one error on one line."""
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_json(body)
+    assert names == set(caught.value.problems)
+    assert str(caught.value).isprintable()
+
+
+def test_a_body_and_a_kind_must_agree() -> None:
+    """A variation is not bought for an upscale."""
+    body = request_to_json(Upscale(TASK, 0))
+    assert Upscale(TASK, 0) == request_from_json(body, Upscale)
+    with pytest.raises(InvalidRequestError, match="mj_upscale is no Vary"):
+        request_from_json(body, Vary)
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5, [("prompt", "x")]])
+def test_what_is_no_mapping_is_told(body: Any) -> None:  # noqa: ANN401 - any JSON
+    """As a problem like any other."""
+    with pytest.raises(InvalidRequestError, match="must be a mapping"):
+        request_from_json(body)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("callBackURL", "callBackUrl"),
+        ("callbackUrl", "callBackUrl"),
+        ("call_back_url", "callBackUrl"),
+        ("watermark", "waterMark"),
+        ("WATERMARK", "waterMark"),
+        ("file_urls", "fileUrls"),
+        ("fileURLs", "fileUrls"),
+        ("Prompt", "prompt"),
+        ("promt", "prompt"),
+        ("aspect_ratio", "aspectRatio"),
+        ("tasktype", "taskType"),
+        ("stylisation", "stylization"),
+    ],
+)
+def test_a_misspelt_name_is_an_error_with_a_suggestion(misspelt: str, meant: str) -> None:
+    """MidAPI would ignore it in silence, and the money would be gone."""
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_json({"prompt": "x", misspelt: "y"})
+    assert [misspelt] == list(caught.value.problems)
+    assert caught.value.problems[misspelt].endswith(f"did you mean {meant}?")
+
+
+def test_an_unknown_field_of_ours_is_told_with_a_suggestion() -> None:
+    """As ``client.generate("…", aspectratio=…)`` would give it."""
+    with pytest.raises(InvalidRequestError) as caught:
+        make_request(TextToImage, {"aspectratio": "1:1", "\n": 1})
+    assert {"aspectratio", "\n", "prompt"} == set(caught.value.problems)
+    assert "did you mean aspect_ratio?" in caught.value.problems["aspectratio"]
+    assert str(caught.value).isprintable()
+
+
+# ─── every request there is ──────────────────────────────────────────────────────────────────────
+
+PROMPTS = st.text(min_size=1, max_size=40).filter(lambda text: text.strip())
+FILE_URLS = st.lists(
+    st.text(st.characters(categories=["L", "N"]), max_size=9).map(lambda t: f"https://h/{t}"),
+    min_size=1,
+    max_size=3,
+)
+TASK_IDS = st.from_regex(r"(?!mjt_)[A-Za-z0-9_-]{1,128}", fullmatch=True)
+WATER_MARKS = st.none() | st.text(max_size=10)
+RATIOS = st.none() | st.sampled_from(
+    ["1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1"]
+)
+IMAGE: Mapping[str, st.SearchStrategy[Any]] = {
+    "prompt": PROMPTS,
+    "speed": st.sampled_from(["relaxed", "fast", "turbo"]),
+    "aspect_ratio": RATIOS,
+    "version": st.none() | st.from_regex(r"(niji)?[0-9]{1,3}(\.[0-9]{1,3})?", fullmatch=True),
+    "variety": st.none() | st.integers(0, 20).map(lambda n: 5 * n),
+    "stylization": st.none() | st.integers(0, 1000),
+    "weirdness": st.none() | st.integers(0, 3000),
+    "water_mark": WATER_MARKS,
+    "enable_translation": st.booleans(),
+}
+REFERENCED = {**IMAGE, "file_urls": FILE_URLS}
+BY_CLASS: Mapping[type[Request], Mapping[str, st.SearchStrategy[Any]]] = {
+    TextToImage: IMAGE,
+    ImageToImage: REFERENCED,
+    StyleReference: REFERENCED,
+    OmniReference: {**REFERENCED, "ow": st.none() | st.integers(1, 1000)},
+    ImageToVideo: {
+        "prompt": PROMPTS,
+        "file_urls": FILE_URLS.map(lambda urls: urls[:1]),
+        "hd": st.booleans(),
+        "motion": st.sampled_from(["high", "low"]),
+        "video_batch_size": st.sampled_from([1, 2, 4]),
+        "aspect_ratio": RATIOS,
+        "water_mark": WATER_MARKS,
+        "enable_translation": st.booleans(),
+    },
+    Upscale: {"task_id": TASK_IDS, "image_index": st.integers(0, 3), "water_mark": WATER_MARKS},
+    Vary: {"task_id": TASK_IDS, "image_index": st.integers(0, 4), "water_mark": WATER_MARKS},
+    ExtendVideo: {
+        "task_id": TASK_IDS,
+        "index": st.integers(0, 10),
+        "prompt": st.none() | PROMPTS,
+        "water_mark": WATER_MARKS,
+    },
+}
+
+
+REQUESTS = st.one_of(
+    *(st.builds(cast("Callable[..., Request]", cls), **BY_CLASS[cls]) for cls in BY_CLASS)
+)
+
+
+@pytest.mark.parametrize("cls", BY_CLASS)
+def test_the_strategy_has_each_field(cls: type[Request]) -> None:
+    """The two properties below speak of every field."""
+    assert set(attrs.fields_dict(cls)) == set(BY_CLASS[cls])
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(REQUESTS)
+def test_every_request_round_trips_through_its_body(request_: Request) -> None:
+    """Written, sent as JSON and read again it is the same value."""
+    body = loads(dumps(request_to_json(request_)))
+    assert isinstance(body, dict)
+    assert request_ == request_from_json(body)
+    assert request_ == request_from_json({**body, "callBackUrl": CALLBACK})
+    sent = loads(submit_body(request_, CALLBACK))
+    assert isinstance(sent, dict)
+    assert request_ == request_from_json(sent, type(request_))
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(REQUESTS, REQUESTS, st.data())
+def test_a_fingerprint_is_equal_for_equal_requests_only(
+    one: Request, other: Request, data: st.DataObject
+) -> None:
+    """Equal for what asks for the same, different as soon as one field differs."""
+    assert fingerprint(one) == fingerprint(pickle.loads(pickle.dumps(one)))  # noqa: S301 - ours
+    assert (one == other) is (fingerprint(one) == fingerprint(other))
+    name = data.draw(st.sampled_from(sorted(BY_CLASS[type(one)])))
+    changed = attrs.evolve(one, **{name: data.draw(BY_CLASS[type(one)][name])})
+    assert (one == changed) is (fingerprint(one) == fingerprint(changed))
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(one))
+
+
+def test_a_fingerprint_is_of_what_the_user_set() -> None:
+    """A default that is set counts as not set, so a later default of ours changes nothing."""
+    assert fingerprint(TextToImage("x")) == fingerprint(TextToImage("x", speed="fast"))
+    assert fingerprint(Upscale(TASK, 0)) != fingerprint(Vary(TASK, 0))
+    # The text that stands in users' journals: it must never change.
+    golden = "1b9f4d3ff71c6930fd4f42dd928ccb5e72516ae8f40edfa159a820bbfdd71f27"
+    assert golden == fingerprint(TextToImage("x"))
+
+
+def test_no_infinity_gets_into_a_snapshot() -> None:
+    """1e999 is JSON to Python, and no JSON to anybody who reads what we write."""
+    with pytest.raises(ProtocolError):
+        read_record('{"taskId": "x", "cost": 1e999}')
+    assert math.isfinite(float(str(loads(b"1e308"))))

@@ -1,0 +1,359 @@
+"""Settings are checked before anything is sent, and a key is never shown."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from yarl import URL
+
+from midapi_async.config import (
+    Endpoints,
+    PollPolicy,
+    RateLimit,
+    RetryPolicy,
+    Timeouts,
+    is_loopback_host,
+    settings,
+)
+from midapi_async.errors import InvalidRequestError
+from tests.support import secrets
+from tests.support.secrets import API_KEY
+
+LOCAL = "http://127.0.0.1:8787"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of ours, but for what a test sets."""
+    for name in [name for name in os.environ if name.startswith("MIDAPI_")]:
+        monkeypatch.delenv(name)
+
+
+def problems_of(make: Callable[[], object]) -> dict[str, str]:
+    """What is told when a call is refused; the key is not in it."""
+    with pytest.raises(InvalidRequestError) as caught:
+        make()
+    secrets.assert_none_in(caught.value)
+    assert str(caught.value).isprintable()
+    return caught.value.problems
+
+
+# ─── the API key ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_key_is_not_shown() -> None:
+    """It is there, and neither the repr nor the str of the settings has it (I5)."""
+    made = settings(API_KEY)
+    assert API_KEY == made.api_key
+    secrets.assert_none_in(made)
+
+
+def test_the_key_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An argument beats MIDAPI_API_KEY, which beats the file of MIDAPI_API_KEY_FILE."""
+    file = tmp_path / "key"
+    file.write_text("from-the-file\n")
+    monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
+    assert "from-the-file" == settings().api_key
+    monkeypatch.setenv("MIDAPI_API_KEY", " from-the-variable ")
+    assert "from-the-variable" == settings().api_key
+    assert "given" == settings("given\n").api_key
+
+
+def test_a_file_with_a_byte_order_mark_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Windows' editors write it."""
+    file = tmp_path / "key"
+    file.write_bytes(b"\xef\xbb\xbfkey\r\n")
+    monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
+    assert "key" == settings().api_key
+
+
+@pytest.mark.parametrize("given_key", [None, "", "  ", "\n"])
+def test_no_key_is_told(given_key: str | None) -> None:
+    """With each of the three ways to give one."""
+    told = problems_of(lambda: settings(given_key))
+    assert {"api_key"} == set(told)
+    assert all(way in told["api_key"] for way in ("api_key=", "MIDAPI_API_KEY ", "_FILE"))
+
+
+@pytest.mark.parametrize("more", [" x", "\tx", "\nHost: evil", "\x00", "é", "\ud800"])
+def test_a_key_that_cannot_stand_in_a_header_is_refused(more: str) -> None:
+    """A blank, a line break, anything but ASCII; the key itself is not shown."""
+    assert "character" in problems_of(lambda: settings(f"{API_KEY}{more}x"))["api_key"]
+
+
+@pytest.mark.parametrize("key", [b"bytes", 5, ["x"], True])
+def test_a_key_of_another_kind_is_refused(key: object) -> None:
+    """Nothing is turned into a str."""
+    told = problems_of(lambda: settings(key))  # type: ignore[arg-type]  # what is tested
+    assert "must be a str" in told["api_key"]
+
+
+def test_a_key_file_that_cannot_be_read_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Absent, a folder, no text, empty: named with the file and the reason."""
+    folder, binary, empty = tmp_path / "folder", tmp_path / "binary", tmp_path / "empty"
+    folder.mkdir()
+    binary.write_bytes(b"\xff\xfe\x00")
+    empty.write_text("\n")
+    for file, reason in [
+        (tmp_path / "absent", "No such file"),
+        (folder, "directory"),
+        (binary, "not text"),
+        (empty, "is missing"),
+    ]:
+        monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
+        told = problems_of(settings)["api_key"]
+        assert reason in told
+        assert file is empty or str(file) in told
+
+
+# ─── the base URL ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("given_url", "expected"),
+    [
+        (None, "https://api.midapi.ai/"),
+        ("https://api.midapi.ai/", "https://api.midapi.ai/"),
+        ("HTTPS://API.MidAPI.AI", "https://api.midapi.ai/"),
+        ("https://api.midapi.ai:443", "https://api.midapi.ai/"),
+        ("https://proxy.example:8443/midapi/", "https://proxy.example:8443/midapi"),
+        ("https://proxy.example/a//", "https://proxy.example/a"),
+        ("https://proxy.example/a%2Fb/", "https://proxy.example/a%2Fb"),
+        ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443/"),
+        ("http://127.0.0.1:8787", "http://127.0.0.1:8787/"),
+        ("http://127.1.2.3", "http://127.1.2.3/"),
+        ("http://localhost:1", "http://localhost:1/"),
+        ("http://LOCALHOST:1", "http://localhost:1/"),
+        ("http://[::1]:8787", "http://[::1]:8787/"),
+    ],
+)
+def test_a_base_url_is_taken(given_url: str | None, expected: str) -> None:
+    """https anywhere, http on this machine; a path prefix without its last slash."""
+    assert expected == str(settings(API_KEY, given_url).base_url)
+
+
+def test_an_ipv4_address_inside_an_ipv6_one_is_this_machine_too() -> None:
+    """On each Python: before 3.13 `ipaddress` did not say so."""
+    assert is_loopback_host("::ffff:127.0.0.1")
+    assert is_loopback_host("::ffff:7f00:1")
+    assert not is_loopback_host("::ffff:10.0.0.1")
+    settings(API_KEY, "http://[::ffff:127.0.0.1]:8787")
+
+
+@pytest.mark.parametrize(
+    "host", ["", "::", "10.0.0.1", "localhost.evil.example", "127.0.0.1.evil.example"]
+)
+def test_other_hosts_are_not_this_machine(host: str) -> None:
+    """Least of all names that begin like it."""
+    assert not is_loopback_host(host)
+
+
+@pytest.mark.parametrize(
+    ("given_url", "tells"),
+    [
+        ("api.midapi.ai", "must be like"),
+        ("//api.midapi.ai", "must be like"),
+        ("https://", "must be like"),
+        ("https:api.midapi.ai", "must be like"),
+        ("ftp://api.midapi.ai", "must be like"),
+        ("file:///etc/passwd", "must be like"),
+        ("https://[::1", "must be like"),
+        ("https://h:99999", "must be like"),
+        ("https://h:port", "must be like"),
+        ("https://\ud800.com", "must be like"),
+        ("nonsense", "must be like"),
+        (f"https://{API_KEY}@h", "nothing but scheme"),
+        (f"https://user:{API_KEY}@h", "nothing but scheme"),
+        (f"https://:{API_KEY}@h", "nothing but scheme"),
+        (f"https://h?key={API_KEY}", "nothing but scheme"),
+        ("https://h/#fragment", "nothing but scheme"),
+        ("http://api.midapi.ai", "must be https"),
+        ("http://10.0.0.1", "must be https"),
+        ("http://0.0.0.0", "must be https"),
+        ("http://[::ffff:10.0.0.1]", "must be https"),
+        ("http://localhost.evil.example", "must be https"),
+        ("http://127.0.0.1.evil.example", "must be https"),
+        (b"https://h", "must be like"),
+        (5, "must be like"),
+    ],
+)
+def test_a_base_url_is_refused(given_url: object, tells: str) -> None:
+    """With what is wrong, and without the URL, which may hold a password."""
+    told = problems_of(lambda: settings(API_KEY, given_url))  # type: ignore[arg-type]  # tested
+    assert {"base_url"} == set(told)
+    assert tells in told["base_url"]
+
+
+def test_http_beyond_loopback_is_allowed_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the argument or by MIDAPI_ALLOW_HTTP; the key travels unencrypted then."""
+    with pytest.warns(UserWarning, match="unencrypted"):
+        settings(API_KEY, "http://sandbox:8787", allow_http=True)
+    for value in ("1", "true", "YES", " on "):
+        monkeypatch.setenv("MIDAPI_ALLOW_HTTP", value)
+        with pytest.warns(UserWarning, match="unencrypted"):
+            settings(API_KEY, "http://sandbox:8787")
+    for value in ("0", "false", "no", "off", "", "maybe"):
+        monkeypatch.setenv("MIDAPI_ALLOW_HTTP", value)
+        assert {"base_url"} == set(problems_of(lambda: settings(API_KEY, "http://sandbox:8787")))
+
+
+def test_allowed_http_warns_only_where_it_is_used() -> None:
+    """https and loopback stay silent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings(API_KEY, LOCAL, allow_http=True)
+        settings(API_KEY, "https://sandbox:8787", allow_http=True)
+
+
+def test_the_base_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument beats MIDAPI_BASE_URL; a bad one of either is told."""
+    monkeypatch.setenv("MIDAPI_BASE_URL", f" {LOCAL} ")
+    assert URL(LOCAL) == settings(API_KEY).base_url
+    assert "h" == settings(API_KEY, "https://h").base_url.host
+    monkeypatch.setenv("MIDAPI_BASE_URL", "http://sandbox:8787")
+    assert {"base_url"} == set(problems_of(lambda: settings(API_KEY)))
+
+
+@pytest.mark.parametrize(
+    ("given_url", "credit", "upload"),
+    [
+        ("https://api.midapi.ai", "/api/v1/common/credit", None),
+        ("https://api.kie.ai", "/api/v1/chat/credit", "https://kieai.redpandaai.co"),
+        ("https://KIE.AI", "/api/v1/chat/credit", "https://kieai.redpandaai.co"),
+        ("https://notkie.ai", "/api/v1/common/credit", None),
+        ("https://kie.ai.evil.example", "/api/v1/common/credit", None),
+        ("http://127.0.0.1:8787/x", "/api/v1/common/credit", LOCAL),
+    ],
+)
+def test_the_host_chooses_the_endpoints(given_url: str, credit: str, upload: str | None) -> None:
+    """kie.ai has another credit path and an upload host; a sandbox takes uploads itself."""
+    assert Endpoints(credit=credit, upload_url=upload) == settings(API_KEY, given_url).endpoints
+
+
+# ─── the time scale ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_time_scale_is_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real service keeps its own time, whoever says so; 1 is no scale."""
+    assert 60.0 == settings(API_KEY, LOCAL, 60).time_scale
+    assert 1.0 == settings(API_KEY, None, 1.0).time_scale
+    assert {"time_scale"} == set(problems_of(lambda: settings(API_KEY, None, 60)))
+    monkeypatch.setenv("MIDAPI_TIME_SCALE", "60")
+    assert 60.0 == settings(API_KEY, LOCAL).time_scale
+    assert 2.0 == settings(API_KEY, LOCAL, 2.0).time_scale
+    assert {"time_scale"} == set(problems_of(lambda: settings(API_KEY)))
+
+
+BAD_NUMBERS = [0, -1, float("nan"), float("inf"), True, "x", b"x", [], 10**400, -(10**5000)]
+BAD_IDS = ["zero", "negative", "nan", "inf", "bool", "str", "bytes", "list", "huge", "very huge"]
+
+
+@pytest.mark.parametrize("scale", BAD_NUMBERS, ids=BAD_IDS)
+def test_a_bad_time_scale_is_told(scale: object) -> None:
+    """Whatever it is, the error is ours."""
+    told = problems_of(lambda: settings(API_KEY, LOCAL, scale))  # type: ignore[arg-type]  # tested
+    assert {"time_scale"} == set(told)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "fast", "1,5"])
+def test_a_bad_time_scale_in_the_environment_is_told(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an argument's is."""
+    monkeypatch.setenv("MIDAPI_TIME_SCALE", text)
+    assert {"time_scale"} == set(problems_of(lambda: settings(API_KEY, LOCAL)))
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """One error names each setting that is wrong."""
+    told = problems_of(lambda: settings("a b", "http://h", -1))
+    assert {"api_key", "base_url", "time_scale"} == set(told)
+
+
+@hypothesis_settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=())))
+def test_any_text_as_a_base_url_is_taken_or_told(text: str) -> None:
+    """Never another error than ours, and what is taken is https or loopback."""
+    for url in (text, f"https://{text}", f"http://{text}"):
+        try:
+            made = settings(API_KEY, url).base_url
+        except InvalidRequestError as error:
+            told = set(error.problems)
+        else:
+            told = {"base_url"}
+            assert made.scheme == "https" or is_loopback_host(made.host or "")
+        assert {"base_url"} == told
+
+
+# ─── the policies ────────────────────────────────────────────────────────────────────────────────
+
+# Each number of each policy, and whether it may be zero.
+NUMBERS = [
+    (Timeouts, "connect", False),
+    (Timeouts, "submit", False),
+    (Timeouts, "look", False),
+    (Timeouts, "wait", False),
+    (RetryPolicy, "give_up_after", True),
+    (PollPolicy, "look_price", False),
+    (PollPolicy, "floor", False),
+    (PollPolicy, "ceiling", False),
+    (PollPolicy, "looks_per_second", False),
+    (RateLimit, "count", False),
+    (RateLimit, "per", False),
+]
+
+
+@pytest.mark.parametrize("value", [*BAD_NUMBERS, None], ids=[*BAD_IDS, "none"])
+@pytest.mark.parametrize(("policy", "name", "may_be_zero"), NUMBERS)
+def test_a_bad_number_is_told(
+    policy: Callable[..., object], name: str, may_be_zero: bool, value: object
+) -> None:
+    """Every number of every policy is finite and positive; the error names it."""
+    if (value == 0 and may_be_zero and value is not False) or (name == "wait" and value is None):
+        policy(**{name: value})
+        return
+    fields = {"count": 20, name: value} if policy is RateLimit else {name: value}
+    assert {name} == set(problems_of(lambda: policy(**fields)))
+
+
+@pytest.mark.parametrize(("policy", "name", "_"), NUMBERS)
+def test_a_good_number_is_taken(policy: Callable[..., object], name: str, _: bool) -> None:
+    """An int as well as a float."""
+    fields = {"count": 20, name: 7} if policy is RateLimit else {name: 7}
+    assert 7 == getattr(policy(**fields), name)
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    """design.md, "Defaults"."""
+    assert Timeouts(connect=10, submit=180, look=30, wait=3600) == Timeouts()
+    assert RetryPolicy(give_up_after=60) == RetryPolicy()
+    assert PollPolicy(look_price=1, floor=1, ceiling=60, looks_per_second=5) == PollPolicy()
+    assert RateLimit(20, per=10.0) == RateLimit(20)
+
+
+def test_all_bad_timeouts_are_told_at_once() -> None:
+    """One error, three fields."""
+    made = problems_of(lambda: Timeouts(connect=0, submit=-1, wait=float("nan")))
+    assert {"connect", "submit", "wait"} == set(made)
+
+
+def test_a_ceiling_is_not_below_the_floor() -> None:
+    """Equal is allowed."""
+    PollPolicy(floor=5, ceiling=5)
+    assert {"ceiling"} == set(problems_of(lambda: PollPolicy(floor=5, ceiling=4.9)))
+
+
+def test_a_count_is_whole() -> None:
+    """Half a submission is none."""
+    assert {"count"} == set(problems_of(lambda: RateLimit(2.5)))  # type: ignore[arg-type]  # tested

@@ -1,0 +1,203 @@
+"""The house keeps its walls: who imports whom, where each library lives, how long a function is."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import midapi_async
+
+PACKAGE = Path(midapi_async.__file__).parent
+ROOT = "midapi_async"
+
+# design.md, "The house": a module imports only what stands above it; those of one line do not
+# import each other. `_api`, `_outcomes` and `intents` are not in its picture; they stand where what
+# they are made of allows it.
+ORDER: list[set[str]] = [
+    {"errors"},
+    {"_clock", "_owned", "_token"},
+    {"config", "requests", "tasks"},
+    {"_codec"},
+    {"_protocol"},
+    {"_ratelimit", "_retry"},
+    {"_transport"},
+    {"_api"},
+    {"journal"},
+    {"_submit", "_outcomes"},
+    {"_schedule"},
+    {"_tracker"},
+    {"receiver", "files"},
+    {"handle"},
+    {"intents", "batch"},
+    {"client"},
+    {"integrations", "cli"},
+    {"__main__"},
+]
+# They know nothing of the SDK, so that they cannot share its mistakes.
+APART = {"sandbox", "testing"}
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+# What `cli` and `integrations` are built on may be imported from the package itself.
+FACE = set(midapi_async.__all__)
+
+# Each library has one home.
+HOMES = {
+    "cattrs": {"_codec"},
+    "backoff": {"_retry"},
+    "sqlite3": {"journal"},
+    "aiohttp.web": {"receiver", "sandbox"},
+    "cyclopts": {"cli"},
+    "rich": {"cli"},
+    "PIL": {"sandbox"},
+}
+# A session that sends the API key, or fetches files; a webhook's own caller is the sandbox's.
+SESSION_HOMES = {"_transport", "files", "sandbox", "cli"}
+LONGEST = 45
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Each module of the package: its dotted name below the package, and its syntax tree."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        yield name, ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def is_package(name: str) -> bool:
+    """Whether a dotted name below our package is a folder."""
+    return not name or (PACKAGE / Path(*name.split(".")) / "__init__.py").exists()
+
+
+def imports(name: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every name that a module imports, absolute, with its line; those for types only as well."""
+    base = [ROOT, *name.split(".")] if name else [ROOT]
+    here = base if is_package(name) else base[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = here[: len(here) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            yield from ((f"{source}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def room(name: str) -> str:
+    """The first part of a dotted name below the package."""
+    return name.split(".", 1)[0]
+
+
+def rooms_imported(name: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The rooms of our own house that a module imports from."""
+    for imported, line in imports(name, tree):
+        if imported.startswith(f"{ROOT}."):
+            other = room(imported.removeprefix(f"{ROOT}."))
+            if other != room(name) and other != "__version__":
+                yield other, line
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_a_module_imports_only_what_stands_left_of_it(name: str) -> None:
+    """The order of design.md; `errors` may name `TaskDetails` for types."""
+    own = room(name)
+    assert own in LEVEL or own in APART, f"{own} has no place in the order"
+    for other, line in rooms_imported(name, MODULES[name]):
+        if own in APART:
+            pytest.fail(f"{name}:{line} imports {other}, and must know nothing of the SDK")
+        if (own, other) in {("errors", "tasks"), ("cli", "sandbox")}:
+            continue
+        if own in {"cli", "integrations"} and other in FACE:
+            continue
+        assert other in LEVEL, f"{name}:{line} imports {other}, which has no place in the order"
+        assert LEVEL[other] < LEVEL[own], f"{name}:{line} imports {other}, which stands right of it"
+
+
+def test_errors_names_tasks_for_types_only() -> None:
+    """At run time it imports nothing of ours."""
+    code = "import sys, types; sys.modules['midapi_async'] = m = types.ModuleType('midapi_async')"
+    code += f"; m.__path__ = [{str(PACKAGE)!r}]; import midapi_async.errors"
+    code += "; print(sorted(n for n in sys.modules if n.startswith('midapi_async.')))"
+    assert "['midapi_async.errors']" == run(code)
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_each_library_has_one_home(library: str) -> None:
+    """So that it can be exchanged, or gone, at one place."""
+    found = {
+        room(name)
+        for name, tree in MODULES.items()
+        for imported, _ in imports(name, tree)
+        if f"{imported}.".startswith(f"{library}.")
+    }
+    assert found <= HOMES[library]
+
+
+def test_sessions_are_opened_at_home() -> None:
+    """`ClientSession` carries the key or fetches files: two places, and no third."""
+    found = {
+        room(name)
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.Name)
+        and getattr(node, "attr", getattr(node, "id", None)) == "ClientSession"
+        and isinstance(getattr(node, "ctx", None), ast.Load)
+    }
+    assert found <= SESSION_HOMES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_function_is_short(name: str) -> None:
+    """45 lines at the most, with its docstring."""
+    lengths = {
+        node.name: (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(MODULES[name])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {function: lines for function, lines in lengths.items() if lines > LONGEST}
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    folder = str(PACKAGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_sdk_imports_nothing_that_few_need() -> None:
+    """A bot that only generates pays for no web server, no database and no terminal."""
+    unwanted = {"aiohttp.web", "sqlite3", "cyclopts", "rich", "PIL", "pytest"}
+    unwanted |= {"midapi_async.sandbox", "midapi_async.testing", "midapi_async.cli"}
+    assert "[]" == run(f"import midapi_async; print(sorted({unwanted!r} & set(sys.modules)))")
+
+
+def test_all_is_sorted_and_whole() -> None:
+    """What the package's face imports is what it offers, in order."""
+    tree = MODULES[""]
+    imported = {
+        alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(midapi_async.__all__) == midapi_async.__all__
+    assert imported | {"__version__"} == set(midapi_async.__all__)
+    assert not [name for name in midapi_async.__all__ if not hasattr(midapi_async, name)]
+
+
+def test_the_face_is_imports_only() -> None:
+    """Nothing happens at import: a docstring, imports, the version and ``__all__``."""
+    for node in MODULES[""].body[1:]:
+        assert isinstance(node, ast.ImportFrom | ast.Assign)
+
+
+def test_every_error_is_public() -> None:
+    """Whatever is raised can be caught by its name."""
+    errors = {node.name for node in MODULES["errors"].body if isinstance(node, ast.ClassDef)}
+    assert errors <= set(midapi_async.__all__)

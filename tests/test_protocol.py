@@ -1,0 +1,927 @@
+"""The rules of the wire: what each answer means, and above all what it proves about money."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from midapi_async import _protocol
+from midapi_async._codec import read_record
+from midapi_async._protocol import (
+    CLOCK_SKEW,
+    PASSING_CODES,
+    REFUSING_CODES,
+    Answer,
+    Callback,
+    Unsure,
+    download_url_call,
+    failure,
+    fits,
+    interpret,
+    look_call,
+    may_pass,
+    proves_refusal,
+    read_callback,
+    read_credits,
+    read_data,
+    read_look,
+    read_submit,
+    read_url,
+    retry_after,
+    submit_call,
+)
+from midapi_async._token import new_token
+from midapi_async.errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    FeatureDisabledError,
+    GenerationFailedError,
+    InsufficientCreditsError,
+    MaintenanceError,
+    MidAPIError,
+    NotFoundError,
+    PromptRejected,
+    ProtocolError,
+    RateLimitError,
+    ServerError,
+    SpendingCapError,
+    TaskFailed,
+    UnprocessableError,
+)
+from midapi_async.requests import (
+    ExtendVideo,
+    ImageToImage,
+    ImageToVideo,
+    OmniReference,
+    Request,
+    StyleReference,
+    TextToImage,
+    Upscale,
+    Vary,
+)
+from midapi_async.tasks import TaskDetails
+from tests.support import secrets
+
+TASK = "0f3a9c52047dda21bb3df0488736cce5"
+OTHER = "1111111111111111111111111111111f"
+TOKEN = new_token()
+CALLBACK = f"https://bot.example/hook/{TOKEN}"
+URLS = [f"https://tempfile.aiquickdraw.com/m/{TASK}_0_{n}.jpeg" for n in range(4)]
+PICTURE = "https://files.example/a.png"
+NO_CREDITS = (
+    "Credits insufficient : Your current balance isn't enough to run this request. "
+    "Please top up to continue."
+)
+HTML = b"<!doctype html><title>502 Bad Gateway</title>"
+NOW = 1_760_608_373.0
+
+
+def body(code: object, data: object = None, msg: object = "said so") -> bytes:
+    """An envelope of MidAPI's."""
+    return json.dumps({"code": code, "msg": msg, "data": data}, separators=(",", ":")).encode()
+
+
+GOOD = body(200, {"taskId": TASK}, "success")
+
+
+def answer(status: int, text: bytes, flaw: str | None = None, **headers: str) -> Answer:
+    """What came back."""
+    return Answer(status, {name.replace("_", "-"): v for name, v in headers.items()}, text, flaw)
+
+
+# ─── calls ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        (TextToImage("x"), "/api/v1/mj/generate"),
+        (ImageToImage("x", [PICTURE]), "/api/v1/mj/generate"),
+        (StyleReference("x", [PICTURE]), "/api/v1/mj/generate"),
+        (OmniReference("x", [PICTURE]), "/api/v1/mj/generate"),
+        (ImageToVideo("x", [PICTURE]), "/api/v1/mj/generate"),
+        (Upscale(TASK, 0), "/api/v1/mj/generateUpscale"),
+        (Vary(TASK, 0), "/api/v1/mj/generateVary"),
+        (ExtendVideo(TASK, 0), "/api/v1/mj/generateVideoExtend"),
+    ],
+)
+def test_each_request_goes_to_its_path(request_: Request, path: str) -> None:
+    """With its callback URL in the body, which the repr does not show."""
+    call = submit_call(request_, CALLBACK)
+    assert ("POST", path) == (call.method, call.path)
+    assert CALLBACK == json.loads(call.body or b"")["callBackUrl"]
+    secrets.assert_none_in(call)
+    assert "callBackUrl" not in json.loads(submit_call(request_, None).body or b"")
+
+
+def test_the_other_calls() -> None:
+    """The paths of sections 4 and 6."""
+    look = look_call(TASK)
+    assert ("GET", f"/api/v1/mj/record-info?taskId={TASK}", None) == (
+        look.method,
+        look.path,
+        look.body,
+    )
+    link = download_url_call(URLS[0])
+    assert ("POST", "/api/v1/common/download-url") == (link.method, link.path)
+    assert {"url": URLS[0]} == json.loads(link.body or b"")
+
+
+# ─── what an answer means ────────────────────────────────────────────────────────────────────────
+
+# Section 7, literally: code, class, is a submit so answered refused, may it be sent again.
+TABLE: list[tuple[int, type[APIError], bool, bool]] = [
+    (400, BadRequestError, True, False),
+    (401, AuthenticationError, True, False),
+    (402, InsufficientCreditsError, True, False),
+    (404, NotFoundError, True, False),
+    (422, UnprocessableError, True, False),
+    (429, RateLimitError, True, True),
+    (433, SpendingCapError, True, False),
+    (455, MaintenanceError, True, True),
+    (500, ServerError, False, False),
+    (501, GenerationFailedError, True, False),
+    (505, FeatureDisabledError, True, False),
+    # and codes that are in no table
+    (0, APIError, False, False),
+    (-1, APIError, False, False),
+    (201, APIError, False, False),
+    (403, APIError, False, False),
+    (408, APIError, False, False),
+    (502, ServerError, False, False),
+    (503, ServerError, False, False),
+    (504, ServerError, False, False),
+    (999, APIError, False, False),
+]
+
+
+def outcome_of(given_answer: Answer) -> str | Exception:
+    """The task id that answers a submit, or the error."""
+    try:
+        return read_submit(given_answer)
+    except (APIError, Unsure) as error:
+        return error
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["int", "str"])
+@pytest.mark.parametrize(("code", "kind", "refused", "again"), TABLE)
+def test_s07_s08_s09_each_code_inside_http_200(
+    code: int, kind: type[APIError], refused: bool, again: bool, as_text: bool
+) -> None:
+    """Its own error; only a code of the table proves that nothing was bought."""
+    text = body(str(code) if as_text else code)
+    with pytest.raises(APIError) as caught:
+        interpret(200, {}, text)
+    error = caught.value
+    assert (kind, code, "said so", 200) == (
+        type(error),
+        error.code,
+        error.message,
+        error.http_status,
+    )
+    assert error.own_envelope
+    assert (refused, again) == (proves_refusal(error), may_pass(error))
+    outcome = outcome_of(answer(200, text))
+    assert kind is type(outcome) if refused else isinstance(outcome, Unsure)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "refused", "again"), [row for row in TABLE if 400 <= row[0] <= 599]
+)
+def test_s08_s09_each_code_as_a_real_status(
+    code: int, kind: type[APIError], refused: bool, again: bool
+) -> None:
+    """The same as a real HTTP status, with an envelope: every 4xx but 408 is a refusal."""
+    is_refused = refused or (400 <= code <= 499 and code != 408)
+    with pytest.raises(APIError) as caught:
+        interpret(code, {}, body(code))
+    assert (kind, code, code) == (type(caught.value), caught.value.code, caught.value.http_status)
+    assert (is_refused, again) == (proves_refusal(caught.value), may_pass(caught.value))
+    outcome = outcome_of(answer(code, body(code)))
+    assert kind is type(outcome) if is_refused else isinstance(outcome, Unsure)
+
+
+@pytest.mark.parametrize("page", [HTML, b"", b"{}", b"null", b"\xff", b"[" * 100_000, b'"x"'])
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [
+        (400, True),
+        (401, True),
+        (403, True),
+        (404, True),
+        (407, True),
+        (408, False),
+        (413, True),
+        (429, True),
+        (499, True),
+        (500, False),
+        (501, False),
+        (502, False),
+        (503, False),
+        (504, False),
+        (505, False),
+        (511, False),
+        (522, False),
+        (599, False),
+    ],
+)
+def test_s09_p07_a_page_that_is_not_midapis(status: int, refused: bool, page: bytes) -> None:
+    """A proxy's 5xx proves nothing, its 501 and 505 neither; it is never MidAPI's own word."""
+    with pytest.raises(APIError) as caught:
+        interpret(status, {}, page)
+    assert status == caught.value.code == caught.value.http_status
+    assert not caught.value.own_envelope
+    assert refused is proves_refusal(caught.value)
+    outcome = outcome_of(answer(status, page))
+    assert isinstance(outcome, APIError if refused else Unsure)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308, 399])
+@pytest.mark.parametrize("page", [HTML, GOOD, body(402)])
+def test_p07_a_redirect_is_not_midapis(status: int, page: bytes) -> None:
+    """Whatever its body says; a submit so answered is unknown."""
+    with pytest.raises(ProtocolError, match="redirect"):
+        interpret(status, {}, page)
+    assert isinstance(outcome_of(answer(status, page)), Unsure)
+    assert isinstance(outcome_of(answer(status, page, "cut")), Unsure)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "text", "refused"),
+    [
+        (200, 500, NO_CREDITS, True),
+        (500, 500, NO_CREDITS, True),
+        (500, 500, NO_CREDITS.upper(), True),
+        (500, 200, NO_CREDITS, True),
+        (502, 500, NO_CREDITS, True),
+        (200, 500, "Your current balance isn't enough", True),
+        (200, 500, "Internal error", False),
+        (200, 500, None, False),
+        (200, 503, NO_CREDITS, False),
+        (200, 999, NO_CREDITS, False),
+    ],
+)
+def test_s09_no_credits_as_500(status: int, code: int, text: str | None, refused: bool) -> None:
+    """Once the text of 402 came with code 500; then, and only then, 500 is a refusal."""
+    outcome = outcome_of(answer(status, body(code, None, text)))
+    assert isinstance(outcome, InsufficientCreditsError if refused else Unsure)
+
+
+def test_s09_the_credits_text_on_a_strangers_page_proves_nothing() -> None:
+    """Only MidAPI's own envelope does."""
+    for page in (NO_CREDITS.encode(), f"<html>{NO_CREDITS}".encode()):
+        assert isinstance(outcome_of(answer(500, page)), Unsure)
+
+
+@pytest.mark.parametrize("data", [None, 5.5, "x", [], {"a": [1]}])
+def test_a_good_answer_is_its_data(data: object) -> None:
+    """Any 2xx with code 200."""
+    for status in (200, 201, 202):
+        assert data == interpret(status, {}, body(200, data))
+        assert data == interpret(status, {}, body("200", data))
+        assert data == read_data(answer(status, body(200, data)))
+
+
+def test_a_servers_text_is_made_harmless() -> None:
+    """Newlines, ESC, a token and a mebibyte of it stay out of the error (I5)."""
+    text = f"first\nsecond\x1b[2J\u202e {CALLBACK} " + "x" * (1 << 20)
+    with pytest.raises(BadRequestError) as caught:
+        interpret(200, {}, body(400, None, text))
+    secrets.assert_none_in(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
+
+
+# ─── Retry-After ─────────────────────────────────────────────────────────────────────────────────
+
+
+def in_(seconds: float) -> str:
+    """An HTTP date so many seconds from now."""
+    return format_datetime(datetime.fromtimestamp(NOW + seconds, UTC), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("007", 7.0),
+        ("1000000000", 1e9),
+        (in_(90), 90.0),
+        (in_(-90), 0.0),
+        (in_(0), 0.0),
+        (in_(90).replace("GMT", "+0000"), 90.0),
+        ("", None),
+        ("-7", None),
+        ("+7", None),
+        ("7.5", None),
+        ("1e3", None),
+        ("1_0", None),
+        ("٣", None),
+        ("²", None),
+        ("0x10", None),
+        ("7 s", None),
+        ("7, 8", None),
+        ("soon", None),
+        ("NaN", None),
+        ("inf", None),
+        ("9" * 5000, None),
+        ("x" * 100_000, None),
+        ("Wed, 21 Oct 99999999 07:28:00 GMT", None),
+        ("Wed, 99 Oct 2025 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2025 07:28:00 +999999", None),
+        ("\ud800", None),
+    ],
+)
+def test_s05_every_retry_after(text: str, expected: float | None) -> None:
+    """Seconds or a date; a date that is over is now; garbage is ignored."""
+    assert expected == retry_after({"Retry-After": text}, NOW)
+
+
+def test_s05_no_retry_after() -> None:
+    """MidAPI sends none."""
+    assert retry_after({}, NOW) is None
+
+
+def test_s05_a_date_is_measured_by_the_wall_clock() -> None:
+    """Where no other time is given."""
+    assert 0.0 == retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    far = retry_after({"Retry-After": "Wed, 21 Oct 9998 07:28:00 GMT"})
+    assert far is not None
+    assert far > 1e9
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=())) | st.text("0123456789 :,+-GMTWedOct", max_size=40)
+)
+def test_s05_any_retry_after_is_a_wait_or_none(text: str) -> None:
+    """Never an error, never negative, never NaN."""
+    found = retry_after({"Retry-After": text}, NOW)
+    assert found is None or found >= 0
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(429, HTML), (429, body(429)), (200, body(429)), (429, body(200)), (503, body(429))],
+)
+def test_s05_s07_a_rate_limit_carries_it(status: int, text: bytes) -> None:
+    """Inside HTTP 200, as a real status and on somebody else's page."""
+    outcome = outcome_of(answer(status, text, Retry_After="30"))
+    assert isinstance(outcome, RateLimitError)
+    assert 30.0 == outcome.retry_after
+
+
+def test_s05_a_cut_rate_limit_carries_it_too() -> None:
+    """The headers came before the cut."""
+    outcome = outcome_of(answer(429, b'{"code":42', "cut", Retry_After="30"))
+    assert isinstance(outcome, RateLimitError)
+    assert 30.0 == outcome.retry_after
+    assert may_pass(outcome)
+
+
+# ─── the answer to a submit ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (200, GOOD),
+        (200, b"\xef\xbb\xbf" + GOOD),
+        (200, b" \n" + GOOD + b"\n"),
+        (201, GOOD),
+        (200, body("200", {"taskId": TASK})),
+        (200, body(200, {"taskId": TASK}, None)),
+        (200, body(200, json.dumps({"taskId": TASK}))),
+        (200, body(200, {"taskId": TASK, "new": [{"taskId": OTHER}]})),
+        # code 200 inside an HTTP error was paid for all the same
+        (500, GOOD),
+        (502, GOOD),
+        (429, GOOD),
+        (404, GOOD),
+        (500, body(200, json.dumps({"taskId": TASK}))),
+    ],
+)
+def test_s01_a_task_id_answers_a_submit(status: int, text: bytes) -> None:
+    """In each documented shape, and whatever the HTTP status."""
+    assert TASK == read_submit(answer(status, text))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        {},
+        [],
+        5,
+        "",
+        TASK,
+        [{"taskId": TASK}],
+        {"taskid": TASK},
+        {"task_id": TASK},
+        *(
+            {"taskId": bad}
+            for bad in (
+                *(None, "", 5, True, [TASK], {"id": TASK}),
+                *(
+                    "x" * 129,
+                    "x" * 10_000,
+                    "../x",
+                    "a/b",
+                    "a\nb",
+                    "a b",
+                    "x\n",
+                    "é",
+                    "\ud800",
+                    TOKEN,
+                ),
+            )
+        ),
+    ],
+    ids=lambda data: repr(data)[:40],
+)
+def test_s10_a_success_without_a_usable_id_is_unknown(data: object) -> None:
+    """Missing, empty, not a str, 10 kB, a path, a newline (S10): never an id, never a refusal."""
+    for status in (200, 500):
+        outcome = outcome_of(answer(status, body(200, data)))
+        assert isinstance(outcome, Unsure)
+        assert str(outcome).isprintable()
+        secrets.assert_none_in(outcome)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        HTML,
+        b"OK",
+        b"null",
+        b"[]",
+        TASK.encode(),
+        b'{"data":{"taskId":"' + TASK.encode() + b'"}}',
+        GOOD[:-1],
+        GOOD + b"x",
+        GOOD + GOOD,
+        GOOD.decode().encode("utf-16"),
+        b"\xff" + GOOD,
+        GOOD.replace(b"200", b"NaN"),
+        GOOD.replace(b"200", b"200.0"),
+        GOOD.replace(b"200", b"true"),
+        GOOD.replace(b"}}", b',"x":NaN}}'),
+        GOOD.replace(b"}}", b',"x":1e999}}'),
+        GOOD.replace(b"}}", b',"taskId":"' + OTHER.encode() + b'"}}'),
+        GOOD.replace(b"}}", b'},"code":500}'),
+        GOOD.replace(b"}}", b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"),
+        GOOD.replace(b"}}", b',"x":' + b"1" * 5000 + b"}}"),
+        b"[" * 100_000,
+        b'{"code":200,"msg":5,"data":{"taskId":"' + TASK.encode() + b'"}}',
+    ],
+    ids=lambda text: repr(text)[:40],
+)
+def test_s11_garbage_is_unknown(text: bytes) -> None:
+    """No JSON, cut, deep, doubled names, NaN, UTF-16 (S11): nobody can know."""
+    assert isinstance(outcome_of(answer(200, text)), Unsure)
+
+
+SUBMITS = [
+    GOOD,
+    b' { "code" : 200 , "msg" : "success" , "data" : { "taskId" : "' + TASK.encode() + b'" } } ',
+    body("200", {"a": {"b": [1, "}"]}, "taskId": TASK, "z": [{}]}, 'taskId\\": "x" 狐'),
+    b'{"data":{"taskId":"' + TASK.encode() + b'"},"code":200}',
+    b"\xef\xbb\xbf" + GOOD,
+]
+
+
+@pytest.mark.parametrize("status", [200, 500, 429, 408, 400])
+@pytest.mark.parametrize("whole", SUBMITS, ids=range(len(SUBMITS)))
+def test_s11_an_accepted_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
+    """The id is read only when it is complete; never another one; a refusal only of a 4xx."""
+    end = whole.index(TASK.encode()) + len(TASK) + 1
+    code_comes_first = whole.index(b'"code"') < end
+    for place in range(len(whole) + 1):
+        outcome = outcome_of(answer(status, whole[:place], "its answer was cut short"))
+        if place >= end and code_comes_first:
+            assert outcome == TASK
+        elif status in (429, 400):
+            assert isinstance(outcome, APIError)
+        else:
+            assert isinstance(outcome, Unsure), (place, outcome)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        body(500, None),
+        body(429, None),
+        body(402, {"taskId": TASK}, NO_CREDITS),
+        body(500, {"taskId": TASK}),
+        body(200, {"request": {"taskId": OTHER, "imageIndex": 0}, "taskId": TASK}),
+        body(200, [{"taskId": OTHER}]),
+        body(200, {"parent": {"taskId": OTHER}}),
+        body(200, {"taskId": [OTHER]}),
+        b'{"code":200,"taskId":"' + OTHER.encode() + b'","data":{}}',
+        b'{"code":200,"data":{"taskId":"'
+        + TASK.encode()
+        + b'","taskId":"'
+        + OTHER.encode()
+        + b'"}}',
+        b'{"code":200,"data":{"taskId":"' + TASK.encode() + b'"},"code":500}',
+        b'{"code":200,"data":{"taskId":"../x"}}',
+        b'{"code":200,"data":{"taskId":"' + b"x" * 129 + b'"}}',
+        b'<p>{"taskId":"' + OTHER.encode() + b'"}</p>',
+        b'{"error":"bad gateway","request":{"taskId":"' + OTHER.encode() + b'"}}',
+        b'{"code":200,"error":"?","request":{"taskId":"' + OTHER.encode() + b'","x":1}}',
+        b'{"code":502,"request":{"code":200,"data":{"taskId":"' + OTHER.encode() + b'"}}}',
+        HTML,
+    ],
+    ids=lambda text: repr(text)[:50],
+)
+@pytest.mark.parametrize("status", [200, 500, 502, 408])
+def test_s11_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
+    """No id that stands elsewhere, such as an echo of our own request's; no unproven refusal.
+
+    Of a body whose two ids are both at the right place only the first is known before the second
+    has come.
+    """
+    for place in range(len(whole) + 1):
+        outcome = outcome_of(answer(status, whole[:place], "its answer was cut short"))
+        assert outcome != OTHER
+        if isinstance(outcome, str):
+            assert outcome == TASK
+            assert whole.startswith(b'{"code":200,"data":{"taskId"')
+        else:
+            assert isinstance(outcome, Unsure)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        f',"taskId":"{OTHER}"',
+        f',"taskId":"{OTHER}"}},',
+        f'}},"data":{{"taskId":"{OTHER}"',
+        '},"code":500,',
+        '},"code": "500"',
+        '},"code":-1}',
+    ],
+)
+def test_s11_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
+    """A second id or another code behind the first: nobody can know which one counts."""
+    text = f'{{"code":200,"data":{{"taskId":"{TASK}"'.encode()
+    assert TASK == outcome_of(answer(200, text, "cut"))
+    assert isinstance(outcome_of(answer(200, text + behind.encode(), "cut")), Unsure)
+
+
+@pytest.mark.parametrize("flaw", [None, "cut"])
+@pytest.mark.parametrize("code", [0, 201, 402, 500, 501, 999])
+def test_s09_an_id_beside_an_error_is_no_acceptance(code: int, flaw: str | None) -> None:
+    """Only code 200 is; the codes of the table stay refusals, all else is unknown."""
+    outcome = outcome_of(answer(200, body(code, {"taskId": TASK}), flaw))
+    refused = code in (402, 501) and flaw is None
+    assert isinstance(outcome, APIError if refused else Unsure)
+
+
+@pytest.mark.parametrize("status", [500, 502, 408, 404, 429])
+def test_s09_an_echo_of_our_request_is_no_answer(status: int) -> None:
+    """A proxy's page that shows what was sent shows the parent's task id: it was not bought."""
+    for echo in (
+        {"error": "bad gateway", "request": {"taskId": OTHER, "imageIndex": 0}},
+        {"taskId": OTHER, "imageIndex": 0},
+        {"detail": [{"loc": ["body"], "input": {"taskId": OTHER}}]},
+    ):
+        for flaw in (None, "cut"):
+            outcome = outcome_of(answer(status, json.dumps(echo).encode(), flaw))
+            assert outcome != OTHER
+            assert isinstance(outcome, APIError if status in (404, 429) else Unsure)
+
+
+def test_s11_many_ids_are_read_in_one_breath() -> None:
+    """A mebibyte of ids is looked at once, not once for each."""
+    many = b'{"code":200,"data":[' + b'{"taskId":"x"},' * 70_000
+    assert isinstance(outcome_of(answer(200, many, "cut")), Unsure)
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(
+    st.integers(100, 699),
+    st.binary(max_size=60)
+    | st.text(st.sampled_from('{}[]":,0129.eE-\\ taskIdcodedatamsg200\ud800')).map(
+        lambda text: text.encode("utf-8", "surrogatepass")
+    )
+    | st.builds(body, st.integers(-5, 600) | st.text(), st.none() | st.text() | st.booleans())
+    | st.binary(max_size=20).map(lambda junk: GOOD[:30] + junk + GOOD[30:]),
+    st.none() | st.just("cut"),
+    st.dictionaries(st.just("Retry-After"), st.text()),
+)
+def test_s11_any_answer_has_one_of_three_outcomes(
+    status: int, text: bytes, flaw: str | None, headers: Mapping[str, str]
+) -> None:
+    """An id, a proven refusal, or nobody knows; and to look, a value or one of two errors."""
+    given_answer = Answer(status, headers, text, flaw)
+    outcome = outcome_of(given_answer)
+    if isinstance(outcome, APIError):
+        assert proves_refusal(outcome)
+        assert 400 <= status <= 499 or outcome.code in REFUSING_CODES
+    elif isinstance(outcome, str):
+        assert b'"' + outcome.encode() + b'"' in text.replace(b"\\", b"")
+    for reader in (read_data, read_credits, read_url, lambda it: read_look(it, TASK)):
+        try:
+            reader(given_answer)
+        except (APIError, ProtocolError) as error:
+            assert_one_line(error)
+
+
+def assert_one_line(error: MidAPIError) -> None:
+    """It can be logged as it is."""
+    assert str(error).isprintable()
+    assert len(str(error)) < 1000
+
+
+def test_the_tables_agree() -> None:
+    """What may pass is a refusal; the sets are those of the wire document."""
+    assert {code for code, _, refused, _ in TABLE if refused} == REFUSING_CODES
+    assert {code for code, _, _, again in TABLE if again} == PASSING_CODES
+
+
+def test_an_answer_shows_nothing_of_its_body() -> None:
+    """Its repr may stand in a log."""
+    secrets.assert_none_in(answer(200, CALLBACK.encode(), Location=CALLBACK))
+
+
+# ─── looks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (200, body(200, None)),
+        (200, body(200, "null")),
+        (200, body(200, "")),
+        (200, body(404, None, "Task not found")),
+        (404, body(404, None, "Task not found")),
+        (200, body(422, None, "recordInfo is null")),
+        (422, body(422, None, "recordInfo is null")),
+        (200, body("422", None, "recordInfo is null")),
+    ],
+)
+def test_p01_midapi_does_not_know_the_task(status: int, text: bytes) -> None:
+    """Each way in which it says so: no error, the task may be too new."""
+    assert read_look(answer(status, text), TASK) is None
+
+
+@pytest.mark.parametrize("status", [404, 422])
+def test_p07_a_strangers_404_is_not_midapis(status: int) -> None:
+    """Only MidAPI's own envelope says that a task is unknown."""
+    with pytest.raises(APIError) as caught:
+        read_look(answer(status, HTML), TASK)
+    assert not caught.value.own_envelope
+
+
+def test_a_look_gives_the_record_and_its_data() -> None:
+    """Also where the data is a string."""
+    data = {"taskId": TASK, "successFlag": 0}
+    for sent in (data, json.dumps(data)):
+        found = read_look(answer(200, body(200, sent)), TASK)
+        assert found is not None
+        assert (TASK, sent) == (found[0].task_id, found[1])
+
+
+def test_p06_a_record_about_another_task_is_refused() -> None:
+    """Also one whose id differs in case only."""
+    for other in (OTHER, TASK.upper(), TASK + "0"):
+        with pytest.raises(ProtocolError, match=r"data\.taskId"):
+            read_look(answer(200, body(200, {"taskId": other, "successFlag": 1})), TASK)
+
+
+@pytest.mark.parametrize(
+    ("text", "flaw"),
+    [(HTML, None), (b"", None), (body(200, []), None), (body(200, 5), None), (GOOD, "cut")],
+)
+def test_p07_a_page_or_a_cut_record_is_refused(text: bytes, flaw: str | None) -> None:
+    """Nothing of a cut body is believed, however whole it looks."""
+    with pytest.raises(ProtocolError):
+        read_look(answer(200, text, flaw), TASK)
+
+
+def test_p11_whose_401_it_is() -> None:
+    """The tracker ends all waits only on MidAPI's own word."""
+    for text, own in ((body(401), True), (HTML, False), (b"{}", False)):
+        with pytest.raises(AuthenticationError) as caught:
+            read_look(answer(401, text), TASK)
+        assert own is caught.value.own_envelope
+
+
+# ─── credits and links ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("data", "expected"), [(0, 0.0), (5, 5.0), (12.5, 12.5), (-3, -3.0)])
+def test_credits_are_a_number(data: object, expected: float) -> None:
+    """It may be fractional; it is a float."""
+    found = read_credits(answer(200, body(200, data)))
+    assert expected == found
+    assert float is type(found)
+
+
+@pytest.mark.parametrize(
+    "data", ["null", "true", '"5"', "[5]", '{"credits": 5}', "1e999", "1" * 400, "1" * 5000, "NaN"]
+)
+def test_credits_of_another_kind_are_refused(data: str) -> None:
+    """None is not 0, "5" is not 5, and what no float can hold is an error of ours."""
+    with pytest.raises(ProtocolError):
+        read_credits(answer(200, f'{{"code":200,"data":{data}}}'.encode()))
+
+
+def test_a_link_is_a_url() -> None:
+    """Given back as it is."""
+    assert URLS[0] == read_url(answer(200, body(200, URLS[0])))
+
+
+@pytest.mark.parametrize(
+    "data", [None, 5, "", "x", "file:///x", "https://", "https://h\nx", [URLS[0]]]
+)
+def test_what_is_no_url_is_no_link(data: object) -> None:
+    """Also one that cannot be shown or asked for."""
+    with pytest.raises(ProtocolError) as caught:
+        read_url(answer(200, body(200, data)))
+    assert "data" == caught.value.path
+
+
+# ─── callbacks ───────────────────────────────────────────────────────────────────────────────────
+
+DONE = {"taskId": TASK, "promptJson": "{}", "resultUrls": URLS}
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"code": 200, "msg": "success", "data": DONE}, Callback(TASK, is_acknowledgement=False)),
+        (
+            {"code": 500, "msg": "failed", "data": {"taskId": TASK, "resultUrls": []}},
+            Callback(TASK, is_acknowledgement=False),
+        ),
+        # the acknowledgement that comes before the real one
+        (
+            {"code": 200, "data": {"taskId": TASK, "promptJson": "{}"}},
+            Callback(TASK, is_acknowledgement=True),
+        ),
+        ({"code": "200", "data": {"taskId": TASK}}, Callback(TASK, is_acknowledgement=True)),
+        ({"taskId": TASK}, Callback(TASK, is_acknowledgement=True)),
+        ({"code": 500, "data": {"taskId": TASK}}, Callback(TASK, is_acknowledgement=False)),
+        ({"code": [200], "data": {"taskId": TASK}}, Callback(TASK, is_acknowledgement=False)),
+        # record-info-like, of a video extension
+        (
+            {
+                "code": 200,
+                "data": {
+                    "taskId": TASK,
+                    "successFlag": 1,
+                    "resultInfoJson": "{}",
+                    "errorCode": "x",
+                },
+            },
+            Callback(TASK, is_acknowledgement=False),
+        ),
+        # the four places of the task id, and data as a string
+        ({"code": 200, "data": {"task_id": TASK}}, Callback(TASK, is_acknowledgement=True)),
+        ({"code": 200, "taskId": TASK, "data": None}, Callback(TASK, is_acknowledgement=True)),
+        ({"code": 200, "task_id": TASK}, Callback(TASK, is_acknowledgement=True)),
+        ({"code": 200, "data": json.dumps(DONE)}, Callback(TASK, is_acknowledgement=False)),
+        ({"data": {"taskId": TASK}, "taskId": OTHER}, Callback(TASK, is_acknowledgement=True)),
+        ({"data": {"taskId": None, "task_id": TASK}}, Callback(TASK, is_acknowledgement=True)),
+    ],
+)
+def test_c01_every_shape_of_a_callback(sent: object, expected: Callback) -> None:
+    """The task id, and whether there is more to look for; nothing else is believed."""
+    assert expected == read_callback(json.dumps(sent).encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        HTML,
+        b"null",
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"data":{}}',
+        b'{"data":{"taskId":5}}',
+        b'{"data":{"taskId":"../x"}}',
+        b'{"data":{"taskId":"' + b"x" * 129 + b'"}}',
+        b'{"data":{"taskId":"' + TOKEN.encode() + b'"}}',
+        b'{"data":[{"taskId":"x"}]}',
+        b'{"taskId":"x","taskId":"y"}',
+        b'{"taskId":"x","n":NaN}',
+        b'{"data":' * 100_000,
+        b'{"taskId":"x","d":' + b"[" * 65 + b"]" * 65 + b"}",
+        '{"taskId":"x"}'.encode("utf-16"),
+    ],
+    ids=lambda text: repr(text)[:40],
+)
+def test_c12_what_is_no_callback_is_refused(text: bytes) -> None:
+    """Deep, doubled, cut or of another kind: a `ProtocolError`, which the receiver makes a 400."""
+    with pytest.raises(ProtocolError) as caught:
+        read_callback(text)
+    secrets.assert_none_in(caught.value)
+
+
+@hypothesis_settings(deadline=None)
+@given(st.binary())
+def test_c12_any_bytes_are_a_callback_or_refused(text: bytes) -> None:
+    """There is no third outcome."""
+    try:
+        assert read_callback(text).task_id
+    except ProtocolError as error:
+        assert_one_line(error)
+
+
+# ─── failures, and records of lost submissions ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (None, TaskFailed),
+        ("", TaskFailed),
+        ("No response from MidJourney Official Website after multiple attempts.", TaskFailed),
+        ("NSFW content", PromptRejected),
+        ("Blocked by moderation", PromptRejected),
+        ("sensitive words", PromptRejected),
+        ("Safety filter", PromptRejected),
+        ("against our Content Policy", PromptRejected),
+        ("violates", PromptRejected),
+        ("prohibited", PromptRejected),
+        ("Banned prompt", PromptRejected),
+    ],
+)
+def test_a_failure_is_judged_by_its_text(message: str | None, kind: type[TaskFailed]) -> None:
+    """Each word that users' programs look for."""
+    details = TaskDetails(task_id=TASK, error_message=message)
+    error = failure(details)
+    assert kind is type(error)
+    assert (TASK, details) == (error.task_id, error.details)
+
+
+SINCE = 1_760_608_306.0
+
+
+def fitting(
+    request: Request | None, members: Mapping[str, object], *, matches: bool | None = None
+) -> bool:
+    """Whether a record with these members fits."""
+    record = read_record({"taskId": TASK, "createTime": int(SINCE * 1000), **members})
+    assert record is not None
+    return fits(record, request, callback_url_matches=matches, since=SINCE)
+
+
+FOX = TextToImage("a fox")
+
+
+@pytest.mark.parametrize(
+    ("request_", "members", "expected"),
+    [
+        (FOX, {}, True),
+        (None, {}, True),
+        (FOX, {"taskType": "mj_txt2img", "paramJson": '{"prompt": " a fox\\n"}'}, True),
+        (FOX, {"taskType": "mj_img2img"}, False),
+        (FOX, {"taskType": "MJ_TXT2IMG"}, False),
+        (FOX, {"paramJson": '{"prompt": "a wolf"}'}, False),
+        (FOX, {"paramJson": '{"prompt": null}'}, True),
+        (FOX, {"paramJson": "{"}, True),
+        (FOX, {"createTime": None}, True),
+        (FOX, {"createTime": int((SINCE - CLOCK_SKEW) * 1000)}, True),
+        (FOX, {"createTime": int((SINCE - CLOCK_SKEW) * 1000) - 1}, False),
+        (FOX, {"createTime": int((SINCE + 86_400) * 1000)}, True),
+        # MidAPI does not document what it calls these two
+        (Upscale(OTHER, 0), {"taskType": "anything"}, True),
+        (Vary(OTHER, 0), {"taskType": "anything", "paramJson": '{"prompt": "x"}'}, True),
+        (ExtendVideo(OTHER, 0), {"taskType": "mj_video_extend_auto"}, True),
+        (ExtendVideo(OTHER, 0), {"taskType": "mj_video_extend_manual"}, False),
+        (ExtendVideo(OTHER, 0, "on"), {"taskType": "mj_video_extend_manual"}, True),
+        (ImageToVideo("x", [PICTURE], hd=True), {"taskType": "mj_video_hd"}, True),
+        (ImageToVideo("x", [PICTURE]), {"taskType": "mj_video_hd"}, False),
+    ],
+)
+def test_c23_type_prompt_and_time_must_fit(
+    request_: Request | None, members: dict[str, object], expected: bool
+) -> None:
+    """Whatever the record shows must be what was submitted; what it does not show, need not."""
+    assert expected is fitting(request_, members)
+
+
+def test_c23_a_callback_url_decides() -> None:
+    """It holds our token, which nobody can guess; another one refuses the record."""
+    assert fitting(FOX, {"taskType": "mj_img2img"}, matches=True)
+    assert not fitting(FOX, {"taskType": "mj_txt2img"}, matches=False)
+
+
+def test_nothing_else_is_public_here() -> None:
+    """`Unsure` is no `MidAPIError`: it cannot escape as one, and says nothing of money."""
+    assert not issubclass(_protocol.Unsure, MidAPIError)
