@@ -415,4 +415,6 @@ def _same_type(record: _codec.Record, request: Request) -> bool:
 
 def _same_prompt(record: _codec.Record, request: Request) -> bool:
     ours, theirs = getattr(request, "prompt", None), record.params.get("prompt")
+    if getattr(request, "enable_translation", False):
+        return True  # MidAPI may have stored the translation
     return not isinstance(theirs, str) or ours is None or theirs.strip() == ours.strip()

@@ -29,7 +29,7 @@ from .intents import Intents
 from .journal.memory import MemoryJournal
 from .receiver import CallbackReceiver
 from .receiver.inbox import ClientInbox
-from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
+from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem, url_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,9 +151,7 @@ class MidAPIClient:
             rate_limit=(rate_limit, RateLimit, None),
             timeouts=(timeouts, Timeouts),
         )
-        if ack not in ("auto", "manual"):
-            raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r:.60}"})
-        self._ack = ack
+        self._takes_at_once = _takes_at_once(ack)
         self._retry = retry
         self._polling = polling
         self._rate_limit = rate_limit
@@ -222,7 +220,7 @@ class MidAPIClient:
         gate = Gate(self._rate_limit, clock)
         tracker = Tracker(look=api.look, schedule=self._schedule, policy=self._polling, clock=clock)
         submitter = self._make_submitter(api, gate, tracker, clock)
-        outcomes = Outcomes(self._journal, takes_at_once=self._ack == "auto")
+        outcomes = Outcomes(self._journal, takes_at_once=self._takes_at_once)
         desk = self._make_desk(api, tracker, outcomes, clock)
         return _Rooms(
             process=os.getpid(),
@@ -557,9 +555,15 @@ class MidAPIClient:
             MidAPIError: the link could not be made.
         """
         rooms = self._open_rooms()
-        if not isinstance(url, str) or not url.startswith(("https://", "http://")):
-            raise InvalidRequestError({"url": "must be the http(s) URL of a result"})
+        if problem := url_problem(url):
+            raise InvalidRequestError({"url": problem})
         return await rooms.api.download_url(url)
+
+
+def _takes_at_once(ack: object) -> bool:
+    if ack not in ("auto", "manual"):
+        raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r:.60}"})
+    return ack == "auto"
 
 
 def _check_kinds(**options: tuple[object, *tuple[type | None, ...]]) -> None:

@@ -103,7 +103,8 @@ def task_id_problem(value: object) -> str | None:
     )
 
 
-def _url_problem(value: object) -> str | None:
+def url_problem(value: object) -> str | None:
+    """What is wrong with a URL that MidAPI is to fetch, or None."""
     if not isinstance(value, str):
         return f"must be a str, got {_kind(value)}"
     if not value.isprintable() or " " in value:
@@ -125,7 +126,7 @@ def _urls(exactly: int | None = None) -> Rule:
             return f"must be a list of URLs, got {_kind(value)}"
         if not value or (exactly is not None and len(value) != exactly):
             return f"must hold {wanted}, has {len(value)}"
-        wrong = ((place, _url_problem(each)) for place, each in enumerate(value))
+        wrong = ((place, url_problem(each)) for place, each in enumerate(value))
         return next((f"[{place}] {problem}" for place, problem in wrong if problem), None)
 
     return rule

@@ -8,14 +8,21 @@
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import hypothesis
 import pytest
 from pytest_asyncio import is_async_test
 
 from midapi_async.testing import VirtualLoop
 from tests.support import secrets
 from tests.support.leaks import LoopWatch, open_files
+
+# The same examples in every run of CI; new ones, without a deadline, everywhere else.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
