@@ -462,7 +462,10 @@ class MidAPIClient:
     def _warn_of_keys_in_memory(self) -> None:
         if isinstance(self._journal, MemoryJournal) and not self._warned_of_keys:
             self._warned_of_keys = True
-            _log.warning("keys are kept in memory only: they are forgotten when this process ends")
+            _log.warning(
+                "keys are kept in memory only, as long as this client lives; journal='a folder' or "
+                "MIDAPI_JOURNAL keeps them"
+            )
 
     # ─── tasks ───────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,292 @@
+"""``midapi generate``: all eight requests."""
+# ruff: noqa: D417 - the options in groups are described where the groups are
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from midapi_async import (
+    ExtendVideo,
+    ImageToImage,
+    ImageToVideo,
+    InvalidRequestError,
+    MidAPIClient,
+    OmniReference,
+    Request,
+    StyleReference,
+    TaskDetails,
+    TextToImage,
+    Upscale,
+    Vary,
+    request_from_json,
+)
+
+from ._fields import PICTURE, VIDEO, Picture, Result, Video, given, notes
+from ._interrupt import find_out
+from ._terminal import Pace, out, say, seconds
+from ._trouble import usage
+from ._work import (
+    NAMESPACE,
+    Output,
+    download,
+    make_folder,
+    run_async,
+    tell_result,
+    tell_success,
+    time_scale,
+    wait,
+)
+
+generate = App(name="generate", sort_key=2)
+
+TaskId = Annotated[str, Parameter(name="TASK")]
+Place = Annotated[int, Parameter(name="INDEX")]
+Urls = Annotated[list[str], Parameter(name="URL")]
+Prompt = Annotated[str, Parameter(name="PROMPT")]
+
+
+_PICTURE, _VIDEO, _RESULT, _OUTPUT = Picture(), Video(), Result(), Output()
+
+
+@generate.default
+def text(
+    prompt: Annotated[str | None, Parameter(name="PROMPT")] = None,
+    /,
+    *,
+    from_json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    picture: Picture = _PICTURE,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """Submit a request, wait for its pictures and download them. It costs credits.
+
+    A prompt alone makes four pictures: midapi generate "a red fox in the snow". The other seven
+    kinds of request are the commands below. Results go to stdout, the rest to stderr.
+
+    Args:
+        prompt: What to draw. One that is also the name of a command stands behind --.
+        from_json: A file with a request as in MidAPI's documentation, or - for stdin.
+    """
+    if from_json is None:
+        if prompt is None:
+            raise usage('Nothing to draw: midapi generate "a red fox", or see its --help')
+        return _submit(TextToImage(prompt, **given(picture)), result, output)
+    if prompt is not None or given(picture):
+        raise usage("--from-json holds the whole request: no prompt and no field beside it")
+    return _submit(_read_request(from_json), result, output)
+
+
+@generate.command(sort_key=1)
+def image(
+    prompt: Prompt,
+    urls: Urls,
+    /,
+    *,
+    picture: Picture = _PICTURE,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """Four pictures from a prompt and pictures to start from.
+
+    Args:
+        prompt: What to draw.
+        urls: The pictures, as http(s) URLs that MidAPI can reach.
+    """
+    return _submit(ImageToImage(prompt, urls, **given(picture)), result, output)
+
+
+@generate.command(sort_key=2)
+def style(
+    prompt: Prompt,
+    urls: Urls,
+    /,
+    *,
+    picture: Picture = _PICTURE,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """Four pictures from a prompt, in the style of other pictures.
+
+    Args:
+        prompt: What to draw.
+        urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach.
+    """
+    return _submit(StyleReference(prompt, urls, **given(picture)), result, output)
+
+
+@generate.command(sort_key=3)
+def omni(
+    prompt: Prompt,
+    urls: Urls,
+    /,
+    *,
+    ow: Annotated[int | None, Parameter(group=PICTURE)] = None,
+    picture: Picture = _PICTURE,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """Four pictures from a prompt, with a person or thing of another picture in them.
+
+    Args:
+        prompt: What to draw.
+        urls: The pictures to take it from, as http(s) URLs that MidAPI can reach.
+        ow: Omni weight, how closely to follow them, 1 to 1000.
+    """
+    return _submit(OmniReference(prompt, urls, ow=ow, **given(picture)), result, output)
+
+
+@generate.command(sort_key=4)
+def video(
+    prompt: Prompt,
+    url: Annotated[str, Parameter(name="URL")],
+    /,
+    *,
+    video: Video = _VIDEO,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """Videos from a picture and a prompt.
+
+    Args:
+        prompt: What shall happen.
+        url: The picture, as an http(s) URL that MidAPI can reach.
+    """
+    return _submit(ImageToVideo(prompt, [url], **given(video)), result, output)
+
+
+@generate.command(sort_key=5)
+def upscale(
+    task: TaskId,
+    index: Place,
+    /,
+    *,
+    water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """One of the four pictures of a task, larger.
+
+    Args:
+        task: The finished task.
+        index: Which of its pictures, 0 to 3.
+        water_mark: A text to mark it with.
+    """
+    return _submit(Upscale(task, index, water_mark=water_mark), result, output)
+
+
+@generate.command(sort_key=6)
+def vary(
+    task: TaskId,
+    index: Place,
+    /,
+    *,
+    water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """Variations of one of the four pictures of a task.
+
+    Args:
+        task: The finished task.
+        index: Which of its pictures. MidAPI documents it both as 0 to 3 and as 1 to 4; it is
+            passed on unchanged.
+        water_mark: A text to mark them with.
+    """
+    return _submit(Vary(task, index, water_mark=water_mark), result, output)
+
+
+@generate.command(sort_key=7)
+def extend(
+    task: TaskId,
+    index: Place,
+    prompt: Annotated[str | None, Parameter(name="PROMPT")] = None,
+    /,
+    *,
+    water_mark: Annotated[str | None, Parameter(group=VIDEO)] = None,
+    result: Result = _RESULT,
+    output: Output = _OUTPUT,
+) -> int:
+    """A video of a task, longer.
+
+    Args:
+        task: The finished video task.
+        index: Which of its videos, counted from 0.
+        prompt: What shall happen next; without one Midjourney chooses.
+        water_mark: A text to mark it with.
+    """
+    return _submit(ExtendVideo(task, index, prompt, water_mark=water_mark), result, output)
+
+
+def _submit(request: Request, result: Result, output: Output) -> int:
+    metadata = notes(result.metadata)
+    if result.wait and result.download:
+        make_folder(result.folder)  # before anything is bought
+    return run_async(_carry_out(request, metadata, result, output), output)
+
+
+async def _carry_out(
+    request: Request, metadata: dict[str, str], result: Result, output: Output
+) -> None:
+    async with MidAPIClient(namespace=NAMESPACE) as client:
+        started = time.time()
+        try:
+            handle = await client.generate(request, key=result.key, metadata=metadata)
+        except asyncio.CancelledError:
+            # Not passed on: this is the main task, and Ctrl-C the only one who cancels it.
+            raise await find_out(client, request, result.key, started) from None
+        named = {"key": handle.key, "metadata": metadata, "intent_id": handle.intent_id}
+        usual = client.expected(request).median
+        say(f"Task {handle.task_id} was submitted; such a task takes about {seconds(usual)}.")
+        if not result.wait:
+            _tell_task(handle.task_id, output, named)
+            return
+        details = await wait(handle, result.timeout, Pace(expected=usual, scale=time_scale()))
+        tell_success(details)
+        files = await download(client, details, result.folder) if result.download else []
+        tell_result(details, files, output, **named)
+
+
+def _tell_task(task_id: str, output: Output, named: Mapping[str, object]) -> None:
+    if output.as_json:
+        tell_result(TaskDetails(task_id=task_id), [], output, **named)
+    else:
+        out(task_id)
+        say(f"Come back with: midapi task {task_id} --wait --download")
+
+
+def _read_request(source: str) -> Request:
+    """The request in a JSON file, or on stdin.
+
+    Raises:
+        InvalidRequestError: it cannot be read, or is no request.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        body = json.loads(raw)
+    except OSError as error:
+        problem = f"{source!r} cannot be read: {error.strerror}"
+    except RecursionError:
+        problem = "is nested too deeply"
+    except ValueError as error:  # no JSON, or no UTF-8
+        problem = f"is no JSON: {error}"
+    else:
+        return _from_json(body)
+    raise InvalidRequestError({"from-json": problem})
+
+
+def _from_json(body: object) -> Request:
+    if not isinstance(body, dict):
+        raise InvalidRequestError({"from-json": "must be a JSON object, as MidAPI documents it"})
+    if "imageIndex" in body and "taskType" not in body:
+        raise InvalidRequestError(
+            {"taskType": "is missing: mj_upscale and mj_vary look alike, so add one of these two"}
+        )
+    return request_from_json(body)

@@ -1,0 +1,202 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import midapi_async
+from midapi_async import cli
+from midapi_async.cli import app as app_module
+from midapi_async.sandbox import SandboxThread
+from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, finish, spawn, wait_until
+
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
+
+COMMANDS = [
+    *(["demo"], ["generate"], ["task"], ["credits"], ["sandbox"]),
+    *(["generate", kind] for kind in ("image", "style", "omni", "video")),
+    *(["generate", kind] for kind in ("upscale", "vary", "extend")),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_each_command_has_a_help(midapi: Midapi, command: list[str]) -> None:
+    """Its docstring and all of its options."""
+    ran = midapi(*command, "--help")
+    assert (0, "") == (ran.code, ran.err)
+    assert f"Usage: midapi {' '.join(command)}" in ran.out
+    assert "--" in ran.out.partition("\n")[2]
+
+
+def test_the_help_of_all_names_each_command(midapi: Midapi) -> None:
+    """And the exit codes."""
+    for arguments in ([], ["--help"]):
+        ran = midapi(*arguments)
+        assert 0 == ran.code
+        assert all(f" {command[0]} " in ran.out for command in COMMANDS)
+        assert "Exit codes: 0 done, 1 " in ran.out
+
+
+def test_the_version_is_that_of_the_package(midapi: Midapi) -> None:
+    """On a line of its own."""
+    assert f"{midapi_async.__version__}\n" == midapi("--version").out
+
+
+def test_an_unknown_command_is_a_usage_error(midapi: Midapi) -> None:
+    """With a word on what there is, also as JSON."""
+    ran = midapi("genrate", "a fox", "--json")
+    assert 2 == ran.code
+    assert "generate" in ran.error
+    assert "UsageError" == ran.json["error"]["type"]
+
+
+def test_json_behind_a_double_dash_is_a_prompt(midapi: Midapi) -> None:
+    """It asks for no JSON."""
+    assert "" == midapi("genrate", "--", "--json").out
+
+
+def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2."""
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    monkeypatch.delitem(sys.modules, "midapi_async.cli.app")
+    assert 2 == cli.main(["credits"])
+    assert 'pip install "midapi-async[cli]"\n' in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", None)
+    assert 2 == cli.main(["credits"])
+
+
+def test_another_module_that_is_missing_is_no_matter_of_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A broken installation is not explained away."""
+    monkeypatch.setitem(sys.modules, "midapi_async.cli.demo", None)
+    monkeypatch.delitem(sys.modules, "midapi_async.cli.app")
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["credits"])
+
+
+def test_what_should_not_happen_is_one_line_too(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No traceback, and not the key."""
+    monkeypatch.setenv("MIDAPI_API_KEY", "a-secret-key")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("Bearer a-secret-key")
+
+    monkeypatch.setattr(app_module, "app", broken)
+    ran = midapi("credits", "--json")
+    assert 1 == ran.code
+    assert "Bearer … (RuntimeError: this should not happen, please report it)" == ran.error
+    assert "RuntimeError" == ran.json["error"]["type"]
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_ctrl_c_where_nothing_is_lost_says_no_more(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """A look costs nothing."""
+    from midapi_async.sandbox import hang
+
+    midapi_sandbox.faults.on("credit", do=hang())
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.count("credit")):
+        ran = midapi("credits")
+    assert (130, "Interrupted.") == (ran.code, ran.error)
+
+
+def test_the_arguments_are_those_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`main()` is the entry point."""
+    monkeypatch.setattr(sys, "argv", ["midapi", "--version"])
+    assert 0 == cli.main()
+    assert midapi_async.__version__ in capsys.readouterr().out
+
+
+def test_completion_can_be_installed(midapi: Midapi) -> None:
+    """There is an option for it."""
+    assert "--install-completion" in midapi("--help").out
+
+
+# ─── processes of their own ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["credits"], 1), (["nothing"], 2), (["generate"], 2)],
+)
+def test_exit_codes_of_a_process(arguments: list[str], code: int) -> None:
+    """`python -m midapi_async`: 0, 1 for an error of the service, 2 for a usage error."""
+    environment = {"MIDAPI_API_KEY": "key", "MIDAPI_BASE_URL": "http://127.0.0.1:9"}
+    ran = finish(spawn(*arguments, **environment))
+    assert code == ran.code
+    assert (ran.err == "") == (code == 0)
+    assert "Traceback" not in ran.err
+
+
+def test_the_entry_point_is_main() -> None:
+    """As pyproject.toml names it."""
+    text = (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    assert 'midapi = "midapi_async.cli:main"' in text
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_sigint_ends_a_process_with_130(midapi_sandbox: SandboxThread) -> None:
+    """With one line that tells how to come back."""
+    import signal
+
+    process = spawn("generate", "a fox")
+    wait_until(lambda: midapi_sandbox.ledger.count("look") or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    ran = finish(process)
+    assert 130 == ran.code
+    assert "goes on" in ran.error
+
+
+def test_a_broken_pipe_is_quiet(midapi_sandbox: SandboxThread) -> None:
+    """`midapi … | true`: no word, the exit code of SIGPIPE."""
+    ours, of_rich = {141}, {1, 141}
+    for arguments, codes in (
+        (["credits"], ours),
+        (["sandbox", "--port", "0"], ours),
+        (["--help"], of_rich),
+    ):
+        process = spawn(*arguments)
+        assert process.stdout is not None
+        process.stdout.close()
+        with process:
+            assert process.stderr is not None
+            assert "" == process.stderr.read()
+        assert process.returncode in codes, arguments
+
+
+def test_a_terminal_with_a_small_alphabet_is_no_error(midapi_sandbox: SandboxThread) -> None:
+    """What its encoding does not have stands as an escape."""
+    ran = finish(spawn("demo", "--sandbox", "--prompt", "狐", PYTHONIOENCODING="ascii"))
+    assert 0 == ran.code, ran.err
+    assert '"\\u72d0"' in ran.out
+
+
+def test_a_warning_is_one_line(midapi_sandbox: SandboxThread) -> None:
+    """Without the place in the code."""
+    ran = finish(
+        spawn(
+            "credits",
+            MIDAPI_ALLOW_HTTP="1",
+            MIDAPI_BASE_URL="http://localhost.invalid:9",
+            MIDAPI_TIME_SCALE="1",
+        )
+    )
+    assert 1 == ran.code
+    assert "midapi: warning: the API key travels unencrypted" in ran.err.splitlines()[0]
+    assert ".py" not in ran.err
+
+
+def test_i5_no_process_shows_a_key(midapi_sandbox: SandboxThread, elsewhere: Path) -> None:
+    """Not even with --verbose."""
+    key = os.environ["MIDAPI_API_KEY"]
+    ran = finish(spawn("generate", "a fox", "--verbose", "--json"))
+    assert 0 == ran.code
+    assert key not in ran.out + ran.err

@@ -1,0 +1,105 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+import midapi_async.cli.demo
+from midapi_async.sandbox import SandboxThread, delay
+from tests.cli.conftest import Midapi, ctrl_c_when, finish, only, spawn
+from tests.cli.test_sandbox import free_port
+
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo in half a second."""
+    monkeypatch.setattr(midapi_async.cli.demo, "_TIME_SCALE", 120.0)
+
+
+def test_it_shows_the_whole_way_against_a_sandbox(midapi: Midapi, elsewhere: Path) -> None:
+    """Without a key and without anything set: a callback, four pictures, and what it cost there."""
+    ran = midapi("demo")
+    assert 0 == ran.code, ran.err
+    pictures = sorted((elsewhere / "midapi-demo").iterdir())
+    assert 4 == len(pictures)
+    assert all(path.stat().st_size > 1000 for path in pictures)
+    assert "1  A local MidAPI serves at http://127.0.0.1:" in ran.out
+    assert "4  Its callback came" in ran.out
+    assert "POSTs: 1, " in ran.out
+    assert f"5  4 pictures are in {elsewhere / 'midapi-demo'}:" in ran.out
+    assert "The account has 9992 credits: 8 fewer." in ran.out
+    assert all(path.name in ran.out for path in pictures)
+
+
+def test_it_says_where_real_pictures_come_from(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Pillow the pictures are grey, and that is said."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    ran = midapi("demo", "--folder", "there")
+    assert 0 == ran.code
+    assert 'pip install "midapi-async[sandbox]"' in ran.out
+    assert 4 == len(list(Path("there").iterdir()))
+
+
+def test_a_key_alone_makes_it_the_real_service(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """It says first that it costs credits; nobody calls back, so it looks."""
+    ran = midapi("demo", "--prompt", "a [/] blue whale")
+    assert 0 == ran.code, ran.err
+    assert f"An API key is set, so this is {midapi_sandbox.url}, and it costs credits." in ran.out
+    assert "MIDAPI_PUBLIC_URL is not set" in ran.out
+    assert "4  A look found it" in ran.out
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert f"midapi generate upscale {task_id} 0" in ran.out
+    assert "a [/] blue whale" in ran.out
+    assert 4 == len(list(Path("midapi-demo").iterdir()))
+
+
+def test_the_real_service_calls_back_where_the_environment_says(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MIDAPI_PUBLIC_URL and MIDAPI_CALLBACK_PORT make a receiver."""
+    port = free_port()
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{port}/callbacks")
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
+    ran = midapi("demo")
+    assert 0 == ran.code, ran.err
+    assert f"takes callbacks at http://127.0.0.1:{port}/callbacks." in ran.out
+    assert 200 == midapi_sandbox.ledger.callbacks[0].status
+
+
+def test_with_a_key_it_can_be_had_for_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """--sandbox: the account that the key belongs to is not asked."""
+    assert 0 == midapi("demo", "--sandbox").code
+    assert () == midapi_sandbox.ledger.requests
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+def test_ctrl_c_during_the_post_tells_the_task(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """As with `midapi generate`."""
+    midapi_sandbox.faults.on("submit", do=delay(1.0))
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
+        ran = midapi("demo")
+    assert 130 == ran.code
+    assert only(midapi_sandbox.ledger.accepted).task_id in ran.err
+
+
+def test_a_folder_that_cannot_be_is_a_usage_error(midapi: Midapi) -> None:
+    """Noticed before anything is done."""
+    Path("taken").write_text("")
+    ran = midapi("demo", "--folder", "taken")
+    assert (2, "") == (ran.code, ran.out)
+
+
+def test_a_process_of_its_own_needs_nothing(elsewhere: Path) -> None:
+    """The demo as a user starts it."""
+    ran = finish(spawn("demo"))
+    assert 0 == ran.code, ran.err
+    assert 4 == len(list((elsewhere / "midapi-demo").iterdir()))

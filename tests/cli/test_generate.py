@@ -1,0 +1,505 @@
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import midapi_async.client
+from midapi_async.sandbox import (
+    RequestAction,
+    SandboxThread,
+    answer_code,
+    cut,
+    delay,
+    gone,
+    hang,
+    lose_answer,
+    other_content,
+)
+from tests.cli.conftest import Midapi, ctrl_c_when, only
+
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
+
+URL = "https://example.org/fox.png"
+ESC, RIGHT_TO_LEFT = "\x1b[31m", "\u202e"
+
+
+def bought(sandbox: SandboxThread) -> dict[str, Any]:
+    """The body of the one submit that was accepted."""
+    return dict(only(sandbox.ledger.accepted).body)
+
+
+def test_a_prompt_becomes_four_files_whose_paths_are_printed(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
+) -> None:
+    """Stdout holds the paths and nothing else; what is for people goes to stderr."""
+    ran = midapi("generate", "a red fox", "--aspect-ratio", "16:9", "--folder", "pictures")
+    assert 0 == ran.code
+    assert sorted(str(path) for path in Path("pictures").iterdir()) == sorted(ran.lines)
+    assert 4 == len(ran.lines)
+    assert all(b"\xff\xd8\xff" == Path(line).read_bytes()[:3] for line in ran.lines)
+    assert "was submitted; such a task takes about 60 s." in ran.err
+    assert "succeeded after " in ran.err
+    assert "16:9" == bought(midapi_sandbox)["aspectRatio"]
+
+
+def test_the_json_is_one_object_with_all_that_a_script_needs(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """One JSON object on stdout: ids, status, URLs, files, duration, the user's own notes."""
+    ran = midapi(
+        *("generate", "a fox", "--json", "--key", "order-17"),
+        *("--metadata", "channel=42", "--metadata", "note=a=b"),
+    )
+    assert 0 == ran.code
+    found = ran.json
+    assert only(midapi_sandbox.ledger.accepted).task_id == found["task_id"]
+    assert "succeeded" == found["status"]
+    assert 4 == len(found["urls"])
+    assert all(Path(file).is_file() for file in found["files"])
+    assert found["duration"] > 0
+    assert "order-17" == found["key"]
+    assert {"channel": "42", "note": "a=b"} == found["metadata"]
+    assert 32 == len(found["intent_id"])
+    assert "keys are kept in memory only" in ran.err
+
+
+def test_i1_a_key_is_paid_once_while_the_journal_lasts(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MIDAPI_JOURNAL names a folder: there the second call finds the task of the first."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    first, second = (
+        midapi("generate", "a fox", "--key", "order-17", "--json", "--no-download")
+        for _ in range(2)
+    )
+    assert first.json["task_id"] == second.json["task_id"]
+    assert "kept in memory" not in second.err
+    assert 1 == len(midapi_sandbox.ledger.accepted)
+    other = midapi("generate", "a whale", "--key", "order-17", "--json")
+    assert 2 == other.code
+    assert ("KeyConflict", "order-17") == (other.json["error"]["type"], other.json["error"]["key"])
+
+
+def test_without_a_download_the_urls_are_printed(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
+) -> None:
+    """--no-download: four URLs, no file."""
+    ran = midapi("generate", "a fox", "--no-download")
+    assert 4 == len(ran.lines)
+    assert all(line.startswith(midapi_sandbox.url) for line in ran.lines)
+    assert [] == list(elsewhere.iterdir())
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_without_waiting_the_task_id_is_printed(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """--no-wait: the id on stdout, and on stderr how to come back."""
+    ran = midapi("generate", "a fox", "--no-wait")
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert [task_id] == ran.lines
+    assert f"midapi task {task_id} --wait --download" in ran.err
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_without_waiting_the_json_says_that_it_is_generating(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """--no-wait --json has the same names as a finished task's."""
+    found = midapi("generate", "a fox", "--no-wait", "--json").json
+    assert ("generating", [], [], None) == (
+        found["status"],
+        found["urls"],
+        found["files"],
+        found["duration"],
+    )
+
+
+def test_what_is_not_given_is_not_sent(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Only what the SDK always sends is in the body of a bare prompt."""
+    midapi("generate", "a fox", "--no-wait")
+    assert {"taskType", "prompt", "speed", "enableTranslation"} == set(bought(midapi_sandbox))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (
+            ["a fox", "--speed", "turbo", "--version", "niji6", "--variety", "5"],
+            {"taskType": "mj_txt2img", "speed": "turbo", "version": "niji6", "variety": 5},
+        ),
+        (
+            ["a fox", "--stylization", "100", "--weirdness", "7", "--water-mark", "me"],
+            {"stylization": 100, "weirdness": 7, "waterMark": "me"},
+        ),
+        (["a fox", "--enable-translation"], {"enableTranslation": True}),
+        (["--", "style"], {"taskType": "mj_txt2img", "prompt": "style"}),
+        (
+            ["image", "a fox", URL, URL + "?2", "--aspect-ratio", "2:1"],
+            {"taskType": "mj_img2img", "fileUrls": [URL, URL + "?2"], "aspectRatio": "2:1"},
+        ),
+        (["style", "a fox", URL], {"taskType": "mj_style_reference", "fileUrls": [URL]}),
+        (
+            ["omni", "a fox", URL, "--ow", "400"],
+            {"taskType": "mj_omni_reference", "fileUrls": [URL], "ow": 400},
+        ),
+        (
+            ["video", "it runs", URL, "--motion", "low", "--video-batch-size", "2"],
+            {"taskType": "mj_video", "fileUrls": [URL], "motion": "low", "videoBatchSize": 2},
+        ),
+        (["video", "it runs", URL, "--hd"], {"taskType": "mj_video_hd", "motion": "high"}),
+    ],
+)
+def test_each_kind_of_request_is_sent_as_it_was_asked_for(
+    midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], body: dict[str, object]
+) -> None:
+    """The options of the command line are the fields of MidAPI's body."""
+    wait = ["--no-wait"]  # behind the name of a command, before a --
+    ran = midapi("generate", *(wait + arguments if "--" in arguments else arguments + wait))
+    assert 0 == ran.code, ran.err
+    assert body.items() <= bought(midapi_sandbox).items()
+
+
+@pytest.mark.parametrize(
+    ("parent", "arguments", "body"),
+    [
+        ("mj_txt2img", ["upscale", 3, "--water-mark", "me"], {"imageIndex": 3, "waterMark": "me"}),
+        ("mj_txt2img", ["vary", 4], {"imageIndex": 4}),
+        ("mj_video", ["extend", 0], {"index": 0, "taskType": "mj_video_extend_auto"}),
+        (
+            "mj_video",
+            ["extend", 0, "it jumps"],
+            {"prompt": "it jumps", "taskType": "mj_video_extend_manual"},
+        ),
+    ],
+)
+def test_what_goes_on_from_a_task_names_it(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    parent: str,
+    arguments: list[object],
+    body: dict[str, object],
+) -> None:
+    """Upscale, vary and extend take the task and the place in it."""
+    kind = ["video", "it runs", URL] if parent == "mj_video" else ["a fox"]
+    task_id = only(midapi("generate", *kind, "--no-wait").lines)
+    midapi_sandbox.finish(task_id)
+    command, *rest = arguments
+    ran = midapi("generate", command, task_id, *rest, "--no-wait")
+    assert 0 == ran.code, ran.err
+    sent = midapi_sandbox.ledger.accepted[-1].body
+    assert {"taskId": task_id, **body}.items() <= sent.items()
+
+
+def test_a_request_is_read_from_a_file(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
+) -> None:
+    """A body copied from MidAPI's documentation works; its callback URL is dropped."""
+    body = {"taskType": "mj_txt2img", "prompt": "a fox", "version": 7, "callBackUrl": URL}
+    (elsewhere / "body.json").write_text(json.dumps(body))
+    assert 0 == midapi("generate", "--from-json", "body.json", "--no-wait").code
+    assert "7" == bought(midapi_sandbox)["version"]
+    assert "callBackUrl" not in bought(midapi_sandbox)
+
+
+def test_a_request_is_read_from_stdin(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A - stands for stdin."""
+    raw = io.BytesIO('{"prompt": "ein Füchslein"}'.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))
+    assert 0 == midapi("generate", "--from-json", "-", "--no-wait").code
+    assert "ein Füchslein" == bought(midapi_sandbox)["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "from-json: is no JSON"),
+        (b"\xff\xfe\x00", "from-json: is no JSON"),
+        (b"[1]", "from-json: must be a JSON object"),
+        (b"[" * 200_000, "from-json: is nested too deeply"),
+        (b'{"taskId": "abc", "imageIndex": 0}', "mj_upscale and mj_vary look alike"),
+        (b'{"promt": "a fox"}', "did you mean prompt?"),
+    ],
+)
+def test_a_file_that_is_no_request_is_a_usage_error(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    elsewhere: Path,
+    content: bytes,
+    says: str,
+) -> None:
+    """Nothing is sent, and the error says what is wrong."""
+    (elsewhere / "body.json").write_bytes(content)
+    ran = midapi("generate", "--from-json", "body.json")
+    assert 2 == ran.code
+    assert says in ran.error
+    assert () == midapi_sandbox.ledger.requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Nothing to draw"),
+        (["a", "red", "fox"], "A prompt of several words stands in quotes"),
+        (["a fox", "--sped", "fast"], "Did you mean --speed?"),
+        (["a fox", "--speed", "Fast"], "relaxed"),
+        (["a fox", "--version", "newest"], "version: must be like '7'"),
+        (["a fox", "--variety", "3"], "variety: must be a multiple of 5"),
+        (["a fox", "--metadata", "channel"], "metadata: must be NAME=VALUE"),
+        (["a fox", "--metadata", "=42"], "metadata: must be NAME=VALUE"),
+        (["a fox", "--from-json", "-"], "no prompt and no field beside it"),
+        (["--from-json", "-", "--speed", "fast"], "no prompt and no field beside it"),
+        (["--from-json", "nowhere.json"], "'nowhere.json' cannot be read"),
+        (["image", "a fox"], "URL"),
+        (["image", "a fox", "fox.png"], "file_urls: [0] must be an http or https URL"),
+        (["style"], "PROMPT"),
+        (["upscale", "../x", "0"], "task_id: must be MidAPI's task id"),
+        (["upscale", "abc", "4"], "image_index: must be a whole number from 0 to 3"),
+        (["a fox", "--key", ""], "key: must be a str of 1 to 200"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error_and_nothing_is_sent(
+    midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], says: str
+) -> None:
+    """Exit code 2, one line, no request."""
+    ran = midapi("generate", *arguments)
+    assert 2 == ran.code
+    assert says in ran.error
+    assert "" == ran.out
+    assert () == midapi_sandbox.ledger.requests
+
+
+def test_usage_errors_are_json_too(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """An InvalidRequestError names the problem of each field."""
+    ran = midapi("generate", "a fox", "--variety", "3", "--json")
+    assert 2 == ran.code
+    assert "InvalidRequestError" == ran.json["error"]["type"]
+    assert {"variety"} == set(ran.json["error"]["problems"])
+
+
+def test_a_refusal_is_told_in_a_line_and_as_json(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Exit code 1, with MidAPI's code in the JSON."""
+    midapi_sandbox.credits = 0
+    ran = midapi("generate", "a fox", "--json")
+    assert 1 == ran.code
+    assert "Top up the account" in ran.error
+    assert ("InsufficientCreditsError", 402) == (
+        ran.json["error"]["type"],
+        ran.json["error"]["code"],
+    )
+
+
+def test_a_failed_task_is_told_with_its_details(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Exit code 1; the JSON holds the task's id and its last snapshot."""
+    ran = midapi("generate", "a fox [[sandbox: fail=nsfw content]]", "--json")
+    assert 1 == ran.code
+    error = ran.json["error"]
+    assert "PromptRejected" == error["type"]
+    assert only(midapi_sandbox.ledger.accepted).task_id == error["task_id"]
+    assert "nsfw content" == error["details"]["error_message"]
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_a_timeout_says_how_to_come_back(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """The task goes on, and `midapi task` finds it again."""
+    ran = midapi("generate", "a fox", "--timeout", "30")
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert 1 == ran.code
+    assert f"It goes on: midapi task {task_id} --wait --download" in ran.error
+    assert f"Task {task_id} is generating: 20 s, usually about 60 s." in ran.err
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+def test_s01_a_lost_answer_is_told_as_such(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Nobody knows whether it was bought: said, not sent again, exit code 1."""
+    midapi_sandbox.faults.on("submit", do=lose_answer())
+    ran = midapi("generate", "a fox", "--json")
+    assert 1 == ran.code
+    assert "it may have been paid and was not sent again" in ran.err
+    assert "SubmissionUnknown" == ran.json["error"]["type"]
+    assert 32 == len(ran.json["error"]["intent_id"])
+    assert 1 == len(midapi_sandbox.ledger.accepted)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (gone(404), "ResultExpired"),
+        (other_content("text/html", b"<html>no picture</html>"), "UnexpectedContent"),
+        (cut(10), "DownloadError"),
+    ],
+)
+def test_a_failed_download_says_how_to_try_again(
+    midapi: Midapi, midapi_sandbox: SandboxThread, fault: RequestAction, kind: str
+) -> None:
+    """The task is paid for and done: its id and URLs are told."""
+    midapi_sandbox.faults.on("file", do=fault)
+    ran = midapi("generate", "a fox", "--json")
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert 1 == ran.code
+    assert f"try again with: midapi task {task_id} --download" in ran.err
+    error = ran.json["error"]
+    assert (kind, task_id, 4) == (error["type"], error["task_id"], len(error["urls"]))
+
+
+@pytest.mark.parametrize("folder", ["taken", "taken/below"])
+def test_a_folder_that_cannot_be_is_a_usage_error(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, folder: str
+) -> None:
+    """A file in the folder's place: noticed before anything is bought."""
+    (elsewhere / "taken").write_text("")
+    ran = midapi("generate", "a fox", "--folder", folder)
+    assert 2 == ran.code
+    assert "folder: 'taken" in ran.error
+    assert () == midapi_sandbox.ledger.requests
+
+
+def test_a_folder_that_is_read_only_is_a_usage_error(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; root may write anywhere, so the system's answer is made up."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    ran = midapi("generate", "a fox")
+    assert 2 == ran.code
+    assert "folder: '.' is not writable" in ran.error
+    assert () == midapi_sandbox.ledger.requests
+
+
+def test_d12_nothing_from_outside_reaches_the_terminal_raw(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Markup is text; ESC, line breaks and right-to-left marks stand as their escapes."""
+    evil = f"[/] {ESC}[bold]\n{RIGHT_TO_LEFT}"
+    midapi_sandbox.faults.on("submit", do=answer_code(422, evil), nth=1)
+    for arguments in (["x"], ["x", f"{evil}"], [f"--{evil}"], ["x", "--speed", evil]):
+        ran = midapi("generate", *arguments)
+        assert 0 != ran.code
+        assert ran.error
+        assert not any(mark in ran.out + ran.err for mark in (ESC, RIGHT_TO_LEFT))
+    ran = midapi("generate", "x", "--folder", f"a{RIGHT_TO_LEFT}[/]b")
+    assert 0 == ran.code
+    assert ran.lines[0].startswith("a\\u202e[/]b/")
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_ctrl_c_leaves_the_task_and_says_so(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Exit code 130, the task's id, and how to come back; as JSON too."""
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.count("look")):
+        ran = midapi("generate", "a fox", "--json")
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert 130 == ran.code
+    assert f"come back with: midapi task {task_id} --wait --download" in ran.err
+    assert ("Interrupted", task_id) == (ran.json["error"]["type"], ran.json["error"]["task_id"])
+
+
+def test_ctrl_c_during_the_download_says_how_to_try_again(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """The task is done and paid for."""
+    midapi_sandbox.faults.on("file", do=hang())
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.count("file")):
+        ran = midapi("generate", "a fox")
+    assert 130 == ran.code
+    assert "try again with: midapi task " in ran.error
+
+
+@pytest.mark.midapi_sandbox(time_scale=1, auto=False)
+@pytest.mark.parametrize("key", [None, "order-17"])
+@pytest.mark.parametrize("journal", ["", "journal"])
+def test_s13_ctrl_c_during_the_post_loses_no_task(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    journal: str,
+) -> None:
+    """The answer to what was sent is waited for, so that the task's id is told."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", journal)
+    midapi_sandbox.faults.on("submit", do=delay(1.0))
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
+        ran = midapi("generate", "a fox", *(["--key", key] if key else []))
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert 130 == ran.code
+    assert "Waiting for the answer" in ran.err
+    assert f"midapi task {task_id} --wait --download" in ran.err
+
+
+@pytest.mark.midapi_sandbox(time_scale=1, auto=False)
+def test_s13_ctrl_c_tells_of_what_was_interrupted_and_of_nothing_older(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompt stands in the journal already, once with a task and once unknown."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    monkeypatch.setattr(midapi_async.client, "CLOSE_PATIENCE", 0.3)
+    midapi("generate", "a fox", "--no-wait")
+    midapi_sandbox.faults.on("submit", nth=1, do=lose_answer())
+    old = midapi("generate", "a fox", "--json").json["error"]["intent_id"]
+    midapi_sandbox.faults.on("submit", nth=1, do=hang())
+    with ctrl_c_when(lambda: len(midapi_sandbox.ledger.accepted) == 3):
+        ran = midapi("generate", "a fox", "--json")
+    assert 130 == ran.code
+    assert old != ran.json["error"]["intent_id"]
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+def test_s13_ctrl_c_with_an_answer_that_never_comes_is_unknown(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said that nobody knows, with the intent's id."""
+    monkeypatch.setattr(midapi_async.client, "CLOSE_PATIENCE", 0.3)
+    midapi_sandbox.faults.on("submit", do=hang())
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
+        ran = midapi("generate", "a fox", "--json")
+    assert 130 == ran.code
+    assert "Nobody can know whether MidAPI accepted this submission" in ran.err
+    assert 32 == len(ran.json["error"]["intent_id"])
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+def test_ctrl_c_while_it_is_sent_again_buys_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """A refused submission that waits for its next attempt is given up."""
+    midapi_sandbox.faults.on("submit", do=answer_code(455))
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.count("submit")):
+        ran = midapi("generate", "a fox")
+    assert 130 == ran.code
+    assert "Nothing was bought." in ran.error
+    assert () == midapi_sandbox.ledger.accepted
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+def test_a_second_ctrl_c_leaves_what_was_sent(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """It ends at once, with 130 and no traceback."""
+    midapi_sandbox.faults.on("submit", do=hang())
+    started = time.monotonic()
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted, times=2):
+        ran = midapi("generate", "a fox")
+    assert 130 == ran.code
+    assert time.monotonic() - started < 15
+    assert "Ctrl-C again leaves it" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_the_log_is_shown_with_verbose_only(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Warnings stand on stderr in a line each; without one there is nothing."""
+    midapi_sandbox.faults.on("look", first=2, do=answer_code(500, "a bad moment"))
+    plain = midapi("generate", "a fox", "--no-download")
+    assert "midapi: " not in plain.err
+    midapi_sandbox.faults.on("submit", do=answer_code(455), nth=2)
+    loud = midapi("generate", "a fox", "--no-download", "--verbose")
+    assert 0 == loud.code
+    assert os.environ["MIDAPI_API_KEY"] not in loud.err

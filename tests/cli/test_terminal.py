@@ -1,0 +1,164 @@
+import asyncio
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from midapi_async.cli import _terminal
+from midapi_async.cli._terminal import Pace, one_line, out, out_json, progress, say, seconds, shown
+from midapi_async.sandbox import SandboxThread
+from tests.cli.conftest import REPOSITORY
+
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("ein Füchslein, 狐", "ein Füchslein, 狐"),
+        ("[/bold]", "[/bold]"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\nb\rc\td", "a\\nb\\rc\\td"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("half \udc80", "half \\udc80"),
+        ("\x9b0m\x00\x7f", "\\x9b0m\\x00\\x7f"),
+    ],
+)
+def test_d12_what_does_not_print_stands_as_its_escape(text: str, safe: str) -> None:
+    """Nothing else is changed."""
+    assert safe == shown(text)
+
+
+def test_one_line_is_one_line() -> None:
+    """Line breaks of ours are blanks, and controls are escapes all the same."""
+    assert "a b \\x1b" == one_line("a\n  b \x1b")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0.04, "0.0 s"),
+        (3.21, "3.2 s"),
+        (58.4, "58 s"),
+        (60, "60 s"),
+        (180, "3 min"),
+        (250, "4 min 10 s"),
+    ],
+)
+def test_durations_read_as_people_say_them(count: float, text: str) -> None:
+    """Tenths below ten seconds, minutes from about a hundred."""
+    assert text == seconds(count)
+
+
+def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal gets no control character, a program gets every one."""
+    out_json({"prompt": "\x1b\u202e狐"})
+    written = capsys.readouterr().out
+    assert written.isascii()
+    assert written.removesuffix("\n").isprintable()
+    assert {"prompt": "\x1b\u202e狐"} == json.loads(written)
+
+
+def test_streams_that_are_closed_or_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stdout, no stderr, or a stderr that nobody reads."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    out("x")
+    say("x")
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    say("x")
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def show(pace: Pace, seconds: float) -> None:
+    """Show the progress for a while."""
+    async with progress("0f3a", pace):
+        await asyncio.sleep(seconds)
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the elapsed and the usual time; it runs on when that is over, and is gone at the end."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    asyncio.run(show(Pace(expected=15, scale=60), 1.0))
+    written = terminal.getvalue()
+    assert "Task 0f3a" in written
+    told = [float(each) for each in re.findall(r"([0-9.]+) s, usually about 15 s", written)]
+    assert told == sorted(told)
+    assert told[0] < 15 < told[-1]
+    assert written.endswith("\x1b[2K")
+
+
+@pytest.mark.parametrize("name", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a file does."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", name)
+    asyncio.run(show(Pace(scale=100), 0.25))
+    assert [
+        "Task 0f3a is generating: 10 s.",
+        "Task 0f3a is generating: 20 s.",
+    ] == terminal.getvalue().splitlines()
+
+
+def test_a_terminal_that_goes_away_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was paid for is still waited for."""
+
+    async def breaks(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(_terminal, "_lines", breaks)
+    asyncio.run(show(Pace(), 0.05))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
+def test_the_bar_stands_on_stderr_of_a_real_terminal(
+    midapi_sandbox: SandboxThread, elsewhere: Path
+) -> None:
+    """On a terminal the progress moves, and stdout still holds nothing but the paths."""
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "midapi_async", "generate", "a fox"],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "100"},
+        text=True,
+    )
+    os.close(slave)
+    written = b""
+    with process:
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(master, 65536):
+                written += chunk
+        os.close(master)
+        assert process.stdout is not None
+        paths = process.stdout.read().splitlines()
+    assert 0 == process.returncode
+    assert 4 == len(paths)
+    assert "usually about 60 s" in written.decode()
+    assert "\x1b[?25h" in written.decode()  # the cursor is back
