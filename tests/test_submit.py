@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from midapi_async import (
     KeyConflict,
     MaintenanceError,
     MemoryJournal,
+    MidAPIClient,
     MidAPIError,
     NotFoundError,
     RateLimit,
@@ -33,6 +35,7 @@ from midapi_async import (
     Vary,
 )
 from midapi_async.journal import Intent
+from midapi_async.journal.sqlite import SQLiteJournal
 from tests.support.scripted import (
     ScriptedServer,
     Step,
@@ -355,6 +358,47 @@ async def test_s13_generate_and_wait_cancelled_anywhere_is_resumed() -> None:
                 assert 4 == len((await handles[0]).urls)
             elif submits(server):
                 assert [] == handles
+
+
+async def test_s13_in_a_folder_cancelled_anywhere_the_answer_is_kept(tmp_path: Path) -> None:
+    """The same with a journal on disk, whose every row is an await of its own."""
+    for step in cancel_at_each_step():
+        journal = SQLiteJournal(tmp_path / f"{step.moment}-{step.number}")
+        async with (
+            ScriptedServer(then=delay(accepted(), 1)) as server,
+            client_of(server, journal=journal) as client,
+        ):
+            task = await step.run(client.generate("a red fox", key="k"))
+            await asyncio.sleep(5)
+            rows = await journal.rows(f"{server.url} default")
+            assert len(submits(server)) == len(server.accepted) == len(rows)
+            assert all(TASK == row.task_id for row in rows)
+            assert task.cancelled() == step.struck
+            assert TASK == (await client.generate("a red fox", key="k")).task_id
+            assert 1 == len(submits(server))
+        await journal.aclose()
+
+
+async def test_s13_settle_cancelled_anywhere_can_be_settled_again() -> None:
+    """A cancelled settle leaves the intent as it was; nothing is sent."""
+    for step in cancel_at_each_step():
+        async with ScriptedServer([lose_answer()]) as server, client_of(server) as client:
+            with pytest.raises(SubmissionUnknown) as caught:
+                await client.generate("a red fox", key="k")
+            intent_id = caught.value.intent_id
+            adopting = asyncio.create_task(adopt_later(client, intent_id))
+            task = await step.run(client.intents.settle(intent_id, timeout=30))
+            await asyncio.sleep(2)
+            assert TASK == await adopting
+            assert task.cancelled() == step.struck
+            assert TASK == (await client.intents.settle(intent_id)).task_id
+            assert not client._open_rooms().submitter._arrivals
+            assert 1 == len(server.requests)
+
+
+async def adopt_later(client: MidAPIClient, intent_id: str) -> str:
+    await asyncio.sleep(1)
+    return (await client.intents.adopt(intent_id, TASK)).task_id
 
 
 async def test_s15_one_key_from_two_coroutines_is_one_post() -> None:
