@@ -76,14 +76,19 @@ def loads(text: bytes | str) -> object:
     Raises:
         ValueError: for everything else, deep nesting, doubled names and NaN included.
     """
-    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    problem = "it is nested too deeply"
     try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = _decoder.decode(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
-        raise ValueError("it is nested too deeply")
-    return value
+        pass
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if text.count("[") + text.count("{") <= DEEPEST or not _is_deep(value):
+            return value
+    # Outside the handlers: the decoder's errors hold the whole text, with the token in it.
+    raise ValueError(problem)
 
 
 def _is_deep(value: object) -> bool:
@@ -122,10 +127,12 @@ _LARGEST = 999_999_999
 
 
 def described(value: object) -> str:
-    """A wrong value in a few words, for an error's text."""
+    """A wrong value in a few words, for an error's text; a string may be a secret."""
     if value is None:
         return "null"
-    return f"{type(value).__name__} {without_tokens(repr(value))[:40]}"
+    if isinstance(value, bool | int | float):
+        return f"{type(value).__name__} {shown(value)}"
+    return f"{type(value).__name__} of length {len(cast('list[object]', value))}"
 
 
 def _name(value: object, _: object) -> Name:

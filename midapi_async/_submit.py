@@ -213,14 +213,16 @@ class Submitter:
 
     async def _carry_out(self, intent: Intent, call: Call, arrival: _Arrival) -> None:
         """Everything from the first row to the outcome; the arrival gets what the caller gets."""
+        is_claimed = False
         try:
             row = await self._claim(intent)
+            is_claimed = True
             if row.intent_id == intent.intent_id:
                 row = await self._send_and_record(intent, call)
         except Exception as error:  # noqa: BLE001 - it is the caller's, wherever that waits
             arrival.fail(error)
         except BaseException:
-            await self._abandon(intent, arrival)
+            await self._abandon(intent, arrival, is_claimed=is_claimed)
             raise
         else:
             arrival.succeed(row)
@@ -245,6 +247,9 @@ class Submitter:
         except (APIError, TransportError, ClientClosed):
             await self._record_refusal(intent)
             raise
+        except Exception as error:  # noqa: BLE001 - after the POST only one thing is certain: unknown
+            _log.exception("a defect struck intent %s on its way", intent.intent_id)
+            why = f"a defect: {type(error).__name__}"
         else:
             return await self._record_acceptance(intent, task_id)
         return await self._record_unknown(intent, why)
@@ -304,7 +309,7 @@ class Submitter:
         """The task id is in the journal before anybody gets it; if that fails, it is not lost."""
         try:
             row = await self._journal.advance(intent.intent_id, State.ACCEPTED, task_id=task_id)
-        except JournalError:
+        except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
             _log.critical(
                 "task %s of intent %s was paid for and could not be written to the journal; it is "
                 "kept in memory and written again",
@@ -326,8 +331,11 @@ class Submitter:
     async def _record_refusal(self, intent: Intent) -> None:
         """Nothing was bought; a process that dies before this is written leaves an UNKNOWN."""
         try:
+            if intent.supersedes is not None:
+                # First, so that the key of what may have been paid for is free at no time.
+                await self._journal.advance(intent.supersedes, State.UNKNOWN)
             await self._journal.advance(intent.intent_id, State.REFUSED)
-        except JournalError:
+        except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
             _log.exception("the journal is not told yet: intent %s was refused", intent.intent_id)
             self._others.start(self._write_again(intent.intent_id, State.REFUSED))
 
@@ -335,7 +343,7 @@ class Submitter:
         """The row as UNKNOWN, unless its callback came first."""
         try:
             row = await self._journal.advance(intent.intent_id, State.UNKNOWN)
-        except JournalError:
+        except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
             _log.exception("the journal is not told yet: intent %s is unknown", intent.intent_id)
             self._others.start(self._write_again(intent.intent_id, State.UNKNOWN))
         else:
@@ -348,14 +356,19 @@ class Submitter:
         """What the journal did not take, every second until it does or the client closes."""
         while not self._closing.done():
             await asyncio.wait({self._closing}, timeout=_REWRITE_AFTER)
-            with suppress(JournalError):
+            with suppress(Exception):
                 await self._journal.advance(intent_id, to, task_id=task_id)
                 return
         if task_id is not None:
             _log.critical("task %s of intent %s is in no journal", task_id, intent_id)
 
-    async def _abandon(self, intent: Intent, arrival: _Arrival) -> None:
-        """The client closes, or the loop ends, with the POST on its way."""
+    async def _abandon(self, intent: Intent, arrival: _Arrival, *, is_claimed: bool) -> None:
+        """The client closes, or the loop ends, with the POST on its way, or before it."""
+        if not is_claimed:
+            with suppress(Exception):  # most likely it was not even written
+                await self._journal.advance(intent.intent_id, State.REFUSED)
+            arrival.fail(ClientClosed())
+            return
         try:
             row = await self._record_unknown(intent, "the client was closed before the answer came")
         except SubmissionUnknown as error:
@@ -414,6 +427,7 @@ class Submitter:
         """Wait until a row has left these states, here or in another process."""
         while row.state in while_in:
             arrival = self._arrivals.get(row.intent_id) or self._watch_for(row)
+            arrival.waiting += 1  # before any await: as long as somebody counts, it stays known
             try:
                 # Registered first and read then: nothing that happens in between is missed.
                 now = await self._journal.find(intent_id=row.intent_id)
@@ -421,6 +435,7 @@ class Submitter:
                     raise JournalError(f"intent {row.intent_id} is gone from the journal")
                 row = await arrival.outcome() if now.state is row.state else now
             finally:
+                arrival.waiting -= 1
                 self._unwatch(row.intent_id, arrival)
         return row
 
@@ -446,7 +461,7 @@ class Submitter:
                 async with aclosing(self._journal.changes()) as changes:
                     async for _ in changes:
                         await self._tell_changes()
-            except JournalError:
+            except Exception:  # noqa: BLE001 - whatever a journal raises, somebody still waits
                 _log.exception("the journal cannot be watched; trying again")
                 await asyncio.sleep(_REWRITE_AFTER)
 
@@ -503,11 +518,7 @@ class _Arrival:
 
     async def outcome(self) -> Intent:
         """Wait for it. Cancelled, only this wait ends."""
-        self.waiting += 1
-        try:
-            await asyncio.wait({self._future})
-        finally:
-            self.waiting -= 1
+        await asyncio.wait({self._future})
         return self._future.result()
 
     def succeed(self, row: Intent) -> None:

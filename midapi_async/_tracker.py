@@ -47,6 +47,7 @@ LOOKS_AT_ONCE = 16
 HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12  # how often a hint may move a task's look forward
 GRACE, GRACE_LOOKS = 120.0, 5  # before an unknown task, or a success without files, is an error
 REMEMBERED = 1_000  # tasks that nobody waits for just now
+REMEMBERED_HINTS = 20_000
 LONGEST_REST = 120.0  # seconds that MidAPI's 429 can stop all looks for
 OLDEST = 3600.0  # seconds; a running task that seems older shows the service's clock, not its age
 _DEAD_SHARE = 0.5  # of the heap before it is made anew
@@ -62,26 +63,36 @@ class _Tracked:
     kind: Kind
     since: float  # when MidAPI took it
     due: float = math.inf  # when it is looked at next; -inf while it waits for its turn
-    looked_at: float = -math.inf
+    looked_at: float = -math.inf  # when the last look ended
+    begun_at: float = -math.inf  # when it began
     hinted_at: float = -math.inf  # the last time that a hint moved a look to
     hints: int = 0
     is_looking: bool = False
     is_hinted: bool = False
+    is_urgent: bool = False
     is_seen: bool = False
     is_of_unknown_age: bool = False
     odd_since: float | None = None  # when it was first unknown, or first without files
     odd_looks: int = 0
     faults: int = 0
     waiters: set[asyncio.Future[TaskDetails]] = attrs.field(factory=set)
+    overdue: list[asyncio.Future[TaskDetails]] = attrs.field(factory=list)  # end with the next look
 
 
 @attrs.frozen(eq=False, slots=True)
 class _Deadline:
     """When one waiter's patience ends."""
 
-    task_id: str
+    task: _Tracked
     waiter: asyncio.Future[TaskDetails]
     is_extended: bool = False
+    wants_look_since: float | None = None  # a look that began since then has to end first
+
+    @property
+    def wants_look(self) -> bool:
+        """Whether such a look has not ended yet."""
+        since = self.wants_look_since
+        return since is not None and (self.task.begun_at < since or self.task.is_looking)
 
 
 class Tracker:
@@ -111,6 +122,8 @@ class Tracker:
         self._heap: list[tuple[float, int, _Tracked | _Deadline]] = []
         self._numbers = itertools.count()
         self._dead = 0
+        self._early: dict[str, None] = {}  # hints for tasks that nobody ever waited for
+        self._urgent: deque[_Tracked] = deque()
         self._ready: deque[_Tracked] = deque()
         self._looking = 0
         self._next_turn = -math.inf
@@ -138,7 +151,13 @@ class Tracker:
     # ─── what others ask of it ───────────────────────────────────────────────────────────────────
 
     async def wait(
-        self, task_id: str, *, kind: Kind | None, since: float | None, deadline: float | None
+        self,
+        task_id: str,
+        *,
+        kind: Kind | None,
+        since: float | None,
+        deadline: float | None,
+        looks_once: bool = False,
     ) -> TaskDetails:
         """The final details of a task, succeeded or failed.
 
@@ -147,6 +166,7 @@ class Tracker:
             kind: its type and speed, for the plan; None if not known.
             since: when MidAPI took it, on the client's clock; None if not known.
             deadline: when to stop waiting, on the client's clock; None for never.
+            looks_once: stop only after a look that began during this wait.
 
         Raises:
             WaitTimeout: the deadline came first; the task goes on.
@@ -160,7 +180,9 @@ class Tracker:
         waiter: asyncio.Future[TaskDetails] = self._clock.loop.create_future()
         task.waiters.add(waiter)
         if deadline is not None:
-            self._push(deadline, _Deadline(task_id, waiter))
+            now = self._clock.time()
+            wants = now if looks_once else None
+            self._push(max(deadline, now), _Deadline(task, waiter, wants_look_since=wants))
         try:
             return await waiter
         finally:
@@ -170,9 +192,10 @@ class Tracker:
         """Word that a task may have changed: look at it soon, if anybody waits for it."""
         task = self._active.get(task_id)
         if task is None:
-            task = self._idle.get(task_id) or _Tracked(task_id, NEW_KIND, self._clock.time())
-            self._remember(task)
-        if task.is_looking or task_id not in self._active:
+            self._early[task_id] = None
+            if len(self._early) > REMEMBERED_HINTS:
+                del self._early[next(iter(self._early))]
+        elif task.is_looking:
             task.is_hinted = True
         else:
             self._plan_hinted(task)
@@ -180,9 +203,15 @@ class Tracker:
     def _plan_hinted(self, task: _Tracked) -> None:
         floor = task.looked_at + self._policy.floor
         moment = max(self._clock.time(), floor, task.hinted_at + HINT_INTERVAL)
-        if moment < task.due and task.hints < HINTS_PER_TASK:
-            task.hints += 1
-            task.hinted_at = moment
+        is_queued = task.due == -math.inf and not task.is_urgent
+        if task.hints >= HINTS_PER_TASK or not (moment < task.due or is_queued):
+            return
+        task.hints += 1
+        task.hinted_at, task.is_urgent = moment, True
+        if is_queued:
+            self._urgent.append(task)  # its place among those that are due is skipped then
+            self._wake.set()
+        else:
             self._plan_look(task, moment)
 
     def rest(self, seconds: float) -> None:
@@ -217,8 +246,9 @@ class Tracker:
     def _first_look(self, task: _Tracked, now: float, *, is_new: bool) -> float:
         """At once where a look may already find the result, else where the plan begins."""
         planned = task.since + self._schedule.first_look(task.kind)
-        if task.is_hinted:
-            task.is_hinted, task.hinted_at = False, now
+        if task.is_hinted or task.task_id in self._early:
+            self._early.pop(task.task_id, None)
+            task.is_hinted, task.is_urgent, task.hinted_at = False, True, now
             return now
         return max(planned, now) if is_new else now
 
@@ -229,6 +259,7 @@ class Tracker:
         self._dead += has_deadline
         if not task.waiters and self._active.get(task.task_id) is task:
             self._retire(task)
+            task.overdue.clear()
             self._remember(task)  # so that the next wait keeps to the floor
         if self._dead > max(1000, _DEAD_SHARE * len(self._heap)):
             self._heap = [item for item in self._heap if self._is_alive(item)]
@@ -298,7 +329,7 @@ class Tracker:
                 self._run_out(what, late=now - moment)
             else:
                 what.due = -math.inf
-                self._ready.append(what)
+                (self._urgent if what.is_urgent else self._ready).append(what)
         more = self._begin_looks(now)
         return min(more, self._heap[0][0] if self._heap else math.inf)
 
@@ -307,26 +338,29 @@ class Tracker:
         if late > BLOCKED_LOOP * self._clock.scale and not deadline.is_extended:
             extended = attrs.evolve(deadline, is_extended=True)
             self._push(self._clock.time() + BLOCKED_LOOP * self._clock.scale, extended)
+        elif deadline.wants_look:
+            deadline.task.overdue.append(deadline.waiter)
         else:
-            deadline.waiter.set_exception(WaitTimeout(deadline.task_id))
+            deadline.waiter.set_exception(WaitTimeout(deadline.task.task_id))
 
     def _begin_looks(self, now: float) -> float:
-        """Begin looks in the order in which they came due; return when the next may begin."""
+        """Begin looks, hinted ones first, then as they came due; return when the next may begin."""
         pace = 1 / self._policy.looks_per_second
-        while self._ready:
-            task = self._ready[0]
+        while queue := self._urgent or self._ready:
+            task = queue[0]
             if task.due != -math.inf:
-                self._ready.popleft()  # nobody waits for it any more
+                queue.popleft()  # nobody waits for it any more, or a hint had it looked at before
                 continue
             if self._looking >= LOOKS_AT_ONCE:
                 return math.inf  # the end of a look wakes the scheduler
             turn = max(self._rests_until, self._next_turn)
             if turn > now:
                 return turn
-            self._ready.popleft()
+            queue.popleft()
             # Up to a second's worth of looks may go at once.
             self._next_turn = max(self._next_turn + pace, now - 1 + pace)
-            task.due, task.is_looking = math.inf, True
+            task.due, task.is_looking, task.is_urgent = math.inf, True, False
+            task.begun_at = now
             self._looking += 1
             self._looks.start(self._look_at(task), context=Context())
         return math.inf
@@ -342,12 +376,19 @@ class Tracker:
             self._faults_in_a_row = self._refusals_in_a_row = task.faults = 0
             self._judge(task, found)
         finally:
+            self._wake.set()
             task.is_looking = False
             task.looked_at = self._clock.time()
             self._looking -= 1
+            self._end_overdue(task)
             if self._active.get(task.task_id) is task:
                 self._plan_next(task)
-            self._wake.set()
+
+    def _end_overdue(self, task: _Tracked) -> None:
+        for waiter in task.overdue:
+            if not waiter.done():
+                waiter.set_exception(WaitTimeout(task.task_id))
+        task.overdue.clear()
 
     def _judge(self, task: _Tracked, found: Found | None) -> None:
         if found is None:
@@ -410,7 +451,8 @@ class Tracker:
         now = self._clock.time()
         elapsed = now - task.since
         gap = self._schedule.next_look(task.kind, elapsed) - elapsed
-        gap = min(gap * 2**task.faults, max(gap, self._policy.ceiling)) if task.faults else gap
+        if task.faults:
+            gap = min(gap * 2 ** min(task.faults, 10), max(gap, self._policy.ceiling))
         self._plan_look(task, now + gap * (1 + self._clock.chance() / 20))
         if task.is_hinted:
             task.is_hinted = False

@@ -8,6 +8,8 @@ import os
 import warnings
 from contextlib import AsyncExitStack
 from pathlib import Path
+from ssl import SSLContext
+from types import EllipsisType
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 import attrs
@@ -24,7 +26,7 @@ from ._transport import Transport
 from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, is_loopback, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
 from .files import Downloader
-from .handle import Desk, TaskHandle, handle_of, kind_of
+from .handle import Desk, TaskHandle, check_seconds, handle_of, kind_of
 from .intents import Intents
 from .journal.memory import MemoryJournal
 from .receiver import CallbackReceiver
@@ -33,8 +35,7 @@ from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_probl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from ssl import SSLContext
-    from types import EllipsisType, TracebackType
+    from types import TracebackType
 
     from .journal import Journal
     from .tasks import TaskDetails
@@ -72,11 +73,37 @@ class ClientStats:
     at_the_gate: int
 
 
+class _Presence:
+    """Where a client is open: in one process, in one event loop, until it is closed."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.is_over = False
+        self._process = os.getpid()
+
+    def check(self) -> None:
+        """Raise if this is not the place."""
+        if self.is_over:
+            raise ClientClosed
+        if os.getpid() != self._process:
+            raise InvalidRequestError(
+                {"client": "was opened in the parent process: open one of its own after a fork"}
+            )
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self.loop:
+            raise InvalidRequestError(
+                {"client": "is open in another event loop: use it there, or make another client"}
+            )
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class _Rooms:
     """What exists while a client is open."""
 
-    process: int
+    presence: _Presence
     clock: Clock
     api: Api
     gate: Gate
@@ -119,6 +146,12 @@ class MidAPIClient:
         InvalidRequestError: naming each setting that is missing or wrong.
     """
 
+    _rooms: _Rooms | None = None
+    _opened = False
+    _is_opening = False
+    _closing: asyncio.Task[None] | None = None
+    _warned_of_keys = False
+
     def __init__(
         self,
         api_key: str | None = None,
@@ -137,8 +170,6 @@ class MidAPIClient:
         time_scale: float | None = None,
         allow_http: bool = False,
     ) -> None:
-        self._rooms: _Rooms | None = None
-        self._opened = False
         self._settings = settings(api_key, base_url, time_scale, allow_http=allow_http)
         self._receiver = receiver
         self._journal = _journal(journal)
@@ -150,19 +181,18 @@ class MidAPIClient:
             polling=(polling, PollPolicy),
             rate_limit=(rate_limit, RateLimit, None),
             timeouts=(timeouts, Timeouts),
+            ssl=(ssl, SSLContext, None),
         )
+        self._proxy = _proxy(proxy)
         self._takes_at_once = _takes_at_once(ack)
         self._retry = retry
         self._polling = polling
         self._rate_limit = rate_limit
         self._timeouts = timeouts
         self._ssl = ssl
-        self._proxy = proxy
         self._schedule = Schedule(
             price=polling.look_price, floor=polling.floor, ceiling=polling.ceiling
         )
-        self._closing: asyncio.Task[None] | None = None
-        self._warned_of_keys = False
 
     def __repr__(self) -> str:
         state = "open" if self._rooms else "closed" if self._opened else "not opened"
@@ -193,8 +223,19 @@ class MidAPIClient:
             ReceiverError: the receiver cannot listen.
             JournalError: the journal cannot be used.
         """
-        if self._rooms is not None:
+        if self._closing is not None:
+            await asyncio.wait({self._closing})
+        if self._rooms is not None and self._rooms.presence.loop.is_closed():
+            self._rooms = None  # that loop ended without closing it
+        if self._rooms is not None or self._is_opening:
             raise InvalidRequestError({"client": "is open already"})
+        self._is_opening = True
+        try:
+            await self._open()
+        finally:
+            self._is_opening = False
+
+    async def _open(self) -> None:
         if self._receiver is not None and not is_loopback(self._settings.base_url):
             self._receiver.check_reachable()
         async with AsyncExitStack() as exits:
@@ -211,6 +252,7 @@ class MidAPIClient:
 
     def _furnish(self, exits: AsyncExitStack) -> _Rooms:
         """Make every room, from the network inwards; they are left in the reverse order."""
+        presence = _Presence()
         clock = Clock(self._settings.time_scale)
         transport = self._make_transport(clock)
         exits.push_async_callback(transport.aclose)
@@ -221,9 +263,9 @@ class MidAPIClient:
         tracker = Tracker(look=api.look, schedule=self._schedule, policy=self._polling, clock=clock)
         submitter = self._make_submitter(api, gate, tracker, clock)
         outcomes = Outcomes(self._journal, takes_at_once=self._takes_at_once)
-        desk = self._make_desk(api, tracker, outcomes, clock)
+        desk = self._make_desk(api, tracker, outcomes, clock, presence)
         return _Rooms(
-            process=os.getpid(),
+            presence=presence,
             clock=clock,
             api=api,
             gate=gate,
@@ -279,14 +321,16 @@ class MidAPIClient:
             look=api.look,
         )
 
-    def _make_desk(self, api: Api, tracker: Tracker, outcomes: Outcomes, clock: Clock) -> Desk:
+    def _make_desk(
+        self, api: Api, tracker: Tracker, outcomes: Outcomes, clock: Clock, presence: _Presence
+    ) -> Desk:
         return Desk(
             tracker=tracker,
             look=api.details,
             outcomes=outcomes,
             clock=clock,
             patience=self._timeouts.wait,
-            last_look=self._timeouts.look,
+            check=presence.check,
         )
 
     def _make_intents(self, submitter: Submitter, desk: Desk) -> Intents:
@@ -304,9 +348,13 @@ class MidAPIClient:
         Every wait gets `ClientClosed` with its task's id. A POST that has no answer after 20 s is
         left as unknown. Closing twice is closing once; cancelled, it goes on by itself.
         """
-        rooms, self._rooms = self._rooms, None
+        rooms = self._rooms
+        if rooms is not None and rooms.presence.loop.is_closed():
+            self._rooms = rooms = None  # that loop ended without closing it, and all of it
         if rooms is not None:
-            self._closing = rooms.clock.loop.create_task(_close(rooms))
+            rooms.presence.check()
+            self._rooms, rooms.presence.is_over = None, True
+            self._closing = rooms.presence.loop.create_task(_close(rooms))
         closing = self._closing
         if closing is not None:
             await asyncio.wait({closing})
@@ -321,14 +369,7 @@ class MidAPIClient:
             raise InvalidRequestError(
                 {"client": "is not open: use it in 'async with client:', or await client.open()"}
             )
-        if os.getpid() != rooms.process:
-            raise InvalidRequestError(
-                {"client": "was opened in the parent process: open one of its own after a fork"}
-            )
-        if _running_loop() is not rooms.clock.loop:
-            raise InvalidRequestError(
-                {"client": "is open in another event loop: use it there, or make another client"}
-            )
+        rooms.presence.check()
         return rooms
 
     # ─── buying ──────────────────────────────────────────────────────────────────────────────────
@@ -446,7 +487,8 @@ class MidAPIClient:
         """
         rooms = self._open_rooms()
         asked = _request(request, fields)
-        begun = rooms.clock.time()
+        if wait_timeout is not None and not isinstance(wait_timeout, EllipsisType):
+            check_seconds(wait_timeout)
         try:
             handle = await self.generate(
                 asked, key=key, metadata=metadata, callback_url=callback_url
@@ -454,6 +496,7 @@ class MidAPIClient:
         except SubmissionUnknown as unknown:
             if not unknown.can_settle:
                 raise
+            begun = rooms.clock.time()
             handle = await rooms.intents.settle(unknown.intent_id, wait_timeout)
             if isinstance(wait_timeout, int | float):
                 wait_timeout -= rooms.clock.time() - begun
@@ -563,6 +606,12 @@ class MidAPIClient:
         return await rooms.api.download_url(url)
 
 
+def _proxy(url: str | None) -> str | None:
+    if url is not None and (problem := url_problem(url)):
+        raise InvalidRequestError({"proxy": problem.partition(" that MidAPI can reach")[0]})
+    return url
+
+
 def _takes_at_once(ack: object) -> bool:
     if ack not in ("auto", "manual"):
         raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r:.60}"})
@@ -578,13 +627,6 @@ def _check_kinds(**options: tuple[object, *tuple[type | None, ...]]) -> None:
             problems[name] = f"must be {wanted}, got {value!r:.60}"
     if problems:
         raise InvalidRequestError(problems)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 async def _close(rooms: _Rooms) -> None:

@@ -83,7 +83,7 @@ class PollPolicy:
     Attributes:
         look_price: how many seconds of delay one look is worth; more of it, fewer looks.
         floor: least seconds between two looks at one task.
-        ceiling: most seconds between two looks at one task.
+        ceiling: most seconds between two looks at one task that takes longer than any did.
         looks_per_second: most looks of the client in a second.
     """
 

@@ -93,7 +93,11 @@ class Downloader:
         return [task.result() for task in tasks]
 
     async def _fetch(self, url: str, stem: Path) -> Path:
-        if URL(url).scheme not in self._schemes:
+        try:
+            scheme, _ = URL(url).scheme, URL(url).port
+        except ValueError:
+            raise DownloadError(url, "it is no URL") from None
+        if scheme not in self._schemes:
             raise DownloadError(url, "plain http is only for a sandbox on this machine")
         part = stem.with_name(f".{stem.name}.{uuid.uuid4().hex}.part")
         try:
@@ -121,7 +125,7 @@ class Downloader:
                         suffix = suffix or _suffix(url, block)
                         await asyncio.to_thread(file.write, bytes(block))
                         block.clear()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise DownloadError(url, f"the connection failed ({type(error).__name__})") from None
         suffix = suffix or _suffix(url, block)
         await asyncio.to_thread(file.write, bytes(block))

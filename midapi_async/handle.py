@@ -17,7 +17,8 @@ from ._outcomes import Outcomes
 from ._protocol import failure
 from ._schedule import Kind
 from ._tracker import Tracker
-from .errors import InvalidRequestError, JournalError
+from .errors import ClientClosed, InvalidRequestError, JournalError, shown
+from .journal import State
 from .requests import Request
 from .tasks import TaskDetails, TaskStatus
 
@@ -35,7 +36,7 @@ class Desk:
         outcomes: tells the journal what was handed over.
         clock: the client's clock.
         patience: seconds from acceptance for which a wait goes on if it is not told; None for ever.
-        last_look: seconds that a wait gets which begins after that, so that it looks once.
+        check: raises if the client is not open here.
     """
 
     tracker: Tracker
@@ -43,7 +44,7 @@ class Desk:
     outcomes: Outcomes
     clock: Clock
     patience: float | None
-    last_look: float
+    check: Callable[[], object]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -92,10 +93,15 @@ class TaskHandle:
             ClientClosed: the client was closed.
         """
         if self._final is None:
+            self._check()
             self._final = await self._desk.tracker.wait(
-                self.task_id, kind=self._kind, since=self._since, deadline=self._deadline(timeout)
+                self.task_id,
+                kind=self._kind,
+                since=self._since,
+                deadline=self._deadline(timeout),
+                looks_once=isinstance(timeout, EllipsisType),
             )
-        self._desk.outcomes.hand_over(self.task_id, self.intent_id, self._final)
+            self._desk.outcomes.hand_over(self.task_id, self.intent_id, self._final)
         if self._final.status is TaskStatus.FAILED:
             raise failure(self._final)
         return self._final
@@ -106,7 +112,7 @@ class TaskHandle:
             return None
         if isinstance(timeout, EllipsisType):
             since = now if self._since is None else self._since
-            return max(since + (self._desk.patience or 0.0), now + self._desk.last_look)
+            return since + (self._desk.patience or 0.0)
         return now + check_seconds(timeout)
 
     async def details(self) -> TaskDetails:
@@ -116,6 +122,7 @@ class TaskHandle:
             TaskNotFound: MidAPI does not know it (yet).
             MidAPIError: the look failed.
         """
+        self._check()
         return await self._desk.look(self.task_id)
 
     async def ack(self) -> None:
@@ -123,7 +130,14 @@ class TaskHandle:
 
         With ``ack="auto"`` a finished wait says so by itself.
         """
+        self._check()
         await self._desk.outcomes.take(self.task_id, self.intent_id)
+
+    def _check(self) -> None:
+        try:
+            self._desk.check()
+        except ClientClosed:
+            raise ClientClosed(self.task_id) from None
 
 
 def check_seconds(timeout: object) -> float:
@@ -132,9 +146,13 @@ def check_seconds(timeout: object) -> float:
     Raises:
         InvalidRequestError: it is none.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
-        raise InvalidRequestError({"timeout": f"must be a number or None, got {timeout!r}"})
-    return timeout
+    try:
+        seconds = float(timeout) if isinstance(timeout, int | float) else math.nan
+    except OverflowError:
+        seconds = math.inf
+    if isinstance(timeout, bool) or math.isnan(seconds):
+        raise InvalidRequestError({"timeout": f"must be a number or None, got {shown(timeout)}"})
+    return seconds
 
 
 def handle_of(row: Intent, desk: Desk) -> TaskHandle:
@@ -142,6 +160,7 @@ def handle_of(row: Intent, desk: Desk) -> TaskHandle:
     if row.task_id is None or row.accepted_at is None:
         raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
     age = max(0.0, time.time() - row.accepted_at) * desk.clock.scale
+    is_over = row.state in (State.SUCCEEDED, State.FAILED)  # then a wait need not wait to look
     return TaskHandle(
         task_id=row.task_id,
         request=row.request,
@@ -151,7 +170,7 @@ def handle_of(row: Intent, desk: Desk) -> TaskHandle:
         submitted_at=datetime.fromtimestamp(row.accepted_at, UTC),
         desk=desk,
         kind=kind_of(row.request) if row.request is not None else None,
-        since=desk.clock.time() - age,
+        since=None if is_over else desk.clock.time() - age,
     )
 
 

@@ -39,6 +39,7 @@ class Intents:
 
     async def unknown(self) -> list[Intent]:
         """The submissions of which nobody knows whether they were accepted, oldest first."""
+        self._desk.check()
         return await self._journal.rows(self._scope, State.UNKNOWN)
 
     async def settle(
@@ -74,7 +75,7 @@ class Intents:
         holder = await self._journal.find(task_id=task_id)
         if holder is not None and holder.intent_id != intent_id:
             raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
-        if row.state is not State.UNKNOWN and row.task_id != task_id:
+        if row.state not in (State.UNKNOWN, State.SUPERSEDED) and row.task_id != task_id:
             raise _not_unknown(row)
         return handle_of(await self._submitter.bind(row, task_id), self._desk)
 
@@ -108,6 +109,7 @@ class Intents:
             raise _not_unknown(row)
 
     async def _row(self, intent_id: str) -> Intent:
+        self._desk.check()
         row = await self._journal.find(intent_id=intent_id)
         if row is None or row.scope != self._scope:
             raise InvalidRequestError(

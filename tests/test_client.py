@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import pickle
 import warnings
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from midapi_async import (
+    AuthenticationError,
     BadRequestError,
     CallbackReceiver,
     ClientClosed,
     DownloadError,
     ImageToVideo,
+    InsufficientCreditsError,
     InvalidRequestError,
     MemoryJournal,
     MidAPIClient,
+    MidAPIError,
     ProtocolError,
     RateLimit,
     ReceiverError,
@@ -33,11 +37,13 @@ from midapi_async import (
     Upscale,
     WaitTimeout,
 )
+from midapi_async.journal import Intent
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Faults, Sandbox, fail_task, gone, never_call_back, never_end
 from midapi_async.sandbox import lose_answer as sandbox_loses_answer
 from midapi_async.testing import VirtualLoop
-from tests.support.scripted import ScriptedServer, cut, delay, hang, lose_answer, raw, reply
-from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in
+from tests.support.scripted import Play, ScriptedServer, cut, delay, hang, lose_answer, raw, reply
+from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in, known
 from tests.world import (
     TASK,
     URLS,
@@ -270,6 +276,157 @@ async def test_intents_resubmit() -> None:
         with pytest.raises(InvalidRequestError, match="superseded"):
             await client.intents.resubmit(intent_id)
         assert 2 == len(submits(server))
+
+
+@pytest.mark.parametrize("kept", ["memory", "folder"])
+async def test_intents_a_refused_resubmit_gives_everything_back(kept: str, tmp_path: Path) -> None:
+    """What may have been paid for is unknown again, with its key; nothing is sent for that key."""
+    journal: MemoryJournal | SQLiteJournal = MemoryJournal()
+    if kept == "folder":
+        journal = SQLiteJournal(tmp_path / "journal")
+    script: list[Play] = [lose_answer(), refused(402), accepted()]
+    async with ScriptedServer(script) as server, client_of(server, journal=journal) as client:
+        intent_id = await unknown_in(client, key="k")
+        with pytest.raises(InsufficientCreditsError):
+            await client.intents.resubmit(intent_id)
+        assert [intent_id] == [row.intent_id for row in await client.intents.unknown()]
+        assert intent_id == await unknown_in(client, key="k")
+        assert 2 == len(submits(server))
+        handle = await client.intents.resubmit(intent_id)
+        assert handle.task_id == (await client.generate("a red fox", key="k")).task_id
+        assert "older" == (await client.intents.adopt(intent_id, "older")).task_id
+        assert handle.task_id == (await client.generate("a red fox", key="k")).task_id
+    await journal.aclose()
+
+
+async def test_two_settles_of_one_intent_do_not_strand_each_other() -> None:
+    """One gives up while the other still reads the journal: that one is woken all the same."""
+
+    class Slow(MemoryJournal):
+        slow = False
+
+        async def find(self, **names: object) -> Intent | None:
+            if self.slow:
+                await asyncio.sleep(2)
+            return await super().find(**names)  # type: ignore[arg-type]
+
+    journal = Slow()
+    async with ScriptedServer([lose_answer()]) as server:
+        client = client_of(server, journal=journal)
+        await client.open()
+        intent_id = await unknown_in(client)
+        one = asyncio.create_task(client.intents.settle(intent_id, timeout=5))
+        await asyncio.sleep(1)
+        journal.slow = True
+        two = asyncio.create_task(client.intents.settle(intent_id, timeout=None))
+        await asyncio.sleep(3)
+        one.cancel()
+        await asyncio.sleep(3)
+        journal.slow = False
+        await client.aclose()
+        with pytest.raises(ClientClosed):
+            await two
+
+
+async def test_the_gate_does_not_eat_the_wait() -> None:
+    """wait_timeout counts from when the answer was lost, not from the queue before it."""
+    async with Sandbox(
+        faults=Faults().on("submit", nth=2, do=sandbox_loses_answer()), durations={("*", "*"): 100}
+    ) as sandbox:
+        options = {"rate_limit": RateLimit(1, per=200), "receiver": CallbackReceiver(None, port=0)}
+        async with client_of(sandbox.url, **options) as client:
+            await client.generate("first")
+            assert (await client.generate_and_wait("second", wait_timeout=150)).is_final
+
+
+async def test_two_clients_that_share_everything_are_both_woken() -> None:
+    """Receiver, journal and namespace: each callback is a hint for both."""
+    journal, receiver = MemoryJournal(), CallbackReceiver(None, port=0)
+    async with Sandbox(durations={("*", "*"): 10.0}) as sandbox:
+        options = {"journal": journal, "receiver": receiver}
+        async with client_of(sandbox.url, **options) as one:
+            async with client_of(sandbox.url, **options) as two:
+                handle = await one.generate("a red fox", key="k")
+                again = await two.generate("a red fox", key="k")
+                begun = asyncio.get_running_loop().time()
+                await asyncio.gather(handle.wait(), again.wait())
+                assert 11 > asyncio.get_running_loop().time() - begun
+
+
+async def test_what_is_known_to_be_finished_is_looked_at_at_once() -> None:
+    """A second handle of a finished task does not follow the plan."""
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        async with client_of(server) as client:
+            await client.generate_and_wait("a red fox", key="k", speed="relaxed")
+            await client.resume()
+            begun = asyncio.get_running_loop().time()
+            again = await client.generate("a red fox", key="k", speed="relaxed")
+            await again
+            assert 2 > asyncio.get_running_loop().time() - begun
+
+
+async def test_opening_and_closing_at_once() -> None:
+    """Two opens are one and an error; an open waits for the close before it."""
+    async with Sandbox() as sandbox:
+        receiver = CallbackReceiver(None, port=0)
+        client = client_of(sandbox.url, receiver=receiver)
+        ended = await asyncio.gather(client.open(), client.open(), return_exceptions=True)
+        assert [InvalidRequestError] == [type(each) for each in ended if each is not None]
+        await asyncio.gather(client.aclose(), client.open())
+        assert 10_000 == await client.credits()
+        other = client_of(sandbox.url, receiver=receiver)
+        await client.aclose()
+        await asyncio.gather(client.open(), other.open())
+        await asyncio.gather(client.aclose(), other.aclose())
+
+
+async def test_s20_handles_and_intents_of_a_closed_client(tmp_path: Path) -> None:
+    """They say so, and open nothing again."""
+    async with ScriptedServer([accepted(), accepted("second"), looked()]) as server:
+        client = client_of(server, journal=tmp_path / "journal")
+        async with client:
+            handle, second = await client.generate("a"), await client.generate("b")
+            await handle
+            intents = client.intents
+        for call in (
+            handle.details,
+            handle.ack,
+            second.wait,
+            intents.unknown,
+            lambda: intents.settle("x"),
+            lambda: intents.dismiss("x"),
+        ):
+            with pytest.raises(ClientClosed):
+                await call()
+        assert (await handle.wait()).is_final
+        assert "closed" in repr(client._journal)
+
+
+async def test_i05_a_key_in_another_spelling() -> None:
+    """A server that escapes what it echoes."""
+    key = known("c2VjcmV0LWtleQ/with+signs==")
+    said = json.dumps({"code": 401, "msg": f"bad {key}"})
+    spelled = said.replace("=", r"\u003d").replace("+", r"\u002b").replace("/", r"\/")
+    for body in (said, said.replace("/", r"\/"), spelled):
+        async with ScriptedServer([reply(body=body)]) as server:
+            async with MidAPIClient(key, base_url=server.url) as client:
+                with pytest.raises(AuthenticationError) as caught:
+                    await client.credits()
+                assert_none_in(caught.value)
+
+
+async def test_i05_no_context_holds_the_answers_text() -> None:
+    """A page with our token in it is in no error that the caller can reach."""
+    page = "<html>mjt_" + "a" * 43
+    async with ScriptedServer([reply(502, body=page), reply(body=page)]) as server:
+        async with client_of(server) as client:
+            for _ in range(2):
+                with pytest.raises(MidAPIError) as caught:
+                    await client.credits()
+                error: BaseException | None = caught.value
+                while error is not None:
+                    assert_none_in(error, error.__dict__, getattr(error, "doc", ""))
+                    error = error.__context__
 
 
 async def test_intents_two_resubmits_at_once_pay_once() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+import attrs
 import pytest
 
 from midapi_async import (
@@ -34,6 +35,7 @@ from midapi_async import (
     UnprocessableError,
     Vary,
 )
+from midapi_async._protocol import Answer, Call
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from tests.support.scripted import (
@@ -558,6 +560,54 @@ async def test_s17_other_states_that_cannot_be_written(state: str) -> None:
         assert [state] == [row.state for row in await rows_of(server, journal)]
 
 
+async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixture) -> None:
+    """Any exception of a journal, or of ours, behind the POST: the id is kept, or it is unknown."""
+
+    class Careless(BrokenJournal):
+        async def advance(self, *args: object, **names: object) -> Intent:
+            try:
+                return await super().advance(*args, **names)  # type: ignore[arg-type]
+            except JournalError:
+                raise OSError("no space left") from None
+
+    journal = Careless("accepted")
+    async with (
+        ScriptedServer([accepted(), accepted("second")]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        assert "CRITICAL" in {entry.levelname for entry in caplog.records}
+        journal.failing.clear()
+        await asyncio.sleep(3)
+        assert TASK == (await client.generate("a red fox", key="k")).task_id
+
+        async def broken(_: Call) -> Answer:
+            raise RuntimeError("a bug of ours")
+
+        submitter = client._open_rooms().submitter
+        submitter._ways = attrs.evolve(submitter._ways, send=broken)
+        with pytest.raises(SubmissionUnknown, match="RuntimeError"):
+            await client.generate("a blue whale", key="l")
+        assert 1 == len(await client.intents.unknown())
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "60", True, [1]])
+async def test_a_wrong_wait_timeout_costs_nothing(timeout: object) -> None:
+    """It is named before anything is bought."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        with pytest.raises(InvalidRequestError, match="timeout"):
+            await client.generate_and_wait("a red fox", wait_timeout=timeout)  # type: ignore[call-overload]
+        assert not server.requests
+
+
+async def test_a_huge_wait_timeout_is_for_ever() -> None:
+    """Numbers beyond a float wait for ever, as infinity does."""
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        async with client_of(server) as client:
+            assert (await client.generate_and_wait("a", wait_timeout=10**400)).is_final
+            assert (await client.generate_and_wait("b", wait_timeout=float("inf"))).is_final
+
+
 async def test_s18_giving_up_at_the_gate_leaves_nothing() -> None:
     """Cancelled while it waits for its turn: nothing written, nothing sent, the turn passed on."""
     journal = MemoryJournal()
@@ -623,6 +673,25 @@ async def test_l06_a_post_that_never_answers_does_not_hold_the_end() -> None:
         assert [State.UNKNOWN] == [row.state for row in await rows_of(server, journal)]
         with pytest.raises(SubmissionUnknown):
             await task
+
+
+async def test_l06_closing_before_the_row_is_written_buys_nothing() -> None:
+    """A claim that hangs past the bound: nothing was sent, and the caller is told that."""
+
+    class Stuck(MemoryJournal):
+        async def claim(self, intent: Intent) -> Intent:
+            await asyncio.sleep(1000)
+            return await super().claim(intent)
+
+    async with ScriptedServer() as server:
+        client = client_of(server, journal=Stuck())
+        await client.open()
+        task = asyncio.create_task(client.generate("a red fox"))
+        await asyncio.sleep(1)
+        await client.aclose()
+        with pytest.raises(ClientClosed):
+            await task
+        assert not server.requests
 
 
 async def test_l06_closing_ends_the_pauses_between_attempts() -> None:

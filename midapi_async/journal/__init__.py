@@ -3,7 +3,8 @@
     SENDING ──► ACCEPTED ──► SUCCEEDED | FAILED        the way it goes
        ├──────► REFUSED                                a proof that nothing was bought
        └──────► UNKNOWN ──► ACCEPTED                   its callback, settle(), adopt()
-                   ├──────► SUPERSEDED                 resubmit(): a new intent takes over the key
+                   ├──────► SUPERSEDED ──► UNKNOWN     resubmit(): a new intent takes over the key,
+                   │                                   and gives it back if it is refused
                    └──────► DISMISSED                  by the user
 
 A REFUSED or SUPERSEDED intent whose callback comes after all becomes ACCEPTED: its token proves it.
@@ -40,7 +41,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
     State.SENDING: frozenset({State.REFUSED, State.ACCEPTED, State.UNKNOWN}),
     State.REFUSED: frozenset({State.ACCEPTED}),
     State.UNKNOWN: frozenset({State.ACCEPTED, State.SUPERSEDED, State.DISMISSED}),
-    State.SUPERSEDED: frozenset({State.ACCEPTED}),
+    State.SUPERSEDED: frozenset({State.ACCEPTED, State.UNKNOWN}),
     State.ACCEPTED: frozenset({State.SUCCEEDED, State.FAILED}),
 }
 

@@ -50,7 +50,7 @@ class Folder:
         self.database = path / DATABASE
         self.wal = path / f"{DATABASE}-wal"
         self.identity: tuple[int, int] | None = None
-        self._database_identity: tuple[int, int] | None = None
+        self._identities: tuple[tuple[str, tuple[int, int] | None], ...] = ()
         self._lock: Lock | None = None
 
     @property
@@ -81,18 +81,19 @@ class Folder:
             _refuse_unsafe(self.path / name, missing_ok=False)
         for end in _BESIDE:
             _refuse_unsafe(self.path / (DATABASE + end), missing_ok=True)
-        found = _identity(self.database)
-        if self._database_identity not in (None, found):
-            raise self._replaced(self.database)
-        self._database_identity = found
+        if not self._identities:
+            lock, database = os.fstat(self.lock.descriptor), str(self.database)
+            self._identities = (
+                (str(self.lock.path), (lock.st_dev, lock.st_ino)),
+                (database, _identity(database)),
+            )
+        self.check_unmoved()
 
     def check_unmoved(self) -> None:
         """See that the files we have open are still the ones that others find."""
-        if _identity(self.database) != self._database_identity:
-            raise self._replaced(self.database)
-        found = os.fstat(self.lock.descriptor)
-        if _identity(self.lock.path) != (found.st_dev, found.st_ino):
-            raise self._replaced(self.lock.path)
+        for path, identity in self._identities:
+            if _identity(path) != identity:
+                raise self._replaced(path)
 
     def key(self) -> bytes:
         """The folder's secret."""
@@ -101,7 +102,7 @@ class Folder:
     def leave(self) -> None:
         """Let go of the lock's file; what is there the next time is taken as it is."""
         lock, self._lock = self._lock, None
-        self._database_identity = None
+        self._identities = ()
         if lock is not None:
             lock.close()
 
@@ -126,7 +127,7 @@ class Folder:
         _sync_folder(path)
         _sync_folder(path.parent)
 
-    def _replaced(self, path: Path) -> JournalError:
+    def _replaced(self, path: str) -> JournalError:
         return JournalError(
             f"{path} was removed or replaced while it was in use: put it back, or close the "
             "journal and open it again"
@@ -216,9 +217,9 @@ def _refuse(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, in each transaction
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

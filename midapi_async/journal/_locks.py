@@ -3,7 +3,7 @@
 These are `flock` locks. A POSIX record lock (`lockf`) belongs to a process: two journals in one
 process would not keep each other out, and closing any descriptor of the file would drop it. A
 `flock` lock belongs to what `open` made, and ends with its last descriptor, also when a process
-crashes. A forked child holds such a descriptor too; it has to close it at once (see `_store`), or
+crashes. A forked child holds such a descriptor too; it has to close it at once (see `_forks`), or
 its dead parent would seem to live.
 """
 

@@ -14,13 +14,13 @@ import attrs
 
 from .. import _codec
 from ..errors import InvalidRequestError, JournalError
-from ..requests import Request
 from . import BOUGHT, Intent, State, moved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from sqlite3 import Connection
 
+    from ..requests import Request
     from ._locks import Owners
 
 _log = logging.getLogger("midapi_async")
@@ -34,6 +34,8 @@ _INSERT = (
     f"INSERT INTO intents ({_COLUMNS}, holds_key) "  # noqa: S608 - constants
     f"VALUES ({', '.join('?' * 15)}, ?)"
 )
+# A row of ours to which nobody has done anything since: it need not be read again.
+_AS_CLAIMED = f" AND state = '{State.SENDING}' AND other_task_ids IS NULL"
 _SEALED = "sealed:"
 
 _OVER = (State.REFUSED, State.SUPERSEDED, State.DISMISSED)
@@ -53,11 +55,11 @@ class Sender:
 
     Attributes:
         loop: the event loop; once it is closed nobody submits any more.
-        request: the request, which need not be read back from the database.
+        intent: the intent as it was claimed, which need not be read back from the database.
     """
 
     loop: asyncio.AbstractEventLoop
-    request: Request | None
+    intent: Intent
 
 
 @attrs.frozen
@@ -126,8 +128,11 @@ class Rows:
             "other_task_ids IS NOT NULL AND instr(' ' || other_task_ids || ' ', ?)", f" {task_id} "
         )
 
-    def in_states(self, scope: str, states: tuple[State, ...]) -> list[Intent]:
-        """The rows of a scope in these states, or in any."""
+    def in_states(self, scope: str | None, states: tuple[State, ...]) -> list[Intent]:
+        """The rows of a scope, or of all, in these states, or in any."""
+        if scope is None:
+            rows = self.all("NOT pruned")
+            return [row for row in rows if not states or row.state in states]
         if not states:
             return self.all("scope = ? AND NOT pruned", scope)
         marks = ", ".join("?" * len(states))
@@ -149,7 +154,7 @@ class Rows:
 
     def _row(self, found: tuple[str, ...]) -> Row:
         sender = self._senders.get(found[0])
-        request = sender.request if sender is not None else _request(found[2])
+        request = sender.intent.request if sender is not None else _request(found[2])
         intent = Intent(
             intent_id=found[0],
             scope=found[1],
@@ -209,8 +214,14 @@ class Rows:
         self, intent_id: str, to: State | None, task_id: str | None, *, taken: bool
     ) -> Intent:
         """See `Journal.advance`."""
+        now = time.time()
+        sender = self._senders.get(intent_id)
+        if sender is not None:
+            after = moved(sender.intent, to, task_id, now, taken=taken)
+            if self._write(sender.intent, after, _AS_CLAIMED):
+                return after
         before = self._get(intent_id)
-        after = moved(before, to, task_id, time.time(), taken=taken)
+        after = moved(before, to, task_id, now, taken=taken)
         self._write(before, after)
         return after
 
@@ -318,10 +329,16 @@ class Rows:
         )
         self.connection.execute(_INSERT, (*values, intent.key is not None))
 
-    def _write(self, before: Intent, after: Intent) -> None:
-        """Write what has changed of a row."""
+    def _write(self, before: Intent, after: Intent, condition: str = "") -> bool:
+        """Write what has changed of a row; whether anything was written.
+
+        Args:
+            before: the row.
+            after: what becomes of it.
+            condition: what must be true of the row that is there, in SQL.
+        """
         if after is before:
-            return
+            return False
         changes: dict[str, object] = {
             name: getattr(after, name)
             for name in ("state", "task_id", "accepted_at", "taken")
@@ -329,16 +346,28 @@ class Rows:
         }
         if after.other_task_ids != before.other_task_ids:
             changes["other_task_ids"] = " ".join(after.other_task_ids)
+        if (before.state, after.state) == (State.SUPERSEDED, State.UNKNOWN):
+            changes["holds_key"] = self._took_key_from(before)
         if is_over(after) != is_over(before):
             changes["over_at"] = time.time() if is_over(after) else None
-        self._set(after.intent_id, changes)
+        return self._set(after.intent_id, changes, condition)
 
-    def _set(self, intent_id: str, changes: dict[str, object]) -> None:
+    def _took_key_from(self, row: Intent) -> bool:
+        """Whether what superseded a row holds its key, which it then loses."""
+        done = self.connection.execute(
+            "UPDATE intents SET holds_key = 0 "
+            "WHERE scope = ? AND key = ? AND holds_key AND supersedes = ?",
+            (row.scope, row.key, row.intent_id),
+        )
+        return done.rowcount > 0
+
+    def _set(self, intent_id: str, changes: dict[str, object], condition: str = "") -> bool:
         columns = ", ".join(f"{name} = ?" for name in changes)
-        self.connection.execute(
-            f"UPDATE intents SET {columns} WHERE intent_id = ?",  # noqa: S608 - names of columns
+        done = self.connection.execute(
+            f"UPDATE intents SET {columns} WHERE intent_id = ?{condition}",  # noqa: S608 - ours
             (*changes.values(), intent_id),
         )
+        return done.rowcount > 0
 
 
 _REMOVE = "DELETE FROM intents WHERE number = ?"

@@ -3,11 +3,6 @@
 Whoever writes, checkpoints or closes holds `journal.lock`, so that no two connections ever do it at
 once: SQLite 3.7.0 to 3.51.2 can corrupt a WAL when one commits while another checkpoints. For the
 same reason SQLite never checkpoints by itself here.
-
-A forked child must not use its parent's connection, nor close it, nor open the same database beside
-it: SQLite would believe that the child holds the parent's locks
-(https://sqlite.org/howtocorrupt.html, 2.6). So it leaves the connection alone, for ever, and
-journals in the same folder are refused in it.
 """
 
 from __future__ import annotations
@@ -18,7 +13,6 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
@@ -26,7 +20,7 @@ from urllib.parse import quote
 import attrs
 
 from ..errors import JournalError
-from . import State, _schema
+from . import State, _forks, _schema
 from ._folder import Folder
 from ._locks import Owners
 from ._rows import Row, Rows, Seal, Sender
@@ -65,9 +59,6 @@ _ADVICE = {
     "SQLITE_CORRUPT": f"it is damaged; {_RESTORE}",
     "SQLITE_NOTADB": f"it is damaged; {_RESTORE}",
 }
-
-_open_stores: set[Store] = set()
-_inherited: set[tuple[int, int] | None] = set()
 
 
 @attrs.frozen(kw_only=True)
@@ -162,11 +153,12 @@ class Store:
             if self._rows is None:
                 with self._exclusive():
                     pass
-            try:
-                return work(self._opened())
-            except sqlite3.Error:
-                self._disconnect()
-                raise
+            with _forks.none():
+                try:
+                    return work(self._opened())
+                except sqlite3.Error:
+                    self._disconnect()
+                    raise
 
     def write(self, jobs: Sequence[Job[Any]]) -> None:
         """Do what writes, all in one synced transaction; each job is told what came of it.
@@ -245,41 +237,43 @@ class Store:
 
     def close(self) -> None:
         """Let go of everything; the next use opens it again."""
-        with suppress(JournalError), self._translated(), self._folder.lock.held():
+        with suppress(JournalError), self._translated(), self._folder.lock.held(), _forks.none():
             self._disconnect()
         # Not even then does anything stay open. A last connection that checkpoints without the lock
         # has SQLite's own exclusive one.
-        self._disconnect()
+        with _forks.none():
+            self._disconnect()
         self._owners.leave()
         self._folder.leave()
-        _open_stores.discard(self)
+        _forks.opened.discard(self)
 
-    def abandon(self) -> None:
-        """In a forked child: let the parent keep what is the parent's."""
+    def abandon(self) -> tuple[int, int] | None:
+        """See `Forkable.abandon`."""
         for descriptor in (self._folder.descriptor, self._owners.descriptor):
             if descriptor is not None:
                 os.close(descriptor)  # without unlocking: that would unlock it for the parent
-        _inherited.add(self._folder.identity)
         if self._rows is not None:
             import ctypes
 
             # Not even at the end of this process may it be closed: it could remove the WAL.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._rows.connection))
+        return self._folder.identity
 
     # ─── the connection ──────────────────────────────────────────────────────────────────────────
 
     @contextmanager
     def _exclusive(self) -> Iterator[Rows]:
         """The rows, under the lock. A connection that failed is not used again."""
-        _mind_forks()
-        _open_stores.add(self)
+        if self._rows is None:
+            _forks.watch()
+            _forks.opened.add(self)
         lock = self._folder.lock
-        if self._folder.identity in _inherited:
+        if self._folder.identity in _forks.inherited:
             raise JournalError(
                 f"{self._folder.path} was open in the parent process when this one was forked: "
                 "start processes with 'spawn', or open the journal only after the fork"
             )
-        with lock.held():
+        with lock.held(), _forks.none():
             try:
                 yield self._opened()
             except sqlite3.Error:
@@ -325,8 +319,9 @@ class Store:
         try:
             _schema.check_unchanged(connection, self._folder.database)
             for job in jobs:
-                self._attempt(rows, job)
-            connection.execute("COMMIT")
+                self._attempt(rows, job, alone=len(jobs) == 1)
+            if connection.in_transaction:
+                connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -334,10 +329,11 @@ class Store:
             self._writes += len(jobs)
             self._changed()
 
-    def _attempt(self, rows: Rows, job: Job[Any]) -> None:
+    def _attempt(self, rows: Rows, job: Job[Any], *, alone: bool) -> None:
         """Run one job; if it fails, nothing of it stays, and everything of the others."""
         connection = rows.connection
-        connection.execute("SAVEPOINT job")
+        if not alone:
+            connection.execute("SAVEPOINT job")
         try:
             with self._translated():
                 job.run(rows)
@@ -345,8 +341,9 @@ class Store:
             if not connection.in_transaction:
                 raise
             job.fail(error)
-            connection.execute("ROLLBACK TO job")
-        connection.execute("RELEASE job")
+            connection.execute("ROLLBACK" if alone else "ROLLBACK TO job")
+        if not alone:
+            connection.execute("RELEASE job")
 
     def _report(self, rows: Rows) -> JournalReport:
         execute = rows.connection.execute
@@ -431,14 +428,3 @@ def _draw(path: Path) -> None:
         _schema.make(connection)
     finally:
         connection.close()
-
-
-@cache
-def _mind_forks() -> None:
-    os.register_at_fork(after_in_child=_abandon_all)
-
-
-def _abandon_all() -> None:
-    for store in _open_stores:
-        store.abandon()
-    _open_stores.clear()

@@ -65,6 +65,8 @@ class MemoryJournal:
         row = self._row(intent_id)
         after = moved(row, to, task_id, time.time(), taken=taken)
         if after is not row:
+            if (row.state, after.state) == (State.SUPERSEDED, State.UNKNOWN):
+                self._give_key_back(row)
             self._write(after)
         return after
 
@@ -133,6 +135,12 @@ class MemoryJournal:
         held_by = self._keys.get((scope, key))
         return self._rows.get(held_by) if held_by is not None else None
 
+    def _give_key_back(self, row: Intent) -> None:
+        """What took over a key and was refused leaves it to the intent that it superseded."""
+        holder = self._holder(row.scope, row.key) if row.key is not None else None
+        if row.key is not None and holder is not None and holder.supersedes == row.intent_id:
+            self._keys[row.scope, row.key] = row.intent_id
+
     def _write(self, row: Intent) -> None:
         self._rows[row.intent_id] = row
         if row.state is not State.SENDING:
@@ -149,14 +157,13 @@ class MemoryJournal:
 
     @staticmethod
     def _is_over(row: Intent) -> bool:
-        return row.state in (State.REFUSED, State.DISMISSED) or (
-            row.taken and row.state in BOUGHT - {State.ACCEPTED}
-        )
+        return row.state in (State.REFUSED, State.DISMISSED) or (row.taken and row.state in BOUGHT)
 
     def _forget(self, intent_id: str) -> None:
-        row = self._rows.pop(intent_id, None)
-        if row is None:
-            return
+        row = self._rows.get(intent_id)
+        if row is None or not self._is_over(row):
+            return  # bought after all: its callback came late
+        del self._rows[intent_id]
         self._tokens.pop(row.token_hash or "", None)
         for task_id in (row.task_id, *row.other_task_ids):
             self._tasks.pop(task_id or "", None)

@@ -59,7 +59,7 @@ class SQLiteJournal:
 
     async def claim(self, intent: Intent) -> Intent:
         """See `Journal.claim`."""
-        sender = Sender(asyncio.get_running_loop(), intent.request)
+        sender = Sender(asyncio.get_running_loop(), intent)
         self._senders[intent.intent_id] = sender
         try:
             row = await self._opened().write(lambda rows: rows.claim(intent))
@@ -119,7 +119,9 @@ class SQLiteJournal:
 
     async def rows(self, scope: str, *states: State) -> list[Intent]:
         """See `Journal.rows`."""
+        return await self._in_states(scope, states)
 
+    async def _in_states(self, scope: str | None, states: tuple[State, ...]) -> list[Intent]:
         def look(store: Store) -> list[Intent]:
             store.bury()
             return store.read(lambda rows: rows.in_states(scope, states))
@@ -151,6 +153,10 @@ class SQLiteJournal:
             await writer.aclose()
 
     # ─── for the command line ────────────────────────────────────────────────────────────────────
+
+    async def everything(self, *states: State) -> list[Intent]:
+        """The rows of all accounts and namespaces in these states, or in any, oldest first."""
+        return await self._in_states(None, states)
 
     async def prune(self, *, older_than: float = KEPT) -> int:
         """Remove what was over for so long; a key that was spent stays so.

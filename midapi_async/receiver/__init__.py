@@ -176,13 +176,26 @@ class CallbackReceiver:
             return 400
         if not self._is_signed(values, callback.task_id):
             return 401
-        return await inbox.take(row, callback)
+        return await self._hand_out(token_hash(token), inbox, row, callback)
+
+    async def _hand_out(self, token: str, first: Inbox, row: Intent, callback: Callback) -> int:
+        """Every client that shares the intent takes the callback; the first one's answer counts."""
+        status = await first.take(row, callback)
+        for inbox in self._inboxes.copy():
+            if inbox is not first and status == 200:
+                try:
+                    also = await inbox.find(token)
+                except JournalError:
+                    return 503
+                if also is not None:
+                    await inbox.take(also, callback)
+        return status
 
     async def _find(self, token: str) -> tuple[Inbox | None, Intent | None]:
         if not token.isascii() or len(token) > 128:
             return None, None
         hashed = token_hash(token)
-        for inbox in self._inboxes:
+        for inbox in self._inboxes.copy():
             if (row := await inbox.find(hashed)) is not None:
                 return inbox, row
         return None, None
@@ -204,13 +217,21 @@ class CallbackReceiver:
         Raises:
             ReceiverError: the port cannot be listened on.
         """
-        if self._port is not None and self._server is None:
+        self._inboxes.append(inbox)
+        try:
+            if self._port is not None:
+                await self._listen(self._port)
+        except BaseException:
+            await self.detach(inbox)
+            raise
+
+    async def _listen(self, port: int) -> None:
+        """Clients that open at once share one server and wait for the same start."""
+        if self._server is None:
             from .server import CallbackServer
 
-            server = CallbackServer(self.handle, self._host, self._port)
-            await server.start()
-            self._server = server
-        self._inboxes.append(inbox)
+            self._server = CallbackServer(self.handle, self._host, port)
+        await self._server.start()
 
     async def detach(self, inbox: Inbox) -> None:
         """A client closes; the last one stops the server."""

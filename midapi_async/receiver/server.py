@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -12,6 +13,8 @@ from . import LARGEST_BODY, Body, BodyTooLarge, Headers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+_log = logging.getLogger("midapi_async")
 
 READ_SECONDS = 4.0  # for a body
 IDLE_SECONDS = 15.0  # for a connection between two callbacks
@@ -35,6 +38,7 @@ class CallbackServer:
         self._host = host
         self._port = port
         self._runner: web.ServerRunner | None = None
+        self._starting: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -42,14 +46,21 @@ class CallbackServer:
         return self._port
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Begin to listen, once however often it is called.
 
         Raises:
             ReceiverError: the port cannot be listened on.
         """
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        await asyncio.wait({self._starting})
+        self._starting.result()
+
+    async def _start(self) -> None:
         server = web.Server(
             self._answer,
             access_log=None,
+            logger=_quiet(),
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=LINGER_SECONDS,
             auto_decompress=False,
@@ -69,6 +80,8 @@ class CallbackServer:
 
     async def aclose(self) -> None:
         """Stop listening; what is being taken is finished first."""
+        if self._starting is not None and not self._starting.done():
+            await asyncio.wait({self._starting})
         if self._runner is not None:
             runner, self._runner = self._runner, None
             await runner.cleanup()
@@ -82,7 +95,19 @@ class CallbackServer:
             status = await self._handle(token, request.headers, lambda: _read(request))
         except TimeoutError:
             status = 408
+        except ConnectionError:
+            status = 400  # its sender is gone; nobody reads this
+        except Exception:  # noqa: BLE001 - a defect of ours must not look like the sender's
+            _log.exception("a callback met a defect")
+            status = 500
         return _response(status)
+
+
+def _quiet() -> logging.Logger:
+    """What anybody may send to an open port is no error of ours, with a traceback each."""
+    logger = logging.getLogger("midapi_async.receiver.http")
+    logger.disabled = True
+    return logger
 
 
 def _response(status: int) -> web.Response:

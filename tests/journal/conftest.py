@@ -1,0 +1,46 @@
+"""Journals for the tests."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from midapi_async.journal import Journal
+from midapi_async.journal.memory import MemoryJournal
+from midapi_async.journal.sqlite import SQLiteJournal
+from tests.journal.world import quick_folder
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where a journal may be made."""
+    with quick_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite without prompts"])
+async def any_journal(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Journal]:
+    """Each kind of journal."""
+    journal: Journal
+    if request.param == "memory":
+        journal = MemoryJournal()
+    else:
+        journal = SQLiteJournal(folder, store_prompts=request.param == "sqlite")
+    yield journal
+    await journal.aclose()
+
+
+@pytest.fixture
+async def sqlite(folder: Path) -> AsyncIterator[SQLiteJournal]:
+    """A journal in a folder."""
+    journal = SQLiteJournal(folder)
+    yield journal
+    await journal.aclose()
+
+
+@pytest.fixture
+async def other(folder: Path) -> AsyncIterator[SQLiteJournal]:
+    """A second journal in the same folder."""
+    journal = SQLiteJournal(folder)
+    yield journal
+    await journal.aclose()
