@@ -54,12 +54,31 @@ def tests(session: nox.Session) -> None:
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     session.env["COVERAGE_FILE"] = str(data / "data")
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # the many small processes shall compile once
     slow = ["--slow"] if _is_newest(str(session.python)) else []
-    session.run("coverage", "run", "-m", "pytest", *slow, *session.posargs)
+    spread = ["-n", "auto"] if not session.posargs else []
+    session.run("coverage", "run", "-m", "pytest", *spread, *slow, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     if session.posargs:
         session.log("arguments were given, so this may be a part of the tests: no coverage gate")
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill processes that submit, 1,000 times or as often as the argument says: nothing is lost."""
+    session.install("-e", ".[dev]")
+    session.env["MIDAPI_TEST_KILLS"] = session.posargs[0] if session.posargs else "1000"
+    session.run("pytest", "--slow", "-s", "--timeout=3600", "tests/kills")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run every benchmark, each against its reference in the same run; arguments name some."""
+    session.install("-e", ".[dev]")
+    programs = session.posargs or sorted(map(str, Path("benchmarks").glob("[!_]*.py")))
+    for program in programs:
+        session.run("python", program)
 
 
 @nox.session

@@ -29,7 +29,8 @@ from midapi_async.sandbox.pytest_plugin import midapi_sandbox
 
 __all__ = ["midapi_sandbox"]  # also where the package is not installed
 
-pytestmark = pytest.mark.real_time
+# slow: on the newest Python only; each program is a process of its own.
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -41,6 +42,7 @@ NOT_RUN = {
     "pip install": "the network and the user's environment; .ci/run does this in each run",
     "nox -s": "runs these tests",
     "midapi sandbox": "serves until it is stopped; tests/cli/test_sandbox.py runs it",
+    "midapi journal": "needs a folder with that intent; tests/cli/test_journal.py runs each",
     "export MIDAPI_BASE_URL": "sets what the fixture sets here",
     "python first.py": "the first program, run as the first python block",
 }

@@ -103,7 +103,8 @@ def unknown_text(intent_id: str, reason: str) -> str:
     return (
         f"Nobody can know whether MidAPI accepted this submission (intent {intent_id}){why}; it "
         "may have been paid and was not sent again. Look into MidAPI's own log before you submit "
-        "it again; if its task is there: midapi task TASK_ID --wait --download"
+        "it again; if its task is there: midapi task TASK_ID --wait --download. What is in a "
+        "folder: midapi journal list unknown"
     )
 
 

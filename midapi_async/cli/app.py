@@ -20,6 +20,7 @@ from ._work import interrupted
 from .credits import credits_left
 from .demo import demo
 from .generate import generate
+from .journal import journal
 from .sandbox import sandbox
 from .task import task
 
@@ -38,7 +39,8 @@ app.command(demo, sort_key=1)
 app.command(generate)
 app.command(task, sort_key=3)
 app.command(credits_left, name="credits", sort_key=4)
-app.command(sandbox, sort_key=5)
+app.command(journal)
+app.command(sandbox, sort_key=6)
 app.register_install_completion_command()
 
 
