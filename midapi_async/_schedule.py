@@ -53,10 +53,10 @@ _BY_SPEED: Mapping[str | None, Prior] = {
 }
 _BY_TYPE: Mapping[str, Prior] = {
     "mj_omni_reference": Prior(250),
-    "mj_video": Prior(180),
-    "mj_video_hd": Prior(180),
-    "mj_video_extend_auto": Prior(180),
-    "mj_video_extend_manual": Prior(180),
+    "mj_video": Prior(180, sigma=0.5),
+    "mj_video_hd": Prior(180, sigma=0.5),
+    "mj_video_extend_auto": Prior(180, sigma=0.5),
+    "mj_video_extend_manual": Prior(180, sigma=0.5),
 }
 
 

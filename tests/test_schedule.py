@@ -1,0 +1,172 @@
+"""When to look: the plan against distributions whose truth is known, in a pure calculation."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midapi_async._schedule import GROWTH, REMEMBERED, Expected, Prior, Schedule, plan, prior
+
+FAST, RELAXED = ("mj_txt2img", "fast"), ("mj_txt2img", "relaxed")
+
+
+def cost(looks: Sequence[float], durations: Sequence[float], price: float) -> tuple[float, float]:
+    """What a plan costs, delay and looks together, and how many looks that is, on average."""
+    total, count = 0.0, 0
+    for duration in durations:
+        at, made = 0.0, 0
+        planned = iter(looks)
+        while at < duration:
+            at = next(planned, at * GROWTH)
+            made += 1
+        total += at - duration + price * made
+        count += made
+    return total / len(durations), count / len(durations)
+
+
+def log_normal(median: float, sigma: float) -> Callable[[random.Random], float]:
+    return lambda chance: math.exp(chance.gauss(math.log(median), sigma))
+
+
+def two_humps(chance: random.Random) -> float:
+    return log_normal(45, 0.12)(chance) if chance.random() < 0.5 else log_normal(150, 0.12)(chance)
+
+
+WORLDS: dict[str, tuple[Callable[[random.Random], float], Prior]] = {
+    "turbo": (log_normal(32, 0.2), Prior(30)),
+    "fast": (log_normal(63, 0.15), Prior(60)),
+    "relaxed": (log_normal(214, 0.35), Prior(250)),
+    "video": (log_normal(200, 0.5), prior(("mj_video", None))),
+    "two_humps": (two_humps, Prior(60)),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("price", [0.3, 1.0, 5.0])
+def test_learned_it_beats_every_fixed_interval(world: str, price: float) -> None:
+    """After 50 tasks it costs less than the best fixed interval that there is."""
+    draw, before = WORLDS[world]
+    chance = random.Random(5)
+    seen, truth = [draw(chance) for _ in range(50)], [draw(chance) for _ in range(2000)]
+    ours, _ = cost(plan(seen, before, price, 0.1), truth, price)
+    fixed = [0.5 * 1.2**step for step in range(30)]
+    best = min(
+        cost([interval * n for n in range(1, 3000)], truth[:300], price)[0] for interval in fixed
+    )
+    assert ours < best
+
+
+@pytest.mark.parametrize("world", ["turbo", "fast", "relaxed", "video"])
+def test_before_learning_the_prior_beats_fixed_intervals_as_late(world: str) -> None:
+    """From the first task on: fewer looks than the fixed interval with the same delay."""
+    draw, before = WORLDS[world]
+    chance = random.Random(6)
+    truth = [draw(chance) for _ in range(2000)]
+    total, looks = cost(plan((), before, 1.0, 1.0), truth, 1.0)
+    interval = 2 * (total - looks)
+    _, fixed = cost([interval * n for n in range(1, 3000)], truth, 1.0)
+    assert fixed > 1.1 * looks
+
+
+@given(
+    durations=st.lists(st.floats(0.1, 20_000), max_size=REMEMBERED),
+    median=st.floats(1, 1000),
+    price=st.floats(0.01, 100),
+    floor=st.floats(0.01, 20),
+)
+def test_property_any_plan_is_sane(
+    durations: list[float], median: float, price: float, floor: float
+) -> None:
+    """Rising by the floor at least but for its last step, never empty, finite, repeatable."""
+    times = plan(durations, Prior(median), price, floor)
+    assert times
+    assert all(0 < time < math.inf for time in times)
+    assert all(later - sooner >= floor - 1e-9 for sooner, later in pairwise(times[:-1]))
+    assert list(times) == sorted(times)
+    assert times == plan(durations, Prior(median), price, floor)
+
+
+def test_dearer_looks_are_fewer() -> None:
+    """The price buys looks for delay."""
+    counts = [len(plan((), Prior(60), price, 1.0)) for price in (0.1, 1.0, 10.0)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[2]
+
+
+def test_equal_durations_are_looked_at_right_behind() -> None:
+    """The first look that can find something comes just after the time that all took."""
+    times = plan([63.0] * 60, Prior(60), 1.0, 1.0)
+    assert any(63 <= time <= 67 for time in times)
+
+
+def test_an_outlier_does_not_move_the_plan() -> None:
+    """One task that took an hour among 63 of a minute."""
+    chance = random.Random(8)
+    seen = [log_normal(60, 0.1)(chance) for _ in range(63)]
+    calm, _ = cost(plan([*seen, 60.0], Prior(60), 1.0, 1.0), seen, 1.0)
+    shaken, _ = cost(plan([*seen, 3600.0], Prior(60), 1.0, 1.0), seen, 1.0)
+    assert shaken < 1.25 * calm
+
+
+def test_a_drift_is_followed() -> None:
+    """A service that gets three times slower: the plan forgets the old times."""
+    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    chance = random.Random(9)
+    for _ in range(100):
+        schedule.learn(FAST, log_normal(40, 0.1)(chance))
+    assert 45 > schedule.first_look(FAST)
+    for _ in range(100):
+        schedule.learn(FAST, log_normal(300, 0.1)(chance))
+    late = [schedule.next_look(FAST, elapsed) for elapsed in (0.0, 100.0, 250.0)]
+    assert late[2] <= 300
+    assert 280 <= schedule.expected(FAST).median <= 320
+
+
+def test_past_its_plan_it_never_stops_and_keeps_the_ceiling() -> None:
+    """1.15 × the elapsed time, at most the ceiling apart, for ever."""
+    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    elapsed = 10_000.0
+    for _ in range(100):
+        following = schedule.next_look(FAST, elapsed)
+        assert 1.0 <= following - elapsed <= 60.0
+        elapsed = following
+
+
+def test_the_floor_holds_between_any_two_looks() -> None:
+    """Also between a late look and the next planned one."""
+    schedule = Schedule(price=0.01, floor=5.0, ceiling=60.0)
+    for elapsed in range(0, 400, 3):
+        assert schedule.next_look(FAST, float(elapsed)) - elapsed >= 5.0
+
+
+def test_kinds_are_learned_apart_and_nonsense_is_not_learned() -> None:
+    """Durations of one kind say nothing of another; zero, negative and NaN say nothing at all."""
+    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    for seconds in (0.0, -1.0, math.nan, math.inf):
+        schedule.learn(FAST, seconds)
+    assert (60, 88.13) == (schedule.expected(FAST).median, round(schedule.expected(FAST).p90, 2))
+    for _ in range(10):
+        schedule.learn(FAST, 20.0)
+    assert Expected(20, 20) == schedule.expected(FAST)
+    assert 250 == schedule.expected(RELAXED).median
+
+
+@pytest.mark.parametrize(
+    ("kind", "median"),
+    [
+        (("mj_txt2img", "turbo"), 30),
+        (("mj_img2img", "fast"), 60),
+        (("mj_style_reference", "relaxed"), 250),
+        (("mj_omni_reference", "fast"), 250),
+        (("mj_video_hd", None), 180),
+        (("mj_upscale", None), 60),
+        (("something_new", "warp"), 60),
+    ],
+)
+def test_priors(kind: tuple[str, str | None], median: float) -> None:
+    """What the design says of each kind; what is new is taken for fast."""
+    assert median == prior(kind).median
