@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -241,7 +242,7 @@ class Submitter:
 
     async def _send_and_record(self, intent: Intent, call: Call) -> Intent:
         try:
-            task_id = await self._deliver(call)
+            task_id = await self._deliver(intent, call)
         except Unsure as error:
             why = str(error)
         except (APIError, TransportError, ClientClosed):
@@ -254,7 +255,7 @@ class Submitter:
             return await self._record_acceptance(intent, task_id)
         return await self._record_unknown(intent, why)
 
-    async def _deliver(self, call: Call) -> str:
+    async def _deliver(self, intent: Intent, call: Call) -> str:
         """The task id. The call is sent again only after a proof that nothing was bought.
 
         Raises:
@@ -272,7 +273,16 @@ class Submitter:
                 if pause is None:
                     raise
             await self._rest(pause)
+            if (task_id := await self._called_back(intent)) is not None:
+                return task_id
             await self._gate.enter(again=True)
+
+    async def _called_back(self, intent: Intent) -> str | None:
+        """The task that a callback named though MidAPI refused: then it was bought all the same."""
+        with suppress(Exception):  # no callback could be written there either
+            row = await self._journal.find(intent_id=intent.intent_id)
+            return row.task_id if row is not None else None
+        return None
 
     async def _post_once(self, call: Call) -> str:
         self.posts_sent += 1
@@ -317,7 +327,11 @@ class Submitter:
                 intent.intent_id,
                 exc_info=True,
             )
-            self._others.start(self._write_again(intent.intent_id, State.ACCEPTED, task_id))
+            accept = partial(
+                self._journal.advance, intent.intent_id, State.ACCEPTED, task_id=task_id
+            )
+            last_word = f"task {task_id} of intent {intent.intent_id} is in no journal"
+            self._others.start(self._write_again(accept, last_word))
             return _accepted(intent, task_id)
         if row.task_id != task_id:
             _log.critical(
@@ -331,13 +345,16 @@ class Submitter:
     async def _record_refusal(self, intent: Intent) -> None:
         """Nothing was bought; a process that dies before this is written leaves an UNKNOWN."""
         try:
-            if intent.supersedes is not None:
-                # First, so that the key of what may have been paid for is free at no time.
-                await self._journal.advance(intent.supersedes, State.UNKNOWN)
-            await self._journal.advance(intent.intent_id, State.REFUSED)
+            await self._refuse(intent)
         except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
             _log.exception("the journal is not told yet: intent %s was refused", intent.intent_id)
-            self._others.start(self._write_again(intent.intent_id, State.REFUSED))
+            self._others.start(self._write_again(partial(self._refuse, intent)))
+
+    async def _refuse(self, intent: Intent) -> None:
+        if intent.supersedes is not None:
+            # First, so that the key of what may have been paid for is free at no time.
+            await self._journal.advance(intent.supersedes, State.UNKNOWN)
+        await self._journal.advance(intent.intent_id, State.REFUSED)
 
     async def _record_unknown(self, intent: Intent, reason: str) -> Intent:
         """The row as UNKNOWN, unless its callback came first."""
@@ -345,28 +362,31 @@ class Submitter:
             row = await self._journal.advance(intent.intent_id, State.UNKNOWN)
         except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
             _log.exception("the journal is not told yet: intent %s is unknown", intent.intent_id)
-            self._others.start(self._write_again(intent.intent_id, State.UNKNOWN))
+            forget = partial(self._journal.advance, intent.intent_id, State.UNKNOWN)
+            self._others.start(self._write_again(forget))
         else:
             if row.state in BOUGHT:
                 return row
         _log.warning("nobody can know whether intent %s was accepted: %s", intent.intent_id, reason)
         raise self._unknown(intent, reason)
 
-    async def _write_again(self, intent_id: str, to: State, task_id: str | None = None) -> None:
+    async def _write_again(
+        self, write: Callable[[], Awaitable[object]], last_word: str | None = None
+    ) -> None:
         """What the journal did not take, every second until it does or the client closes."""
         while not self._closing.done():
             await asyncio.wait({self._closing}, timeout=_REWRITE_AFTER)
             with suppress(Exception):
-                await self._journal.advance(intent_id, to, task_id=task_id)
+                await write()
                 return
-        if task_id is not None:
-            _log.critical("task %s of intent %s is in no journal", task_id, intent_id)
+        if last_word is not None:
+            _log.critical(last_word)
 
     async def _abandon(self, intent: Intent, arrival: _Arrival, *, is_claimed: bool) -> None:
         """The client closes, or the loop ends, with the POST on its way, or before it."""
         if not is_claimed:
             with suppress(Exception):  # most likely it was not even written
-                await self._journal.advance(intent.intent_id, State.REFUSED)
+                await self._refuse(intent)
             arrival.fail(ClientClosed())
             return
         try:

@@ -148,6 +148,19 @@ async def test_c03_before_the_submit_is_answered() -> None:
         assert (TASK, ()) == ((await scene.row()).task_id, (await scene.row()).other_task_ids)
 
 
+async def test_s07_called_back_and_refused_is_not_sent_again() -> None:
+    """A callback proves that it was bought, whatever 429 the POST is answered with."""
+    late = delay(refused(429, status=429, Retry_After="5"), 10)
+    async with a_scene(late, looked(), looked()) as scene:
+        handle = asyncio.create_task(scene.client.generate("a red fox"))
+        await scene.server.arrived(1)
+        assert 200 == await scene.call_back()
+        assert TASK == (await handle).task_id
+        await asyncio.sleep(60)
+        assert 1 == scene.client.stats().submits
+        assert State.ACCEPTED is (await scene.row()).state
+
+
 async def test_c03_too_early_to_be_checked_is_sent_again() -> None:
     """record-info does not know the task yet: 503, so that the callback comes again."""
     early = refused(422, "recordInfo is null")
