@@ -70,7 +70,8 @@ def chaos(session: nox.Session) -> None:
     """Kill processes that submit, 1,000 times or as often as the argument says: nothing is lost."""
     session.install("-e", ".[dev]")
     session.env["MIDAPI_TEST_KILLS"] = session.posargs[0] if session.posargs else "1000"
-    session.run("pytest", "--slow", "-s", "--timeout=3600", "tests/kills")
+    options = ["--slow", "--chaos", "-s", "--timeout=3600"]
+    session.run("pytest", *options, "tests/kills", "tests/journal")
 
 
 @nox.session

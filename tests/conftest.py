@@ -1,7 +1,8 @@
 """What holds for every test: virtual time, nothing left behind (I4), no secret in a log (I5).
 
 - An async test runs in a `VirtualLoop`; one marked `real_time` in a normal one.
-- Tests marked `slow` are deselected, and counted as such, unless `--slow` is given.
+- Tests marked `slow` or `chaos` are deselected, and counted as such, unless `--slow` or `--chaos`
+  is given.
 - asyncio's debug mode is on (`asyncio_debug` in pyproject.toml).
 """
 
@@ -25,24 +26,30 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+# Markers whose tests run only where they are asked for.
+DESELECTED = ("slow", "chaos")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--slow`."""
+    """Add `--slow` and `--chaos`."""
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--chaos", action="store_true", help="run the tests marked chaos, too")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say whether the slow tests run."""
-    return "slow tests: " + ("run" if config.getoption("--slow") else "deselected, see --slow")
+    """Say whether the slow tests and the chaos run."""
+    told = (f"{name} tests: {'run' if config.getoption(f'--{name}') else 'deselected'}"
+            for name in DESELECTED)  # fmt: skip
+    return f"{', '.join(told)} (see --slow and --chaos)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is slow."""
-    if config.getoption("--slow"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in set(slow)]
+    """Deselect what is slow, and the chaos."""
+    unwanted = [name for name in DESELECTED if not config.getoption(f"--{name}")]
+    left_out = {item for item in items if any(map(item.get_closest_marker, unwanted))}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_collection_finish() -> None:

@@ -198,7 +198,8 @@ def test_s15_like_one_in_memory() -> None:
     _run(25)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_s15_like_one_in_memory_for_long() -> None:
     """The same, with many more examples."""
     _run(400)

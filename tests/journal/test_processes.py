@@ -37,7 +37,7 @@ def test_s14_killed_at_random(tmp_path: Path) -> None:
     assert "confirmed and kept" in run("kill", tmp_path, 40, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(2, 7))
 def test_s14_killed_at_random_for_long(tmp_path: Path, seed: int) -> None:
     """The same, 200 times."""
