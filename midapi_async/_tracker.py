@@ -340,8 +340,15 @@ class Tracker:
             self._push(self._clock.time() + BLOCKED_LOOP * self._clock.scale, extended)
         elif deadline.wants_look:
             deadline.task.overdue.append(deadline.waiter)
+            self._look_soon(deadline.task)
         else:
             deadline.waiter.set_exception(WaitTimeout(deadline.task.task_id))
+
+    def _look_soon(self, task: _Tracked) -> None:
+        """A wait is over but for its look: what is planned for later is made now."""
+        moment = max(self._clock.time(), task.looked_at + self._policy.floor)
+        if not task.is_looking and moment < task.due:
+            self._plan_look(task, moment)
 
     def _begin_looks(self, now: float) -> float:
         """Begin looks, hinted ones first, then as they came due; return when the next may begin."""

@@ -174,6 +174,19 @@ async def test_a_thousand_overdue_waits_each_get_their_look() -> None:
         assert all(details.is_final for details in ended)
 
 
+async def test_a_short_default_wait_looks_at_its_deadline_not_at_the_plans() -> None:
+    """Timeouts(wait=5) ends after five seconds, with one look, though the plan begins later."""
+    timeouts = Timeouts(wait=5)
+    script = [accepted(), looked(flag=0)]
+    async with ScriptedServer(script) as server, client_of(server, timeouts=timeouts) as client:
+        begun = now()
+        handle = await client.generate("a red fox")
+        with pytest.raises(WaitTimeout):
+            await handle
+        assert 5 == pytest.approx(now() - begun, abs=0.1)
+        assert 1 == len(looks(server))
+
+
 async def test_an_overdue_wait_ends_with_its_look(world: World) -> None:
     """What is still generating then is a WaitTimeout; a deadline in the past is no blocked loop."""
     world.finishes(TASK, at=1e9)
