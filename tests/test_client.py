@@ -299,6 +299,25 @@ async def test_intents_a_refused_resubmit_gives_everything_back(kept: str, tmp_p
     await journal.aclose()
 
 
+@pytest.mark.parametrize("kept", ["memory", "folder"])
+async def test_intents_a_refused_resubmit_of_what_was_bought(kept: str, tmp_path: Path) -> None:
+    """Its callback came while the resubmit was refused: it has its key again."""
+    journal: MemoryJournal | SQLiteJournal = MemoryJournal()
+    if kept == "folder":
+        journal = SQLiteJournal(tmp_path / "journal")
+    script: list[Play] = [lose_answer(), delay(refused(402), 5)]
+    async with ScriptedServer(script) as server, client_of(server, journal=journal) as client:
+        intent_id = await unknown_in(client, key="k")
+        resubmit = asyncio.create_task(client.intents.resubmit(intent_id))
+        await server.arrived(2)
+        await journal.advance(intent_id, State.ACCEPTED, task_id="late")
+        with pytest.raises(InsufficientCreditsError):
+            await resubmit
+        assert "late" == (await client.generate("a red fox", key="k")).task_id
+        assert 2 == len(submits(server))
+    await journal.aclose()
+
+
 async def test_two_settles_of_one_intent_do_not_strand_each_other() -> None:
     """One gives up while the other still reads the journal: that one is woken all the same."""
 

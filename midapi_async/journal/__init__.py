@@ -130,6 +130,8 @@ class Journal(Protocol):
     ) -> Intent:
         """Move an intent on, if the states allow it; return when that is safe.
 
+        Moved to UNKNOWN, it has its key again if what superseded it holds that and was not bought.
+
         Returns:
             The row as it now is, moved or not.
         """

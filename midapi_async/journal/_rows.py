@@ -222,6 +222,8 @@ class Rows:
                 return after
         before = self._get(intent_id)
         after = moved(before, to, task_id, now, taken=taken)
+        if to is State.UNKNOWN and self._took_key_from(before):
+            self._set(intent_id, {"holds_key": 1})
         self._write(before, after)
         return after
 
@@ -346,17 +348,15 @@ class Rows:
         }
         if after.other_task_ids != before.other_task_ids:
             changes["other_task_ids"] = " ".join(after.other_task_ids)
-        if (before.state, after.state) == (State.SUPERSEDED, State.UNKNOWN):
-            changes["holds_key"] = self._took_key_from(before)
         if is_over(after) != is_over(before):
             changes["over_at"] = time.time() if is_over(after) else None
         return self._set(after.intent_id, changes, condition)
 
     def _took_key_from(self, row: Intent) -> bool:
-        """Whether what superseded a row holds its key, which it then loses."""
+        """Whether what superseded a row, and was not bought, held its key; it has lost it then."""
         done = self.connection.execute(
             "UPDATE intents SET holds_key = 0 "
-            "WHERE scope = ? AND key = ? AND holds_key AND supersedes = ?",
+            "WHERE scope = ? AND key = ? AND holds_key AND supersedes = ? AND task_id IS NULL",
             (row.scope, row.key, row.intent_id),
         )
         return done.rowcount > 0

@@ -64,9 +64,9 @@ class MemoryJournal:
         """See `Journal.advance`."""
         row = self._row(intent_id)
         after = moved(row, to, task_id, time.time(), taken=taken)
+        if to is State.UNKNOWN:
+            self._give_key_back(row)
         if after is not row:
-            if (row.state, after.state) == (State.SUPERSEDED, State.UNKNOWN):
-                self._give_key_back(row)
             self._write(after)
         return after
 
@@ -138,7 +138,9 @@ class MemoryJournal:
     def _give_key_back(self, row: Intent) -> None:
         """What took over a key and was refused leaves it to the intent that it superseded."""
         holder = self._holder(row.scope, row.key) if row.key is not None else None
-        if row.key is not None and holder is not None and holder.supersedes == row.intent_id:
+        if row.key is None or holder is None or holder.state in BOUGHT:
+            return
+        if holder.supersedes == row.intent_id:
             self._keys[row.scope, row.key] = row.intent_id
 
     def _write(self, row: Intent) -> None:
