@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 SHORTEST_NETWORK_TIMEOUT = 5.0
 # A loop may fire a timer its clock's resolution early.
 RESOLUTION = 2e-6
+# The clock that goes on while the machine sleeps, and the one that does not; on Windows the loop's
+# own clock goes on.
+_AWAKE = getattr(time, "CLOCK_UPTIME_RAW", getattr(time, "CLOCK_MONOTONIC", None))
+_ALWAYS = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 # A timer that fires this late was held up by a blocked loop, and so was what it waits for.
 BLOCKED_LOOP = 1.0
 
@@ -44,6 +49,15 @@ class Clock:
     def time(self) -> float:
         """Service seconds since some fixed moment; never goes back."""
         return self.loop.time() * self.scale
+
+    def slept(self) -> float:
+        """Service seconds that the machine has slept (suspended) since it was booted.
+
+        The loop's clock stands still meanwhile on Linux and macOS; MidAPI does not.
+        """
+        if _AWAKE is None or _ALWAYS is None:
+            return 0.0
+        return (time.clock_gettime(_ALWAYS) - time.clock_gettime(_AWAKE)) * self.scale
 
     async def sleep(self, seconds: float) -> None:
         """Wait for so many service seconds."""

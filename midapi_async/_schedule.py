@@ -6,9 +6,9 @@ Pure: times go in, times come out; nothing here waits or looks.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist, median, pstdev
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 Kind = tuple[str, str | None]
 
 REMEMBERED = 64  # durations of a kind
-TRUSTED = 5  # new durations after which a plan is made anew
+HALF_LIFE = 20  # durations after which one counts half, so that a drift is followed
+OFTEN, SELDOM = 5, 16  # new durations after which a plan is made anew: at first, and with 64 seen
 GROWTH = 1.15  # past the plan each look comes at so many times the elapsed time
-GRID = 64  # times at which a plan may look
-PRIOR_WEIGHT = 8.0  # durations that the prior stands for
+GRID = 128  # times at which a plan may look
+TRUSTED_AFTER = 3  # callbacks in time, until looks are left to them
+DEARER = 20.0  # a look, while callbacks are trusted
+
+PRIOR_WEIGHT = 8.0  # durations that the prior stands for before what is seen tells otherwise
+LEAST_PRIOR = 0.3  # durations that it always stands for
+NEIGHBOUR, CLOSENESS = 4, 0.5  # a kernel is as wide as half the way to its fourth neighbour
+LONE_WIDTH, LEAST_WIDTH, MOST_WIDTH = 0.15, 0.01, 0.5  # of a kernel, in log time
 NORMAL_QUARTER = 0.637  # the densest quarter of a normal distribution, in deviations
-LONE_WIDTH, LEAST_WIDTH = (
-    0.15,
-    0.02,
-)  # of a kernel, in log time: of a single duration, and of equal ones
 
 
 @attrs.frozen
@@ -90,20 +93,36 @@ class _Mixture:
 
     @classmethod
     def of(cls, durations: Sequence[float], prior: Prior) -> _Mixture:
-        """Gaussian kernels in log time over what was seen, and the prior with a weight of 8."""
-        total = PRIOR_WEIGHT + len(durations)
-        logs = [math.log(seconds) for seconds in durations]
-        width = _bandwidth(logs)
-        believed = (PRIOR_WEIGHT / total, math.log(prior.median), prior.sigma)
-        return cls((believed, *((1 / total, each, width) for each in logs)))
+        """Gaussian kernels in log time over what was seen, the newest last, and the prior."""
+        assumed = math.log(prior.median), prior.sigma
+        if not durations:
+            return cls(((1.0, *assumed),))
+        ages = range(len(durations) - 1, -1, -1)
+        seen = sorted(
+            (math.log(seconds), math.pow(0.5, age / HALF_LIFE))
+            for seconds, age in zip(durations, ages, strict=True)
+        )
+        logs, counts = [log for log, _ in seen], [count for _, count in seen]
+        kernels = list(zip(counts, logs, _widths(logs), strict=True))
+        share, total = _share_of_prior(kernels, assumed), sum(counts)
+        left = (1 - share) / total
+        return cls(
+            ((share, *assumed), *((left * count, log, width) for count, log, width in kernels))
+        )
 
     def below(self, seconds: float) -> tuple[float, float]:
         """The probability of a duration below this, and the mean of what is below, times that."""
         log, mass, moment = math.log(seconds), 0.0, 0.0
         for weight, mean, width in self.pieces:
-            mass += weight * _normal((log - mean) / width)
+            deviations = (log - mean) / width
+            if deviations < -6:
+                continue
             whole = weight * math.exp(mean + width * width / 2)
-            moment += whole * _normal((log - mean) / width - width)
+            if deviations > 6 + width:
+                mass, moment = mass + weight, moment + whole
+            else:
+                mass += weight * _normal(deviations)
+                moment += whole * _normal(deviations - width)
         return mass, moment
 
     @property
@@ -118,19 +137,62 @@ def _normal(deviations: float) -> float:
     return math.erfc(-deviations / math.sqrt(2)) / 2
 
 
+def _density(log: float, mean: float, width: float) -> float:
+    """Of a normal distribution, but for a factor that all share."""
+    return math.exp(-(((log - mean) / width) ** 2) / 2) / width
+
+
+def _widths(logs: Sequence[float]) -> list[float]:
+    """How wide each kernel is: by Silverman's rule, and wider where its neighbours are far.
+
+    So an outlier stands for a long stretch and not for a needle's width of it.
+    """
+    common, reach = _bandwidth(logs), min(NEIGHBOUR, len(logs) - 1)
+    most = max(common, MOST_WIDTH)
+    widths = []
+    for place, log in enumerate(logs):
+        firsts = range(max(0, place - reach), min(place, len(logs) - 1 - reach) + 1)
+        near = min(max(log - logs[first], logs[first + reach] - log) for first in firsts)
+        widths.append(min(max(common, CLOSENESS * near), most))
+    return widths
+
+
 def _bandwidth(logs: Sequence[float]) -> float:
     """Silverman's rule; the spread is that of the densest quarter where that is less.
 
-    So neither outliers nor a second hump make the kernels wide.
+    So neither outliers nor a second hump make all kernels wide.
     """
     if len(logs) < 2:
         return LONE_WIDTH
-    ordered, near = sorted(logs), len(logs) // 4
-    spread = pstdev(logs)
+    spread, near = pstdev(logs), len(logs) // 4
     if near > 1:
-        densest = min(far - close for close, far in zip(ordered, ordered[near:], strict=False))
+        densest = min(far - close for close, far in zip(logs, logs[near:], strict=False))
         spread = min(spread, densest / NORMAL_QUARTER)
     return max(0.9 * spread / math.pow(len(logs), 0.2), LEAST_WIDTH)
+
+
+def _share_of_prior(
+    kernels: Sequence[tuple[float, float, float]], prior: tuple[float, float]
+) -> float:
+    """How much of the whole the prior is: less, the worse it explains what was seen.
+
+    Three rounds of expectation maximisation between the prior and the kernels, in which no duration
+    is explained by its own kernel: else the kernels would explain everything.
+    """
+    total = sum(count for count, _, _ in kernels)
+    rivals = []
+    for count, log, width in kernels:
+        others = sum(many * _density(log, mean, wide) for many, mean, wide in kernels)
+        others -= count / width
+        rivals.append((count, _density(log, *prior), others / max(total - count, 1e-9)))
+    share = PRIOR_WEIGHT / (PRIOR_WEIGHT + total)
+    for _ in range(3):
+        explained = sum(
+            count * share * ours / (share * ours + (1 - share) * max(theirs, 1e-12) + 1e-300)
+            for count, ours, theirs in rivals
+        )
+        share = (LEAST_PRIOR + explained) / (LEAST_PRIOR + total)
+    return share
 
 
 def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -> tuple[float, ...]:
@@ -138,11 +200,11 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
 
     The optimal inspection problem of Barlow, Hunter and Proschan (1963): minimise the expected
     delay plus the price of the expected looks. Their recursion follows the first look to all
-    others; it needs a log-concave density and fails on two humps. A dynamic programme over 64
+    others; it needs a log-concave density and fails on two humps. A dynamic programme over 128
     log-spaced times does not: from each time, backwards, the best next one.
 
     Args:
-        durations: how long the last tasks of the kind took, in seconds.
+        durations: how long the last tasks of the kind took, in seconds, the newest last.
         prior: what is assumed before any was seen.
         price: seconds of delay that one look is worth.
         floor: least seconds between two looks.
@@ -156,12 +218,13 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
     cost = [0.0] * GRID + [(1 - mass[-1]) * (price + (GROWTH - 1) * last)]
     following = [GRID] * (GRID + 1)
     for here in reversed(range(GRID)):
-        waits = (
-            (times[to] * (mass[to] - mass[here]) - (moment[to] - moment[here]) + cost[to], to)
-            for to in range(here + 1, GRID + 1)
-            if times[to] - times[here] >= floor or to == GRID
-        )
-        best, following[here] = min(waits)
+        best = math.inf
+        for to in range(bisect_left(times, times[here] + floor, here + 1, GRID), GRID + 1):
+            delay = times[to] * (mass[to] - mass[here]) - (moment[to] - moment[here])
+            if delay >= best:
+                break  # it only grows from here on
+            if delay + cost[to] < best:
+                best, following[here] = delay + cost[to], to
         cost[here] = best + price * (1 - mass[here])
     looks = [following[0]]
     while looks[-1] < GRID:
@@ -169,11 +232,20 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
     return tuple(times[look] for look in looks)
 
 
-_cached_plan = lru_cache(maxsize=256)(plan)
+@attrs.define(slots=True)
+class _Seen:
+    """How long the tasks of a kind took, and the plans that were made of it, by price."""
+
+    durations: deque[float] = attrs.field(factory=partial(deque, maxlen=REMEMBERED))
+    fresh: int = 0
+    plans: dict[float, tuple[float, ...]] = attrs.field(factory=dict)
 
 
 class Schedule:
     """Plans for every kind of task, learned as tasks finish.
+
+    A receiver whose callbacks were in time three times in a row makes looks 20 times dearer, so
+    that they are few; one finish without a callback undoes that.
 
     Args:
         price: seconds of delay that one look is worth.
@@ -185,21 +257,62 @@ class Schedule:
         self._price = price
         self._floor = floor
         self._ceiling = ceiling
-        self._durations: dict[Kind, deque[float]] = {}
+        self._seen: dict[Kind, _Seen] = {}
+        self._in_time = 0
 
-    def learn(self, kind: Kind, seconds: float) -> None:
-        """A task of this kind took so long."""
-        if seconds > 0 and math.isfinite(seconds):
-            self._durations.setdefault(kind, deque(maxlen=REMEMBERED)).append(seconds)
+    # ─── what is learned ─────────────────────────────────────────────────────────────────────────
 
-    def next_look(self, kind: Kind, elapsed: float) -> float:
+    def learn(self, kind: Kind, seconds: float) -> bool:
+        """A task of this kind took so long; whether that can be."""
+        if not (0 < seconds < math.inf):
+            return False
+        seen = self._seen.setdefault(kind, _Seen())
+        seen.durations.append(seconds)
+        seen.fresh += 1
+        if seen.fresh >= (OFTEN if len(seen.durations) < REMEMBERED else SELDOM):
+            seen.fresh = 0
+            seen.plans.clear()
+        return True
+
+    def recall(self, kind: Kind, durations: Sequence[float]) -> None:
+        """How long tasks of this kind took before, the newest last; forget what was learned."""
+        self._seen[kind] = _Seen()
+        for seconds in durations:
+            self.learn(kind, seconds)
+        self._seen[kind].plans.clear()
+
+    def expected(self, kind: Kind) -> Expected:
+        """How long tasks of this kind take."""
+        seen = self._seen.get(kind)
+        durations = sorted(seen.durations) if seen else []
+        if len(durations) < OFTEN:
+            assumed = prior(kind)
+            p90 = assumed.median * math.exp(assumed.sigma * NormalDist().inv_cdf(0.9))
+            return Expected(assumed.median, p90)
+        return Expected(median(durations), durations[math.ceil(0.9 * len(durations)) - 1])
+
+    # ─── callbacks ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def trusts_callbacks(self) -> bool:
+        """Whether callbacks were in time often enough to leave looks to them."""
+        return self._in_time >= TRUSTED_AFTER
+
+    def note_callback(self, *, in_time: bool) -> None:
+        """A task that was to be called back is finished, and was, or was not."""
+        self._in_time = self._in_time + 1 if in_time else 0
+
+    # ─── when to look ────────────────────────────────────────────────────────────────────────────
+
+    def next_look(self, kind: Kind, elapsed: float, *, is_dear: bool = False) -> float:
         """Seconds after its acceptance when a task is to be looked at next.
 
         Args:
             kind: of the task.
             elapsed: seconds after its acceptance now.
+            is_dear: whether a callback will most likely come first.
         """
-        times = self._plan(kind)
+        times = self._plan(kind, self._price * DEARER if is_dear else self._price)
         place = bisect_right(times, elapsed)
         if place < len(times):
             return max(times[place], elapsed + self._floor)
@@ -207,18 +320,17 @@ class Schedule:
 
     def first_look(self, kind: Kind) -> float:
         """Seconds after its acceptance before which no look at a task is worth it."""
-        return self._plan(kind)[0]
+        return self._plan(kind, self._price)[0]
 
-    def expected(self, kind: Kind) -> Expected:
-        """How long tasks of this kind take."""
-        seen = sorted(self._durations.get(kind, ()))
-        if len(seen) < TRUSTED:
-            assumed = prior(kind)
-            p90 = assumed.median * math.exp(assumed.sigma * NormalDist().inv_cdf(0.9))
-            return Expected(assumed.median, p90)
-        return Expected(median(seen), seen[math.ceil(0.9 * len(seen)) - 1])
+    def _plan(self, kind: Kind, price: float) -> tuple[float, ...]:
+        seen = self._seen.get(kind)
+        if seen is None:
+            return _plan_unseen(prior(kind), price, self._floor)
+        if price not in seen.plans:
+            seen.plans[price] = plan(tuple(seen.durations), prior(kind), price, self._floor)
+        return seen.plans[price]
 
-    def _plan(self, kind: Kind) -> tuple[float, ...]:
-        durations = tuple(self._durations.get(kind, ()))
-        fresh = len(durations) - len(durations) % TRUSTED
-        return _cached_plan(durations[:fresh], prior(kind), self._price, self._floor)
+
+@lru_cache(maxsize=64)
+def _plan_unseen(assumed: Prior, price: float, floor: float) -> tuple[float, ...]:
+    return plan((), assumed, price, floor)

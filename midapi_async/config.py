@@ -80,6 +80,10 @@ class RetryPolicy:
 class PollPolicy:
     """How a result is looked for.
 
+    With more looks due than ``looks_per_second`` allows, tasks whose callback has come are looked
+    at first, then the others in the order in which they came due: none twice before every other
+    one had its turn. One line of the log says so, at most once an hour.
+
     Attributes:
         look_price: how many seconds of delay one look is worth; more of it, fewer looks.
         floor: least seconds between two looks at one task.

@@ -69,6 +69,7 @@ class TaskHandle:
     _desk: Desk = attrs.field(repr=False)
     _kind: Kind | None = attrs.field(default=None, repr=False)
     _since: float | None = attrs.field(default=None, repr=False)
+    _has_callback: bool = attrs.field(default=False, repr=False)
     _final: TaskDetails | None = attrs.field(default=None, init=False, repr=False)
 
     def __await__(self) -> Generator[object, None, TaskDetails]:
@@ -94,13 +95,20 @@ class TaskHandle:
         """
         if self._final is None:
             self._check()
-            self._final = await self._desk.tracker.wait(
+            deadline = self._deadline(timeout)
+            tracker = self._desk.tracker
+            task, waiter = tracker.join(
                 self.task_id,
                 kind=self._kind,
                 since=self._since,
-                deadline=self._deadline(timeout),
-                looks_once=isinstance(timeout, EllipsisType),
+                deadline=deadline,
+                looks_once=timeout is ...,
+                has_callback=self._has_callback,
             )
+            try:
+                self._final = await waiter
+            finally:
+                tracker.leave(task, waiter, has_deadline=deadline is not None)
             self._desk.outcomes.hand_over(self.task_id, self.intent_id, self._final)
         if self._final.status is TaskStatus.FAILED:
             raise failure(self._final)
@@ -171,6 +179,7 @@ def handle_of(row: Intent, desk: Desk) -> TaskHandle:
         desk=desk,
         kind=kind_of(row.request) if row.request is not None else None,
         since=None if is_over else desk.clock.time() - age,
+        has_callback=row.token_hash is not None,
     )
 
 

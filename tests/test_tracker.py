@@ -1,10 +1,12 @@
 """Rows P and L of the fault catalogue that concern tracking: the scheduler in virtual time."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import cast
 
 import pytest
 
@@ -29,7 +31,7 @@ from midapi_async._api import Found
 from midapi_async._clock import Clock
 from midapi_async._codec import read_record
 from midapi_async._schedule import Schedule
-from midapi_async._tracker import HINT_INTERVAL, HINTS_PER_TASK, REMEMBERED, Tracker
+from midapi_async._tracker import HINT_INTERVAL, HINTS_PER_TASK, REMEMBERED, SLEEP_CHECK, Tracker
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
 
@@ -54,7 +56,7 @@ class World:
         self.looks: list[tuple[float, str]] = []
         self.latency = 0.05
         self.born = now()
-        clock = Clock(scale, chance=lambda: 0.0)
+        self.clock = clock = Clock(scale, chance=lambda: 0.0)
         self.schedule = Schedule(
             price=policy.look_price, floor=policy.floor, ceiling=policy.ceiling
         )
@@ -87,15 +89,27 @@ class World:
         self.answers[task_id] = answer
 
     async def wait(
-        self, task_id: str = TASK, within: float | None = None, since: float | None = -1.0
+        self,
+        task_id: str = TASK,
+        within: float | None = None,
+        since: float | None = -1.0,
+        *,
+        looks_once: bool = False,
+        has_callback: bool = False,
     ) -> TaskDetails:
         """Wait for a task of now, or of another time, or of an unknown age."""
-        return await self.tracker.wait(
+        task, waiter = self.tracker.join(
             task_id,
             kind=FAST,
             since=now() if since == -1.0 else since,
             deadline=None if within is None else now() + within,
+            looks_once=looks_once,
+            has_callback=has_callback,
         )
+        try:
+            return await waiter
+        finally:
+            self.tracker.leave(task, waiter, has_deadline=within is not None)
 
 
 @asynccontextmanager
@@ -165,9 +179,7 @@ async def test_a_thousand_overdue_waits_each_get_their_look() -> None:
             world.finishes(f"t{n}", at=0)
         ended = await asyncio.gather(
             *(
-                world.tracker.wait(
-                    f"t{n}", kind=FAST, since=now() - 9000, deadline=now() - 1, looks_once=True
-                )
+                world.wait(f"t{n}", within=-1, since=now() - 9000, looks_once=True)
                 for n in range(1000)
             )
         )
@@ -192,7 +204,7 @@ async def test_an_overdue_wait_ends_with_its_look(world: World) -> None:
     world.finishes(TASK, at=1e9)
     begun = now()
     with pytest.raises(WaitTimeout):
-        await world.tracker.wait(TASK, kind=FAST, since=0, deadline=begun - 5, looks_once=True)
+        await world.wait(within=-5, since=0, looks_once=True)
     assert 1 == len(world.looks)
     with pytest.raises(WaitTimeout):
         await world.wait(within=-5)
@@ -204,7 +216,7 @@ async def test_thousands_of_failed_looks_end_nothing() -> None:
     async with a_world(PollPolicy(floor=0.01, ceiling=0.02, looks_per_second=1000)) as world:
         wrong = ProtocolError("data.successFlag", "must be a whole number")
         world.says(TASK, *[wrong] * 1500, record(flag=1))
-        world.tracker._judge_fault = lambda task, _: setattr(task, "faults", task.faults + 1)  # type: ignore[method-assign,assignment]
+        world.tracker._judge_fault = lambda task, _: setattr(task.notes, "faults", task.faults + 1)  # type: ignore[method-assign,assignment]
         assert (await world.wait()).is_final
 
 
@@ -415,7 +427,7 @@ async def test_l05_cancelled_waiters_leave_nothing(world: World) -> None:
             wait.cancel()
         await asyncio.wait(waits)
     assert not world.tracker._active
-    assert 3000 >= len(world.tracker._heap)
+    assert 6000 >= len(world.tracker._due) + len(world.tracker._deadlines)
     assert REMEMBERED >= len(world.tracker._idle)
 
 
@@ -466,6 +478,120 @@ async def test_l08_a_look_that_breaks_is_a_passing_fault(
     world.answers[TASK] = answer
     assert (await world.wait()).is_final
     assert "a bug" in caplog.text
+
+
+async def called_back(world: World, task_id: str, at: float, after: float | None = 0.1) -> int:
+    """Wait for a task that takes so long, with its callback so long after it; how many looks."""
+    before = len(world.looks)
+    begun, loop = now(), asyncio.get_running_loop()
+
+    def answer() -> Found:
+        is_done = now() - begun >= at
+        data = record(task_id, 1 if is_done else 0)
+        if is_done:
+            data["completeTime"] = cast("int", data["createTime"]) + int(at * 1000)
+        return found(data)
+
+    world.answers[task_id] = answer
+    if after is not None:
+        loop.call_later(at + after, world.tracker.hint, task_id)
+    await world.wait(task_id, has_callback=True)
+    await asyncio.sleep(10)
+    return len(world.looks) - before
+
+
+async def test_callbacks_in_time_make_looks_few(world: World) -> None:
+    """After three callbacks in time a task costs the look that its callback asks for, and no more.
+
+    Before, the plan looks as if no callback would come.
+    """
+    assert 1 < await called_back(world, "first", 70)
+    await called_back(world, "second", 70)
+    await called_back(world, "third", 70)
+    assert [1] * 5 == [await called_back(world, f"t{n}", 70) for n in range(5)]
+
+
+async def test_c01_one_silent_finish_undoes_the_trust(world: World) -> None:
+    """A callback that never comes is found by the plan, and the next task is looked at as ever."""
+    for n in range(4):
+        await called_back(world, f"t{n}", 70)
+    assert world.schedule.trusts_callbacks
+    assert 1 <= await called_back(world, "silent", 70, after=None)
+    assert 1 < await called_back(world, "next", 95)
+    assert not world.schedule.trusts_callbacks
+
+
+async def test_trust_is_withdrawn_for_those_who_wait_already(world: World) -> None:
+    """A hundred tasks that were left to their callbacks are looked at when the first is silent."""
+    for n in range(4):
+        await called_back(world, f"t{n}", 70)
+    begun = now()
+    waits = [called_back(world, f"late{n}", 70, after=None) for n in range(20)]
+    await asyncio.gather(*waits)
+    assert 70 + 40 > now() - begun - 10
+
+
+async def test_a_callback_just_behind_a_look_was_in_time(world: World) -> None:
+    """A look may win the race by a second or two: that is no silent finish."""
+    for n in range(6):
+        await called_back(world, f"t{n}", 70, after=4.0)
+    assert world.schedule.trusts_callbacks
+
+
+async def test_what_was_finished_before_anybody_waited_is_not_silent(world: World) -> None:
+    """An old task that is awaited at last says nothing about callbacks."""
+    for n in range(4):
+        await called_back(world, f"t{n}", 70)
+    world.finishes("old", at=0)
+    await world.wait("old", since=now() - 900, has_callback=True)
+    await asyncio.sleep(10)
+    assert world.schedule.trusts_callbacks
+
+
+async def test_p10_a_process_that_stood_still_looks_before_it_gives_up() -> None:
+    """Ten minutes in which nothing ran: a wait whose time is up gets its result all the same."""
+    policy = PollPolicy(looks_per_second=5)
+    async with a_world(policy) as stopped:
+        for n in range(50):
+            stopped.finishes(f"t{n}", at=30)
+        waits = [asyncio.create_task(stopped.wait(f"t{n}", within=40)) for n in range(50)]
+        await asyncio.sleep(1)
+        asyncio.get_running_loop()._clock.now += 600  # type: ignore[attr-defined]
+        ended = await asyncio.gather(*waits)
+        assert all(details.is_final for details in ended)
+        assert 50 == len(stopped.looks)
+        gaps = [later - sooner for (sooner, _), (later, _) in pairwise(stopped.looks)]
+        assert 6 > sum(gap == 0 for gap in gaps)  # no stampede: a burst of a second's worth at most
+
+
+async def test_p10_a_machine_that_slept_looks_at_once() -> None:
+    """The loop's clock stood still for an hour: what is finished meanwhile is seen soon."""
+    slept = [0.0]
+    async with a_world() as world:
+        world.clock.slept = lambda: slept[0]  # type: ignore[method-assign]
+        world.finishes(TASK, at=3)
+        wait = asyncio.create_task(world.wait())
+        await asyncio.sleep(4)
+        assert not world.looks
+        slept[0] = 3600.0
+        await wait
+        assert SLEEP_CHECK + 1 > world.looks[0][0]
+        assert 1 == len(world.looks)
+
+
+async def test_more_tasks_than_looks_is_fair_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """300 tasks and two looks a second: each is looked at before any is looked at again."""
+    async with a_world(PollPolicy(looks_per_second=2)) as world:
+        for n in range(300):
+            world.finishes(f"t{n}", at=400)
+        await asyncio.gather(*(world.wait(f"t{n}") for n in range(300)))
+        order = [task_id for _, task_id in world.looks]
+        seen_before = [order[:place].count(task_id) for place, task_id in enumerate(order)]
+        rounds = list(itertools.accumulate(seen_before, max))
+        assert all(most - count <= 1 for most, count in zip(rounds, seen_before, strict=True))
+    assert 1 == sum("looks_per_second" in entry.message for entry in caplog.records)
 
 
 async def test_looks_are_bounded_in_rate_and_number() -> None:
