@@ -8,14 +8,13 @@ from . import _codec, _protocol
 from .errors import TaskNotFound
 
 if TYPE_CHECKING:
-    from ._codec import Record
+    from collections.abc import Awaitable
+
+    from ._codec import Found
     from ._protocol import Answer, Call
     from ._transport import Transport
     from .config import Endpoints, Timeouts
     from .tasks import TaskDetails
-
-# A record with the data that it was read from.
-Found = tuple["Record", object]
 
 
 class Api:
@@ -36,9 +35,9 @@ class Api:
         self._timeouts = timeouts
         self.looks = 0
 
-    async def submit(self, call: Call) -> Answer:
+    def submit(self, call: Call) -> Awaitable[Answer]:
         """Send a POST that costs money, and return whatever came back."""
-        return await self._transport.call(call, self._timeouts.submit)
+        return self._transport.call(call, self._timeouts.submit)
 
     async def look(self, task_id: str) -> Found | None:
         """One GET of a task's record; None while MidAPI does not know the task."""
@@ -53,7 +52,7 @@ class Api:
         """
         if (found := await self.look(task_id)) is None:
             raise TaskNotFound(task_id)
-        return _codec.details_of(*found)
+        return _codec.details_of(found)
 
     async def credits(self) -> float:
         """The credits that the account has left."""
@@ -64,5 +63,5 @@ class Api:
         """A link to a result that anybody can open for 20 minutes."""
         return _protocol.read_url(await self._ask(_protocol.download_url_call(url)))
 
-    async def _ask(self, call: Call) -> Answer:
-        return await self._transport.call(call, self._timeouts.look)
+    def _ask(self, call: Call) -> Awaitable[Answer]:
+        return self._transport.call(call, self._timeouts.look)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 # The network does not run faster because the sandbox does: scaled network timeouts stop here.
 SHORTEST_NETWORK_TIMEOUT = 5.0
@@ -73,20 +72,14 @@ class Clock:
         """Loop seconds for a network timeout: scaled, but not to less than a network needs."""
         return max(seconds / self.scale, min(seconds, SHORTEST_NETWORK_TIMEOUT))
 
-    @asynccontextmanager
-    async def network_timeout(self, seconds: float) -> AsyncIterator[None]:
-        """Raise TimeoutError when the block takes longer; forgive once when the loop was blocked.
+    def expire(self, scope: asyncio.Timeout, seconds: float) -> asyncio.TimerHandle:
+        """End an ``asyncio.timeout`` after network seconds; later when the loop was blocked then.
 
         A stalled loop fires timers before it reads what has long arrived, which would turn a paid
-        answer into an unknown one.
+        answer into an unknown one; it is forgiven once. Cancel what is returned inside the block.
         """
         deadline = self.loop.time() + self.network_seconds(seconds)
-        async with asyncio.timeout(None) as scope:
-            timer = self.loop.call_at(deadline, self._expire, scope, deadline)
-            try:
-                yield
-            finally:
-                timer.cancel()
+        return self.loop.call_at(deadline, self._expire, scope, deadline)
 
     def _expire(self, scope: asyncio.Timeout, deadline: float) -> None:
         now = self.loop.time()

@@ -10,11 +10,12 @@ import difflib
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NewType, TypeVar, cast
+from typing import Any, NamedTuple, NewType, TypeVar, cast
 
 import attrs
 from cattrs import Converter, transform_error
@@ -70,6 +71,15 @@ _decoder = json.JSONDecoder(
 )
 
 
+def _decode(text: str) -> object:
+    """What the decoder's own `decode` does; a text without white space around it costs half."""
+    if text.startswith(("{", "[")):
+        value, end = _decoder.raw_decode(text)
+        if end == len(text):
+            return value
+    return _decoder.decode(text)
+
+
 def loads(text: bytes | str) -> object:
     """The value of a JSON text in UTF-8.
 
@@ -78,8 +88,8 @@ def loads(text: bytes | str) -> object:
     """
     problem = "it is nested too deeply"
     try:
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = _decoder.decode(text)
+        text = text.decode().removeprefix("\ufeff") if isinstance(text, bytes) else text
+        value = _decode(text)
     except RecursionError:
         pass
     except ValueError as error:
@@ -102,8 +112,7 @@ def _is_deep(value: object) -> bool:
     return True
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def dumps(value: object) -> bytes:
@@ -199,7 +208,7 @@ def _urls(value: object, _: object) -> Urls:
     """Strings, ``{"resultUrl": …}`` or ``{"url": …}``."""
     if not isinstance(value, list):
         raise TypeError(f"must be a list, is {described(value)}")
-    return Urls(tuple(_url(each, place) for place, each in enumerate(value)))
+    return Urls(tuple([_url(each, place) for place, each in enumerate(value)]))
 
 
 def _url(value: object, place: int) -> str:
@@ -214,8 +223,10 @@ def is_url(value: object) -> bool:
     """Whether a value is a URL that can be shown and asked for."""
     return (
         isinstance(value, str)
-        and value.isprintable()
-        and re.fullmatch(r"https?://\S+", value) is not None
+        and value.startswith(("https://", "http://"))
+        and value.isprintable()  # of all white space only the blank is
+        and " " not in value
+        and not value.endswith("://")
     )
 
 
@@ -272,6 +283,20 @@ _STATUS: dict[int | None, TaskStatus] = {
 KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})
 
 
+class Found(NamedTuple):
+    """What a look found.
+
+    Attributes:
+        record: what was understood of it.
+        data: what it was read from.
+        is_plain: whether no callback URL and no token can be in it.
+    """
+
+    record: Record
+    data: object
+    is_plain: bool = False
+
+
 @attrs.frozen
 class Envelope:
     """What every answer of MidAPI is wrapped in."""
@@ -320,19 +345,28 @@ def _make_converter() -> Converter:
     }
     for kind, hook in kinds.items():
         converter.register_structure_hook(cast("Any", kind), hook)
+        # Known before the code for a class is made, so that a field costs one call.
+        is_optional = partial(operator.eq, cast("Any", kind) | None)
+        converter.register_structure_hook_func(is_optional, _or_none(cast("Any", hook)))
     return converter
+
+
+def _or_none(hook: Callable[[object, object], T]) -> Callable[[object, object], T | None]:
+    return lambda value, kind: None if value is None else hook(value, kind)
 
 
 _converter = _make_converter()
 _structure_files = _structure_by_camel(Files, _converter)
+_structure_record = _structure_by_camel(Record, _converter)
+_structure_envelope = _structure_by_camel(Envelope, _converter)
 
 
-def _read(value: object, cls: type[T], path: str) -> T:
+def _read(value: object, cls: type[T], structure: Callable[[Any, Any], T], path: str) -> T:
     """Structure a JSON object; a value of the wrong kind is a ProtocolError with its path."""
     if not isinstance(value, dict):
         raise ProtocolError(path or "body", f"must be an object, is {described(value)}")
     try:
-        return _converter.structure(value, cls)
+        return structure(value, cls)
     except ClassValidationError as error:
         raise _first_problem(error, path) from None
 
@@ -361,7 +395,7 @@ def read_envelope(body: bytes) -> Envelope:
         value = loads(body)
     except ValueError as error:
         raise ProtocolError("body", f"is no JSON ({_excerpt(body)}): {_plain(error)}") from None
-    return _read(value, Envelope, "")
+    return _read(value, Envelope, _structure_envelope, "")
 
 
 def _plain(error: ValueError) -> str:
@@ -382,7 +416,7 @@ def read_record(data: object) -> Record | None:
         value = loads(data or "null") if isinstance(data, str) else data
     except ValueError as error:
         raise ProtocolError("data", f"is no JSON: {_plain(error)}") from None
-    return None if value is None else _read(value, Record, "data")
+    return None if value is None else _read(value, Record, _structure_record, "data")
 
 
 def object_in(value: object) -> JSON:
@@ -399,18 +433,22 @@ def task_id_in(data: object, name: str = "taskId") -> str | None:
     return found if isinstance(found, str) and TASK_ID.fullmatch(found) else None
 
 
-def details_of(record: Record, data: object) -> TaskDetails:
+def details_of(found: Found) -> TaskDetails:
     """The public snapshot of a record; our callback URL is a secret and taken out."""
-    done = record.status is not TaskStatus.GENERATING
-    raw = cast("JSON", without_callback(_object(data)))
+    record, status, params, raw = found.record, found.record.status, found.record.params, found.data
+    raw, urls = _object(raw), record.urls if status is TaskStatus.SUCCEEDED else ()
+    if not found.is_plain:
+        params = cast("JSON", without_callback(params))
+        raw = cast("JSON", without_callback(raw))
+        urls = tuple(map(without_tokens, urls))
     return TaskDetails(
         task_id=record.task_id,
         task_type=readable(record.task_type, 100) or None,
-        status=record.status,
-        urls=tuple(map(without_tokens, record.urls)) * (record.status is TaskStatus.SUCCEEDED),
-        params=cast("JSON", without_callback(record.params)),
+        status=status,
+        urls=urls,
+        params=params,
         created_at=record.create_time,
-        completed_at=record.complete_time if done else None,
+        completed_at=None if status is TaskStatus.GENERATING else record.complete_time,
         error_code=_error_code(record),
         error_message=readable(record.error_message) or None,
         raw=raw,
@@ -427,8 +465,20 @@ def readable(text: str | None, limit: int = 500) -> str:
     if not text:
         return ""
     text = without_tokens(text)
-    clean = "".join(c if c.isprintable() else " " for c in text[: limit * 2])
+    clean = text[: limit * 2]
+    if not clean.isprintable():
+        clean = "".join(c if c.isprintable() else " " for c in clean)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def _may_hold_a_secret(text: str) -> bool:
+    """Whether it is worth a closer look, told at a glance: an escape may hide anything."""
+    return "mjt_" in text or "\\u" in text or "back" in text.lower()
+
+
+def is_plain(body: bytes) -> bool:
+    """Whether no callback URL and no token can be in an answer; most need no closer look."""
+    return not (b"mjt_" in body or b"\\u" in body or b"back" in body.lower())
 
 
 # As MidAPI spells it, and as others do: callbackurl, call_back_url, callback.
@@ -442,16 +492,18 @@ def without_callback(value: object, levels: int = 2) -> object:
         value: the JSON value.
         levels: how many strings within strings are opened; MidAPI has one.
     """
+    if isinstance(value, str):
+        if not _may_hold_a_secret(value):
+            return value
+        return without_tokens(_string_without_callback(value, levels))
     if isinstance(value, dict):
         return {
-            without_tokens(name): without_callback(each, levels)
+            without_tokens(name): without_callback(each, levels) if each else each
             for name, each in value.items()
-            if not _CALLBACK.search(name)
+            if not ("back" in name.lower() and _CALLBACK.search(name))
         }
     if isinstance(value, list):
         return [without_callback(each, levels) for each in value]
-    if isinstance(value, str):
-        return without_tokens(_string_without_callback(value, levels))
     return value
 
 
@@ -493,9 +545,14 @@ def task_type(request: Request) -> str:
 
 def request_to_json(request: Request) -> JSON:
     """A request as MidAPI spells it, with its task type; what `request_from_json` reads."""
-    body: JSON = {"taskType": task_type(request), **_converter.unstructure(request)}
+    body: JSON = {"taskType": task_type(request), **_UNSTRUCTURE[type(request)](request)}
     body.pop("hd", None)
     return body
+
+
+_UNSTRUCTURE: Mapping[type[Request], Callable[[Any], JSON]] = {
+    cls: _unstructure_by_camel(cls, _converter) for cls in REQUESTS
+}
 
 
 def submit_body(request: Request, callback_url: str | None) -> bytes:
@@ -580,23 +637,33 @@ def _version(value: object) -> object:
     return value
 
 
+# The names that each request takes, and those that it cannot do without.
+_FIELDS: Mapping[type, tuple[frozenset[str], frozenset[str]]] = {
+    cls: (
+        frozenset(attrs.fields_dict(cls)),
+        frozenset(f.name for f in attrs.fields(cls) if f.default is attrs.NOTHING),
+    )
+    for cls in REQUESTS
+}
+
+
 def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
     """A request from named fields; unknown and missing ones are problems like any other.
 
     Raises:
         InvalidRequestError: naming every field that is wrong, missing or unknown.
     """
-    known = attrs.fields_dict(cls)
-    problems = {
-        name: f"is no field of {cls.__name__}{_did_you_mean(name, known)}"
-        for name in fields
-        if name not in known
-    }
-    for name, field in known.items():
-        if field.default is attrs.NOTHING and name not in fields:
-            problems[name] = f"is missing; {cls.__name__} needs it"
-    if problems:
-        raise InvalidRequestError(problems)
+    known, needed = _FIELDS[cls]
+    if not (known >= fields.keys() >= needed):
+        problems = {
+            name: f"is no field of {cls.__name__}{_did_you_mean(name, attrs.fields_dict(cls))}"
+            for name in fields
+            if name not in known
+        }
+        missing = dict.fromkeys(sorted(needed), f"is missing; {cls.__name__} needs it")
+        raise InvalidRequestError(
+            problems | {name: told for name, told in missing.items() if name not in fields}
+        )
     return cast("Callable[..., Request]", cls)(**fields)
 
 

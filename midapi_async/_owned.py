@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from contextvars import Context
 
 T = TypeVar("T")
+_EAGERLY: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 _log = logging.getLogger("midapi_async")
 
 
@@ -26,10 +28,16 @@ class OwnedTasks:
     def start(
         self, work: Coroutine[object, object, T], *, context: Context | None = None
     ) -> asyncio.Task[T]:
-        """Run a coroutine in the background; a failure of it is logged."""
-        task = asyncio.get_running_loop().create_task(work, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        """Run a coroutine in the background; a failure of it is logged.
+
+        From Python 3.12 on it runs here and now as far as it gets, which saves a turn of the loop.
+        """
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=context, **_EAGERLY)
+        if task.done():
+            self._ended(task)
+        else:
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[object]) -> None:

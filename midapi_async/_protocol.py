@@ -262,7 +262,7 @@ def _bought_task_id(body: bytes) -> str | None:
     return _codec.task_id_in(envelope.data) if envelope.code == 200 else None
 
 
-def read_look(answer: Answer, task_id: str) -> tuple[_codec.Record, object] | None:
+def read_look(answer: Answer, task_id: str) -> _codec.Found | None:
     """The record of a task with the data it was read from; None while MidAPI does not know it.
 
     Raises:
@@ -280,7 +280,7 @@ def read_look(answer: Answer, task_id: str) -> tuple[_codec.Record, object] | No
         return None
     if record.task_id != task_id:
         raise ProtocolError("data.taskId", f"names another task than {task_id}")
-    return record, data
+    return _codec.Found(record, data, is_plain=_codec.is_plain(answer.body))
 
 
 def read_data(answer: Answer) -> object:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 
@@ -66,13 +66,11 @@ class Order:
     callback_url: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        problems = {
-            "key": _key_problem(self.key),
-            "metadata": _metadata_problem(self.metadata),
-            "callback_url": _callback_problem(self.callback_url),
-        }
-        if found := {name: problem for name, problem in problems.items() if problem}:
-            raise InvalidRequestError(found)
+        key, metadata = _key_problem(self.key), _metadata_problem(self.metadata)
+        callback_url = _callback_problem(self.callback_url)
+        if key or metadata or callback_url:
+            found = {"key": key, "metadata": metadata, "callback_url": callback_url}
+            raise InvalidRequestError({name: each for name, each in found.items() if each})
 
 
 def _key_problem(key: object) -> str | None:
@@ -82,6 +80,8 @@ def _key_problem(key: object) -> str | None:
 
 
 def _metadata_problem(metadata: object) -> str | None:
+    if not metadata and isinstance(metadata, dict):
+        return None
     if not isinstance(metadata, Mapping) or not all(
         isinstance(part, str) for pair in metadata.items() for part in pair
     ):
@@ -149,6 +149,8 @@ class Submitter:
         self._others = OwnedTasks()
         self._watcher: asyncio.Task[None] | None = None
         self._closing: asyncio.Future[None] = clock.loop.create_future()
+        self._settling: set[asyncio.Timeout] = set()
+        self._settles_at_once = False
         self.posts_sent = 0
 
     # ─── the way of one submission ───────────────────────────────────────────────────────────────
@@ -200,10 +202,10 @@ class Submitter:
             token = new_token()
             callback_url = self._ways.callback_url(token)
         intent = Intent(
-            intent_id=uuid.uuid4().hex,
+            intent_id=os.urandom(16).hex(),
             scope=self._scope,
             request=order.request,
-            fingerprint=_codec.fingerprint(order.request),
+            fingerprint=_codec.fingerprint(order.request) if order.key is not None else "",
             token_hash=token_hash(token) if token is not None else None,
             created_at=time.time(),
             key=order.key,
@@ -245,7 +247,7 @@ class Submitter:
             task_id = await self._deliver(intent, call)
         except Unsure as error:
             why = str(error)
-        except (APIError, TransportError, ClientClosed):
+        except (APIError, TransportError, JournalError, ClientClosed):
             await self._record_refusal(intent)
             raise
         except Exception as error:  # noqa: BLE001 - after the POST only one thing is certain: unknown
@@ -260,14 +262,16 @@ class Submitter:
 
         Raises:
             APIError, TransportError, ClientClosed: the last proof.
+            JournalError: it was not sent again, since the gate's file cannot be used.
             Unsure: nobody can know.
         """
-        patience = Patience(self._give_up_after, self._clock.chance)
+        patience = None
         while True:
             started = self._clock.time()
             try:
                 return await self._post_once(call)
             except (APIError, TransportError) as proof:
+                patience = patience or Patience(self._give_up_after, self._clock.chance)
                 patience.spend(self._clock.time() - started)
                 pause = self._pause_after(proof, patience)
                 if pause is None:
@@ -422,12 +426,23 @@ class Submitter:
             SubmissionUnknown: it did not, in so many seconds.
         """
         waiting = frozenset({State.SENDING, State.UNKNOWN})
+        seconds = 0.0 if self._settles_at_once else seconds
+        scope = asyncio.timeout(None if seconds is None else seconds / self._clock.scale)
         try:
-            async with asyncio.timeout(None if seconds is None else seconds / self._clock.scale):
+            async with scope:
+                self._settling.add(scope)
                 row = await self._change_of(row, while_in=waiting)
         except TimeoutError:
             raise self._unknown(row, "no callback came in time") from None
+        finally:
+            self._settling.discard(scope)
         return self._bought(row)
+
+    def stop_waiting(self) -> None:
+        """Whoever settles, now or later, is told at once what is known."""
+        self._settles_at_once = True
+        for scope in self._settling:
+            scope.reschedule(self._clock.loop.time())
 
     async def bind(self, row: Intent, task_id: str) -> Intent:
         """A callback with the intent's token named its task, and the task's record fits.
@@ -524,30 +539,41 @@ class _Arrival:
     def __init__(self, loop: asyncio.AbstractEventLoop, state: State | None = None) -> None:
         self.state = state
         self.waiting = 0
-        self._future: asyncio.Future[Intent] = loop.create_future()
+        self.is_done = False
+        self._loop = loop
+        self._outcome: Intent | Exception | None = None
+        self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def is_ours(self) -> bool:
         """Whether a task of this client carries the submission out."""
         return self.state is None
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the outcome is there."""
-        return self._future.done()
-
     async def outcome(self) -> Intent:
         """Wait for it. Cancelled, only this wait ends."""
-        await asyncio.wait({self._future})
-        return self._future.result()
+        if not self.is_done:
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.remove(waiter)
+        if isinstance(self._outcome, Intent):
+            return self._outcome
+        raise cast("Exception", self._outcome)
 
     def succeed(self, row: Intent) -> None:
         """The row as it is now; the first outcome counts."""
-        if not self._future.done():
-            self._future.set_result(row)
+        self._settle(row)
 
     def fail(self, error: Exception) -> None:
         """The error that everybody who waits gets; the first outcome counts."""
-        if not self._future.done():
-            self._future.set_exception(error)
-            self._future.exception()  # seen: perhaps nobody waits any more
+        self._settle(error)
+
+    def _settle(self, outcome: Intent | Exception) -> None:
+        if self.is_done:
+            return
+        self._outcome, self.is_done = outcome, True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)

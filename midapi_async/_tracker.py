@@ -29,7 +29,7 @@ from .tasks import TaskDetails, TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from ._api import Found
+    from ._codec import Found
     from ._schedule import Kind, Schedule
     from .config import PollPolicy
 

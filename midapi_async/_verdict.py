@@ -20,9 +20,8 @@ from .errors import MidAPIError, ResultMissing, TaskNotFound
 from .tasks import TaskDetails, TaskStatus
 
 if TYPE_CHECKING:
-    from ._api import Found
     from ._clock import Clock
-    from ._codec import Record
+    from ._codec import Found, Record
 
 _log = logging.getLogger("midapi_async")
 
@@ -108,7 +107,7 @@ class Judge:
         if found is None:
             is_lost = not task.is_seen and self._is_out_of_grace(task)
             return TaskNotFound if is_lost else None
-        record, data = found
+        record = found.record
         task.is_seen = True
         if task.is_of_unknown_age:
             self._note_age(task, record)
@@ -116,7 +115,7 @@ class Judge:
         self._tell_odd_flag(record)
         if record.status is TaskStatus.GENERATING:
             return None
-        details = _codec.details_of(record, data)
+        details = _codec.details_of(found)
         if details.is_final:
             return details
         if self._is_out_of_grace(task):

@@ -18,7 +18,7 @@ from ._api import Api
 from ._clock import Clock
 from ._codec import make_request
 from ._outcomes import Outcomes
-from ._ratelimit import Gate
+from ._ratelimit import Gate, shared_gate
 from ._schedule import Expected, Schedule
 from ._submit import Order, Submitter, Ways
 from ._tracker import Tracker
@@ -246,6 +246,7 @@ class MidAPIClient:
             if self._receiver is not None:
                 await self._receiver.attach(rooms.inbox)
                 exits.push_async_callback(self._receiver.detach, rooms.inbox)
+                rooms.inbox.open()
             rooms.tracker.start()
             self._rooms = attrs.evolve(rooms, exits=exits.pop_all())
             self._opened = True
@@ -259,7 +260,8 @@ class MidAPIClient:
         downloader = self._make_downloader()
         exits.push_async_callback(downloader.aclose)
         api = Api(transport, self._settings.endpoints, self._timeouts)
-        gate = Gate(self._rate_limit, clock)
+        gate = _gate(self._journal, self._settings, self._rate_limit, clock)
+        exits.callback(gate.close)
         tracker = Tracker(look=api.look, schedule=self._schedule, policy=self._polling, clock=clock)
         submitter = self._make_submitter(api, gate, tracker, clock)
         outcomes = Outcomes(self._journal, takes_at_once=self._takes_at_once)
@@ -319,6 +321,7 @@ class MidAPIClient:
             submitter=submitter,
             tracker=tracker,
             look=api.look,
+            is_shared=not isinstance(self._journal, MemoryJournal),
         )
 
     def _make_desk(
@@ -341,6 +344,18 @@ class MidAPIClient:
             desk=desk,
             patience=self._timeouts.wait,
         )
+
+    def stop_waiting(self) -> None:
+        """End every wait at once, later ones too; everything else works on.
+
+        For servers that let open requests end before they let you close the client, as uvicorn
+        does: call it when the server is told to stop. Each wait raises `ClientClosed` with its
+        task's id, and ``intents.settle`` raises `SubmissionUnknown`; the tasks go on and can be
+        awaited again by another client. Without effect while the client is not open.
+        """
+        if self._rooms is not None:
+            self._rooms.submitter.stop_waiting()
+            self._rooms.tracker.stop_waiting()
 
     async def aclose(self) -> None:
         """Take no more work, let POSTs on their way answer, and let go of everything.
@@ -661,6 +676,8 @@ def _check_task_id(task_id: str) -> None:
 
 def _request(asked: object, fields: Mapping[str, object]) -> Request:
     if isinstance(asked, str):
+        if not fields:
+            return TextToImage(asked)
         return make_request(TextToImage, {"prompt": asked, **fields})
     if not isinstance(asked, REQUESTS):
         kinds = ", ".join(cls.__name__ for cls in REQUESTS)
@@ -672,3 +689,9 @@ def _request(asked: object, fields: Mapping[str, object]) -> Request:
             dict.fromkeys(fields, f"belongs into {type(asked).__name__}(…), not beside it")
         )
     return asked
+
+
+def _gate(journal: Journal, settings: Settings, limit: RateLimit | None, clock: Clock) -> Gate:
+    """The gate of the account; a journal that can, shares it with everybody who uses its folder."""
+    account = f"{settings.base_url.origin()}\n{settings.api_key}"
+    return shared_gate(account, limit, clock, getattr(journal, "slots", None))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import UTC, datetime
-from types import EllipsisType
+from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -18,7 +18,7 @@ from ._protocol import failure
 from ._schedule import Kind
 from ._tracker import Tracker
 from .errors import ClientClosed, InvalidRequestError, JournalError, shown
-from .journal import State
+from .journal import TOLD
 from .requests import Request
 from .tasks import TaskDetails, TaskStatus
 
@@ -47,12 +47,14 @@ class Desk:
     check: Callable[[], object]
 
 
-@attrs.define(eq=False, kw_only=True)
+_NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+
+@attrs.define(eq=False, repr=False, kw_only=True, on_setattr=attrs.setters.NO_OP)
 class TaskHandle:
     """One task of yours: await it for its result.
 
     Attributes:
-        task_id: MidAPI's name of the task.
         request: what was asked for; None if only the task id is known.
         key: your own name for it, or None.
         metadata: your own notes, as you gave them to ``generate``.
@@ -60,17 +62,26 @@ class TaskHandle:
         submitted_at: when MidAPI's answer named the task; aware, UTC; None if not known.
     """
 
-    task_id: str = attrs.field(on_setattr=attrs.setters.frozen)
-    request: Request | None = attrs.field(default=None, repr=False)
+    _task_id: str
+    request: Request | None = None
     key: str | None = None
-    metadata: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    metadata: Mapping[str, str] = _NO_METADATA
     intent_id: str | None = None
     submitted_at: datetime | None = None
-    _desk: Desk = attrs.field(repr=False)
-    _kind: Kind | None = attrs.field(default=None, repr=False)
-    _since: float | None = attrs.field(default=None, repr=False)
-    _has_callback: bool = attrs.field(default=False, repr=False)
-    _final: TaskDetails | None = attrs.field(default=None, init=False, repr=False)
+    _desk: Desk
+    _kind: Kind | None = None
+    _since: float | None = None
+    _has_callback: bool = False
+    _final: TaskDetails | None = attrs.field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        key = f" key={self.key!r}" if self.key is not None else ""
+        return f"<TaskHandle {self.task_id}{key} {self._final.status if self._final else ''}>"
+
+    @property
+    def task_id(self) -> str:
+        """MidAPI's name of the task."""
+        return self._task_id
 
     def __await__(self) -> Generator[object, None, TaskDetails]:
         """The same as ``wait()``."""
@@ -168,7 +179,7 @@ def handle_of(row: Intent, desk: Desk) -> TaskHandle:
     if row.task_id is None or row.accepted_at is None:
         raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
     age = max(0.0, time.time() - row.accepted_at) * desk.clock.scale
-    is_over = row.state in (State.SUCCEEDED, State.FAILED)  # then a wait need not wait to look
+    is_over = row.state in TOLD  # then a wait need not wait to look
     return TaskHandle(
         task_id=row.task_id,
         request=row.request,

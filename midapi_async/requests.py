@@ -168,10 +168,10 @@ class _Request:
 
     def __attrs_post_init__(self) -> None:
         problems = {}
-        for field in attrs.fields(type(self)):
+        for field in self.__attrs_attrs__:
             value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
+            if value is field.default:
+                continue  # what nobody set is right
             rule = self._own_rules.get(field.name) or _RULES[field.name]
             if problem := rule(value):
                 problems[field.name] = problem

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from midapi_async._codec import (
     DEEPEST,
     KNOWN_FLAGS,
+    Found,
     Record,
     details_of,
     dumps,
@@ -93,7 +94,7 @@ def record_of(**changes: object) -> Record:
 
 def details(**changes: object) -> TaskDetails:
     """The public snapshot of the recorded shape with some members changed."""
-    return details_of(record_of(**changes), {**RECORD, **changes})
+    return details_of(Found(record_of(**changes), {**RECORD, **changes}))
 
 
 def everything_of(told: TaskDetails) -> str:
@@ -338,7 +339,7 @@ def test_only_the_task_id_is_needed(member: str) -> None:
     for data in ({k: v for k, v in RECORD.items() if k != member}, {**RECORD, member: None}):
         record = read_record(data)
         assert record is not None
-        assert TASK == details_of(record, data).task_id
+        assert TASK == details_of(Found(record, data)).task_id
 
 
 @pytest.mark.parametrize("data", [None, "", "null", " null "])
@@ -352,7 +353,7 @@ def test_a_record_may_be_a_string() -> None:
     record = read_record(json.dumps(RECORD))
     assert record == record_of()
     assert record is not None
-    told = details_of(record, json.dumps(RECORD))
+    told = details_of(Found(record, json.dumps(RECORD)))
     assert details() == told
     assert details().raw == told.raw
     assert not secrets.found_in(everything_of(told))
@@ -560,7 +561,7 @@ def test_no_token_in_anything_public(data: dict[str, Any], as_text: bool) -> Non
         assert_harmless(error)
         return
     assert record is not None
-    told = details_of(record, given_data)
+    told = details_of(Found(record, given_data))
     assert not secrets.found_in(everything_of(told))
     assert told == pickle.loads(pickle.dumps(told))  # noqa: S301 - ours
     for text in (told.task_type, told.error_message, str(told.error_code), *told.urls):
@@ -578,7 +579,7 @@ def test_any_json_is_a_record_or_refused(data: object) -> None:
     except ProtocolError as error:
         assert_harmless(error)
     else:
-        assert record is None or details_of(record, data).task_id == record.task_id
+        assert record is None or details_of(Found(record, data)).task_id == record.task_id
 
 
 def test_a_deep_value_in_a_record_can_be_shown_and_stored() -> None:
@@ -589,7 +590,7 @@ def test_a_deep_value_in_a_record_can_be_shown_and_stored() -> None:
     data = loads(dumps({**RECORD, "other": deep, "paramJson": json.dumps({"deep": deep})}))
     record = read_record(data)
     assert record is not None
-    assert everything_of(details_of(record, data))
+    assert everything_of(details_of(Found(record, data)))
 
 
 def test_s11_texts_within_texts_do_not_use_up_the_stack() -> None:

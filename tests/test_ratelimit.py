@@ -143,10 +143,10 @@ async def test_s06_the_429s_of_one_window_halve_once() -> None:
     gate = gate_of(20)
     for _ in range(20):
         gate.slow_down(1.0)
-    assert 10 == gate._allowed
+    assert "<Gate 10 of 20 free, 0 waiting>" == repr(gate)
     await asyncio.sleep(11)
     gate.slow_down(1.0)
-    assert 5 >= gate._allowed
+    assert "<Gate 5 of 20 free, 0 waiting>" == repr(gate)
 
 
 async def test_without_a_limit_a_429_still_pauses() -> None:

@@ -27,9 +27,8 @@ from midapi_async import (
     TransportError,
     WaitTimeout,
 )
-from midapi_async._api import Found
 from midapi_async._clock import Clock
-from midapi_async._codec import read_record
+from midapi_async._codec import Found, read_record
 from midapi_async._schedule import Schedule
 from midapi_async._tracker import HINT_INTERVAL, HINTS_PER_TASK, REMEMBERED, SLEEP_CHECK, Tracker
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
@@ -45,7 +44,7 @@ def now() -> float:
 def found(data: object) -> Found:
     record = read_record(data)
     assert record is not None
-    return record, data
+    return Found(record, data)
 
 
 class World:

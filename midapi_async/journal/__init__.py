@@ -1,6 +1,7 @@
 """Where intents live: what was about to be bought, and what became of it.
 
     SENDING ──► ACCEPTED ──► SUCCEEDED | FAILED        the way it goes
+       │           └► CALLED_BACK ─┘                   its callback came; the record is not read yet
        ├──────► REFUSED                                a proof that nothing was bought
        └──────► UNKNOWN ──► ACCEPTED                   its callback, settle(), adopt()
                    ├──────► SUPERSEDED ──► UNKNOWN     resubmit(): a new intent takes over the key,
@@ -14,9 +15,10 @@ A journal is anything with the seven methods of `Journal`; which moves are allow
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from enum import StrEnum
-from typing import Protocol
+from operator import attrgetter
+from typing import Any, Protocol
 
 import attrs
 
@@ -29,6 +31,7 @@ class State(StrEnum):
     SENDING = "sending"
     REFUSED = "refused"
     ACCEPTED = "accepted"
+    CALLED_BACK = "called_back"
     UNKNOWN = "unknown"
     SUPERSEDED = "superseded"
     DISMISSED = "dismissed"
@@ -36,13 +39,16 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-BOUGHT = frozenset({State.ACCEPTED, State.SUCCEEDED, State.FAILED})
+BOUGHT = frozenset({State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED})
+# A look finds more than when it was accepted.
+TOLD = BOUGHT - {State.ACCEPTED}
 _NEXT: Mapping[State, frozenset[State]] = {
     State.SENDING: frozenset({State.REFUSED, State.ACCEPTED, State.UNKNOWN}),
     State.REFUSED: frozenset({State.ACCEPTED}),
     State.UNKNOWN: frozenset({State.ACCEPTED, State.SUPERSEDED, State.DISMISSED}),
     State.SUPERSEDED: frozenset({State.ACCEPTED, State.UNKNOWN}),
-    State.ACCEPTED: frozenset({State.SUCCEEDED, State.FAILED}),
+    State.ACCEPTED: frozenset({State.CALLED_BACK, State.SUCCEEDED, State.FAILED}),
+    State.CALLED_BACK: frozenset({State.SUCCEEDED, State.FAILED}),
 }
 
 
@@ -83,6 +89,16 @@ class Intent:
     supersedes: str | None = None
 
 
+_NAMES = tuple(field.name for field in attrs.fields(Intent))
+_values = attrgetter(*_NAMES)
+
+
+def _changed(row: Intent, changes: Mapping[str, object]) -> Intent:
+    """What `attrs.evolve` does, in half its time: each submission pays for it."""
+    values: dict[str, Any] = dict(zip(_NAMES, _values(row), strict=True))
+    return Intent(**{**values, **changes})
+
+
 def moved(row: Intent, to: State | None, task_id: str | None, now: float, *, taken: bool) -> Intent:
     """The row after an attempted move; the same one if that is not allowed or changes nothing.
 
@@ -102,7 +118,7 @@ def moved(row: Intent, to: State | None, task_id: str | None, now: float, *, tak
         changes["other_task_ids"] = (*row.other_task_ids, task_id)
     if taken and not row.taken and row.state in BOUGHT:
         changes["taken"] = True
-    return attrs.evolve(row, **changes) if changes else row  # type: ignore[arg-type]  # named above
+    return _changed(row, changes) if changes else row
 
 
 class Journal(Protocol):
@@ -161,8 +177,14 @@ class Journal(Protocol):
         """
         ...
 
-    async def rows(self, scope: str, *states: State) -> list[Intent]:
-        """The rows of a scope in these states, or in any, oldest first."""
+    async def rows(
+        self, scope: str, *states: State, task_ids: Collection[str] | None = None
+    ) -> list[Intent]:
+        """The rows of a scope in these states, or in any, oldest first.
+
+        With ``task_ids`` only those that answer for one of these tasks, which costs no more than
+        there are such rows and tasks; then in any order.
+        """
         ...
 
     def changes(self) -> AsyncGenerator[None, None]:

@@ -40,6 +40,7 @@ _SEALED = "sealed:"
 
 _OVER = (State.REFUSED, State.SUPERSEDED, State.DISMISSED)
 _PRUNED_AT_ONCE = 500
+_TASKS_AT_ONCE = 500  # in one statement; SQLite's own limit was 999 once
 
 
 class Row(NamedTuple):
@@ -139,6 +140,18 @@ class Rows:
         are_open = " AND over_at IS NULL" * (not set(states) - {State.SENDING, State.UNKNOWN})
         condition = f"state IN ({marks}) AND scope = ? AND NOT pruned{are_open}"
         return self.all(condition, *states, scope)
+
+    def of_tasks(
+        self, scope: str, states: tuple[State, ...], task_ids: tuple[str, ...]
+    ) -> list[Intent]:
+        """The rows of a scope, in these states or in any, that answer for one of these tasks."""
+        found: list[Intent] = []
+        of_states = f" AND state IN ({', '.join('?' * len(states))})" * bool(states)
+        for begin in range(0, len(task_ids), _TASKS_AT_ONCE):
+            some = task_ids[begin : begin + _TASKS_AT_ONCE]
+            condition = f"task_id IN ({', '.join('?' * len(some))}) AND scope = ?{of_states}"
+            found += self.all(condition, *some, scope, *states)
+        return found
 
     def is_abandoned(self, row: Row) -> bool:
         """Whether a dead owner is SENDING it still."""
@@ -241,7 +254,8 @@ class Rows:
                 )
         self._owners.sweep()
         return self.all(
-            "state IN (?, ?, ?) AND scope = ? AND owner = ? AND NOT taken AND over_at IS NULL",
+            f"state IN ({', '.join('?' * len(BOUGHT))}) AND scope = ? AND owner = ? "
+            "AND NOT taken AND over_at IS NULL",
             *sorted(BOUGHT),
             scope,
             mine,

@@ -11,7 +11,7 @@ from ..errors import JournalError
 from . import BOUGHT, Intent, State, moved
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Collection
 
 # So many finished and taken intents without a key are remembered, for late callbacks.
 REMEMBERED = 10_000
@@ -101,13 +101,16 @@ class MemoryJournal:
             await self.advance(row.intent_id, State.UNKNOWN)
         return [row for row in await self.rows(scope, *BOUGHT) if not row.taken]
 
-    async def rows(self, scope: str, *states: State) -> list[Intent]:
+    async def rows(
+        self, scope: str, *states: State, task_ids: Collection[str] | None = None
+    ) -> list[Intent]:
         """See `Journal.rows`."""
-        return [
-            row
-            for row in self._rows.values()
-            if row.scope == scope and (not states or row.state in states)
-        ]
+        rows = self._rows.values() if task_ids is None else self._of_tasks(task_ids)
+        return [row for row in rows if row.scope == scope and (not states or row.state in states)]
+
+    def _of_tasks(self, task_ids: Collection[str]) -> list[Intent]:
+        names = (self._tasks.get(task_id) for task_id in task_ids)
+        return [self._rows[name] for name in names if name is not None]
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """See `Journal.changes`."""
@@ -147,9 +150,10 @@ class MemoryJournal:
         self._rows[row.intent_id] = row
         if row.state is not State.SENDING:
             self._senders.pop(row.intent_id, None)
-        for task_id in (row.task_id, *row.other_task_ids):
-            if task_id is not None:
-                self._tasks[task_id] = row.intent_id
+        if row.task_id is not None:
+            self._tasks[row.task_id] = row.intent_id
+        for task_id in row.other_task_ids:
+            self._tasks[task_id] = row.intent_id
         if row.key is None and self._is_over(row):
             self._finished.append(row.intent_id)
             if len(self._finished) > REMEMBERED:

@@ -18,7 +18,10 @@ from ._rows import Rows, Sender
 from ._store import KEPT, Job, JournalReport, Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Collection
+
+    from ..config import RateLimit
+    from ._slots import SlotFile
 
 T = TypeVar("T")
 
@@ -117,9 +120,16 @@ class SQLiteJournal:
                 self._senders.pop(intent_id, None)
         return rows
 
-    async def rows(self, scope: str, *states: State) -> list[Intent]:
+    async def rows(
+        self, scope: str, *states: State, task_ids: Collection[str] | None = None
+    ) -> list[Intent]:
         """See `Journal.rows`."""
-        return await self._in_states(scope, states)
+        if task_ids is None:
+            return await self._in_states(scope, states)
+        wanted = tuple(task_ids)
+        return await self._opened().read(
+            lambda store: store.read(lambda rows: rows.of_tasks(scope, states, wanted))
+        )
 
     async def _in_states(self, scope: str | None, states: tuple[State, ...]) -> list[Intent]:
         def look(store: Store) -> list[Intent]:
@@ -151,6 +161,19 @@ class SQLiteJournal:
             self._forgotten.detach()
         if writer is not None and writer.is_ours:
             await writer.aclose()
+
+    # ─── beside the protocol ─────────────────────────────────────────────────────────────────────
+
+    def slots(self, name: str, limit: RateLimit | None) -> SlotFile:
+        """Where the slots of an account are kept, for all processes that use this folder.
+
+        Args:
+            name: of the account and its limit; it must tell nothing of the API key.
+            limit: submissions in a window of loop seconds; None for no limit of ours.
+        """
+        from ._slots import SlotFile
+
+        return SlotFile(self._path, name, limit)
 
     # ─── for the command line ────────────────────────────────────────────────────────────────────
 

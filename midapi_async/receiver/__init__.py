@@ -21,13 +21,22 @@ from ..errors import InvalidRequestError, JournalError, ProtocolError, ReceiverE
 from .signature import SIGNATURE_HEADER, is_signed
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from .._protocol import Callback
     from ..journal import Intent
+    from .asgi import ASGIApplication
     from .server import CallbackServer
 
 _log = logging.getLogger("midapi_async")
 
 LARGEST_BODY = 64 * 1024
+
+# What to do about a callback with so a signature, where a webhook key is set.
+_ADVICE = {
+    "no": "webhook_key is set here; is the key set at MidAPI too?",
+    "a wrong": "was the key changed at MidAPI? Give webhook_key the old and the new one meanwhile",
+}
 
 # A body, or what reads it when it is wanted; that may raise `BodyTooLarge`.
 Body = bytes | Callable[[], Awaitable[bytes]]
@@ -58,7 +67,8 @@ class CallbackReceiver:
             ``public_url/TOKEN``; what a proxy puts before the last segment is ignored. None with a
             port on loopback, for the sandbox.
         host: where the server listens.
-        port: on which port; 0 picks one; None starts no server: feed `handle` yourself.
+        port: on which port; 0 picks one; None starts no server: mount `aiohttp_app` or `asgi` in
+            your own web application, or feed `handle` yourself.
         webhook_key: the key that signs callbacks, as set at MidAPI, or several while one replaces
             another; None leaves signatures unchecked.
 
@@ -83,7 +93,7 @@ class CallbackReceiver:
         self._port = port
         self._inboxes: list[Inbox] = []
         self._server: CallbackServer | None = None
-        self._warned_of_no_signature = False
+        self._told_of_signatures: set[str] = set()
 
     def __repr__(self) -> str:
         place = self._public_url or f"port {self._port}"
@@ -93,7 +103,8 @@ class CallbackReceiver:
     def from_env(cls) -> CallbackReceiver | None:
         """A receiver as MIDAPI_PUBLIC_URL, MIDAPI_CALLBACK_PORT and MIDAPI_WEBHOOK_KEY say.
 
-        The key may stand in a file that MIDAPI_WEBHOOK_KEY_FILE names. Without a URL: None.
+        The key may stand in a file that MIDAPI_WEBHOOK_KEY_FILE names; several, while one replaces
+        another, stand one on a line. Without a URL: None.
 
         Raises:
             InvalidRequestError: naming what is wrong.
@@ -108,7 +119,8 @@ class CallbackReceiver:
             problems["port"] = f"MIDAPI_CALLBACK_PORT must be a port number, is {port!r}"
         if problems:
             raise InvalidRequestError(problems)
-        return cls(public_url, port=int(port) if port else None, webhook_key=key or None)
+        keys = key.splitlines() or None
+        return cls(public_url, port=int(port) if port else None, webhook_key=keys)
 
     @property
     def is_local(self) -> bool:
@@ -178,6 +190,28 @@ class CallbackReceiver:
             return 401
         return await self._hand_out(token_hash(token), inbox, row, callback)
 
+    def aiohttp_app(self) -> web.Application:
+        """An aiohttp application: ``app.add_subapp("/hooks/midapi/", receiver.aiohttp_app())``.
+
+        It bounds a body (64 KiB, 4 s) and asks for none before it knows the token. What the socket
+        is owed is the business of your own server: deadlines for headers and idle connections, a
+        cap on connections, and an access log without these paths, which are secrets.
+        """
+        from .aiohttp_app import aiohttp_application
+
+        return aiohttp_application(self.handle)
+
+    def asgi(self) -> ASGIApplication:
+        """An ASGI application: ``app.mount("/hooks/midapi", receiver.asgi())``.
+
+        FastAPI and Starlette mount it so, Litestar with ``asgi(path, is_mount=True)``; before
+        Django put a function that chooses by ``scope["path"]``. Any prefix will do, also none. It
+        bounds a body and leaves the rest to your server as `aiohttp_app` does.
+        """
+        from .asgi import asgi_application
+
+        return asgi_application(self.handle)
+
     async def _hand_out(self, token: str, first: Inbox, row: Intent, callback: Callback) -> int:
         """Every client that shares the intent takes the callback; the first one's answer counts."""
         status = await first.take(row, callback)
@@ -203,12 +237,10 @@ class CallbackReceiver:
     def _is_signed(self, headers: Mapping[str, Sequence[str]], task_id: str) -> bool:
         if not self._keys or is_signed(self._keys, headers, task_id):
             return True
-        if SIGNATURE_HEADER not in headers and not self._warned_of_no_signature:
-            self._warned_of_no_signature = True
-            _log.warning(
-                "a callback came without a signature though webhook_key is set: is the key set at "
-                "MidAPI too?"
-            )
+        what = "a wrong" if SIGNATURE_HEADER in headers else "no"
+        if what not in self._told_of_signatures:
+            self._told_of_signatures.add(what)
+            _log.warning("a callback came with %s signature: %s", what, _ADVICE[what])
         return False
 
     async def attach(self, inbox: Inbox) -> None:
@@ -272,8 +304,8 @@ def _webhook_keys(given: object, problems: dict[str, str]) -> tuple[bytes, ...]:
     if given is None:
         return ()
     keys = given if isinstance(given, list | tuple) else (given,)
-    if not keys or not all(isinstance(key, str) and key for key in keys):
-        problems["webhook_key"] = "must be a non-empty str, or several"
+    if not keys or not all(isinstance(key, str) and key and key.isprintable() for key in keys):
+        problems["webhook_key"] = "must be a non-empty str without line breaks, or several"
         return ()
     return tuple(key.encode() for key in keys)
 

@@ -1,7 +1,9 @@
-"""What a client does with a callback: bind it to its intent, then hint.
+"""What a client does with a callback: bind it to its intent, hint, and write down that it came.
 
 The order of trust: a token names an intent and nothing else; which task answers for the intent is
 believed of MidAPI's answer to the POST, else of record-info; a callback alone is never believed.
+Where other processes share the journal, that it came is in there before it is answered: so whoever
+waits in another one hears of it, and whoever waits after a restart looks at once.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from .. import _protocol
 from .._owned import OwnedTasks
 from .._token import token_hash
 from ..errors import JournalError, MidAPIError
+from ..journal import TOLD, State
+from .relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .._api import Found
+    from .._codec import Found
     from .._protocol import Callback
     from .._submit import Submitter
     from .._tracker import Tracker
@@ -36,6 +40,7 @@ class ClientInbox:
         submitter: gets task ids that only a callback told.
         tracker: gets the hints.
         look: one GET of a task's record.
+        is_shared: whether other processes may use the journal.
     """
 
     def __init__(
@@ -46,16 +51,24 @@ class ClientInbox:
         submitter: Submitter,
         tracker: Tracker,
         look: Callable[[str], Awaitable[Found | None]],
+        is_shared: bool,
     ) -> None:
         self._journal = journal
         self._scope = scope
         self._submitter = submitter
         self._tracker = tracker
         self._look = look
+        self._is_shared = is_shared
+        self._relay = Relay(journal=journal, scope=scope, tracker=tracker)
         self._binding: dict[tuple[str, str], asyncio.Task[int]] = {}
         self._tasks = OwnedTasks()
         self.taken = 0
         self.ignored = 0
+
+    def open(self) -> None:
+        """Hear of the callbacks that other processes take."""
+        if self._is_shared:
+            self._relay.open()
 
     async def find(self, token_hash: str) -> Intent | None:
         """The intent that a token names, if it is one of this client's."""
@@ -73,8 +86,20 @@ class ClientInbox:
             _log.warning("a callback for task %s names another task; ignored", row.task_id)
             return 200
         self.taken += 1
-        if not callback.is_acknowledgement:
-            self._tracker.hint(callback.task_id)
+        if callback.is_acknowledgement:
+            return 200
+        self._tracker.hint(callback.task_id)
+        if not self._is_shared or row.state in TOLD:
+            return 200
+        self._relay.knows(callback.task_id)
+        return await self._write_down(row)
+
+    async def _write_down(self, row: Intent) -> int:
+        try:
+            await self._journal.advance(row.intent_id, State.CALLED_BACK)
+        except JournalError:
+            _log.exception("a callback cannot be written down; MidAPI will send it again")
+            return 503
         return 200
 
     async def _bind_once(self, row: Intent, task_id: str) -> int:
@@ -108,11 +133,12 @@ class ClientInbox:
 
     async def aclose(self) -> None:
         """Stop what is still being checked."""
+        await self._relay.aclose()
         await self._tasks.finish()
 
 
 def _fits(found: Found, row: Intent) -> bool:
-    record, _ = found
+    record = found.record
     url = record.params.get("callBackUrl")
     ours = None
     if isinstance(url, str):

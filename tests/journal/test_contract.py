@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from midapi_async.errors import JournalError
-from midapi_async.journal import BOUGHT, Intent, Journal, State
+from midapi_async.journal import BOUGHT, TOLD, Intent, Journal, State
 from midapi_async.journal.memory import MemoryJournal
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
@@ -18,6 +18,7 @@ _WAYS: dict[State, tuple[State, ...]] = {
     State.SENDING: (),
     State.REFUSED: (State.REFUSED,),
     State.ACCEPTED: (State.ACCEPTED,),
+    State.CALLED_BACK: (State.ACCEPTED, State.CALLED_BACK),
     State.UNKNOWN: (State.UNKNOWN,),
     State.DISMISSED: (State.UNKNOWN, State.DISMISSED),
     State.SUCCEEDED: (State.ACCEPTED, State.SUCCEEDED),
@@ -182,7 +183,8 @@ async def test_l14_what_is_not_taken_comes_again(any_journal: Journal) -> None:
     names = [row.intent_id for row in bought]
     assert names == [row.intent_id for row in await any_journal.take_over(SCOPE)]
     assert (await any_journal.advance(names[1], taken=True)).taken
-    assert [names[0], names[2]] == [row.intent_id for row in await any_journal.take_over(SCOPE)]
+    left = [row.intent_id for row in await any_journal.take_over(SCOPE)]
+    assert [names[0], *names[2:]] == left
     assert [] == await any_journal.take_over("another scope")
 
 
@@ -201,6 +203,33 @@ async def test_rows(any_journal: Journal) -> None:
         assert [name] == [row.intent_id for row in await any_journal.rows(SCOPE, state)]
     some = await any_journal.rows(SCOPE, State.FAILED, State.SENDING, State.REFUSED)
     assert [State.SENDING, State.REFUSED, State.FAILED] == [row.state for row in some]
+
+
+async def test_rows_of_some_tasks(any_journal: Journal) -> None:
+    """A thousand tasks at once; only those of the scope, in the states that are asked for."""
+    rows = [await in_state(any_journal, state) for state in _WAYS for _ in range(2)]
+    asked = {f"task-of-{row.intent_id}" for row in rows[::2]} | {f"no-{n}" for n in range(1000)}
+    asked.add("")
+    told = await any_journal.rows(SCOPE, *TOLD, task_ids=asked)
+    assert TOLD == {row.state for row in told}
+    assert len(TOLD) == len(told)
+    assert BOUGHT == {row.state for row in await any_journal.rows(SCOPE, task_ids=asked)}
+    assert [] == await any_journal.rows("another scope", task_ids=asked)
+    assert [] == await any_journal.rows(SCOPE, task_ids=())
+
+
+async def test_called_back(any_journal: Journal) -> None:
+    """Only what was accepted is called back; only the record makes it final."""
+    row = await in_state(any_journal, State.UNKNOWN)
+    assert State.UNKNOWN is (await any_journal.advance(row.intent_id, State.CALLED_BACK)).state
+    await any_journal.advance(row.intent_id, State.ACCEPTED, task_id="t")
+    for to, expected in (
+        (State.CALLED_BACK, State.CALLED_BACK),
+        (State.ACCEPTED, State.CALLED_BACK),
+        (State.FAILED, State.FAILED),
+        (State.CALLED_BACK, State.FAILED),
+    ):
+        assert expected is (await any_journal.advance(row.intent_id, to)).state
 
 
 async def test_changes_of_ones_own(any_journal: Journal) -> None:

@@ -23,7 +23,7 @@ from midapi_async import (
 from midapi_async._codec import fingerprint
 from midapi_async._token import new_token, token_hash
 from midapi_async.errors import JournalError
-from midapi_async.journal import State, _forks, _locks, _rows, _store
+from midapi_async.journal import BOUGHT, State, _forks, _locks, _rows, _store
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.requests import Request
 from midapi_async.testing import VirtualLoop
@@ -423,7 +423,7 @@ async def test_pruning(sqlite: SQLiteJournal) -> None:
             if state is State.SENDING:
                 continue
             first = State.REFUSED if state is State.REFUSED else State.UNKNOWN
-            bought = state in (State.ACCEPTED, State.SUCCEEDED, State.FAILED, "untaken")
+            bought = state in {*BOUGHT, "untaken"}
             await sqlite.advance(
                 row.intent_id,
                 State.ACCEPTED if bought else first,
@@ -433,7 +433,7 @@ async def test_pruning(sqlite: SQLiteJournal) -> None:
                 row.intent_id, State(state) if state != "untaken" else State.SUCCEEDED
             )
             await sqlite.advance(row.intent_id, taken=state in (State.SUCCEEDED, State.FAILED))
-    kept = {"sending", "accepted", "unknown", "untaken"}
+    kept = {"sending", "accepted", "called_back", "unknown", "untaken"}
     assert 0 == await sqlite.prune()
     await age(sqlite, 17 * DAY)
     assert 10 == await sqlite.prune()
@@ -443,9 +443,8 @@ async def test_pruning(sqlite: SQLiteJournal) -> None:
     report = await sqlite.check()
     assert () == report.problems
     assert 4 == report.spent_keys
-    assert {State.SENDING: 2, State.ACCEPTED: 2, State.UNKNOWN: 2, State.SUCCEEDED: 2} == (
-        report.counts
-    )
+    states = ("SENDING", "ACCEPTED", "CALLED_BACK", "UNKNOWN", "SUCCEEDED")
+    assert {State[name]: 2 for name in states} == report.counts
 
 
 async def test_a_key_stays_spent(sqlite: SQLiteJournal) -> None:

@@ -608,8 +608,8 @@ async def test_the_server_listens_on_loopback_by_default() -> None:
     async with a_scene() as scene:
         server = scene.receiver._server
         assert server is not None
-        assert server._runner is not None
-        assert {"127.0.0.1"} == {address[0] for address in server._runner.addresses}
+        assert server._listener is not None
+        assert {"127.0.0.1"} == {each.getsockname()[0] for each in server._listener.sockets}
 
 
 async def test_an_ipv6_receiver() -> None:

@@ -3,14 +3,21 @@
 import base64
 import hashlib
 import hmac
+import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from midapi_async import CallbackReceiver, Intent, InvalidRequestError, sign_callback
+from midapi_async._protocol import Callback
+from midapi_async.receiver import Headers
 from midapi_async.receiver.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, is_signed, signature
-from tests.support.secrets import WEBHOOK_KEY
+from midapi_async.testing import VirtualLoop
+from tests.support.secrets import WEBHOOK_KEY, assert_none_in, found_in, known
 
 # The vector of the wire document's section 5.
 KEY = WEBHOOK_KEY.encode()
@@ -144,3 +151,164 @@ def test_there_is_one_outcome_whatever_the_headers_hold(
     """True for the one right pair, False for all else; never an error."""
     expected = times == [TIME] and signatures == [GOOD] and task == TASK
     assert expected is is_signed([KEY], headers(times, signatures), task)
+
+
+# ─── sign_callback ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_sign_callback_makes_the_documented_headers() -> None:
+    """The published vector, under the names that MidAPI sends."""
+    signed_headers = {"X-Webhook-Timestamp": TIME, "X-Webhook-Signature": GOOD}
+    assert signed_headers == sign_callback(WEBHOOK_KEY, TASK, int(TIME))
+
+
+def test_without_a_timestamp_it_signs_now() -> None:
+    """In whole seconds of the wall clock."""
+    before = int(time.time())
+    moment = sign_callback(WEBHOOK_KEY, TASK)["X-Webhook-Timestamp"]
+    assert before <= int(moment) <= time.time()
+    assert signed(moment) == sign_callback(WEBHOOK_KEY, TASK)["X-Webhook-Signature"] or (
+        int(time.time()) > int(moment)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("", TASK), "webhook_key"),
+        ((WEBHOOK_KEY.encode(), TASK), "webhook_key"),
+        ((WEBHOOK_KEY, ""), "task_id"),
+        ((WEBHOOK_KEY, None), "task_id"),
+        ((WEBHOOK_KEY, TASK, -1), "timestamp"),
+        ((WEBHOOK_KEY, TASK, 10**12), "timestamp"),
+        ((WEBHOOK_KEY, TASK, 1.5), "timestamp"),
+        ((WEBHOOK_KEY, TASK, TIME), "timestamp"),
+        ((WEBHOOK_KEY, TASK, True), "timestamp"),
+        (("key\ud800", TASK), "webhook_key"),
+    ],
+)
+def test_what_cannot_be_signed_is_an_error_that_names_it(
+    arguments: tuple[str, str, int], named: str
+) -> None:
+    """And does not show the key."""
+    with pytest.raises(InvalidRequestError) as caught:
+        sign_callback(*arguments)
+    assert [named] == list(caught.value.problems)
+    assert_none_in(caught.value)
+
+
+# ─── in a receiver ───────────────────────────────────────────────────────────────────────────────
+
+
+class OneIntent:
+    """An inbox that knows every token, and counts."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def find(self, token_hash: str) -> Intent | None:
+        return Intent(
+            intent_id="",
+            scope="",
+            request=None,
+            fingerprint="",
+            token_hash=token_hash,
+            created_at=0,
+        )
+
+    async def take(self, row: Intent, callback: Callback) -> int:
+        self.taken += 1
+        return 200
+
+
+def handled(*all_headers: Headers, keys: Sequence[str] = (WEBHOOK_KEY,)) -> list[int]:
+    """What a receiver answers to callbacks with such headers."""
+
+    async def handle() -> list[int]:
+        inbox = OneIntent()
+        receiver = CallbackReceiver("https://me.example", webhook_key=keys)
+        await receiver.attach(inbox)
+        body = json.dumps({"code": 200, "data": {"taskId": TASK, "resultUrls": []}}).encode()
+        statuses = [await receiver.handle("token", each, body) for each in all_headers]
+        assert statuses.count(200) == inbox.taken
+        await receiver.detach(inbox)
+        return statuses
+
+    return VirtualLoop.run(handle())
+
+
+NAMES = st.sampled_from(["X-Webhook-Timestamp", "X-Webhook-Signature"]).flatmap(
+    lambda name: st.sampled_from([name, name.lower(), name.upper(), f" {name}", name[:-1]])
+)
+VALUES = st.sampled_from([TIME, GOOD, "0", f"{TIME} ", GOOD[:-1], signed("0"), GOOD * 2000])
+GOOD_PAIRS = [("x-webhook-TIMESTAMP", TIME), ("X-WEBHOOK-signature", GOOD)]
+
+
+@given(st.lists(st.tuples(NAMES | ANY_TEXT, VALUES | ANY_TEXT), max_size=5), st.booleans())
+@example(GOOD_PAIRS, False)
+@example([*GOOD_PAIRS, GOOD_PAIRS[0]], False)
+@example([("X-Webhook-Timestamp", "\ud800"), ("X-Webhook-Signature", "\udcff")], True)
+@example([("\ud800", "\ud800"), ("X-Webhook-Signature", "=" * 1_000_000)], True)
+def test_c04_c05_one_outcome_whatever_list_of_headers_comes(
+    pairs: list[tuple[str, str]], complete: bool
+) -> None:
+    """200 for exactly one good timestamp with its one signature, else 401; never an error."""
+    pairs = [*pairs, *GOOD_PAIRS] if complete else pairs
+    pairs = [(name, value) for name, value in pairs if name.lower() != "content-encoding"]
+    named = {
+        wanted: [value for name, value in pairs if name.lower() == wanted]
+        for wanted in (TIMESTAMP_HEADER, SIGNATURE_HEADER)
+    }
+    is_good = named in (headers([TIME], [GOOD]), headers(["0"], [signed("0")]))
+    assert [200 if is_good else 401] == handled(pairs)
+
+
+def test_c04_a_missing_and_a_wrong_signature_are_each_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Is the key set at MidAPI? Was it changed? One line each, and never what was sent."""
+    wrong = sign_callback(known("another-key-of-webhooks"), TASK)
+    assert [401] * 6 == handled({}, wrong, {}, wrong, GOOD_PAIRS[:1], GOOD_PAIRS[1:])
+    told = [record.getMessage() for record in caplog.records]
+    assert 2 == len(told), told
+    assert "with no signature: webhook_key is set here; is the key set at MidAPI too?" in told[0]
+    assert "with a wrong signature: was the key changed at MidAPI?" in told[1]
+    assert wrong["X-Webhook-Signature"] not in caplog.text
+    assert not found_in(caplog.text)
+
+
+def test_rotation_in_a_receiver() -> None:
+    """The old and the new key are taken while one replaces the other; a third is not."""
+    new = known("the-new-key-of-webhooks")
+    given_headers = [sign_callback(key, TASK) for key in (WEBHOOK_KEY, new, "a-third")]
+    assert [200, 200, 401] == handled(*given_headers, keys=(WEBHOOK_KEY, new))
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("is_file", [True, False])
+def test_several_keys_stand_one_on_a_line_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str, is_file: bool
+) -> None:
+    """`CallbackReceiver.from_env`: in the variable, or in the file that the other one names."""
+    new = known("the-new-key-of-webhooks")
+    text = f"{WEBHOOK_KEY}{ending}{new}{ending}"
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example")
+    if is_file:
+        (tmp_path / "keys").write_bytes(text.encode())
+        monkeypatch.setenv("MIDAPI_WEBHOOK_KEY_FILE", str(tmp_path / "keys"))
+    else:
+        monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", text)
+    receiver = CallbackReceiver.from_env()
+    assert receiver is not None
+    assert (WEBHOOK_KEY.encode(), new.encode()) == receiver._keys
+
+
+@pytest.mark.parametrize("text", [f"{WEBHOOK_KEY}\n\nnew", "a\x01b", "a\udcff"])
+def test_keys_that_cannot_be_meant_are_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """At the start, and not as 401 to each callback."""
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example")
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", text)
+    with pytest.raises(InvalidRequestError) as caught:
+        CallbackReceiver.from_env()
+    assert ["webhook_key"] == list(caught.value.problems)
+    assert_none_in(caught.value)

@@ -1,0 +1,117 @@
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from midapi_async import (
+    CallbackReceiver,
+    ClientClosed,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    JournalError,
+    KeyConflict,
+    MaintenanceError,
+    MidAPIClient,
+    MidAPIError,
+    PromptRejected,
+    RateLimitError,
+    SubmissionUnknown,
+    TaskDetails,
+    TaskNotFound,
+    WaitTimeout,
+)
+
+STATUS: dict[type[MidAPIError], int] = {  # the first that fits
+    KeyConflict: 409,
+    InvalidRequestError: 422,
+    PromptRejected: 422,
+    TaskNotFound: 404,
+    SubmissionUnknown: 503,  # perhaps it was bought: the same key again tells, and buys nothing
+    ClientClosed: 503,
+    JournalError: 503,
+    RateLimitError: 503,
+    MaintenanceError: 503,
+    InsufficientCreditsError: 503,
+    MidAPIError: 502,
+}
+receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL: then it only looks
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with MidAPIClient(receiver=receiver) as client:  # its journal: the folder MIDAPI_JOURNAL
+        stop_waiting_when_told_to_stop(client)
+        app.state.client = client
+        yield
+
+
+def stop_waiting_when_told_to_stop(client: MidAPIClient) -> None:
+    """Before it ends the lifespan, uvicorn lets open requests end: let them not wait so long."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # in a test client, which sends no signals
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        uvicorns = signal.getsignal(each)
+
+        def stop(number: int, frame: FrameType | None, then: object = uvicorns) -> None:
+            loop.call_soon_threadsafe(client.stop_waiting)
+            if callable(then):
+                then(number, frame)
+
+        signal.signal(each, stop)
+
+
+app = FastAPI(lifespan=lifespan)
+if receiver is not None:
+    app.mount("/hooks/midapi", receiver.asgi())
+
+
+def client_of(request: Request) -> MidAPIClient:
+    client: MidAPIClient = request.app.state.client
+    return client
+
+
+Client = Annotated[MidAPIClient, Depends(client_of)]
+
+
+class Order(BaseModel):
+    prompt: str
+
+
+@app.post("/pictures")
+async def order(
+    order: Order, idempotency_key: Annotated[str, Header()], client: Client
+) -> Response:
+    # Where there are users, put theirs before it: what has one key is one picture, for everybody.
+    try:
+        details = await client.generate_and_wait(order.prompt, key=idempotency_key, wait_timeout=25)
+    except (WaitTimeout, ClientClosed) as error:  # with a task id it was bought, and goes on
+        if error.task_id is None:
+            raise
+        place = {"Location": f"/pictures/{error.task_id}"}
+        return JSONResponse({"task_id": error.task_id}, 202, headers=place)
+    return JSONResponse(shown(details))
+
+
+@app.get("/pictures/{task_id}")
+async def status(task_id: str, client: Client) -> Response:
+    # Whoever knows a task id may see it here; whose task it is, is for you to remember and check.
+    return JSONResponse(shown(await client.details(task_id)))
+
+
+def shown(details: TaskDetails) -> dict[str, object]:
+    return {"task_id": details.task_id, "status": details.status, "urls": details.urls}
+
+
+@app.exception_handler(MidAPIError)
+async def failed(_: Request, error: MidAPIError) -> Response:
+    code = next(code for kind, code in STATUS.items() if isinstance(error, kind))
+    again = {"Retry-After": "30"} if code == 503 else None
+    return JSONResponse({"error": str(error)}, code, headers=again)

@@ -1,0 +1,236 @@
+"""The README's web applications as processes of their own, against the sandbox."""
+
+import runpy
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from midapi_async._token import token_hash
+from midapi_async.sandbox import Faults, SandboxThread, lose_answer, no_credits_as_500
+from tests.receiver.serving import (
+    APPS,
+    Answer,
+    ask,
+    free_port,
+    process,
+    uvicorn_serving,
+    wait_until,
+)
+from tests.support.secrets import found_in
+
+# slow: each starts interpreters that import a web framework.
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+
+FOX = "a red fox in the snow"
+# A worker that the supervisor has told to stop ends as it would have by the signal alone.
+ENDED = (0, -signal.SIGTERM)
+
+
+def uvicorn_of(app: str, port: int, *options: str) -> list[str]:
+    """The command line that the README shows."""
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    return ["-m", "uvicorn", app, *place, "--no-access-log", *options]
+
+
+def commands(port: int) -> dict[str, list[str]]:
+    """How each program is started."""
+    run = f"import readme_aiohttp as p; p.web.run_app(p.app, host='127.0.0.1', port={port})"
+    return {
+        "fastapi": uvicorn_of("readme_fastapi:app", port, "--timeout-graceful-shutdown", "20"),
+        "aiohttp": ["-c", run],
+    }
+
+
+def environment(sandbox: SandboxThread, port: int, folder: Path, scale: float) -> dict[str, str]:
+    """What the programs read."""
+    return {
+        "MIDAPI_BASE_URL": sandbox.url,
+        "MIDAPI_API_KEY": "any-key",
+        "MIDAPI_PUBLIC_URL": f"http://127.0.0.1:{port}/hooks/midapi",
+        "MIDAPI_JOURNAL": str(folder / "journal"),
+        "MIDAPI_TIME_SCALE": str(scale),
+    }
+
+
+@contextmanager
+def running(
+    name: str, sandbox: SandboxThread, folder: Path, *, scale: float = 1.0, port: int = 0
+) -> Iterator[tuple[int, "Popen[str]"]]:
+    """A program that serves; gives its port, and its process."""
+    port = port or free_port()
+    with process(
+        port, *commands(port)[name], **environment(sandbox, port, folder, scale)
+    ) as program:
+        yield port, program
+
+
+def order(port: int, prompt: str, key: str | None) -> Answer:
+    """Order a picture."""
+    headers = {"Idempotency-Key": key} if key is not None else {}
+    return ask(port, "POST", "/pictures", {"prompt": prompt}, headers)
+
+
+def field(answer: Answer, name: str) -> object:
+    """One field of a JSON answer."""
+    assert isinstance(answer.json, dict)
+    return answer.json[name]
+
+
+PROGRAMS = ("fastapi", "aiohttp")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
+    """200 in time; 202 and a place to ask at; the same key once; each error its own status."""
+    plan = Faults().on("submit", when=lambda call: "poor" in str(call.body), do=no_credits_as_500())
+    plan.on("submit", when=lambda call: "lost" in str(call.body), do=lose_answer(), nth=1)
+    with (
+        SandboxThread(time_scale=60, faults=plan) as sandbox,
+        running(name, sandbox, tmp_path, scale=60) as (port, _),
+    ):
+        quick = order(port, f"{FOX} [[sandbox: seconds=10]]", "1")
+        assert 200 == quick.status
+        assert 4 == len(field(quick, "urls"))  # type: ignore[arg-type]  # a list, if this passes
+        assert quick.json == order(port, f"{FOX} [[sandbox: seconds=10]]", "1").json
+
+        slow = order(port, f"{FOX} [[sandbox: seconds=60]]", "2")
+        assert 202 == slow.status
+        place = slow.headers["location"]
+        assert place.endswith(str(field(slow, "task_id")))
+        wait_until(lambda: field(ask(port, "GET", place), "status") == "succeeded")
+        assert 200 == order(port, f"{FOX} [[sandbox: seconds=60]]", "2").status
+
+        # Its answer was lost; its callback tells what became of it.
+        assert 200 == order(port, "lost [[sandbox: seconds=10]]", "3").status
+
+        assert 409 == order(port, "a blue whale", "1").status
+        assert 422 == order(port, "", "4").status
+        assert 422 == order(port, f"{FOX} [[sandbox: fail=nsfw; seconds=5]]", "5").status
+        assert 503 == order(port, "poor", "6").status
+        assert 502 == order(port, f"{FOX} [[sandbox: fail=gone; seconds=5]]", "7").status
+        assert order(port, FOX, None).status in {400, 422}
+        assert 404 == ask(port, "GET", f"/pictures/{'0' * 32}").status
+        assert 422 == ask(port, "GET", "/pictures/%20").status
+        assert 5 == len(sandbox.ledger.accepted)
+        assert {200} == {each.status for each in sandbox.ledger.callbacks}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_told_to_stop_while_a_request_waits(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The request is told where to ask, the process ends at once, the next one goes on."""
+    with SandboxThread(auto=False) as sandbox, ThreadPoolExecutor() as threads:
+        with running(name, sandbox, tmp_path) as (port, program):
+            asked = threads.submit(order, port, FOX, "1")
+            wait_until(lambda: sandbox.ledger.accepted)
+            wait_until((tmp_path / "journal").exists)
+            time.sleep(0.5)  # until the answer has reached the client, and it waits
+            assert not asked.done()
+            begun = time.monotonic()
+            program.send_signal(signal.SIGTERM)
+            answer = asked.result(20)
+            code = program.wait(20)
+            took = time.monotonic() - begun
+        assert code in ENDED
+        assert took < 20, "it waited for its patience to end, and not for the signal"
+        [accepted] = sandbox.ledger.accepted
+        expected = (202, f"/pictures/{accepted.task_id}")
+        assert expected == (answer.status, answer.headers["location"])
+        with running(name, sandbox, tmp_path, port=port):
+            again = threads.submit(order, port, FOX, "1")
+            time.sleep(0.5)
+            sandbox.finish(accepted.task_id)
+            assert (200, accepted.task_id) == (again.result(20).status, _task(again))
+        assert 1 == len(sandbox.ledger.accepted)
+    assert not found_in(capfd.readouterr().out)
+
+
+def test_the_fastapi_program_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a test client runs it: nothing of it needs the main thread."""
+    port = free_port()
+    with SandboxThread(time_scale=60) as sandbox:
+        for variable, value in environment(sandbox, port, tmp_path, 60).items():
+            monkeypatch.setenv(variable, value)
+        program = runpy.run_path(str(APPS / "readme_fastapi.py"), run_name="pictures")
+        with uvicorn_serving(program["app"], port):
+            assert 200 == order(port, f"{FOX} [[sandbox: seconds=10]]", "1").status
+            wait_until(lambda: [200] == [each.status for each in sandbox.ledger.callbacks])
+
+
+def _task(answer: "Future[Answer]") -> object:
+    return field(answer.result(), "task_id")
+
+
+@contextmanager
+def four_workers(sandbox: SandboxThread, folder: Path) -> Iterator[tuple[int, "Popen[str]"]]:
+    """The FastAPI program on four workers that share one folder."""
+    port = free_port()
+    command = uvicorn_of("tests.receiver.apps.workers:app", port, "--workers", "4")
+    named = environment(sandbox, port, folder, 1.0)
+    with process(port, *command, TEST_WORKERS_LOG=str(folder / "log"), **named) as supervisor:
+        pids: set[str] = set()
+
+        def all_serve() -> bool:
+            pids.add(ask(port, "GET", "/nothing").headers["x-worker"])
+            return len(pids) == 4
+
+        wait_until(all_serve)
+        yield port, supervisor
+
+
+def test_four_workers_share_keys_and_callbacks(tmp_path: Path) -> None:
+    """A callback may land on any of them: whoever waits looks at once, and nothing is paid twice.
+
+    No look is planned before the requests' patience ends, so each answer with a picture was caused
+    by a callback. Of each two orders with one key, each is answered.
+    """
+    with (
+        SandboxThread(auto=False) as sandbox,
+        four_workers(sandbox, tmp_path) as (port, supervisor),
+        ThreadPoolExecutor(32) as threads,
+    ):
+        asked = [threads.submit(order, port, FOX, f"{n % 12}") for n in range(24)]
+        wait_until(lambda: len(sandbox.ledger.accepted) == 12)
+        time.sleep(1)  # until all have seen whose key it is, and wait
+        for accepted in sandbox.ledger.accepted:
+            sandbox.finish(accepted.task_id)
+        answers = [each.result(30) for each in asked]
+        assert {200} == {answer.status for answer in answers}
+        assert 12 == len(sandbox.ledger.accepted)
+        assert {200} == {each.status for each in sandbox.ledger.callbacks}
+        assert_some_crossed(sandbox, answers, tmp_path / "log")
+        assert all(sandbox.ledger.looks(each.task_id) <= 2 for each in sandbox.ledger.accepted)
+        assert order(port, FOX, "3").json == answers[3].json
+        assert 12 == len(sandbox.ledger.accepted)
+        waiting = [threads.submit(order, port, FOX, f"last {n}") for n in range(4)]
+        wait_until(lambda: len(sandbox.ledger.accepted) == 16)
+        time.sleep(0.5)  # until all have their answer, and wait
+        begun = time.monotonic()
+        supervisor.send_signal(signal.SIGTERM)
+        assert {202} == {each.result(30).status for each in waiting}
+        assert supervisor.wait(30) in ENDED
+        assert time.monotonic() - begun < 20, "they waited for their patience to end"
+    assert 16 == len(sandbox.ledger.accepted)
+
+
+def assert_some_crossed(sandbox: SandboxThread, answers: list[Answer], log: Path) -> None:
+    """Some waited in another worker than the one that took their callback."""
+    took = dict(line.split() for line in log.read_text().splitlines())
+    taker = {
+        each.task_id: took[token_hash(str(each.callback_url).rpartition("/")[2])]
+        for each in sandbox.ledger.accepted
+    }
+    crossed = [
+        answer
+        for answer in answers
+        if answer.headers["x-worker"] != taker[str(field(answer, "task_id"))]
+    ]
+    assert crossed
+    print(len(crossed), "of", len(answers), "waited in another worker")
