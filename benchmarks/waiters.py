@@ -62,7 +62,7 @@ Task = asyncio.Task[object]
 
 
 class Crowd:
-    """Waiters that nobody looks after: tasks that each await a bare future."""
+    """Waiters that nobody looks after: tasks that each know a task's id and await a bare future."""
 
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[object]] = []
@@ -89,7 +89,7 @@ class Crowd:
         """One more."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.futures.append(future)
-        return asyncio.create_task(until(future))
+        return asyncio.create_task(until(future, f"{len(self.futures):032x}"))
 
     async def finish(self) -> None:
         """Wake everybody, a hundred in a pass of the loop."""
@@ -101,8 +101,8 @@ class Crowd:
             await asyncio.sleep(0)
 
 
-async def until(future: asyncio.Future[object]) -> object:
-    """What such a task does."""
+async def until(future: asyncio.Future[object], _task_id: str) -> object:
+    """What such a task does; the id is its own, also where a client waits for it."""
     return await future
 
 

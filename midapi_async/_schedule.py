@@ -9,6 +9,8 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from functools import lru_cache, partial
+from itertools import accumulate
+from operator import add
 from statistics import NormalDist, median, pstdev
 from typing import TYPE_CHECKING
 
@@ -110,20 +112,25 @@ class _Mixture:
             ((share, *assumed), *((left * count, log, width) for count, log, width in kernels))
         )
 
-    def below(self, seconds: float) -> tuple[float, float]:
-        """The probability of a duration below this, and the mean of what is below, times that."""
-        log, mass, moment = math.log(seconds), 0.0, 0.0
+    def below(self, times: Sequence[float]) -> tuple[list[float], list[float]]:
+        """How probable what is below each of these times is, and the mean of that, times it."""
+        logs = [math.log(seconds) for seconds in times]
+        mass, moment = [0.0] * len(logs), [0.0] * len(logs)
+        passed = [0.0] * (len(logs) + 1), [0.0] * (len(logs) + 1)
         for weight, mean, width in self.pieces:
-            deviations = (log - mean) / width
-            if deviations < -6:
-                continue
             whole = weight * math.exp(mean + width * width / 2)
-            if deviations > 6 + width:
-                mass, moment = mass + weight, moment + whole
-            else:
-                mass += weight * _normal(deviations)
-                moment += whole * _normal(deviations - width)
-        return mass, moment
+            first = bisect_left(logs, mean - 6 * width)
+            behind = bisect_left(logs, mean + (6 + width) * width)
+            passed[0][behind] += weight
+            passed[1][behind] += whole
+            for place in range(first, behind):
+                deviations = (logs[place] - mean) / width
+                mass[place] += weight * _normal(deviations)
+                moment[place] += whole * _normal(deviations - width)
+        return (
+            list(map(add, mass, accumulate(passed[0]))),
+            list(map(add, moment, accumulate(passed[1]))),
+        )
 
     @property
     def span(self) -> tuple[float, float]:
@@ -182,8 +189,10 @@ def _share_of_prior(
     total = sum(count for count, _, _ in kernels)
     rivals = []
     for count, log, width in kernels:
-        others = sum(many * _density(log, mean, wide) for many, mean, wide in kernels)
-        others -= count / width
+        others = -count / width
+        for many, mean, wide in kernels:
+            if -6 < (log - mean) / wide < 6:
+                others += many * _density(log, mean, wide)
         rivals.append((count, _density(log, *prior), others / max(total - count, 1e-9)))
     share = PRIOR_WEIGHT / (PRIOR_WEIGHT + total)
     for _ in range(3):
@@ -213,7 +222,7 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
     first, last = believed.span
     ratio = math.pow(last / first, 1 / (GRID - 1))
     times = [0.0, *(first * math.pow(ratio, step) for step in range(GRID))]
-    mass, moment = zip((0.0, 0.0), *map(believed.below, times[1:]), strict=True)
+    mass, moment = ([0.0, *sums] for sums in believed.below(times[1:]))
     # From the last time on looks grow with the elapsed time; what it costs there hardly counts.
     cost = [0.0] * GRID + [(1 - mass[-1]) * (price + (GROWTH - 1) * last)]
     following = [GRID] * (GRID + 1)

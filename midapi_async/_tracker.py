@@ -1,8 +1,9 @@
 """Tracking: one scheduler for all waiters, one look per task however many wait.
 
-A waiter is a plain future in its task's entry; looks and deadlines stand in one heap each. What
-moves a look forward is a hint (a callback); the truth is always record-info. A look that fails is
-not repeated, it is scheduled again, and never ends a wait before its deadline.
+A waiter is a plain future in its task's entry, and a task has one place in one heap: where its next
+look or its first deadline is due. What moves a look forward is a hint (a callback); the truth is
+always record-info. A look that fails is not repeated, it is scheduled again, and never ends a wait
+before its deadline.
 
 With more looks due than `PollPolicy.looks_per_second` allows, hinted tasks are looked at first, in
 the order of their hints, then the others in the order in which they came due. Each task has one
@@ -18,11 +19,11 @@ import logging
 import math
 from collections import OrderedDict, deque
 from contextvars import Context
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from ._clock import BLOCKED_LOOP, Clock
 from ._owned import OwnedTasks
-from ._verdict import Failure, Judge, Tracked
+from ._verdict import Failure, Judge, Tracked, Wait
 from .errors import AuthenticationError, ClientClosed, MidAPIError, RateLimitError, WaitTimeout
 from .tasks import TaskDetails, TaskStatus
 
@@ -43,23 +44,20 @@ REMEMBERED_HINTS = 20_000
 LONGEST_REST = 120.0  # seconds that MidAPI's 429 can stop all looks for
 LATE_LOOK, SAID_AGAIN = 10.0, 3600.0  # seconds that looks may come late before it is said
 SLEEP_CHECK = 10.0  # loop seconds between two looks at whether the machine has slept
-_DEAD_SHARE = 0.5  # of an agenda before it is made anew
+AT_ONCE = 500  # tasks that one turn of the event loop deals with
+_DEAD_SHARE = 0.5  # of the agenda before it is made anew
 
 NEW_KIND: Kind = ("mj_txt2img", "fast")  # of a task that nothing is known about
 
-Waiter = asyncio.Future[TaskDetails]
-DueLook = tuple[float, int, Tracked]
-# The last one: a look that began since then has to end first.
-Deadline = tuple[float, int, Tracked, Waiter, float | None]
-Item = TypeVar("Item", DueLook, Deadline)
 
+class _Agenda:
+    """A heap of tasks by when there is something to do for them, each once.
 
-class _Agenda(Generic[Item]):
-    """A heap of what is due when; what has died in it is thrown out when it is half of all."""
+    What has died in it is thrown out when it is half of all.
+    """
 
-    def __init__(self, is_alive: Callable[[Item], bool]) -> None:
-        self._heap: list[Item] = []
-        self._is_alive: Callable[[Item], bool] = is_alive
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, Tracked]] = []
         self._dead = 0
 
     def __len__(self) -> int:
@@ -67,37 +65,38 @@ class _Agenda(Generic[Item]):
 
     @property
     def next_moment(self) -> float:
-        """When something is due, at the earliest."""
+        """When something is to be done, at the earliest."""
         return self._heap[0][0] if self._heap else math.inf
 
-    def push(self, item: Item) -> bool:
-        """Whether it is the first one now."""
-        heapq.heappush(self._heap, item)
-        return self._heap[0] is item
+    def put(self, task: Tracked) -> bool:
+        """Give a task its place, unless it has an earlier one; whether it is the first one now."""
+        moment = min(task.due if task.due != -math.inf else math.inf, task.deadline)
+        if moment >= task.queued:
+            return False
+        self.drop(task)
+        task.queued = moment
+        heapq.heappush(self._heap, (moment, task))
+        return self._heap[0][1] is task
 
-    def pop(self) -> Item | None:
-        """The first one; None if it has died."""
-        item = heapq.heappop(self._heap)
-        if self._is_alive(item):
-            return item
-        self._dead = max(0, self._dead - 1)
-        return None
-
-    def note_dead(self) -> None:
-        """One more will never come due."""
+    def drop(self, task: Tracked) -> None:
+        """There is nothing to do for a task any more."""
+        if task.queued == math.inf:
+            return
+        task.queued = math.inf
         self._dead += 1
         if self._dead > max(1000, _DEAD_SHARE * len(self._heap)):
-            self._heap = [item for item in self._heap if self._is_alive(item)]
+            self._heap = [item for item in self._heap if item[1].queued == item[0]]
             heapq.heapify(self._heap)
             self._dead = 0
 
-
-def _is_planned(item: DueLook) -> bool:
-    return item[2].due == item[0]
-
-
-def _is_awaited(item: Deadline) -> bool:
-    return not item[3].done()
+    def pop(self) -> Tracked | None:
+        """The first task; None if it has died, or has another place."""
+        moment, task = heapq.heappop(self._heap)
+        if task.queued != moment:
+            self._dead = max(0, self._dead - 1)
+            return None
+        task.queued = math.inf
+        return task
 
 
 class Tracker:
@@ -128,13 +127,11 @@ class Tracker:
         self._judge = Judge(clock)
         self._active: dict[str, Tracked] = {}
         self._idle: OrderedDict[str, Tracked] = OrderedDict()
-        self._due = _Agenda[DueLook](_is_planned)
-        self._deadlines = _Agenda[Deadline](_is_awaited)
-        self._numbers = itertools.count()
+        self._agenda = _Agenda()
         self._early: dict[str, None] = {}  # hints for tasks that nobody ever waited for
         self._uncalled: dict[str, float] = {}  # finished without a callback; until when it is late
         self._urgent: deque[Tracked] = deque()
-        self._ready: deque[DueLook] = deque()
+        self._ready: deque[Tracked] = deque()
         self._looking = 0
         self._next_turn = -math.inf
         self._rests_until = -math.inf
@@ -155,7 +152,7 @@ class Tracker:
     @property
     def waiting(self) -> int:
         """How many waits are going on."""
-        return sum(len(task.waiters) for task in self._active.values())
+        return sum(len(task.waits) for task in self._active.values())
 
     @property
     def waited_for(self) -> Collection[str]:
@@ -177,8 +174,8 @@ class Tracker:
         deadline: float | None,
         looks_once: bool = False,
         has_callback: bool = False,
-    ) -> tuple[Tracked, Waiter]:
-        """A future of the final details of a task, succeeded or failed; `leave` must follow.
+    ) -> Wait:
+        """A future of the final details of a task; `leave` must follow.
 
         A plain future and no coroutine, since 100,000 may wait.
 
@@ -199,24 +196,24 @@ class Tracker:
             raise ClientClosed(task_id)
         now = self._clock.time()
         task = self._active.get(task_id) or self._activate(task_id, kind, since, now)
-        task.has_callback |= has_callback
-        waiter: Waiter = self._clock.loop.create_future()
-        task.waiters.append(waiter)
+        if has_callback and task.called_since is None:
+            task.called_since = now
+        wait = Wait(task, self._clock.loop)
         if deadline is not None:
-            wants_look_since = now if looks_once else None
-            self._push_deadline(max(deadline, now), task, waiter, wants_look_since)
-        return task, waiter
+            wait.deadline = max(deadline, now)
+            wait.wants_look_since = now if looks_once else None
+        task.add(wait)
+        self._put(task)
+        return wait
 
-    def leave(self, task: Tracked, waiter: Waiter, *, has_deadline: bool) -> None:
+    def leave(self, wait: Wait) -> None:
         """A wait has ended, whatever ended it."""
-        if waiter in task.waiters:
-            task.waiters.remove(waiter)
-        if not task.waiters and self._active.get(task.task_id) is task:
+        task = wait.task
+        task.remove(wait)
+        if not task.waits and self._active.get(task.task_id) is task:
             self._retire(task)
             task.take_overdue()
             self._remember(task)  # so that the next wait keeps to the floor
-        if has_deadline:
-            self._deadlines.note_dead()
 
     def hint(self, task_id: str) -> None:
         """Word that a task may have changed: look at it soon, if anybody waits for it."""
@@ -224,9 +221,9 @@ class Tracker:
         if task is None:
             self._remember_hint(task_id)
             return
-        task.was_called_back = True
+        task.notes.was_called_back = True
         if task.is_looking:
-            task.is_hinted = True
+            task.notes.is_hinted = True
         else:
             self._plan_hinted(task)
 
@@ -242,11 +239,11 @@ class Tracker:
         notes = task.notes
         floor = task.looked_at + self._policy.floor
         moment = max(self._clock.time(), floor, notes.hinted_at + HINT_INTERVAL)
-        is_queued = task.due == -math.inf and not task.is_urgent
+        is_queued = task.due == -math.inf and not notes.is_urgent
         if notes.hints >= HINTS_PER_TASK or not (moment < task.due or is_queued):
             return
         notes.hints += 1
-        notes.hinted_at, task.is_urgent = moment, True
+        notes.hinted_at, notes.is_urgent = moment, True
         if is_queued:
             self._urgent.append(task)  # its place among those that are due is skipped then
             self._wake.set()
@@ -265,7 +262,11 @@ class Tracker:
 
     async def aclose(self) -> None:
         """Stop waiting and looking."""
-        self.stop_waiting()
+        self._is_over = True
+        while self._active:
+            for task in list(itertools.islice(self._active.values(), AT_ONCE)):
+                self._fail(task, ClientClosed)
+            await asyncio.sleep(0)
         await self._scheduler.finish()
         await self._looks.finish()
 
@@ -274,9 +275,8 @@ class Tracker:
     def _activate(
         self, task_id: str, kind: Kind | None, since: float | None, now: float
     ) -> Tracked:
-        number = next(self._numbers)
-        task = self._idle.pop(task_id, None) or Tracked(task_id, number, NEW_KIND, now, now)
-        task.awaited_since = now
+        task = self._idle.pop(task_id, None) or Tracked(task_id, NEW_KIND, now)
+        task.called_since = None
         if not task.is_seen:
             task.kind, task.since = kind or task.kind, now if since is None else since
             task.is_of_unknown_age = since is None
@@ -291,20 +291,18 @@ class Tracker:
     def _first_look(self, task: Tracked, now: float, *, is_new: bool) -> float:
         """At once where a look may already find the result, else where the plan begins."""
         planned = task.since + self._schedule.first_look(task.kind)
-        if task.is_hinted or task.task_id in self._early:
+        if task.noted.is_hinted or task.task_id in self._early:
             self._early.pop(task.task_id, None)
-            task.is_hinted, task.is_urgent, task.was_called_back = False, True, True
-            task.notes.hinted_at = now
+            notes = task.notes
+            notes.is_urgent, notes.was_called_back = True, True
+            notes.is_hinted, notes.hinted_at = False, now
             return now
         return max(planned, now) if is_new else now
 
     def _retire(self, task: Tracked) -> None:
         if self._active.get(task.task_id) is task:
             del self._active[task.task_id]
-            if not self._active and self.waits_changed is not None:
-                self.waits_changed()
-        if math.isfinite(task.due):
-            self._due.note_dead()
+        self._agenda.drop(task)
         task.due = math.inf
 
     def _remember(self, task: Tracked) -> None:
@@ -314,17 +312,11 @@ class Tracker:
             self._idle.popitem(last=False)
 
     def _plan_look(self, task: Tracked, moment: float) -> None:
-        if math.isfinite(task.due):
-            self._due.note_dead()
         task.due = moment
-        if self._due.push((moment, task.number, task)):
-            self._wake.set()
+        self._put(task)
 
-    def _push_deadline(
-        self, moment: float, task: Tracked, waiter: Waiter, wants_look_since: float | None
-    ) -> None:
-        item = (moment, next(self._numbers), task, waiter, wants_look_since)
-        if self._deadlines.push(item):
+    def _put(self, task: Tracked) -> None:
+        if self._agenda.put(task):
             self._wake.set()
 
     # ─── the scheduler ───────────────────────────────────────────────────────────────────────────
@@ -336,6 +328,14 @@ class Tracker:
             except Exception:  # noqa: BLE001 - whatever it was, the waiters need a scheduler
                 _log.exception("the scheduler failed and is started again")
                 await self._clock.sleep(1.0)
+                self._find_lost()
+
+    def _find_lost(self) -> None:
+        """What the scheduler had in its hands when it failed gets its place again."""
+        for task in self._active.values():
+            if task.due == math.inf and not task.is_looking:
+                self._plan_next(task)
+            self._put(task)
 
     async def _run(self) -> None:
         while True:
@@ -355,54 +355,60 @@ class Tracker:
         now = self._clock.time()
         self._note_sleep()
         self._judge_uncalled(now)
-        while self._deadlines.next_moment <= now:
-            if (deadline := self._deadlines.pop()) is not None:
-                self._run_out(deadline, now)
-        while self._due.next_moment <= now:
-            if (item := self._due.pop()) is not None:
-                self._line_up(item, now)
+        for _ in range(AT_ONCE):
+            if self._agenda.next_moment > now:
+                break
+            if (task := self._agenda.pop()) is not None:
+                self._serve(task, now)
         self._say_late(now)
         more = self._begin_looks(now)
         soon = now + SLEEP_CHECK * self._clock.scale if self._active else math.inf
-        return min(more, soon, self._deadlines.next_moment, self._due.next_moment)
+        return min(more, soon, self._agenda.next_moment)
 
-    def _line_up(self, item: DueLook, now: float) -> None:
+    def _serve(self, task: Tracked, now: float) -> None:
+        """A deadline of a task has come, or its look is due, or both."""
+        if task.deadline <= now:
+            for wait in task.waits:
+                if wait.deadline <= now:
+                    self._run_out(wait, now)
+        if -math.inf < task.due <= now:
+            self._line_up(task, now)
+        if self._active.get(task.task_id) is task:
+            self._put(task)
+
+    def _line_up(self, task: Tracked, now: float) -> None:
         """A look is due; unless it can be left to the callback, it waits for its turn."""
-        _, _, task = item
         if self._is_left_to_callback(task, now):
-            task.due = math.inf
-            self._plan_look(
-                task, task.since + self._schedule.next_look(task.kind, now - task.since)
-            )
+            task.due = task.since + self._schedule.next_look(task.kind, now - task.since)
             return
         task.due = -math.inf
-        if task.is_urgent:
-            self._urgent.append(task)
-        else:
-            self._ready.append(item)
+        (self._urgent if task.noted.is_urgent else self._ready).append(task)
 
     def _is_left_to_callback(self, task: Tracked, now: float) -> bool:
-        if not (task.has_callback and self._schedule.trusts_callbacks) or task.is_urgent:
+        if task.called_since is None or task.noted.is_urgent:
+            return False
+        if not self._schedule.trusts_callbacks:
             return False
         seen_until = max(task.looked_at - task.since, 0.0)
         dear = self._schedule.next_look(task.kind, seen_until, is_dear=True)
         return dear > now - task.since
 
-    def _run_out(self, deadline: Deadline, now: float) -> None:
+    def _run_out(self, wait: Wait, now: float) -> None:
         """A deadline that comes late was held up with the whole process, and so was the result.
 
         Then, or where one look was promised, the wait ends with a look and not before it.
         """
-        moment, _, task, waiter, wants_look_since = deadline
-        held_up = BLOCKED_LOOP * self._clock.scale
-        if now - moment > held_up and wants_look_since is None:
-            self._push_deadline(now + held_up, task, waiter, now)
+        task, held_up = wait.task, BLOCKED_LOOP * self._clock.scale
+        if now - wait.deadline > held_up and wait.wants_look_since is None:
+            wait.deadline, wait.wants_look_since = now + held_up, now
             self._look_soon(task)
-        elif wants_look_since is not None and (task.begun_at < wants_look_since or task.is_looking):
-            task.notes.overdue.append(waiter)
+            return
+        wait.deadline, since = math.inf, wait.wants_look_since
+        if since is not None and (task.begun_at < since or task.is_looking):
+            task.notes.overdue.append(wait)
             self._look_soon(task)
-        else:
-            waiter.set_exception(WaitTimeout(task.task_id))
+        elif not wait.done():
+            wait.set_exception(WaitTimeout(task.task_id))
 
     def _look_soon(self, task: Tracked) -> None:
         """A wait is over but for its look: what is planned for later is made now."""
@@ -413,27 +419,27 @@ class Tracker:
     def _begin_looks(self, now: float) -> float:
         """Begin the looks whose turn it is; return when the next may begin."""
         pace = 1 / self._policy.looks_per_second
-        while self._urgent or self._ready:
-            task = self._urgent[0] if self._urgent else self._ready[0][2]
+        for _ in range(AT_ONCE):
+            if not (queue := self._urgent or self._ready):
+                return math.inf
+            task = queue[0]
             if task.due != -math.inf:
-                self._take_first()  # nobody waits for it any more, or a hint came before its turn
+                queue.popleft()  # nobody waits for it any more, or a hint came before its turn
                 continue
             if self._looking >= LOOKS_AT_ONCE:
                 return math.inf  # the end of a look wakes the scheduler
             turn = max(self._rests_until, self._next_turn)
             if turn > now:
                 return turn
-            self._take_first()
+            queue.popleft()
             # Up to a second's worth of looks may go at once.
             self._next_turn = max(self._next_turn + pace, now - 1 + pace)
-            task.due, task.is_looking, task.is_urgent = math.inf, True, False
-            task.begun_at = now
+            task.due, task.begun_at = math.inf, now
+            if task.noted.is_urgent:
+                task.notes.is_urgent = False
             self._looking += 1
             self._looks.start(self._look_at(task), context=Context())
-        return math.inf
-
-    def _take_first(self) -> None:
-        (self._urgent or self._ready).popleft()
+        return now
 
     def _say_late(self, now: float) -> None:
         """More looks are due than can be made: say so, once an hour."""
@@ -476,12 +482,11 @@ class Tracker:
             self._act_on(task, self._judge.verdict(task, found))
         finally:
             self._wake.set()
-            task.is_looking = False
-            task.looked_at = self._clock.time()
+            task.looked_at = max(self._clock.time(), task.begun_at)
             self._looking -= 1
-            for waiter in task.take_overdue():
-                if not waiter.done():
-                    waiter.set_exception(WaitTimeout(task.task_id))
+            for wait in task.take_overdue():
+                if not wait.done():
+                    wait.set_exception(WaitTimeout(task.task_id))
             if self._active.get(task.task_id) is task:
                 self._plan_next(task)
 
@@ -505,11 +510,11 @@ class Tracker:
         now = self._clock.time()
         elapsed = now - task.since
         gap = self._schedule.next_look(task.kind, elapsed) - elapsed
-        if task.faults:
-            gap = min(gap * 2 ** min(task.faults, 10), max(gap, self._policy.ceiling))
+        if faults := task.noted.faults:
+            gap = min(gap * 2 ** min(faults, 10), max(gap, self._policy.ceiling))
         self._plan_look(task, now + gap * (1 + self._clock.chance() / 20))
-        if task.is_hinted:
-            task.is_hinted = False
+        if task.noted.is_hinted:
+            task.notes.is_hinted = False
             self._plan_hinted(task)
 
     # ─── outcomes ────────────────────────────────────────────────────────────────────────────────
@@ -527,16 +532,15 @@ class Tracker:
             if details.status is TaskStatus.SUCCEEDED:
                 self._learn(task.kind, seconds)
         self._retire(task)
-        waiters, task.waiters = task.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(details)
+        for wait in task.take_waits():
+            if not wait.done():
+                wait.set_result(details)
 
     def _note_callback(self, task: Tracked, seconds: float) -> None:
         """Whether its callback was in time; what finished before anybody waited tells nothing."""
-        if task.was_called_back:
+        if task.noted.was_called_back:
             self._schedule.note_callback(in_time=True)
-        elif task.has_callback and task.since + seconds >= task.awaited_since:
+        elif task.called_since is not None and task.since + seconds >= task.called_since:
             self._uncalled[task.task_id] = self._clock.time() + LATE_CALLBACK
 
     def _judge_uncalled(self, now: float) -> None:
@@ -550,10 +554,9 @@ class Tracker:
     def _fail(self, task: Tracked, error: Failure) -> None:
         """Everybody who waits for a task gets an error of their own."""
         self._retire(task)
-        waiters, task.waiters = task.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error(task.task_id))
+        for wait in task.take_waits():
+            if not wait.done():
+                wait.set_exception(error(task.task_id))
 
     def _fail_all(self, error: Failure) -> None:
         for task in list(self._active.values()):

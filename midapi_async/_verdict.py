@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import attrs
@@ -32,16 +33,42 @@ OLDEST = 3600.0  # seconds; a running task that seems older shows the service's 
 Failure = Callable[[str], MidAPIError]
 
 
+class Wait(asyncio.Future[TaskDetails]):
+    """One who waits for a task's final details.
+
+    A future with room for more, and not an object beside it, since 100,000 may wait.
+
+    Attributes:
+        task: for which task.
+        deadline: when the wait ends without them.
+        wants_look_since: a look that began since then has to end first; None for none.
+    """
+
+    __slots__ = ("deadline", "task", "wants_look_since")
+
+    def __init__(self, task: Tracked, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.task = task
+        self.deadline = math.inf
+        self.wants_look_since: float | None = None
+
+
 @attrs.define(eq=False, slots=True, weakref_slot=False)
 class Notes:
     """What is noted of a task only when it happens."""
 
     hints: int = 0  # how often a hint moved its look
     hinted_at: float = -math.inf  # the last time that a hint moved a look to
+    is_urgent: bool = False  # its look was moved by a hint
+    is_hinted: bool = False  # a hint came while it was looked at
+    was_called_back: bool = False
     odd_since: float | None = None  # when it was first unknown, or first without files
     odd_looks: int = 0
     faults: int = 0  # looks that failed, in a row
-    overdue: list[asyncio.Future[TaskDetails]] = attrs.field(factory=list)  # end with the next look
+    overdue: list[Wait] = attrs.field(factory=list)  # end with the next look
+
+
+_NOTHING_NOTED = Notes()
 
 
 @attrs.define(eq=False, slots=True, weakref_slot=False)
@@ -49,42 +76,81 @@ class Tracked:
     """One task that somebody waits for, or did a moment ago. There may be 100,000 of them."""
 
     task_id: str
-    number: int  # tells it from others that are due at the same moment
     kind: Kind
     since: float  # when MidAPI took it
-    awaited_since: float
+    called_since: float | None = None  # when the wait for its callback began; None if it has none
+    queued: float = math.inf  # the moment of its place in the tracker's heap
     due: float = math.inf  # when it is looked at next; -inf while it waits for its turn
     begun_at: float = -math.inf  # when the last look began
     looked_at: float = -math.inf  # when it ended
-    is_looking: bool = False
-    is_urgent: bool = False  # its look was moved by a hint
-    is_hinted: bool = False  # a hint came while it was looked at
     is_seen: bool = False  # MidAPI has shown its record
     is_of_unknown_age: bool = False
-    has_callback: bool = False  # MidAPI was told to call us back
-    was_called_back: bool = False
-    waiters: list[asyncio.Future[TaskDetails]] = attrs.field(factory=list)
+    _waits: Wait | dict[Wait, None] | None = None  # a dictionary only where several wait
     _notes: Notes | None = None
+
+    def __lt__(self, other: Tracked) -> bool:
+        """Of two that are due at the same moment, none is before the other."""
+        return False
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look goes on."""
+        return self.begun_at > self.looked_at
+
+    @property
+    def waits(self) -> tuple[Wait, ...]:
+        """Everybody who waits for it."""
+        if self._waits is None:
+            return ()
+        return (self._waits,) if isinstance(self._waits, Wait) else tuple(self._waits)
+
+    @property
+    def deadline(self) -> float:
+        """When the first wait ends without a result."""
+        if isinstance(self._waits, Wait):
+            return self._waits.deadline
+        return min((wait.deadline for wait in self.waits), default=math.inf)
+
+    def add(self, wait: Wait) -> None:
+        """One more waits for it."""
+        if self._waits is None:
+            self._waits = wait
+        elif isinstance(self._waits, Wait):
+            self._waits = {self._waits: None, wait: None}
+        else:
+            self._waits[wait] = None
+
+    def remove(self, wait: Wait) -> None:
+        """One waits no more, if it still did."""
+        if self._waits is wait:
+            self._waits = None
+        elif isinstance(self._waits, dict):
+            self._waits.pop(wait, None)
+
+    def take_waits(self) -> tuple[Wait, ...]:
+        """Everybody who waits for it, and from now on nobody."""
+        waits, self._waits = self.waits, None
+        return waits
 
     @property
     def notes(self) -> Notes:
-        """What was noted of it; made when it is first asked for."""
+        """What was noted of it, to note more."""
         if self._notes is None:
             self._notes = Notes()
         return self._notes
 
     @property
-    def faults(self) -> int:
-        """How many looks failed in a row."""
-        return self._notes.faults if self._notes else 0
+    def noted(self) -> Notes:
+        """What was noted of it, to read."""
+        return self._notes or _NOTHING_NOTED
 
     def clear_faults(self) -> None:
         """A look was answered."""
         if self._notes:
             self._notes.faults = 0
 
-    def take_overdue(self) -> list[asyncio.Future[TaskDetails]]:
-        """The waiters whose time is up with the look that has just ended."""
+    def take_overdue(self) -> list[Wait]:
+        """Those whose time is up with the look that has just ended."""
         if self._notes is None or not self._notes.overdue:
             return []
         overdue, self._notes.overdue = self._notes.overdue, []
@@ -148,5 +214,10 @@ def _note_kind(task: Tracked, record: Record) -> None:
         return
     speed = record.params.get("speed")
     named = speed.casefold() if isinstance(speed, str) else task.kind[1]
-    if (record.task_type, named) != task.kind:
-        task.kind = (record.task_type, named)
+    task.kind = _kind(record.task_type, named)
+
+
+@lru_cache(maxsize=256)
+def _kind(task_type: str, speed: str | None) -> Kind:
+    """One and the same tuple for each of 100,000 tasks."""
+    return task_type, speed

@@ -23,6 +23,7 @@ from .requests import Request
 from .tasks import TaskDetails, TaskStatus
 
 if TYPE_CHECKING:
+    from ._verdict import Wait
     from .journal import Intent
 
 
@@ -105,25 +106,26 @@ class TaskHandle:
             ClientClosed: the client was closed.
         """
         if self._final is None:
-            self._check()
-            deadline = self._deadline(timeout)
-            tracker = self._desk.tracker
-            task, waiter = tracker.join(
-                self.task_id,
-                kind=self._kind,
-                since=self._since,
-                deadline=deadline,
-                looks_once=timeout is ...,
-                has_callback=self._has_callback,
-            )
+            wait = self._join(timeout)
             try:
-                self._final = await waiter
+                self._final = await wait
             finally:
-                tracker.leave(task, waiter, has_deadline=deadline is not None)
+                self._desk.tracker.leave(wait)
             self._desk.outcomes.hand_over(self.task_id, self.intent_id, self._final)
         if self._final.status is TaskStatus.FAILED:
             raise failure(self._final)
         return self._final
+
+    def _join(self, timeout: float | EllipsisType | None) -> Wait:
+        self._check()
+        return self._desk.tracker.join(
+            self.task_id,
+            kind=self._kind,
+            since=self._since,
+            deadline=self._deadline(timeout),
+            looks_once=timeout is ...,
+            has_callback=self._has_callback,
+        )
 
     def _deadline(self, timeout: float | EllipsisType | None) -> float | None:
         now = self._desk.clock.time()

@@ -733,7 +733,7 @@ async def test_a_handle_from_an_id() -> None:
         assert (await handle.wait(timeout=10)).is_final
         assert 1 > asyncio.get_running_loop().time() - begun
         with pytest.raises(AttributeError):
-            handle.task_id = "other"
+            handle.task_id = "other"  # type: ignore[misc]
         await handle.ack()
         for wrong in ("soon", float("nan"), True):
             with pytest.raises(InvalidRequestError, match="timeout"):

@@ -30,7 +30,15 @@ from midapi_async import (
 from midapi_async._clock import Clock
 from midapi_async._codec import Found, read_record
 from midapi_async._schedule import Schedule
-from midapi_async._tracker import HINT_INTERVAL, HINTS_PER_TASK, REMEMBERED, SLEEP_CHECK, Tracker
+from midapi_async._tracker import (
+    AT_ONCE,
+    HINT_INTERVAL,
+    HINTS_PER_TASK,
+    REMEMBERED,
+    SLEEP_CHECK,
+    Tracker,
+)
+from midapi_async._verdict import Tracked
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
 
@@ -97,7 +105,7 @@ class World:
         has_callback: bool = False,
     ) -> TaskDetails:
         """Wait for a task of now, or of another time, or of an unknown age."""
-        task, waiter = self.tracker.join(
+        wait = self.tracker.join(
             task_id,
             kind=FAST,
             since=now() if since == -1.0 else since,
@@ -106,9 +114,9 @@ class World:
             has_callback=has_callback,
         )
         try:
-            return await waiter
+            return await wait
         finally:
-            self.tracker.leave(task, waiter, has_deadline=within is not None)
+            self.tracker.leave(wait)
 
 
 @asynccontextmanager
@@ -215,7 +223,11 @@ async def test_thousands_of_failed_looks_end_nothing() -> None:
     async with a_world(PollPolicy(floor=0.01, ceiling=0.02, looks_per_second=1000)) as world:
         wrong = ProtocolError("data.successFlag", "must be a whole number")
         world.says(TASK, *[wrong] * 1500, record(flag=1))
-        world.tracker._judge_fault = lambda task, _: setattr(task.notes, "faults", task.faults + 1)  # type: ignore[method-assign,assignment]
+
+        def only_count(task: Tracked, _: MidAPIError) -> None:
+            task.notes.faults += 1
+
+        world.tracker._judge_fault = only_count  # type: ignore[method-assign,assignment]
         assert (await world.wait()).is_final
 
 
@@ -426,7 +438,7 @@ async def test_l05_cancelled_waiters_leave_nothing(world: World) -> None:
             wait.cancel()
         await asyncio.wait(waits)
     assert not world.tracker._active
-    assert 6000 >= len(world.tracker._due) + len(world.tracker._deadlines)
+    assert 3000 >= len(world.tracker._agenda)
     assert REMEMBERED >= len(world.tracker._idle)
 
 
@@ -460,6 +472,38 @@ async def test_l08_a_scheduler_that_fails_is_started_again(
     world.tracker._do_what_is_due = once_broken  # type: ignore[method-assign]
     assert (await world.wait()).is_final
     assert [logging.ERROR] == [entry.levelno for entry in caplog.records]
+
+
+async def test_l08_what_the_scheduler_had_in_its_hands_is_not_lost(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It fails with a task taken out of the agenda: that one is looked at all the same."""
+    world.finishes(TASK, at=0)
+    real = world.tracker._line_up
+    failures = iter([RuntimeError("a bug")])
+
+    def once_broken(task: Tracked, moment: float) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        real(task, moment)
+
+    world.tracker._line_up = once_broken  # type: ignore[method-assign,assignment]
+    assert (await world.wait()).is_final
+    assert "a bug" in caplog.text
+
+
+async def test_l04_one_turn_deals_with_a_part_of_what_is_due(world: World) -> None:
+    """2,000 tasks of one moment: a turn of the loop serves some, and asks to go on at once."""
+    for n in range(2_000):
+        world.finishes(f"t{n}", at=0)
+    waits = [asyncio.create_task(world.wait(f"t{n}")) for n in range(2_000)]
+    await asyncio.sleep(1)
+    asyncio.get_running_loop()._clock.now += 60  # type: ignore[attr-defined]
+    assert now() >= world.tracker._do_what_is_due()
+    assert AT_ONCE == len(world.tracker._ready) + world.tracker._looking
+    for wait in waits:
+        wait.cancel()
+    await asyncio.wait(waits)
 
 
 async def test_l08_a_look_that_breaks_is_a_passing_fault(
