@@ -302,6 +302,8 @@ class Tracker:
     def _retire(self, task: Tracked) -> None:
         if self._active.get(task.task_id) is task:
             del self._active[task.task_id]
+            if not self._active and self.waits_changed is not None:
+                self.waits_changed()
         self._agenda.drop(task)
         task.due = math.inf
 
