@@ -48,6 +48,7 @@ from .intents import Intents
 from .journal import Intent, Journal, State
 from .journal.memory import MemoryJournal
 from .receiver import CallbackReceiver
+from .receiver.signature import sign_callback
 from .requests import (
     ExtendVideo,
     ImageToImage,
@@ -120,4 +121,5 @@ __all__ = [
     "WaitTimeout",
     "__version__",
     "request_from_json",
+    "sign_callback",
 ]

@@ -19,8 +19,10 @@ from ._trouble import BROKEN_PIPE, Trouble, trouble_of, usage
 from ._work import interrupted
 from .credits import credits_left
 from .demo import demo
+from .doctor import doctor
 from .generate import generate
 from .journal import journal
+from .listen import listen
 from .sandbox import sandbox
 from .task import task
 
@@ -40,7 +42,9 @@ app.command(generate)
 app.command(task, sort_key=3)
 app.command(credits_left, name="credits", sort_key=4)
 app.command(journal)
-app.command(sandbox, sort_key=6)
+app.command(doctor, sort_key=6)
+app.command(listen, sort_key=7)
+app.command(sandbox, sort_key=8)
 app.register_install_completion_command()
 
 

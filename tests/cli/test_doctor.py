@@ -1,0 +1,845 @@
+"""The doctor, with deliberately broken things between its probe and its port."""
+
+import asyncio
+import gzip
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from email.utils import formatdate
+from pathlib import Path
+
+import attrs
+import pytest
+from yarl import URL
+
+from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient
+from midapi_async.cli import _checkup, _diagnosis, _route
+from midapi_async.cli._checkup import Callbacks
+from midapi_async.cli._diagnosis import Finding, Probe
+from midapi_async.cli._recorder import Recorder
+from midapi_async.cli._route import Outcome, Place
+from midapi_async.journal.sqlite import SQLiteJournal
+from midapi_async.sandbox import SandboxThread
+from tests.cli.conftest import Midapi
+from tests.cli.fronts import CERTIFICATES, Front, Request, answer
+from tests.support import secrets
+from tests.support.leaks import LoopWatch
+from tests.support.scripted import (
+    Answer,
+    Play,
+    Received,
+    ScriptedServer,
+    abort_with_reset,
+    close,
+    delay,
+    hang,
+    interim,
+    raw,
+    reply,
+)
+from tests.support.secrets import WEBHOOK_KEY
+
+PAGE = "<html><head><title>\n Sign in\x1b[31m </title></head></html>"
+
+
+@pytest.fixture
+def receiver_port() -> int:
+    """A port of loopback that is free just now."""
+    with socket.socket() as finder:
+        finder.bind(("127.0.0.1", 0))
+        return int(finder.getsockname()[1])
+
+
+async def examined(
+    url: str | None, port: int | None, *, key: str | None = None, is_public: bool = False
+) -> list[Finding]:
+    """What the doctor finds about callbacks, without a secret in it."""
+    how = Callbacks(public_url=url, host="127.0.0.1", port=port, keys=() if key is None else (key,))
+    found = await _checkup.callbacks(how, is_public=is_public)
+    assert not secrets.found_in(json.dumps([attrs.asdict(each) for each in found]))
+    return found
+
+
+def bad(findings: Sequence[Finding]) -> list[Finding]:
+    """What is not ok."""
+    return [each for each in findings if each.verdict != "ok"]
+
+
+def failure(findings: Sequence[Finding]) -> str:
+    """The one failure, with its hint."""
+    [one] = [each for each in findings if each.verdict == "failed"]
+    assert one.hint
+    return f"{one.text} | {one.hint}"
+
+
+# ─── it reaches me ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_good_proxy_is_a_good_proxy(receiver_port: int) -> None:
+    """Every check is ok, and one of them says that a callback arrived."""
+    async with Front(receiver_port) as front:
+        found = await examined(front.url(), receiver_port, key=WEBHOOK_KEY)
+    assert ["port", "address", "callback"] == [each.name for each in found]
+    assert not bad(found)
+    assert "arrived as it was sent" in found[-1].text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: attrs.evolve(it, path=it.path.removeprefix("/hook")),
+        lambda it: attrs.evolve(it, path=it.path + "/"),
+        lambda it: attrs.evolve(it, path="/a/b" + it.path + "?x=1"),
+        lambda it: attrs.evolve(it, path=it.path.replace("_", "%5F")),
+        lambda it: attrs.evolve(it, headers=(*it.headers, ("X-Forwarded-For", "1.2.3.4"))),
+        lambda it: attrs.evolve(it, body=json.dumps(json.loads(it.body), indent=1).encode()),
+        lambda it: attrs.evolve(it, headers=(*it.headers, ("Content-Encoding", "identity"))),
+    ],
+    ids=["prefix", "slash", "longer", "escaped", "forwarded", "body_written_anew", "identity"],
+)
+async def test_what_a_receiver_does_not_mind_is_no_finding(
+    receiver_port: int, change: Callable[[Request], Request]
+) -> None:
+    """The last segment, the meaning of the body and the signature count, nothing else."""
+    async with Front(receiver_port, change=change) as front:
+        assert not bad(await examined(front.url(), receiver_port, key=WEBHOOK_KEY))
+
+
+async def test_chunked_bodies_and_interim_answers_are_read(receiver_port: int) -> None:
+    """As some proxies send them."""
+
+    def chunk(request: Request) -> Request:
+        pieces = f"{len(request.body):x};a=b\r\n".encode() + request.body + b"\r\n0\r\n\r\n"
+        headers = (*request.without("content-length").headers, ("Transfer-Encoding", "chunked"))
+        return attrs.evolve(request, headers=headers, body=pieces)
+
+    async with Front(receiver_port, change=chunk) as front:
+        assert not bad(await examined(front.url(), receiver_port))
+
+
+async def test_who_expects_to_be_told_to_go_on_is(receiver_port: int) -> None:
+    """Some proxies send a body only then."""
+    async with Recorder("127.0.0.1", receiver_port) as recorder:
+        reader, writer = await asyncio.open_connection("127.0.0.1", receiver_port)
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        assert b"HTTP/1.1 100 Continue\r\n\r\n" == await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"ok")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+    [arrival] = recorder.arrivals
+    assert arrival.message is not None
+    assert b"ok" == arrival.message.body
+
+
+async def test_who_comes_and_says_nothing_is_let_go(receiver_port: int) -> None:
+    """After 20 s, when it is reset, and at the end; none of them is an arrival."""
+    async with Recorder("127.0.0.1", receiver_port) as recorder:
+        lines = [await asyncio.open_connection("127.0.0.1", receiver_port) for _ in range(2)]
+        lines[0][1].write(b"POST / HT")
+        lines[1][1].write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n")
+        await asyncio.sleep(1)
+        abort_with_reset(lines[1][1])
+        assert b"" == await lines[0][0].read()
+        lines[0][1].close()
+        _, late = await asyncio.open_connection("127.0.0.1", receiver_port)
+        await asyncio.sleep(1)
+    late.close()
+    assert not [each for each in recorder.arrivals if each.message and each.message.body]
+
+
+async def test_the_world_fills_no_memory(receiver_port: int) -> None:
+    """A port that is open to all has other visitors: the first hundred are kept."""
+    async with Recorder("127.0.0.1", receiver_port) as recorder:
+        for _ in range(120):
+            _, writer = await asyncio.open_connection("127.0.0.1", receiver_port)
+            writer.write(b"\x16\x03\x01")
+            await asyncio.sleep(0.01)
+            writer.close()
+        assert 100 == len(recorder.arrivals)
+
+
+async def test_for_a_sandbox_the_port_alone_will_do(receiver_port: int) -> None:
+    """Without a public URL, as `CallbackReceiver(None, port=…)`; 0 picks one."""
+    assert not bad(await examined(None, receiver_port))
+    assert not bad(await examined(None, 0))
+
+
+# ─── what was done on the way ────────────────────────────────────────────────────────────────────
+
+CHANGES: dict[str, tuple[Callable[[Request], Request], str]] = {
+    "eats_the_last_segment": (
+        lambda it: attrs.evolve(it, path=it.path.rpartition("/")[0]),
+        "was sent to /hook/TOKEN and arrived at /hook | The last segment was lost",
+    ),
+    "eats_the_path": (
+        lambda it: attrs.evolve(it, path="/"),
+        "arrived at / | The last segment was lost",
+    ),
+    "adds_a_segment": (
+        lambda it: attrs.evolve(it, path=f"{it.path}/index.php"),
+        "arrived at /hook/TOKEN/index.php | Something was put behind",
+    ),
+    "forgets_a_slash": (
+        lambda it: attrs.evolve(it, path=f"/callbacks{it.path.rpartition('/')[2]}"),
+        "arrived at /callbacksTOKEN | A slash is missing before the last segment",
+    ),
+    "changes_case": (
+        lambda it: attrs.evolve(it, path=it.path.lower()),
+        "The letters' case was changed",
+    ),
+    "changes_the_method": (
+        lambda it: attrs.evolve(it, method="PUT"),
+        "sent as POST and arrived as PUT",
+    ),
+    "strips_the_body": (lambda it: attrs.evolve(it, body=b""), "its body was lost"),
+    "cuts_the_body": (lambda it: attrs.evolve(it, body=it.body[:9]), "its body was changed"),
+    "changes_the_body": (
+        lambda it: attrs.evolve(it, body=it.body.replace(b"success", b"*******")),
+        "its body was changed",
+    ),
+    "compresses": (
+        lambda it: attrs.evolve(
+            it, body=gzip.compress(it.body), headers=(*it.headers, ("Content-Encoding", "gzip"))
+        ),
+        "arrived encoded (gzip)",
+    ),
+    "strips_the_signature": (
+        lambda it: it.without("x-webhook-signature"),
+        "X-Webhook-Signature lost on the way | Every callback will be refused (401)",
+    ),
+    "strips_all_that_begins_with_x": (
+        lambda it: it.without("x-webhook-signature", "x-webhook-timestamp"),
+        "X-Webhook-Timestamp and X-Webhook-Signature lost",
+    ),
+    "doubles_the_signature": (
+        lambda it: attrs.evolve(
+            it, headers=(*it.headers, *(each for each in it.headers if "Signature" in each[0]))
+        ),
+        "its signature was changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+async def test_what_a_proxy_breaks_is_named(receiver_port: int, what: str) -> None:
+    """The change that a proxy makes is told, and what to do; the token stands nowhere."""
+    change, text = CHANGES[what]
+    async with Front(receiver_port, change=change) as front:
+        assert text in failure(await examined(front.url(), receiver_port, key=WEBHOOK_KEY))
+
+
+async def test_a_lost_signature_without_a_key_is_only_a_warning(receiver_port: int) -> None:
+    """It does not matter yet."""
+    async with Front(receiver_port, change=CHANGES["strips_the_signature"][0]) as front:
+        [one] = bad(await examined(front.url(), receiver_port))
+    assert "warning" == one.verdict
+    assert "once a webhook key is set" in one.hint
+
+
+async def test_a_redirect_that_was_followed_leaves_something_unrecognised(
+    receiver_port: int,
+) -> None:
+    """Path and body lost: no mark is left, but something came meanwhile."""
+
+    def forget(request: Request) -> Request:
+        return Request("GET", "/", (("Host", "me.example"),), b"")
+
+    async with Front(receiver_port, change=forget, says_then=answer("404 Not Found")) as front:
+        found = await examined(front.url(), receiver_port)
+    assert "404 Not Found from nginx came back" in failure(found)
+    assert "another request came meanwhile: GET /" in bad(found)[-1].text
+
+
+@pytest.mark.parametrize(
+    ("ahead", "what"),
+    [
+        (b"PROXY TCP4 1.2.3.4 127.0.0.1 1 2\r\n", "the PROXY protocol"),
+        (b"\r\n\r\n\0\r\nQUIT\n!\x11\0\x0c", "the PROXY protocol"),
+        (b"\x16\x03\x01\x02\0\x01\0", "TLS"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
+    ],
+)
+async def test_what_a_proxy_speaks_to_the_port_is_recognised(
+    receiver_port: int, ahead: bytes, what: str
+) -> None:
+    """Not plain HTTP/1.1: the receiver would only hang up."""
+    async with Front(receiver_port, ahead=ahead) as front:
+        found = await examined(front.url(), receiver_port)
+    assert f"{what} came to the port, not plain HTTP/1.1" in found[-1].text
+
+
+# ─── what came back ──────────────────────────────────────────────────────────────────────────────
+
+ANSWERS = {
+    "redirect": (
+        answer("301 Moved", "Location: https://me.example/hook/"),
+        "was redirected (301) to https://me.example/hook/ | Give as public_url where it leads",
+    ),
+    "login": (answer("401 Unauthorized"), "somebody asks who you are"),
+    "bot_filter": (answer("403 Forbidden", body=PAGE), "bot filter"),
+    "login_page": (answer("200 OK", body=PAGE), 'a page "Sign in\x1b[31m" | Callbacks would be'),
+    "somebody_else": (answer("204 No Content"), "somebody else answered: 204 No Content"),
+    "not_found": (answer("404 Not Found"), "404 Not Found from nginx came back, and not from the"),
+    "bad_gateway": (answer("502 Bad Gateway"), "the proxy does not reach the receiver | Does the"),
+    "unavailable": (answer("503 Service Unavailable"), "does not reach the receiver"),
+    "too_large": (answer("413 Too Large"), "takes no such bodies"),
+    "garbage": (b"SSH-2.0-OpenSSH_9.6\r\n", "answered what is no HTTP: SSH-2.0-OpenSSH_9.6"),
+    "nothing": (b"", "closed the connection without an answer"),
+    "half_a_head": (b"HTTP/1.1 200 OK\r\nServ", "answered what is no HTTP"),
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+async def test_a_proxy_that_answers_instead_of_us(receiver_port: int, what: str) -> None:
+    """It did not arrive: who answered, and what to do."""
+    says, text = ANSWERS[what]
+    async with Front(receiver_port, says=says) as front:
+        assert text in failure(await examined(front.url(), receiver_port))
+
+
+async def test_a_redirect_does_not_show_the_token(receiver_port: int) -> None:
+    """A Location repeats the path, with the token in it."""
+
+    def redirect(request: Received) -> Answer:
+        return reply(308, headers={"Location": f"{request.target}/"})
+
+    async with ScriptedServer(then=redirect) as server:
+        assert "redirected (308) to /hook/TOKEN/" in failure(
+            await examined(f"{server.url}/hook", receiver_port)
+        )
+
+
+async def test_an_answer_that_is_replaced_on_its_way_back(receiver_port: int) -> None:
+    """It arrived and was answered 200; MidAPI would see another status."""
+    async with Front(receiver_port, says_then=answer("500 Oops")) as front:
+        text = failure(await examined(front.url(), receiver_port))
+    assert "it arrived and was answered 200, but 500 Oops from nginx came back" in text
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(4, None), (6, "warning"), (20, "failed")])
+@pytest.mark.parametrize("way", ["slow", "slow_back"])
+async def test_slowness_is_told(
+    receiver_port: int, way: str, seconds: float, verdict: str | None
+) -> None:
+    """Above 5 s a warning; above 15 s, when MidAPI gives up, a failure."""
+    front = Front(receiver_port, **{way: seconds})  # type: ignore[arg-type]
+    async with front:
+        found = bad(await examined(front.url(), receiver_port))
+    assert [verdict] * bool(verdict) == [each.verdict for each in found]
+    assert all("MidAPI gives up" in each.text for each in found)
+    assert ("it arrived, but then" in "".join(each.text for each in found)) is (
+        way == "slow_back" and seconds > 15
+    )
+
+
+# ─── the way there ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_name_that_does_not_resolve(receiver_port: int) -> None:
+    """The name is told, and that a DNS entry is missing."""
+    text = failure(await examined("https://no-such-name.invalid/hook", receiver_port))
+    assert "no-such-name.invalid: its name does not resolve" in text
+    assert "DNS entry" in text
+
+
+async def test_a_name_server_that_does_not_answer(
+    receiver_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told after 10 s."""
+
+    async def silent(*_: object, **__: object) -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", silent)
+    found = await examined("http://me.example/hook", None)
+    assert "me.example: its name does not resolve (no name server answered)" in failure(found)
+
+
+async def test_a_port_that_refuses(receiver_port: int) -> None:
+    """Nothing listens where the public URL leads."""
+    async with Front() as front:
+        url = front.url()
+    assert "refuses the connection | Nothing listens there" in failure(
+        await examined(url, receiver_port)
+    )
+
+
+async def test_a_port_that_does_not_answer(
+    receiver_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall drops what comes: told after 5 s, not after minutes."""
+
+    async def dropped(*_: object, **__: object) -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(asyncio, "open_connection", dropped)
+    begun = asyncio.get_running_loop().time()
+    text = failure(await examined("http://127.0.0.1:9/hook", receiver_port))
+    assert "127.0.0.1:9 does not answer" in text
+    assert 10 > asyncio.get_running_loop().time() - begun
+
+
+async def test_an_address_without_a_way(
+    receiver_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's own words."""
+
+    async def unreachable(*_: object, **__: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(asyncio, "open_connection", unreachable)
+    text = failure(await examined("http://[::1]:9/hook", receiver_port))
+    assert "[::1]:9 cannot be reached: Network is unreachable" in text
+
+
+async def test_of_several_addresses_one_may_fail(
+    receiver_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is tried; where one works, another that does not is a warning that names it."""
+
+    async def two(*_: object, **__: object) -> list[Place]:
+        return [Place("127.0.0.1", front.port), Place("127.0.0.2", closed)]
+
+    async with Front() as gone:
+        closed = gone.port
+    monkeypatch.setattr(_checkup, "places", two)
+    async with Front(receiver_port) as front:
+        [one] = bad(await examined(front.url(), receiver_port))
+    assert "warning" == one.verdict
+    assert f"by way of 127.0.0.2: 127.0.0.2:{closed} refuses" in one.text
+
+
+@pytest.mark.parametrize(
+    ("given", "ok"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("::ffff:8.8.8.8", True),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("192.168.1.5", False),
+        ("100.64.0.1", False),
+        ("169.254.1.1", False),
+        ("fe80::1%eth0", False),
+        ("0.0.0.0", False),  # noqa: S104 - asked about, not listened on
+    ],
+)
+def test_the_real_midapi_reaches_public_addresses_only(given: str, ok: bool) -> None:
+    """A local service, such as the sandbox, reaches the others, too."""
+    place = Place(given, 443)
+    assert ("ok" if ok else "failed") == _diagnosis.address(place, is_public=True).verdict
+    assert "ok" == _diagnosis.address(place, is_public=False).verdict
+
+
+async def test_loopback_and_plain_http_are_no_public_url(receiver_port: int) -> None:
+    """For the real MidAPI, though the probe itself arrives."""
+    found = bad(await examined(None, receiver_port, is_public=True))
+    assert [("address", "failed"), ("TLS", "warning")] == [(it.name, it.verdict) for it in found]
+    assert "127.0.0.1 is this machine itself: MidAPI cannot reach it" in found[0].text
+
+
+# ─── TLS ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def tls(loop_watch: LoopWatch) -> Iterator[None]:
+    """Handshakes fail here, and asyncio reports each in its debug mode."""
+    yield
+    failed = "Error on transport creation for incoming connection"
+    loop_watch.reports[:] = [each for each in loop_watch.reports if failed not in each]
+
+
+@pytest.fixture
+def trusted(tls: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authority of `CERTIFICATES` is one that everybody knows."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "authority.pem"))
+
+
+async def test_tls_with_a_good_certificate(receiver_port: int, trusted: None) -> None:
+    """How long it still holds is told."""
+    async with Front(receiver_port, certificate="good.pem") as front:
+        found = await examined(front.url(scheme="https"), receiver_port)
+    assert not bad(found)
+    assert "the certificate holds for" in next(it.text for it in found if it.name == "TLS")
+
+
+@pytest.mark.parametrize(
+    ("certificate", "text", "hint"),
+    [
+        ("expired.pem", "certificate has expired", "Renew it"),
+        ("other_name.pem", "not valid for '127.0.0.1'", "Get one for the name in the URL"),
+        ("self_signed.pem", "self-signed certificate", "from a public authority"),
+    ],
+)
+async def test_tls_with_a_bad_certificate(
+    receiver_port: int, trusted: None, certificate: str, text: str, hint: str
+) -> None:
+    """Expired, for another name, signed by itself: OpenSSL's words, and what to do."""
+    async with Front(receiver_port, certificate=certificate) as front:
+        told = failure(await examined(front.url(scheme="https"), receiver_port))
+    assert text in told
+    assert hint in told
+
+
+async def test_tls_with_an_authority_that_nobody_knows(receiver_port: int, tls: None) -> None:
+    """A chain that is not sent whole looks the same."""
+    async with Front(receiver_port, certificate="good.pem") as front:
+        told = failure(await examined(front.url(scheme="https"), receiver_port))
+    assert "unable to get local issuer certificate | Let the server send the whole chain" in told
+
+
+async def test_https_to_a_port_of_plain_http(receiver_port: int) -> None:
+    """The other way round it would work, and that is said."""
+    async with ScriptedServer(then=reply(404)) as server:
+        url = server.url.replace("http://", "https://")
+        assert "speaks plain http, and the URL says https" in failure(
+            await examined(url, receiver_port)
+        )
+
+
+async def test_http_to_a_port_of_tls(receiver_port: int, tls: None) -> None:
+    """As above, the other way round."""
+    async with Front(receiver_port, certificate="good.pem") as front:
+        assert "speaks TLS, and the URL says http |" in failure(
+            await examined(front.url(), receiver_port)
+        )
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        reply(400, body="<title>400 The plain HTTP request was sent to HTTPS port</title>"),
+        raw(b"\x15\x03\x01\0\x02\x02\x16"),
+        close(),
+    ],
+    ids=["a_page_of_nginx", "an_alert", "nothing"],
+)
+async def test_http_to_a_port_of_tls_in_every_form(
+    receiver_port: int, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers of TLS answer plain http with a page, some with an alert, some not at all."""
+
+    async def yes(place: Place) -> bool:
+        return place.tls_name is None
+
+    monkeypatch.setattr(_route, "_speaks_tls", yes)
+    async with ScriptedServer(then=play) as server:
+        assert "speaks TLS, and the URL says http |" in failure(
+            await examined(server.url, receiver_port)
+        )
+
+
+@pytest.mark.parametrize("says", [b"", answer("400 Bad Request")])
+async def test_over_tls_nothing_is_told_of_http(
+    receiver_port: int, trusted: None, says: bytes
+) -> None:
+    """What a server of TLS closes or refuses is not taken for the wrong scheme."""
+    async with Front(receiver_port, certificate="good.pem", says=says) as front:
+        assert "the URL says" not in failure(
+            await examined(front.url(scheme="https"), receiver_port)
+        )
+
+
+@pytest.mark.parametrize(
+    ("play", "text"),
+    [
+        (close("accept"), "refuses TLS"),
+        (raw(b"SSH-2.0-OpenSSH_9.6\r\n"), "takes the connection"),
+        (hang("accept"), "takes the connection and says nothing more"),
+    ],
+)
+async def test_https_to_what_is_neither(receiver_port: int, play: Play, text: str) -> None:
+    """It hangs up, speaks something else, or is silent."""
+    async with ScriptedServer(then=play) as server:
+        url = server.url.replace("http://", "https://")
+        assert text in failure(await examined(url, receiver_port))
+
+
+@pytest.mark.parametrize(("days", "verdict"), [(60.5, "ok"), (3.5, "warning")])
+def test_a_certificate_that_ends_soon(days: float, verdict: str) -> None:
+    """Two weeks before its end it is said."""
+    outcome = Outcome(Place("8.8.8.8", 443), certificate_ends=time.time() + days * 86400)
+    [one] = _diagnosis.certificate(outcome)
+    assert verdict == one.verdict
+    assert f"holds for {int(days)} more days" in one.text
+
+
+# ─── a program that runs already ─────────────────────────────────────────────────────────────────
+
+
+async def test_a_running_receiver_is_asked_in_the_doctors_place(receiver_port: int) -> None:
+    """Its 404 to an unknown token is told for what it is: no proof."""
+    receiver = CallbackReceiver(None, port=receiver_port)
+    async with (
+        ScriptedServer() as service,
+        MidAPIClient("key", base_url=service.url, receiver=receiver, journal=MemoryJournal()),
+        Front(receiver_port) as front,
+    ):
+        found = await examined(front.url(), receiver_port)
+    assert "is held by a receiver" in found[0].text
+    [one] = bad(found)
+    assert ("warning", True) == (one.verdict, "whether it is yours cannot be told" in one.text)
+
+
+async def test_a_running_program_that_is_no_receiver() -> None:
+    """Its page is not taken for ours, nor its silence."""
+    async with ScriptedServer(then=reply(404, body=PAGE)) as server:
+        found = [it for it in await examined(None, server.port) if it.verdict == "failed"]
+    assert "that is no receiver: it answered 404 Not Found" in found[0].text
+    async with ScriptedServer(then=close()) as server:
+        found = [it for it in await examined(None, server.port) if it.verdict == "failed"]
+    assert "but 127.0.0.1" in found[0].text
+
+
+async def test_a_receiver_without_an_open_client() -> None:
+    """503 is what it says then, and MidAPI sends again."""
+    async with ScriptedServer(then=interim(reply(503), 103)) as server:
+        found = await examined(None, server.port)
+    assert "has no client that is open" in found[0].text
+    assert not [each for each in found if each.verdict == "failed"]
+
+
+async def test_a_mounted_receiver_is_asked_where_it_is() -> None:
+    """Without a port nothing is listened on: only the answer can be judged."""
+    async with ScriptedServer([reply(404), delay(reply(404), 7), reply(200)]) as server:
+        [_, one] = await examined(server.url, None)
+        assert "--port" in one.hint
+        assert "it took 7.0 s" in (await examined(server.url, None))[-1].text
+        assert "somebody else answered" in failure(await examined(server.url, None))
+
+
+async def test_a_port_that_cannot_be_listened_on() -> None:
+    """Not an address of this machine."""
+    how = Callbacks(public_url="http://127.0.0.1:1/", host="203.0.113.1", port=0, keys=())
+    [one] = await _checkup.callbacks(how, is_public=False)
+    assert ("port", "failed") == (one.name, one.verdict)
+    assert "203.0.113.1:0 cannot be listened on" in one.text
+
+
+async def test_others_who_come_to_the_port_meanwhile_are_not_the_probe(
+    receiver_port: int,
+) -> None:
+    """Scanners, and connections without a word, neither help nor hurt."""
+
+    async def scan() -> None:
+        for hello in (
+            b"",
+            b"GET /.env HTTP/1.1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+        ):
+            _, writer = await asyncio.open_connection("127.0.0.1", receiver_port)
+            writer.write(hello)
+            writer.close()
+
+    async with Front(receiver_port, slow=1) as front:
+        examining = asyncio.create_task(examined(front.url(), receiver_port))
+        await asyncio.sleep(0.5)
+        await scan()
+        assert not bad(await examining)
+
+
+def test_i5_a_probe_shows_neither_its_token_nor_a_key() -> None:
+    """Nor does what it makes of a text."""
+    probe = Probe(URL("http://me.example/"), (WEBHOOK_KEY,))
+    secrets.assert_none_in(probe, probe.shown(probe.path), probe.shown(probe.path.lower()))
+    assert "/TOKEN" == probe.shown(probe.path)
+
+
+# ─── the account ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def client_env(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the environment of a client."""
+
+    def use(url: str) -> None:
+        monkeypatch.setenv("MIDAPI_API_KEY", secrets.API_KEY)
+        monkeypatch.setenv("MIDAPI_BASE_URL", url)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("off", "verdict", "text"),
+    [
+        (0, "ok", "agrees"),
+        (150, "warning", "s ahead of MidAPI's"),
+        (-150, "warning", "s behind MidAPI's"),
+        (900, "failed", "15 min"),
+    ],
+)
+async def test_a_wrong_clock(
+    client_env: Callable[[str], None], off: int, verdict: str, text: str
+) -> None:
+    """Half a minute is odd; above five minutes a lost answer could not be matched."""
+    date = {"Date": formatdate(time.time() - off, usegmt=True)}
+    async with ScriptedServer([reply(404, headers=date)]) as server:
+        client_env(server.url)
+        [_, clock] = await _checkup.service()
+    assert verdict == clock.verdict
+    assert text in clock.text
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Mon, 99 Foo 2026 00:00:00 GMT"])
+async def test_a_service_that_tells_no_time(client_env: Callable[[str], None], date: str) -> None:
+    """Nothing is said of the clock then."""
+    async with ScriptedServer([reply(404, headers={"Date": date})]) as server:
+        client_env(server.url)
+        assert 1 == len(await _checkup.service())
+
+
+@pytest.mark.parametrize(
+    ("play", "verdict", "text"),
+    [
+        (reply(json={"code": 200, "msg": "", "data": 8.5}), "ok", "8.50 credits are left"),
+        (reply(json={"code": 200, "msg": "", "data": 0}), "warning", "no credits are left"),
+        (reply(json={"code": 401, "msg": "You do not have access"}), "failed", "refuses it"),
+        (reply(500, body="oops"), "failed", "could not be tried"),
+    ],
+)
+async def test_the_key_is_tried(
+    client_env: Callable[[str], None], play: Play, verdict: str, text: str
+) -> None:
+    """By asking for the credits, which costs nothing; the key stands nowhere."""
+    async with ScriptedServer([reply(404)], then=play) as server:
+        client_env(server.url)
+        found = await _checkup.account()
+    assert ("API key", verdict) == (found[-1].name, found[-1].verdict)
+    assert text in found[-1].text
+    secrets.assert_none_in(*found)
+
+
+async def test_a_service_that_is_not_there(client_env: Callable[[str], None]) -> None:
+    """The key is not tried in vain."""
+    async with ScriptedServer() as server:
+        client_env(server.url)
+    assert "is not reached: 127.0.0.1" in failure(await _checkup.account())
+    client_env("https://no-such-name.invalid")
+    assert "its name does not resolve" in failure(await _checkup.account())
+
+
+async def test_settings_that_no_client_takes(
+    client_env: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in the client's own words; what can be checked still is."""
+    client_env("http://pictures.example")
+    assert ["base_url"] == [each.name for each in await _checkup.account()]
+    monkeypatch.delenv("MIDAPI_API_KEY")
+    async with ScriptedServer([reply(404)]) as server:
+        monkeypatch.setenv("MIDAPI_BASE_URL", server.url)
+        found = await _checkup.account()
+    assert [("API key", "failed"), ("service", "ok")] == [(it.name, it.verdict) for it in found]
+
+
+# ─── the journal ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_journal_is_opened_as_a_program_would(tmp_path: Path) -> None:
+    """Whole and private; readable by others; writable by others; damaged."""
+    folder = tmp_path / "journal"
+    assert _checkup.missing(folder) == Finding(
+        "journal", "warning", f"{folder} is not there; the first use makes it",
+        "If there should be one already, look at its spelling and the current folder.",
+    )  # fmt: skip
+    journal = SQLiteJournal(folder)
+    await journal.check()
+    await journal.aclose()
+    assert "private, local and whole; intents: 0" in (await _checkup.journal(folder)).text
+    folder.chmod(0o755)
+    assert "other users can look into" in (await _checkup.journal(folder)).text
+    folder.chmod(0o777)
+    found = await _checkup.journal(folder)
+    assert ("failed", True) == (found.verdict, "can be written by others" in found.text)
+    folder.chmod(0o700)
+    database = folder / "journal.sqlite"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE odd (a, b)")
+        connection.execute("CREATE INDEX by_a ON odd (a)")
+        connection.execute("INSERT INTO odd VALUES (1, 2)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_schema SET sql = 'CREATE INDEX by_a ON odd (b)' WHERE name = 'by_a'"
+        )
+        connection.commit()
+    found = await _checkup.journal(folder)
+    assert "failed" == found.verdict
+    assert found.text.startswith(f"{folder} is damaged: ")
+    database.write_bytes(b"x" * 8192)
+    assert "failed" == (await _checkup.journal(folder)).verdict
+
+
+def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:
+    """Below a file no folder can be."""
+    (tmp_path / "file").touch()
+    found = _checkup.missing(tmp_path / "file" / "journal")
+    assert found is not None
+    assert ("failed", True) == (found.verdict, "cannot be made" in found.text)
+
+
+# ─── the command ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.real_time
+@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY)
+def test_the_command_against_a_sandbox(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    receiver_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All is well: a line for each check, exit code 0, and no secret."""
+    ran = midapi("doctor", "--port", receiver_port, "--webhook-key", WEBHOOK_KEY)
+    assert 0 == ran.code
+    marks = [line[:1] for line in ran.lines if not line.startswith(" ")]
+    assert ["✓", "✓", "✓", "!", "✓", "✓", "✓"] == marks
+    assert "Nothing needs mending." in ran.err
+    assert not secrets.found_in(ran.out + ran.err)
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(receiver_port))
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{receiver_port}/hook")
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    ran = midapi("doctor", "--json")
+    assert ran.json["ok"]
+    assert "callback" == ran.json["checks"][-1]["name"]
+    assert "journal is not there" in str(ran.json)
+
+
+@pytest.mark.real_time
+@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY)
+def test_the_command_says_what_must_be_mended(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, in plain words and as JSON; the key stands nowhere."""
+    monkeypatch.setenv("MIDAPI_API_KEY", secrets.known("a-key-that-is-wrong"))
+    ran = midapi("doctor", "--public-url", "ftp://me.example", "--journal", "folder")
+    assert 1 == ran.code
+    assert "✗ API key: " in ran.out
+    assert "✗ public_url: must be an http or https URL" in ran.out
+    assert "2 things need mending." in ran.err
+    assert not secrets.found_in(ran.out + ran.err)
+    ran = midapi("doctor", "--json")
+    assert (1, False) == (ran.code, ran.json["ok"])
+    assert "nobody can call back" in str(ran.json)
+
+
+def test_what_the_environment_says_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `CallbackReceiver.from_env` would say it."""
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", "http")
+    [one] = _checkup.chosen(None, "127.0.0.1", None, None)  # type: ignore[misc]  # a list
+    assert ("callbacks", "warning") == (one.name, one.verdict)
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example/hook")
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY_FILE", "none")
+    found = _checkup.chosen(None, "127.0.0.1", None, None)
+    assert isinstance(found, list)
+    assert {"port", "webhook_key"} == {each.name for each in found}
+    monkeypatch.delenv("MIDAPI_WEBHOOK_KEY_FILE")
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", "8080")
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", f"{WEBHOOK_KEY}\n{secrets.known('the-new-key')}")
+    how = _checkup.chosen(None, "127.0.0.1", None, None)
+    assert isinstance(how, Callbacks)
+    assert (8080, 2) == (how.port, len(how.keys))
+    secrets.assert_none_in(how)

@@ -1,0 +1,310 @@
+"""A receiver without a client: it shows what comes, and passes it on."""
+
+import json
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import attrs
+import pytest
+from yarl import URL
+
+from midapi_async import sign_callback
+from midapi_async.cli import listen as listen_module
+from midapi_async.cli._listener import Forwarded, Listener, Taken, forward_to
+from tests.cli.conftest import Midapi, ctrl_c_when, finish, spawn
+from tests.cli.test_sandbox import free_port
+from tests.support import secrets
+from tests.support.scripted import Play, ScriptedServer, close, delay, reply
+from tests.support.secrets import WEBHOOK_KEY
+
+TASK = "9f47c52047dda21bb3df0488736cce57"
+TOKEN = f"mjt_{'a' * 43}"
+FILES = ["https://files.example/0.jpeg", "https://files.example/1.jpeg"]
+
+
+def body(code: int = 200, msg: str = "success", **data: object) -> bytes:
+    """The body of a callback."""
+    told = {"taskId": TASK, "promptJson": json.dumps({"prompt": "a red fox"}), **data}
+    return json.dumps({"code": code, "msg": msg, "data": told}).encode()
+
+
+GOOD = body(resultUrls=FILES)
+RECORD = {"resultUrls": [{"resultUrl": "u"}]}
+
+
+@attrs.define
+class Scene:
+    """A listener, and what it has shown."""
+
+    listener: Listener
+    shown: list[Taken]
+    session: aiohttp.ClientSession
+
+    async def post(
+        self,
+        data: bytes = GOOD,
+        headers: Mapping[str, str] | None = None,
+        path: str = f"/any/prefix/{TOKEN}",
+    ) -> int:
+        """The status of the answer to a callback."""
+        url = URL(self.listener.url + path, encoded=True)
+        async with self.session.post(url, data=data, headers=headers) as answer:
+            return answer.status
+
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal would show of the one callback."""
+        [taken] = self.shown
+        return listen_module._lines(taken)
+
+
+@asynccontextmanager
+async def listening(*keys: str, forward: str | None = None) -> AsyncIterator[Scene]:
+    """A listener at a port of its own choice."""
+    shown: list[Taken] = []
+    async with aiohttp.ClientSession() as session:
+        to = None if forward is None else forward_to(URL(forward), session)
+        listener = Listener("127.0.0.1", 0, keys, show=shown.append, forward=to)
+        await listener.open()
+        try:
+            yield Scene(listener, shown, session)
+        finally:
+            await listener.aclose()
+
+
+# ─── what it shows ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_callback_is_shown_and_answered_200() -> None:
+    """Time, task, status, prompt, files; not the token."""
+    data = GOOD.replace(b"a red fox", f"a red fox of {TOKEN}".encode())
+    async with listening() as scene:
+        assert 200 == await scene.post(data)
+        first, *rest = scene.lines
+        facts = listen_module._facts(scene.shown[0])
+    assert first.endswith(f"{TASK}  succeeded")
+    assert ["    prompt: a red fox of mjt_…", *(f"    {url}" for url in FILES)] == rest
+    assert (TASK, "succeeded", "a red fox of mjt_…", tuple(FILES), 200, False, None) == tuple(
+        facts[name]
+        for name in ("task_id", "status", "prompt", "urls", "answer", "signed", "forwarded")
+    )
+    assert not secrets.found_in(json.dumps(facts) + first)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "more"),
+    [
+        (body(), "generating", []),
+        (body(500, "Image generation failed", resultUrls=[]), "failed", ["Image generation fail"]),
+        (body(successFlag=3, errorMessage="no answer"), "failed", ["no answer"]),
+        (body(successFlag="2", errorMessage=None), "failed", ["success"]),
+        (body(successFlag=1, resultInfoJson=RECORD), "succeeded", ["u"]),
+        (body(resultInfoJson='{"resultUrls": [{"url": "u"}, "v", 5, null]}'), "succeeded", ["v"]),
+        (body(resultUrls="x"), "succeeded", []),
+        (json.dumps({"taskId": TASK, "successFlag": 1}).encode(), "succeeded", []),
+    ],
+)
+async def test_every_form_of_a_callback_is_read(data: bytes, status: str, more: list[str]) -> None:
+    """Acknowledgements, failures, and those that look like record-info."""
+    async with listening() as scene:
+        assert 200 == await scene.post(data)
+        assert scene.lines[0].endswith(status)
+        told = "\n".join(scene.lines[1:])
+    assert all(each in told for each in more)
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status", "text"),
+    [
+        (b"not JSON", {}, 400, "it is no callback"),
+        (b"x" * 70_000, {}, 413, "larger than 64 KiB"),
+        (GOOD, {"Content-Encoding": "br"}, 415, "its body is encoded"),
+    ],
+)
+async def test_what_a_receiver_refuses_is_refused_and_shown(
+    data: bytes, headers: Mapping[str, str], status: int, text: str
+) -> None:
+    """With the same status as in earnest."""
+    async with listening() as scene:
+        assert status == await scene.post(data, headers)
+        assert f"answered {status}: " in scene.lines[0]
+        assert text in scene.lines[0]
+        assert listen_module._facts(scene.shown[0])["task_id"] is None
+
+
+async def test_c04_with_a_key_what_is_not_signed_is_401() -> None:
+    """Also with a signature of another key; a good one is 200."""
+    async with listening(secrets.known("the-old-key"), WEBHOOK_KEY) as scene:
+        assert 401 == await scene.post()
+        assert "not signed with the webhook key" in scene.lines[1]
+        assert 401 == await scene.post(GOOD, sign_callback("another-key", TASK))
+        assert 200 == await scene.post(GOOD, sign_callback(WEBHOOK_KEY, TASK))
+    assert [False, True, True] == [each.is_signed for each in scene.shown]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/hook", 200), ("/a/hook.php/", 200), ("/a/%2e%2e%2f..", 404), ("/%20", 404)],
+)
+async def test_any_last_segment_will_do_that_stays_one(path: str, status: int) -> None:
+    """A listener has no tokens of its own; what could lead elsewhere is refused."""
+    async with listening() as scene:
+        assert status == await scene.post(path=path)
+
+
+# ─── passing on ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_callback_is_passed_on_as_it_came() -> None:
+    """The last segment, the body byte by byte, type and signature; the answer is shown."""
+    signed = sign_callback(WEBHOOK_KEY, TASK)
+    async with ScriptedServer([delay(reply(202, json={}), 3)]) as program:
+        async with listening(forward=f"{program.url}/midapi/") as scene:
+            headers = {"Content-Type": "application/json", "X-Other": "x", "Cookie": "a=b"}
+            assert 202 == await scene.post(GOOD + b" ", headers | signed)
+            assert "    passed on: 202 after 3.0 s" == scene.lines[-1]
+        [request] = program.requests
+    assert (f"/midapi/{TOKEN}", GOOD + b" ") == (request.path, request.body)
+    assert "application/json" == request.headers["content-type"]
+    for name, value in signed.items():
+        assert value == request.headers[name.lower()]
+    assert not {"x-other", "cookie"} & set(request.headers)
+
+
+@pytest.mark.parametrize("how", ["refused", "closed", "slow"])
+async def test_what_the_program_has_not_taken_is_sent_again(how: str) -> None:
+    """503, when it is not there, hangs up or takes longer than MidAPI would wait for us."""
+    plays: dict[str, Play] = {"closed": close(), "slow": delay(reply(200), 60)}
+    async with AsyncExitStack() as exits:
+        program = ScriptedServer(then=plays.get(how))
+        await exits.enter_async_context(program)
+        if how == "refused":
+            await exits.aclose()
+        scene = await exits.enter_async_context(listening(forward=program.url))
+        assert 503 == await scene.post()
+    assert scene.lines[-1].endswith("answered 503, so that MidAPI sends it again")
+    forwarded = scene.shown[0].forwarded
+    assert isinstance(forwarded, Forwarded)
+    assert (None, True) == (forwarded.status, bool(forwarded.fault))
+    assert 14 > forwarded.seconds
+
+
+async def test_a_redirect_of_the_program_is_its_answer() -> None:
+    """It is not followed: MidAPI's is not known to do that."""
+    async with ScriptedServer([reply(307, headers={"Location": "/elsewhere"})]) as program:
+        async with listening(forward=program.url) as scene:
+            assert 307 == await scene.post(path="/")
+        assert ["/"] == [each.path for each in program.requests]
+
+
+async def test_what_is_refused_is_not_passed_on() -> None:
+    """The program sees callbacks only."""
+    async with ScriptedServer() as program, listening(forward=program.url) as scene:
+        assert 400 == await scene.post(b"not JSON")
+
+
+# ─── the command ─────────────────────────────────────────────────────────────────────────────────
+
+
+def post(url: str, data: bytes = GOOD) -> int:
+    """The status of the answer to a callback, from outside; 0 if nobody is there yet."""
+    try:
+        with urllib.request.urlopen(url, data, timeout=5) as answer:  # noqa: S310 - http, loopback
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code
+    except OSError:
+        return 0
+
+
+def where(process: "subprocess.Popen[str]") -> str:
+    """Where a process that listens says that it does."""
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    return line.split("taken at ")[1].split("/ANYTHING")[0]
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_listens_until_it_is_stopped(number: int) -> None:
+    """One JSON object in a line for each callback; both signals are a usual end."""
+    process = spawn("listen", "--port", 0, "--json")
+    url = where(process)
+    assert 200 == post(f"{url}/{TOKEN}")
+    assert 400 == post(f"{url}/{TOKEN}", b"no callback")
+    process.send_signal(number)
+    ran = finish(process)
+    assert 0 == ran.code
+    one, two = (json.loads(line) for line in ran.lines)
+    assert (TASK, 200) == (one["task_id"], one["answer"])
+    assert (None, 400) == (two["task_id"], two["answer"])
+    assert not secrets.found_in(ran.out + ran.err)
+
+
+@pytest.mark.real_time
+def test_d12_control_characters_reach_no_terminal(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Escape sequences, line breaks and right-to-left marks stand there as their escapes."""
+    port = free_port()
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
+    evil = json.dumps({"prompt": "a\x1b[2Jb\nc\u202ed[/]"})
+    data = body(500, "no\r\x07", promptJson=evil, resultUrls=["http://e\x1b]0;x"])
+    with ctrl_c_when(lambda: post(f"http://127.0.0.1:{port}/x", data)):
+        ran = midapi("listen", "--forward", "http://127.0.0.1:9/y")
+    assert 0 == ran.code
+    assert r"prompt: a\x1b[2Jb\nc\u202ed[/]" in ran.out
+    assert r"reason: no\r\x07" in ran.out
+    assert ran.out.replace("\n", "").isprintable()
+    assert "every token is let in" in ran.err
+    assert "passed on to http://127.0.0.1:9/y." in ran.err
+
+
+@pytest.mark.real_time
+def test_a_reader_that_goes_away_ends_it() -> None:
+    """As `midapi listen | head -n 1`; the callback itself is taken."""
+    process = spawn("listen", "--port", 0)
+    url = where(process)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert 200 == post(f"{url}/x")
+    assert process.stderr is not None
+    process.stderr.close()
+    assert 141 == process.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--forward", "ftp://x"], "forward"),
+        (["--forward", "http://x/?a"], "forward"),
+        (["--forward", "http://[x/"], "forward"),
+        (["--port", "70000"], "port"),
+        (["--webhook-key", "\x01"], "webhook_key"),
+        (["--host", "::", "--port", "0"], "host"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(
+    midapi: Midapi, arguments: list[str], named: str
+) -> None:
+    """Exit code 2, one line that names it."""
+    ran = midapi("listen", *arguments)
+    assert 2 == ran.code
+    assert f"{named}" in ran.error
+
+
+@pytest.mark.real_time
+def test_a_taken_port_is_an_error(midapi: Midapi) -> None:
+    """Exit code 1, one line that names the port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = midapi("listen", "--port", port)
+    assert 1 == ran.code
+    assert f"callbacks cannot be received on 127.0.0.1:{port}" in ran.error
