@@ -1,15 +1,19 @@
-"""What became of accepted intents: the journal is told what a wait has seen and handed over."""
+"""What became of accepted intents: the journal is told what was seen and handed over."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from ._owned import OwnedTasks
-from .journal import State
+from .errors import JournalError
+from .journal import Experience, State
 from .tasks import TaskDetails, TaskStatus
 
 if TYPE_CHECKING:
-    from .journal import Journal
+    from .journal import Journal, Kind
+
+_log = logging.getLogger("midapi_async")
 
 
 class Outcomes:
@@ -17,11 +21,13 @@ class Outcomes:
 
     Args:
         journal: where the intents live.
+        origin: of the service that the tasks are at.
         takes_at_once: whether a result is taken when a wait has handed it over.
     """
 
-    def __init__(self, journal: Journal, *, takes_at_once: bool) -> None:
+    def __init__(self, journal: Journal, *, origin: str, takes_at_once: bool) -> None:
         self._journal = journal
+        self._origin = origin
         self._takes_at_once = takes_at_once
         self._writes = OwnedTasks()
 
@@ -33,6 +39,17 @@ class Outcomes:
         """
         final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
         self._writes.start(self._write(task_id, intent_id, final, taken=self._takes_at_once))
+
+    def keep_duration(self, kind: Kind, seconds: float) -> None:
+        """A task of this kind took so long; a journal that can, keeps it for the next process."""
+        if isinstance(self._journal, Experience):
+            self._writes.start(self._keep(self._journal, kind, seconds))
+
+    async def _keep(self, experience: Experience, kind: Kind, seconds: float) -> None:
+        try:
+            await experience.learn(self._origin, kind, seconds)
+        except JournalError:
+            _log.debug("the journal did not take that a task took %.0f s", seconds, exc_info=True)
 
     async def take(self, task_id: str, intent_id: str | None) -> None:
         """The user has what is needed of a result; return when that is safe."""

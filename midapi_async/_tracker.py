@@ -107,7 +107,7 @@ class Tracker:
         schedule: when to look.
         policy: how fast to look.
         clock: the client's clock.
-        learn: told the kind of each task that succeeded, and how many seconds it took.
+        keep: told the kind of each task that succeeded, and how many seconds it took.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class Tracker:
         schedule: Schedule,
         policy: PollPolicy,
         clock: Clock,
-        learn: Callable[[Kind, float], object] | None = None,
+        keep: Callable[[Kind, float], object] | None = None,
     ) -> None:
         self._look = look
         self._schedule = schedule
         self._policy = policy
         self._clock = clock
-        self._learn = learn or schedule.learn
+        self._keep = keep
         self._judge = Judge(clock)
         self._active: dict[str, Tracked] = {}
         self._idle: OrderedDict[str, Tracked] = OrderedDict()
@@ -531,8 +531,9 @@ class Tracker:
         if details.duration is not None:
             seconds = details.duration.total_seconds()
             self._note_callback(task, seconds)
-            if details.status is TaskStatus.SUCCEEDED:
-                self._learn(task.kind, seconds)
+            is_good = details.status is TaskStatus.SUCCEEDED
+            if is_good and self._schedule.learn(task.kind, seconds) and self._keep:
+                self._keep(task.kind, seconds)
         self._retire(task)
         for wait in task.take_waits():
             if not wait.done():

@@ -28,6 +28,7 @@ from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
 from .files import Downloader
 from .handle import Desk, TaskHandle, check_seconds, handle_of, kind_of
 from .intents import Intents
+from .journal import Experience
 from .journal.memory import MemoryJournal
 from .receiver import CallbackReceiver
 from .receiver.inbox import ClientInbox
@@ -243,6 +244,7 @@ class MidAPIClient:
                 exits.push_async_callback(self._journal.aclose)
             rooms = self._furnish(exits)
             await self._journal.take_over(self._scope)
+            await self._recall()
             if self._receiver is not None:
                 await self._receiver.attach(rooms.inbox)
                 exits.push_async_callback(self._receiver.detach, rooms.inbox)
@@ -250,6 +252,13 @@ class MidAPIClient:
             rooms.tracker.start()
             self._rooms = attrs.evolve(rooms, exits=exits.pop_all())
             self._opened = True
+
+    async def _recall(self) -> None:
+        """How long tasks took, as far as the journal knows; else what this client saw."""
+        if isinstance(self._journal, Experience):
+            origin = str(self._settings.base_url.origin())
+            for kind, durations in (await self._journal.durations(origin)).items():
+                self._schedule.recall(kind, durations)
 
     def _furnish(self, exits: AsyncExitStack) -> _Rooms:
         """Make every room, from the network inwards; they are left in the reverse order."""
@@ -262,9 +271,15 @@ class MidAPIClient:
         api = Api(transport, self._settings.endpoints, self._timeouts)
         gate = _gate(self._journal, self._settings, self._rate_limit, clock)
         exits.callback(gate.close)
-        tracker = Tracker(look=api.look, schedule=self._schedule, policy=self._polling, clock=clock)
+        outcomes = self._make_outcomes()
+        tracker = Tracker(
+            look=api.look,
+            schedule=self._schedule,
+            policy=self._polling,
+            clock=clock,
+            keep=outcomes.keep_duration,
+        )
         submitter = self._make_submitter(api, gate, tracker, clock)
-        outcomes = Outcomes(self._journal, takes_at_once=self._takes_at_once)
         desk = self._make_desk(api, tracker, outcomes, clock, presence)
         return _Rooms(
             presence=presence,
@@ -279,6 +294,13 @@ class MidAPIClient:
             desk=desk,
             intents=self._make_intents(submitter, desk),
             exits=exits,
+        )
+
+    def _make_outcomes(self) -> Outcomes:
+        return Outcomes(
+            self._journal,
+            origin=str(self._settings.base_url.origin()),
+            takes_at_once=self._takes_at_once,
         )
 
     def _make_transport(self, clock: Clock) -> Transport:

@@ -42,7 +42,18 @@ from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Faults, Sandbox, fail_task, gone, never_call_back, never_end
 from midapi_async.sandbox import lose_answer as sandbox_loses_answer
 from midapi_async.testing import VirtualLoop
-from tests.support.scripted import Play, ScriptedServer, cut, delay, hang, lose_answer, raw, reply
+from tests.support.scripted import (
+    Answer,
+    Play,
+    Received,
+    ScriptedServer,
+    cut,
+    delay,
+    hang,
+    lose_answer,
+    raw,
+    reply,
+)
 from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in, known
 from tests.world import (
     TASK,
@@ -938,3 +949,27 @@ def test_its_repr_shows_the_state() -> None:
     """Where it talks to and whether it is open; never the key."""
     client = MidAPIClient(API_KEY)
     assert "<MidAPIClient https://api.midapi.ai/ not opened>" == repr(client)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+async def test_what_was_learned_outlives_the_client(kind: str, tmp_path: Path) -> None:
+    """A second client on the same journal expects from its first task on what the first one saw."""
+    journals = [MemoryJournal()] * 2 if kind == "memory" else [tmp_path / "j", tmp_path / "j"]
+    script = mid(
+        lambda request: accepted(f"t{len(request.body)}"), lambda request: took(request, 25)
+    )
+    async with ScriptedServer(then=script) as server:
+        async with client_of(server, journal=journals[0]) as first:
+            assert 60 == first.expected("a red fox").median
+            for n in range(8):
+                await first.generate_and_wait("x" * (n + 1))
+            assert 25 == first.expected("a red fox").median
+        async with client_of(server, journal=journals[1]) as second:
+            assert 25 == second.expected("another").median
+            assert 60 == client_of(server).expected("another").median
+
+
+def took(request: Received, seconds: int) -> Answer:
+    """The record of a task that took so long."""
+    data = record(request.target.rpartition("=")[2], 1)
+    return ok(data | {"completeTime": int(str(data["createTime"])) + seconds * 1000})

@@ -15,14 +15,17 @@ A journal is anything with the seven methods of `Journal`; which moves are allow
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from ..requests import Request
+
+# Task type and speed, as MidAPI names them.
+Kind = tuple[str, str | None]
 
 
 class State(StrEnum):
@@ -119,6 +122,19 @@ def moved(row: Intent, to: State | None, task_id: str | None, now: float, *, tak
     if taken and not row.taken and row.state in BOUGHT:
         changes["taken"] = True
     return _changed(row, changes) if changes else row
+
+
+@runtime_checkable
+class Experience(Protocol):
+    """What a journal may do besides: remember how long tasks took, for the plan of looks."""
+
+    async def learn(self, origin: str, kind: Kind, seconds: float) -> None:
+        """A task of this kind took so long, at the service with this origin."""
+        ...
+
+    async def durations(self, origin: str) -> Mapping[Kind, Sequence[float]]:
+        """How many seconds the last tasks of each kind took, the newest last."""
+        ...
 
 
 class Journal(Protocol):

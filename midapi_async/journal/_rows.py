@@ -34,12 +34,13 @@ _INSERT = (
     f"INSERT INTO intents ({_COLUMNS}, holds_key) "  # noqa: S608 - constants
     f"VALUES ({', '.join('?' * 15)}, ?)"
 )
-# A row of ours to which nobody has done anything since: it need not be read again.
-_AS_CLAIMED = f" AND state = '{State.SENDING}' AND other_task_ids IS NULL"
+# A row to which nobody has done anything since we knew it: it need not be read again.
+_AS_KNOWN = " AND state = ? AND task_id IS ? AND other_task_ids IS ? AND taken = ? AND NOT pruned"
 _SEALED = "sealed:"
 
 _OVER = (State.REFUSED, State.SUPERSEDED, State.DISMISSED)
 _PRUNED_AT_ONCE = 500
+_KNOWN = 4096  # rows that were bought, as they were last seen
 _TASKS_AT_ONCE = 500  # in one statement; SQLite's own limit was 999 once
 
 
@@ -110,6 +111,7 @@ class Rows:
         self._owners = owners
         self._senders = senders
         self._seal = seal
+        self._known: dict[str, Intent] = {}
 
     # ─── reading ─────────────────────────────────────────────────────────────────────────────────
 
@@ -153,6 +155,10 @@ class Rows:
             found += self.all(condition, *some, scope, *states)
         return found
 
+    def with_fate(self, row: Row | None) -> tuple[Row | None, bool]:
+        """A row, and whether it is abandoned."""
+        return row, row is not None and self.is_abandoned(row)
+
     def is_abandoned(self, row: Row) -> bool:
         """Whether a dead owner is SENDING it still."""
         return row.intent.state is State.SENDING and not self._owners.is_alive(row.owner)
@@ -166,17 +172,15 @@ class Rows:
         return [owner for (owner,) in found.fetchall() if not self._owners.is_alive(owner)]
 
     def _row(self, found: tuple[str, ...]) -> Row:
-        sender = self._senders.get(found[0])
-        request = sender.intent.request if sender is not None else _request(found[2])
         intent = Intent(
             intent_id=found[0],
             scope=found[1],
-            request=request,
+            request=self._request(found[0], found[2]),
             fingerprint=found[3],
             token_hash=found[4],
             created_at=float(found[5]),
             key=found[6],
-            metadata=json.loads(found[7]),
+            metadata={} if found[7] == "{}" else json.loads(found[7]),
             state=State(found[8]),
             task_id=found[9],
             other_task_ids=tuple((found[10] or "").split()),
@@ -185,6 +189,23 @@ class Rows:
             supersedes=found[13],
         )
         return Row(intent, found[14])
+
+    def _request(self, intent_id: str, stored: str | None) -> Request | None:
+        """What was asked for. It never changes, so it is not read twice without need."""
+        if (sender := self._senders.get(intent_id)) is not None:
+            return sender.intent.request
+        if stored is not None and (known := self._known.get(intent_id)) is not None:
+            return known.request
+        return _request(stored)
+
+    def _remember(self, row: Intent) -> None:
+        """Keep a row in mind that was bought: it will be asked for, and moved on, again."""
+        is_secret = self._seal.is_used and row.intent_id in self._senders
+        if row.state not in BOUGHT or is_secret:
+            return
+        if len(self._known) >= _KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[row.intent_id] = row
 
     # ─── the protocol ────────────────────────────────────────────────────────────────────────────
 
@@ -206,7 +227,10 @@ class Rows:
             row = self.by("scope = ? AND key = ? AND holds_key", *key)
         else:
             row = self.by("intent_id = ?", intent_id)
-        return row and Row(self._seal.shown(row.intent, fingerprint), row.owner)
+        if row is None:
+            return None
+        self._remember(row.intent)
+        return Row(self._seal.shown(row.intent, fingerprint), row.owner)
 
     def claim(self, intent: Intent) -> Intent:
         """See `Journal.claim`."""
@@ -229,15 +253,18 @@ class Rows:
         """See `Journal.advance`."""
         now = time.time()
         sender = self._senders.get(intent_id)
-        if sender is not None:
-            after = moved(sender.intent, to, task_id, now, taken=taken)
-            if self._write(sender.intent, after, _AS_CLAIMED):
+        known = sender.intent if sender is not None else self._known.get(intent_id)
+        if known is not None:
+            after = moved(known, to, task_id, now, taken=taken)
+            if self._write(known, after, is_as_known=True):
+                self._remember(after)
                 return after
         before = self._get(intent_id)
         after = moved(before, to, task_id, now, taken=taken)
         if to is State.UNKNOWN and self._took_key_from(before):
             self._set(intent_id, {"holds_key": 1})
         self._write(before, after)
+        self._remember(after)
         return after
 
     def take_over(self, scope: str) -> list[Intent]:
@@ -345,13 +372,13 @@ class Rows:
         )
         self.connection.execute(_INSERT, (*values, intent.key is not None))
 
-    def _write(self, before: Intent, after: Intent, condition: str = "") -> bool:
+    def _write(self, before: Intent, after: Intent, *, is_as_known: bool = False) -> bool:
         """Write what has changed of a row; whether anything was written.
 
         Args:
             before: the row.
             after: what becomes of it.
-            condition: what must be true of the row that is there, in SQL.
+            is_as_known: whether the row that is there must be the one before, in all that matters.
         """
         if after is before:
             return False
@@ -364,7 +391,11 @@ class Rows:
             changes["other_task_ids"] = " ".join(after.other_task_ids)
         if is_over(after) != is_over(before):
             changes["over_at"] = time.time() if is_over(after) else None
-        return self._set(after.intent_id, changes, condition)
+        if not is_as_known:
+            return self._set(after.intent_id, changes)
+        others = " ".join(before.other_task_ids) or None
+        known = (before.state, before.task_id, others, before.taken)
+        return self._set(after.intent_id, changes, _AS_KNOWN, known)
 
     def _took_key_from(self, row: Intent) -> bool:
         """Whether what superseded a row, and was not bought, held its key; it has lost it then."""
@@ -375,11 +406,17 @@ class Rows:
         )
         return done.rowcount > 0
 
-    def _set(self, intent_id: str, changes: dict[str, object], condition: str = "") -> bool:
+    def _set(
+        self,
+        intent_id: str,
+        changes: Mapping[str, object],
+        condition: str = "",
+        values: tuple[object, ...] = (),
+    ) -> bool:
         columns = ", ".join(f"{name} = ?" for name in changes)
         done = self.connection.execute(
             f"UPDATE intents SET {columns} WHERE intent_id = ?{condition}",  # noqa: S608 - ours
-            (*changes.values(), intent_id),
+            (*changes.values(), intent_id, *values),
         )
         return done.rowcount > 0
 

@@ -26,6 +26,7 @@ from ._locks import Owners
 from ._rows import Row, Rows, Seal, Sender
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
@@ -85,24 +86,29 @@ class JournalReport:
 
 
 class Job(Generic[T]):
-    """One caller's part of a transaction.
+    """One caller's part of a transaction, or of a look at the rows.
 
     Args:
         work: reads and writes rows. It may be run again after a transaction that failed.
+
+    Attributes:
+        is_done: whether what came of it stands.
+        served: resolved once it is done, if somebody waits in an event loop.
     """
 
     def __init__(self, work: Callable[[Rows], T]) -> None:
         self._work = work
         self._outcomes: list[T] = []
-        self._error: JournalError | None = None
+        self._error: BaseException | None = None
         self.is_done = False
+        self.served: asyncio.Future[None] | None = None
 
     def run(self, rows: Rows) -> None:
         """Do it; what comes of it counts once the transaction is synced."""
         self._error = None
         self._outcomes = [self._work(rows)]
 
-    def fail(self, error: JournalError) -> None:
+    def fail(self, error: BaseException) -> None:
         """It cannot be done."""
         self._error = error
 
@@ -159,6 +165,19 @@ class Store:
                 except sqlite3.Error:
                     self._disconnect()
                     raise
+
+    def look(self, jobs: Sequence[Job[Any]]) -> None:
+        """Do what only reads, all in one go; each job is told what came of it."""
+        for job in jobs:
+            if job.is_done:
+                continue
+            begun: list[Job[Any]] = []
+            try:
+                self.read(lambda rows, begun=begun: _run_all(rows, jobs, begun))
+            except JournalError as error:
+                for each in begun[-1:] or jobs:
+                    each.fail(_copy(error))
+                    each.is_done = True
 
     def write(self, jobs: Sequence[Job[Any]]) -> None:
         """Do what writes, all in one synced transaction; each job is told what came of it.
@@ -318,8 +337,9 @@ class Store:
         connection.execute("BEGIN IMMEDIATE")
         try:
             _schema.check_unchanged(connection, self._folder.database)
-            for job in jobs:
-                self._attempt(rows, job, alone=len(jobs) == 1)
+            if not self._all_went(rows, jobs):
+                for job in jobs:
+                    self._attempt(rows, job)
             if connection.in_transaction:
                 connection.execute("COMMIT")
         finally:
@@ -329,11 +349,26 @@ class Store:
             self._writes += len(jobs)
             self._changed()
 
-    def _attempt(self, rows: Rows, job: Job[Any], *, alone: bool) -> None:
+    def _all_went(self, rows: Rows, jobs: Sequence[Job[Any]]) -> bool:
+        """Run all jobs, which as a rule can be done; if one cannot, nothing of any stays."""
+        try:
+            with self._translated():
+                for job in jobs:
+                    job.run(rows)
+        except JournalError as error:
+            if not rows.connection.in_transaction:
+                raise
+            rows.connection.execute("ROLLBACK")
+            if len(jobs) > 1:
+                rows.connection.execute("BEGIN IMMEDIATE")
+                return False
+            jobs[0].fail(error)
+        return True
+
+    def _attempt(self, rows: Rows, job: Job[Any]) -> None:
         """Run one job; if it fails, nothing of it stays, and everything of the others."""
         connection = rows.connection
-        if not alone:
-            connection.execute("SAVEPOINT job")
+        connection.execute("SAVEPOINT job")
         try:
             with self._translated():
                 job.run(rows)
@@ -341,9 +376,8 @@ class Store:
             if not connection.in_transaction:
                 raise
             job.fail(error)
-            connection.execute("ROLLBACK" if alone else "ROLLBACK TO job")
-        if not alone:
-            connection.execute("RELEASE job")
+            connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
 
     def _report(self, rows: Rows) -> JournalReport:
         execute = rows.connection.execute
@@ -383,6 +417,15 @@ class Store:
             ) from error
         except UnicodeError as error:
             raise JournalError(f"the journal {path} cannot hold this text: {error}") from error
+
+
+def _run_all(rows: Rows, jobs: Sequence[Job[Any]], begun: list[Job[Any]]) -> None:
+    """Run what is left of jobs that only read; tells which ones were begun."""
+    for job in jobs:
+        if not job.is_done:
+            begun.append(job)
+            job.run(rows)
+            job.is_done = True
 
 
 def _copy(error: JournalError) -> JournalError:

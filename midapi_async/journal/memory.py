@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import JournalError
 from . import BOUGHT, Intent, State, moved
+from ._durations import KEPT_DURATIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
+
+    from . import Kind
 
 # So many finished and taken intents without a key are remembered, for late callbacks.
 REMEMBERED = 10_000
@@ -31,6 +34,7 @@ class MemoryJournal:
         self._senders: dict[str, asyncio.AbstractEventLoop] = {}
         self._finished: deque[str] = deque()
         self._watchers: set[asyncio.Event] = set()
+        self._durations: dict[tuple[str, Kind], deque[float]] = {}
 
     def __repr__(self) -> str:
         return f"<MemoryJournal {len(self._rows)} intents>"
@@ -124,6 +128,17 @@ class MemoryJournal:
                 yield
         finally:
             self._watchers.discard(changed)
+
+    async def learn(self, origin: str, kind: Kind, seconds: float) -> None:
+        """See `Experience.learn`."""
+        seen = self._durations.setdefault((origin, kind), deque(maxlen=KEPT_DURATIONS))
+        seen.append(seconds)
+
+    async def durations(self, origin: str) -> dict[Kind, list[float]]:
+        """See `Experience.durations`."""
+        return {
+            kind: list(seen) for (place, kind), seen in self._durations.items() if place == origin
+        }
 
     async def aclose(self) -> None:
         """See `Journal.aclose`. The rows stay, for the next client."""

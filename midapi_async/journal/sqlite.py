@@ -6,27 +6,24 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from ..errors import JournalError
-from . import Intent, State
-from ._rows import Rows, Sender
-from ._store import KEPT, Job, JournalReport, Store
+from . import Intent, State, _durations
+from ._rows import Row, Rows, Sender
+from ._store import KEPT, JournalReport, Store
+from ._writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection
+    from collections.abc import AsyncGenerator, Collection
 
     from ..config import RateLimit
+    from . import Kind
     from ._slots import SlotFile
 
-T = TypeVar("T")
-
 POLL = 0.25  # seconds between two looks for what other processes have written
-_AT_ONCE = 256  # callers that share one transaction, at most
 
 
 class SQLiteJournal:
@@ -45,7 +42,7 @@ class SQLiteJournal:
         # Made absolute here, so that a program may change its directory.
         self._path = Path(os.path.abspath(folder))  # noqa: PTH100 - keeps links, unlike resolve()
         self._store_prompts = store_prompts
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._forgotten: weakref.finalize[[], SQLiteJournal] | None = None
         self._watchers: set[_Watcher] = set()
         self._senders: dict[str, Sender] = {}
@@ -54,7 +51,7 @@ class SQLiteJournal:
         return f"<SQLiteJournal {str(self._path)!r} {'open' if self._writer else 'closed'}>"
 
     def __del__(self) -> None:
-        writer: _Writer | None = getattr(self, "_writer", None)
+        writer: Writer | None = getattr(self, "_writer", None)
         if writer is not None and writer.is_ours and writer.is_open:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
 
@@ -99,17 +96,19 @@ class SQLiteJournal:
         fingerprint: str | None = None,
     ) -> Intent | None:
         """See `Journal.find`."""
-        row = await self._opened().read(
-            lambda store: store.find(
-                lambda rows: rows.find(
-                    intent_id=intent_id,
-                    token_hash=token_hash,
-                    task_id=task_id,
-                    key=key,
-                    fingerprint=fingerprint,
-                )
+
+        def look(rows: Rows) -> Row | None:
+            return rows.find(
+                intent_id=intent_id,
+                token_hash=token_hash,
+                task_id=task_id,
+                key=key,
+                fingerprint=fingerprint,
             )
-        )
+
+        row, is_abandoned = await self._opened().look(lambda rows: rows.with_fate(look(rows)))
+        if is_abandoned:
+            row = await self._opened().run(lambda store: store.find(look))
         return row.intent if row is not None else None
 
     async def take_over(self, scope: str) -> list[Intent]:
@@ -127,28 +126,26 @@ class SQLiteJournal:
         if task_ids is None:
             return await self._in_states(scope, states)
         wanted = tuple(task_ids)
-        return await self._opened().read(
-            lambda store: store.read(lambda rows: rows.of_tasks(scope, states, wanted))
-        )
+        return await self._opened().look(lambda rows: rows.of_tasks(scope, states, wanted))
 
     async def _in_states(self, scope: str | None, states: tuple[State, ...]) -> list[Intent]:
         def look(store: Store) -> list[Intent]:
             store.bury()
             return store.read(lambda rows: rows.in_states(scope, states))
 
-        return await self._opened().read(look)
+        return await self._opened().run(look)
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """See `Journal.changes`."""
         watcher = _Watcher(asyncio.get_running_loop())
         self._watchers.add(watcher)
         try:
-            version = await self._opened().read(Store.version)
+            version = await self._opened().run(Store.version)
             while True:
                 watcher.changed.clear()
                 yield
                 while not await watcher.is_told(POLL):
-                    seen, version = version, await self._opened().read(Store.version)
+                    seen, version = version, await self._opened().run(Store.version)
                     if version != seen:
                         break
         finally:
@@ -163,6 +160,16 @@ class SQLiteJournal:
             await writer.aclose()
 
     # ─── beside the protocol ─────────────────────────────────────────────────────────────────────
+
+    async def learn(self, origin: str, kind: Kind, seconds: float) -> None:
+        """See `Experience.learn`."""
+        await self._opened().write(
+            lambda rows: _durations.add(rows.connection, origin, kind, seconds)
+        )
+
+    async def durations(self, origin: str) -> dict[Kind, list[float]]:
+        """See `Experience.durations`."""
+        return await self._opened().look(lambda rows: _durations.of(rows.connection, origin))
 
     def slots(self, name: str, limit: RateLimit | None) -> SlotFile:
         """Where the slots of an account are kept, for all processes that use this folder.
@@ -196,7 +203,7 @@ class SQLiteJournal:
         Raises:
             JournalError: they could not be removed, or not all.
         """
-        return await self._opened().read(lambda store: store.prune(older_than))
+        return await self._opened().run(lambda store: store.prune(older_than))
 
     async def check(self) -> JournalReport:
         """See whether the journal is whole, and what is in it.
@@ -204,9 +211,9 @@ class SQLiteJournal:
         Raises:
             JournalError: it cannot be read at all.
         """
-        return await self._opened().read(Store.check)
+        return await self._opened().run(Store.check)
 
-    def _opened(self) -> _Writer:
+    def _opened(self) -> Writer:
         writer = self._writer
         if writer is None:
             store = Store(
@@ -215,7 +222,7 @@ class SQLiteJournal:
                 store_prompts=self._store_prompts,
                 changed=_Tell(self._watchers),
             )
-            writer = self._writer = _Writer(store)
+            writer = self._writer = Writer(store)
             self._forgotten = weakref.finalize(self, writer.abandon)
         if not writer.is_ours:
             raise JournalError(
@@ -250,85 +257,3 @@ class _Tell:
         for watcher in list(self._watchers):
             with suppress(RuntimeError):  # its loop was closed without closing the iterator
                 watcher.loop.call_soon_threadsafe(watcher.changed.set)
-
-
-class _Writer:
-    """The one thread that touches the disk, and the callers who wait for it.
-
-    Each caller has a job in the thread's queue. The first one whose turn comes takes the work of
-    all who wait by then into its transaction; the others find theirs done.
-
-    Args:
-        store: what the thread works on.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._waiting: deque[Job[Any]] = deque()
-        self._thread = ThreadPoolExecutor(1, "midapi-journal")
-        self._process = os.getpid()
-        self.is_open = True
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this is the process that it was made in, and no fork of it."""
-        return os.getpid() == self._process
-
-    async def write(self, work: Callable[[Rows], T]) -> T:
-        """Do what writes; return when it is synced.
-
-        A caller who is cancelled before its turn has written nothing.
-        """
-        job = Job(work)
-        self._waiting.append(job)
-        try:
-            await self._run(self._commit, job)
-        except BaseException:
-            with suppress(ValueError):
-                self._waiting.remove(job)
-            raise
-        return job.result()
-
-    async def read(self, work: Callable[[Store], T]) -> T:
-        """Do what reads, or what has transactions of its own."""
-        return await self._run(work, self._store)
-
-    async def _run(self, work: Callable[[Any], T], argument: object) -> T:
-        loop = asyncio.get_running_loop()
-        try:
-            job = loop.run_in_executor(self._thread, work, argument)
-        except RuntimeError as error:
-            raise JournalError(
-                "the journal cannot be used any more: the program is ending"
-            ) from error
-        return await job
-
-    def _commit(self, job: Job[Any]) -> None:
-        if not job.is_done:
-            jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
-            self._store.write(jobs)
-            if self._store.is_untidy:
-                with suppress(RuntimeError):  # closed in the meantime
-                    self._thread.submit(self._store.tidy)
-
-    async def aclose(self) -> None:
-        """Let everything that was asked for end, then let go."""
-        self.is_open = False
-        try:
-            await self._run(Store.close, self._store)
-        except BaseException:
-            self._thread.submit(self._store.close)  # cancelled before its turn
-            raise
-        finally:
-            self._thread.shutdown(wait=False)
-
-    def abandon(self) -> None:
-        """Let go without waiting, when nobody has closed it."""
-        if not self.is_open or not self.is_ours:
-            return
-        self.is_open = False
-        try:
-            self._thread.submit(self._store.close)
-        except RuntimeError:  # the interpreter has ended the thread
-            self._store.close()
-        self._thread.shutdown(wait=False)

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from midapi_async.errors import JournalError
-from midapi_async.journal import BOUGHT, TOLD, Intent, Journal, State
+from midapi_async.journal import BOUGHT, TOLD, Experience, Intent, Journal, State
 from midapi_async.journal.memory import MemoryJournal
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
@@ -293,3 +293,17 @@ async def test_closing_twice_and_going_on(any_journal: Journal) -> None:
     assert found is not None
     assert row.task_id == found.task_id
     assert [row.intent_id] == [each.intent_id for each in await any_journal.take_over(SCOPE)]
+
+
+async def test_durations_are_kept_by_kind_and_origin(any_journal: Journal) -> None:
+    """The last 64 of each kind, the newest last; others' are not touched."""
+    assert isinstance(any_journal, Experience)
+    fast, video = ("mj_txt2img", "fast"), ("mj_video", None)
+    for n in range(70):
+        await any_journal.learn("https://one", fast, float(n))
+    await any_journal.learn("https://one", video, 180.5)
+    await any_journal.learn("https://two", fast, 1.0)
+    assert {fast: [float(n) for n in range(6, 70)], video: [180.5]} == {
+        kind: list(seen) for kind, seen in (await any_journal.durations("https://one")).items()
+    }
+    assert {} == await any_journal.durations("https://three")

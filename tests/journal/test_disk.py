@@ -26,7 +26,7 @@ async def full(journal: SQLiteJournal, *, spare: int = 0) -> None:
         execute(f"PRAGMA max_page_count={pages}").fetchall()
 
     assert journal._writer is not None
-    await journal._writer.read(limit)
+    await journal._writer.run(limit)
 
 
 async def roomy(journal: SQLiteJournal) -> None:
@@ -202,7 +202,7 @@ async def breaking(
 
     _store._connect = connect  # undone by the fixture below
     assert journal._writer is not None
-    await journal._writer.read(reopen)
+    await journal._writer.run(reopen)
 
 
 @pytest.fixture(autouse=True)

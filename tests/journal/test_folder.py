@@ -272,6 +272,20 @@ async def test_the_release_before(folder: Path, monkeypatch: pytest.MonkeyPatch)
     await new.aclose()
 
 
+async def test_a_journal_without_durations(folder: Path) -> None:
+    """Schema 1, of the first release, is brought up to this one with its rows."""
+    await made(folder)
+    with sqlite3.connect(folder / "journal.sqlite") as connection:
+        connection.execute("DROP TABLE durations")
+        connection.execute("PRAGMA user_version=1")
+    connection.close()
+    journal = SQLiteJournal(folder)
+    assert 3 == len(await journal.rows(SCOPE))
+    await journal.learn("https://one", ("mj_video", None), 180.0)
+    assert {("mj_video", None): [180.0]} == await journal.durations("https://one")
+    await journal.aclose()
+
+
 async def test_a_migration_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of it stays."""
     await made(folder)

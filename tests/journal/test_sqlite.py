@@ -214,7 +214,7 @@ async def test_l9_a_caller_that_is_cancelled_before_its_turn(sqlite: SQLiteJourn
     await sqlite.rows(SCOPE)
     held = threading.Event()
     assert sqlite._writer is not None
-    block = asyncio.ensure_future(sqlite._writer.read(lambda _: held.wait(5)))
+    block = asyncio.ensure_future(sqlite._writer.run(lambda _: held.wait(5)))
     await asyncio.sleep(0)
     claims = [asyncio.ensure_future(sqlite.claim(intent())) for _ in range(5)]
     await asyncio.sleep(0)
@@ -234,7 +234,7 @@ async def test_l9_closing_that_is_cancelled(sqlite: SQLiteJournal, folder: Path)
     await sqlite.claim(intent())
     held = threading.Event()
     assert sqlite._writer is not None
-    block = asyncio.ensure_future(sqlite._writer.read(lambda _: held.wait(5)))
+    block = asyncio.ensure_future(sqlite._writer.run(lambda _: held.wait(5)))
     closing = asyncio.ensure_future(sqlite.aclose())
     await asyncio.sleep(0)
     closing.cancel()
@@ -580,7 +580,7 @@ async def test_the_lock_file_of_another_holder(
             held.wait(5)
 
     assert other._writer is not None
-    holding = asyncio.ensure_future(other._writer.read(hold))
+    holding = asyncio.ensure_future(other._writer.run(hold))
     await asyncio.to_thread(began.wait)
     calls = [sqlite.claim(intent()) for _ in range(3)]
     for error in await asyncio.gather(*calls, return_exceptions=True):

@@ -50,7 +50,7 @@ def intent(
 async def crash(journal: SQLiteJournal) -> None:
     """Leave a journal as a killed process leaves it: its owner's file stays, its lock is gone."""
     if journal._writer is not None:
-        await journal._writer.read(_die)
+        await journal._writer.run(_die)
     await journal.aclose()
 
 
@@ -59,7 +59,7 @@ async def together(
 ) -> list[T | BaseException]:
     """What came of calls that waited together for their turn, errors included."""
     held = threading.Event()
-    block = asyncio.ensure_future(journal._opened().read(lambda _: held.wait(5)))
+    block = asyncio.ensure_future(journal._opened().run(lambda _: held.wait(5)))
     waiting = [asyncio.ensure_future(call) for call in calls]
     await asyncio.sleep(0)
     held.set()

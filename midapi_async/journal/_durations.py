@@ -1,0 +1,52 @@
+"""How long tasks took, kept for the next process: the last ones of each kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+    from . import Kind
+
+KEPT_DURATIONS = 64  # of a kind, as many as a plan is made of
+
+TABLE = (
+    """
+    CREATE TABLE durations (
+        number INTEGER PRIMARY KEY,
+        origin TEXT NOT NULL,
+        task_type TEXT NOT NULL,
+        speed TEXT NOT NULL,
+        seconds REAL NOT NULL
+    )
+    """,
+    "CREATE INDEX durations_kind ON durations (origin, task_type, speed, number)",
+)
+
+
+def add(connection: Connection, origin: str, kind: Kind, seconds: float) -> None:
+    """One more; the oldest one of its kind goes."""
+    of_kind = origin, kind[0], kind[1] or ""
+    connection.execute(
+        "INSERT INTO durations (origin, task_type, speed, seconds) VALUES (?, ?, ?, ?)",
+        (*of_kind, seconds),
+    )
+    connection.execute(
+        "DELETE FROM durations WHERE origin = ?1 AND task_type = ?2 AND speed = ?3 AND number <= "
+        "(SELECT number FROM durations WHERE origin = ?1 AND task_type = ?2 AND speed = ?3 "
+        "ORDER BY number DESC LIMIT 1 OFFSET ?4)",
+        (*of_kind, KEPT_DURATIONS),
+    )
+
+
+def of(connection: Connection, origin: str) -> dict[Kind, list[float]]:
+    """Those of one service by kind, the newest last."""
+    kinds: dict[Kind, list[float]] = {}
+    found = connection.execute(
+        "SELECT task_type, speed, seconds FROM durations WHERE origin = ? ORDER BY number",
+        (origin,),
+    )
+    for task_type, speed, seconds in found.fetchall():
+        kinds.setdefault((task_type, speed or None), []).append(seconds)
+    return kinds
