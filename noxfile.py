@@ -36,7 +36,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy, strictly, in the package and in everything around it."""
-    session.install("-e", ".[dev]", "nox")
+    session.install("-e", ".[dev]", "nox", "matplotlib")
     session.run("mypy", "--strict", *session.posargs)
 
 
@@ -75,9 +75,26 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def load(session: nox.Session) -> None:
+    """Hold the receiver to its word among 5,000 slow senders and 1,000 hints a second."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "tests.receiver.load", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Send what no one expects to the receiver, 100,000 times or as often as the argument says."""
+    session.install("-e", ".[dev]")
+    session.env["MIDAPI_TEST_FUZZ"] = session.posargs[0] if session.posargs else "100000"
+    session.env["CI"] = ""  # new examples each time
+    options = ["-n", "auto", "--timeout=7200", "-p", "no:logging"]  # which would keep all of it
+    session.run("pytest", *options, "tests/receiver/test_raw_fuzz.py")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark, each against its reference in the same run; arguments name some."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[dev,bench]")
     programs = session.posargs or sorted(map(str, Path("benchmarks").glob("[!_]*.py")))
     for program in programs:
         session.run("python", program)

@@ -6,6 +6,10 @@ Everything is measured in one run, what is compared by turns. The reference is o
 the same row into the same file, by bare sqlite3 with no lock and no checks: once awaited, in a
 thread beside the event loop, as an asyncio program has to do it; and once blocking, as none should.
 Holds: a durable submit (a claim and an advance, each synced) takes at most 3 awaited ones, at p50.
+
+A callback finds its intent by its token, then writes down that it came, synced. The reference finds
+and writes in bare sqlite3, in one go, all who came meanwhile in one transaction. Holds: 64 at once
+are served at least two thirds as fast (4,000/s, where the reference did 5,990/s with HTTP around).
 """
 
 import argparse
@@ -18,8 +22,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from midapi_async import TextToImage
@@ -29,6 +34,8 @@ from midapi_async.journal._store import Store
 from midapi_async.journal.sqlite import SQLiteJournal
 
 HOLD, RATIO = 3.0, "durable submit / bare commit, awaited"
+HOLD_CALLBACKS, CALLBACKS_RATIO = 2 / 3, "callbacks, 64 at once / bare group commit"
+AT_ONCE = 64
 FOX = TextToImage("a red fox in the snow, early morning, 35 mm, soft light", aspect_ratio="16:9")
 FINGERPRINT = fingerprint(FOX)
 BODY = json.dumps(request_to_json(FOX))
@@ -117,6 +124,113 @@ async def latencies(folder: Path, blocks: int) -> dict[str, float]:
     }
 
 
+Call = tuple[str, int | str, asyncio.Future[int]]
+FIND = "SELECT * FROM intents WHERE token_hash = ?"
+WRITE = "UPDATE intents SET state = 'called_back' WHERE number = ?"
+
+
+class BareGroupCommit:
+    """The least that a callback costs: all who wait share a turn of the thread, and its commit."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: list[Call] = []
+        self._is_busy = False
+
+    async def take(self, token_hash: str) -> None:
+        """Find it; then, as the body is read only now, write that it came. Return when synced."""
+        await self._call(WRITE, await self._call(FIND, token_hash))
+
+    async def _call(self, statement: str, value: int | str) -> int:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[int] = loop.create_future()
+        self._waiting.append((statement, value, done))
+        if not self._is_busy:
+            self._is_busy = True
+            loop.call_soon(self._hand_over)
+        return await done
+
+    def _hand_over(self) -> None:
+        calls, self._waiting = self._waiting, []
+        self._is_busy = bool(calls)
+        if calls:
+            loop = asyncio.get_running_loop()
+            turn = loop.run_in_executor(self._thread, self._serve, calls)
+            turn.add_done_callback(partial(self._wake, calls))
+
+    def _serve(self, calls: Sequence[Call]) -> list[int]:
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        rows = [execute(statement, (value,)).fetchone() for statement, value, _ in calls]
+        execute("COMMIT")
+        return [row[0] if row is not None else 0 for row in rows]
+
+    def _wake(self, calls: Sequence[Call], turn: asyncio.Future[list[int]]) -> None:
+        for (_, _, done), number in zip(calls, turn.result(), strict=True):
+            done.set_result(number)
+        self._hand_over()
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._thread.shutdown()
+
+
+async def accepted(journal: SQLiteJournal, count: int) -> list[str]:
+    """The hashes of so many tokens whose callbacks are to come."""
+    rows = [intent() for _ in range(count)]
+
+    async def submit(row: Intent) -> None:
+        await journal.claim(row)
+        await journal.advance(row.intent_id, State.ACCEPTED, task_id=row.intent_id)
+
+    await asyncio.gather(*map(submit, rows))
+    return [row.token_hash or "" for row in rows]
+
+
+async def at_once(take: Callable[[str], Awaitable[None]], hashes: Sequence[str]) -> float:
+    """How many are taken in a second, each sender sending one after another."""
+    left = iter(hashes)
+
+    async def send() -> None:
+        for token_hash in left:
+            await take(token_hash)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(send() for _ in range(AT_ONCE)))
+    return len(hashes) / (time.perf_counter() - started)
+
+
+async def callbacks(folder: Path, slices: int) -> dict[str, float]:
+    """First callbacks, the same again, and the reference, by turns."""
+    journal = SQLiteJournal(folder)
+
+    async def take(token_hash: str) -> None:
+        row = await journal.find(token_hash=token_hash)
+        assert row is not None
+        if row.state is not State.CALLED_BACK:
+            await journal.advance(row.intent_id, State.CALLED_BACK)
+
+    await accepted(journal, 1)
+    connection = bare_connection(folder)
+    bare = BareGroupCommit(connection)
+    told: list[tuple[float, float, float]] = []
+    for _ in range(slices):
+        mine, theirs = await accepted(journal, 1000), await accepted(journal, 1000)
+        first = await at_once(take, mine)
+        told.append((first, await at_once(bare.take, theirs), await at_once(take, mine)))
+    bare.close()
+    connection.close()
+    await journal.aclose()
+    firsts, bares, agains = zip(*told, strict=True)
+    return {
+        "callbacks/s, 64 at once": statistics.median(firsts),
+        "the same again/s, 64 at once": statistics.median(agains),
+        "bare group commit, callbacks/s, 64 at once": statistics.median(bares),
+        CALLBACKS_RATIO: statistics.median(first / other for first, other, _ in told),
+    }
+
+
 async def claim_for(folder: Path, seconds: float, at_once: int) -> tuple[int, float, int]:
     """Claims, the seconds they took, and the transactions that they shared."""
     journal = SQLiteJournal(folder)
@@ -167,7 +281,7 @@ def throughput(folder: Path, seconds: float) -> dict[str, float]:
     four = in_processes(4, lambda: asyncio.run(claim_for(folder / "four", seconds, 1)))
     four_many = in_processes(4, lambda: asyncio.run(claim_for(folder / "four", seconds, 16)))
     alone = asyncio.run(claim_for(folder / "alone", seconds, 1))
-    many = asyncio.run(claim_for(folder / "many", seconds, 64))
+    many = asyncio.run(claim_for(folder / "many", seconds, AT_ONCE))
     shares = [done for done, *_ in four]
     return {
         "claims/s, one process, one at a time": alone[0] / alone[1],
@@ -192,13 +306,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         # The processes first: none is forked beside threads.
         rates = throughput(Path(place), given.seconds)
-        figures = asyncio.run(latencies(Path(place) / "latency", int(20 * given.seconds))) | rates
+        figures = (
+            asyncio.run(latencies(Path(place) / "latency", int(20 * given.seconds)))
+            | rates
+            | asyncio.run(callbacks(Path(place) / "callbacks", int(4 * given.seconds) + 1))
+        )
     for name, value in figures.items():
         print(f"{name:50}{value:12.2f}" if value < 100 else f"{name:50}{value:12.0f}")
     given.json.write_text(json.dumps({"sqlite": sqlite3.sqlite_version, **figures}, indent=1))
-    holds = figures[RATIO] <= HOLD
-    print(f"{RATIO} <= {HOLD:g}: {'holds' if holds else 'DOES NOT HOLD'}")
-    return 0 if holds else 1
+    held = {
+        f"{RATIO} <= {HOLD:g}": figures[RATIO] <= HOLD,
+        f"{CALLBACKS_RATIO} >= {HOLD_CALLBACKS:.2f}": figures[CALLBACKS_RATIO] >= HOLD_CALLBACKS,
+    }
+    for promise, holds in held.items():
+        print(f"{promise}: {'holds' if holds else 'DOES NOT HOLD'}")
+    return 0 if all(held.values()) else 1
 
 
 if __name__ == "__main__":

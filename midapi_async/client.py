@@ -136,7 +136,9 @@ class MidAPIClient:
             with ``handle.ack()``.
         retry: when a submission is given up that certainly was not bought.
         polling: how results are looked for.
-        rate_limit: submissions that the account may make; None for no limit of ours.
+        rate_limit: submissions that the account may make; None for no limit of ours. Shared by all
+            clients of the account with the same limit in this event loop, and with a journal's
+            folder on this machine; those with different limits do not share.
         timeouts: how long to wait for what.
         ssl: a TLS context of your own.
         proxy: an HTTP proxy's URL.

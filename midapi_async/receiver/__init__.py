@@ -184,7 +184,7 @@ class CallbackReceiver:
         except BodyTooLarge:
             return 413
         except ProtocolError as error:
-            _log.warning("a callback is none: %s", error)
+            _log.warning("a callback is none: its %s %s", error.path, error.problem)
             return 400
         if not self._is_signed(values, callback.task_id):
             return 401

@@ -44,8 +44,9 @@ async def _pieces(request: web.BaseRequest) -> AsyncGenerator[bytes, None]:
     while True:
         try:
             piece = await request.content.readany()
-        except Exception as error:  # gone, or badly chunked: nothing that a sender does is ours
-            raise SenderGone from error
+        except Exception as error:  # noqa: BLE001 - gone, badly chunked: what a sender does is not ours
+            error.__traceback__ = None  # the stream keeps the error, which would keep the stream
+            raise SenderGone from None
         if not piece:
             return
         yield piece

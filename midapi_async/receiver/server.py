@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ._http import Handle, Pieces
 
 LONGEST_LINE = 4096  # bytes of "POST /prefix/TOKEN HTTP/1.1", and of one header's value
-MOST_HEADERS = 64
 LINGER_SECONDS = 1.0  # for the rest of a refused body, so that its sender can read the refusal
 SHUTDOWN_SECONDS = 4.5  # for callbacks that are being taken; aiohttp may wait for it twice
 BACKLOG = 512  # connections that the system holds until they are accepted, all at once
@@ -142,7 +141,6 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
             max_line_size=LONGEST_LINE,
             max_field_size=LONGEST_LINE,
-            max_headers=MOST_HEADERS,
         )
         self._connections = connections
         self._body: StreamReader | None = None
@@ -154,8 +152,9 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.closed(self)
         super().connection_lost(exc)
-        if self._body is not None and not self._body.is_eof():
-            self._body.feed_eof()  # or aiohttp would go on waiting for the rest of a refused body
+        body, self._body = self._body, None  # it knows this connection: no cycle is left to collect
+        if body is not None and not body.is_eof():
+            body.feed_eof()  # or aiohttp would go on waiting for the rest of a refused body
 
     def data_received(self, data: bytes) -> None:
         self._connections.stirred(self)
@@ -189,10 +188,12 @@ class _Connection(web.RequestHandler):
         self,
         request: web.BaseRequest,  # noqa: ARG002 - as aiohttp calls it
         status: int = 500,
-        exc: BaseException | None = None,  # noqa: ARG002 - as aiohttp calls it
+        exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - as aiohttp calls it
     ) -> web.StreamResponse:
         """What is no HTTP is answered like everything else: without a word about the server."""
+        if exc is not None:
+            exc.__traceback__ = None  # its frames know this connection, and would keep it for long
         return _Answer(status)
 
 

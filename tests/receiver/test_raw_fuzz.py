@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from midapi_async._protocol import ProtocolError, read_callback
+from midapi_async import ProtocolError
+from midapi_async._protocol import read_callback
 from midapi_async._token import new_token
 from midapi_async.receiver.signature import is_signed, signature
 from midapi_async.testing import VirtualLoop
