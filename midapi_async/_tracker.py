@@ -289,15 +289,18 @@ class Tracker:
         return task
 
     def _first_look(self, task: Tracked, now: float, *, is_new: bool) -> float:
-        """At once where a look may already find the result, else where the plan begins."""
-        planned = task.since + self._schedule.first_look(task.kind)
+        """Where the plan begins, or goes on for a task that was looked at; else at once."""
+        if is_known := task.looked_at > -math.inf:
+            planned = self._schedule.next_look(task.kind, max(task.looked_at - task.since, 0.0))
+        else:
+            planned = self._schedule.first_look(task.kind)
         if task.noted.is_hinted or task.task_id in self._early:
             self._early.pop(task.task_id, None)
             notes = task.notes
             notes.is_urgent, notes.was_called_back = True, True
             notes.is_hinted, notes.hinted_at = False, now
             return now
-        return max(planned, now) if is_new else now
+        return max(task.since + planned, now) if is_new or is_known else now
 
     def _retire(self, task: Tracked) -> None:
         if self._active.get(task.task_id) is task:

@@ -388,6 +388,24 @@ async def test_p08_waiting_in_short_bites_keeps_to_the_floor(world: World) -> No
     assert 31 >= len(world.looks)
 
 
+async def test_p08_waiting_in_bites_keeps_to_the_plan(world: World) -> None:
+    """A visitor who asks again every 5 s costs no more looks than one who waits."""
+    world.finishes("patient", at=300)
+    world.finishes("asks", at=300)
+    since = now()
+    await world.wait("patient", since=since)
+    patient = len(world.looks)
+    world.born += 300
+    since = now()
+    while now() - since < 400:
+        try:
+            await world.wait("asks", within=5, since=since)
+        except WaitTimeout:
+            continue
+        break
+    assert patient >= len(world.looks) - patient
+
+
 async def test_p13_a_look_that_hangs_is_bounded_by_the_wait(world: World) -> None:
     """The deadline does not wait for the GET."""
     world.latency = 10_000
