@@ -7,9 +7,11 @@ the same row into the same file, by bare sqlite3 with no lock and no checks: onc
 thread beside the event loop, as an asyncio program has to do it; and once blocking, as none should.
 Holds: a durable submit (a claim and an advance, each synced) takes at most 3 awaited ones, at p50.
 
-A callback finds its intent by its token, then writes down that it came, synced. The reference finds
-and writes in bare sqlite3, in one go, all who came meanwhile in one transaction. Holds: 64 at once
-are served at least two thirds as fast (4,000/s, where the reference did 5,990/s with HTTP around).
+A callback finds its intent by its token; then, its body read, it writes down that it came, synced.
+The reference does that in bare sqlite3, all who came meanwhile in one turn of a thread and in one
+transaction. Holds: with 64 at once at least 0.4 times as many are served in a second. That is what
+4,000/s leave, where the reference did 5,990/s with a server around that took 105 µs of each; what
+the receiver's own server makes of it, `receiver.py` tells.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from midapi_async.journal._store import Store
 from midapi_async.journal.sqlite import SQLiteJournal
 
 HOLD, RATIO = 3.0, "durable submit / bare commit, awaited"
-HOLD_CALLBACKS, CALLBACKS_RATIO = 2 / 3, "callbacks, 64 at once / bare group commit"
+HOLD_CALLBACKS, CALLBACKS_RATIO = 0.4, "callbacks, 64 at once / bare group commit"
 AT_ONCE = 64
 FOX = TextToImage("a red fox in the snow, early morning, 35 mm, soft light", aspect_ratio="16:9")
 FINGERPRINT = fingerprint(FOX)
@@ -316,7 +318,7 @@ def main() -> int:
     given.json.write_text(json.dumps({"sqlite": sqlite3.sqlite_version, **figures}, indent=1))
     held = {
         f"{RATIO} <= {HOLD:g}": figures[RATIO] <= HOLD,
-        f"{CALLBACKS_RATIO} >= {HOLD_CALLBACKS:.2f}": figures[CALLBACKS_RATIO] >= HOLD_CALLBACKS,
+        f"{CALLBACKS_RATIO} >= {HOLD_CALLBACKS:g}": figures[CALLBACKS_RATIO] >= HOLD_CALLBACKS,
     }
     for promise, holds in held.items():
         print(f"{promise}: {'holds' if holds else 'DOES NOT HOLD'}")

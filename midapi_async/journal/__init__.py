@@ -63,7 +63,7 @@ class Intent:
         intent_id: its name, 32 hexadecimal digits.
         scope: the account's origin and namespace; keys are unique in it.
         request: what was asked for; None where prompts are not stored.
-        fingerprint: a hash of what was asked for.
+        fingerprint: a hash of what was asked for, to compare by its key; empty without one.
         token_hash: the hash of the token in its callback URL; None if it has none of ours.
         created_at: when it was written, in epoch seconds.
         key: the user's own name for it, or None.

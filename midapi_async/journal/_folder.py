@@ -5,6 +5,7 @@
                      that is gone later is not taken for one that never was
     journal.key      random; hides what was asked for where prompts are not stored
     owners/          a locked file for each process that rows belong to
+    gates/           the slots of each account's gate, for all processes that submit
 
 The database is never opened here: closing it would drop the locks that SQLite holds on it in this
 process (https://sqlite.org/howtocorrupt.html, 2.2).
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DATABASE, LOCK, KEY, OWNERS = "journal.sqlite", "journal.lock", "journal.key", "owners"
+GATES = "gates"
 DRAFT = f"{DATABASE}.new"
 MOUNTS = Path("/proc/self/mountinfo")
 _MADE = b"a journal of midapi_async\n"
 _BESIDE = ("-wal", "-shm", "-journal")
 # What may lie in a folder in which no journal is made yet.
-_HARMLESS = {LOCK, KEY, OWNERS, "lost+found", *(DRAFT + end for end in ("", *_BESIDE))}
+_HARMLESS = {LOCK, KEY, OWNERS, GATES, "lost+found", *(DRAFT + end for end in ("", *_BESIDE))}
 _REMOTE = re.compile(
     r"(fuse\.)?(9p|afs|beegfs|ceph|cifs|coda|davfs2?|drvfs|gcsfuse|gfs2|glusterfs|gpfs|lustre|ncpfs|"
     r"nfs[34]?|ocfs2|orangefs|rclone|s3fs|smb[23]?|smbfs|sshfs)"

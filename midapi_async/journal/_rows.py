@@ -35,7 +35,10 @@ _INSERT = (
     f"VALUES ({', '.join('?' * 15)}, ?)"
 )
 # A row to which nobody has done anything since we knew it: it need not be read again.
-_AS_KNOWN = " AND state = ? AND task_id IS ? AND other_task_ids IS ? AND taken = ? AND NOT pruned"
+_AS_KNOWN = (
+    " AND state = ? AND task_id IS ? AND other_task_ids IS ? AND accepted_at IS ? AND taken = ? "
+    "AND NOT pruned"
+)
 _SEALED = "sealed:"
 
 _OVER = (State.REFUSED, State.SUPERSEDED, State.DISMISSED)
@@ -172,6 +175,9 @@ class Rows:
         return [owner for (owner,) in found.fetchall() if not self._owners.is_alive(owner)]
 
     def _row(self, found: tuple[str, ...]) -> Row:
+        known = self._known.get(found[0])
+        if known is not None and found[2] is not None and found[8:13] == _standing(known):
+            return Row(known, found[14])
         intent = Intent(
             intent_id=found[0],
             scope=found[1],
@@ -203,6 +209,7 @@ class Rows:
         is_secret = self._seal.is_used and row.intent_id in self._senders
         if row.state not in BOUGHT or is_secret:
             return
+        self._known.pop(row.intent_id, None)
         if len(self._known) >= _KNOWN:
             del self._known[next(iter(self._known))]
         self._known[row.intent_id] = row
@@ -393,9 +400,7 @@ class Rows:
             changes["over_at"] = time.time() if is_over(after) else None
         if not is_as_known:
             return self._set(after.intent_id, changes)
-        others = " ".join(before.other_task_ids) or None
-        known = (before.state, before.task_id, others, before.taken)
-        return self._set(after.intent_id, changes, _AS_KNOWN, known)
+        return self._set(after.intent_id, changes, _AS_KNOWN, _standing(before))
 
     def _took_key_from(self, row: Intent) -> bool:
         """Whether what superseded a row, and was not bought, held its key; it has lost it then."""
@@ -428,13 +433,18 @@ _BURY = (
 )
 
 
+def _standing(row: Intent) -> tuple[object, ...]:
+    """What of a row can change, but for pruning: the columns from `state` to `taken`."""
+    others = " ".join(row.other_task_ids) or None
+    return row.state, row.task_id, others, row.accepted_at, row.taken
+
+
 def is_over(row: Intent) -> bool:
     """Whether nothing is expected of a row any more."""
     return row.state in _OVER or (row.taken and row.state in BOUGHT)
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _request(stored: str | None) -> Request | None:

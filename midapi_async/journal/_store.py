@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
@@ -142,6 +143,7 @@ class Store:
         changed: Callable[[], None],
     ) -> None:
         self._folder = Folder(path)
+        self._border = _Border(self._folder)
         self._owners = Owners(path / "owners")
         self._senders = senders
         self._store_prompts = store_prompts
@@ -155,7 +157,7 @@ class Store:
 
     def read(self, work: Callable[[Rows], T]) -> T:
         """Do what only reads."""
-        with self._translated():
+        with self._border:
             if self._rows is None:
                 with self._exclusive():
                     pass
@@ -168,16 +170,18 @@ class Store:
 
     def look(self, jobs: Sequence[Job[Any]]) -> None:
         """Do what only reads, all in one go; each job is told what came of it."""
-        for job in jobs:
-            if job.is_done:
-                continue
+        left = list(jobs)
+        while left:
             begun: list[Job[Any]] = []
             try:
-                self.read(lambda rows, begun=begun: _run_all(rows, jobs, begun))
+                self.read(partial(_run_all, jobs=left, begun=begun))
             except JournalError as error:
-                for each in begun[-1:] or jobs:
-                    each.fail(_copy(error))
-                    each.is_done = True
+                # Whoever failed has begun as the last one; if nobody has, the journal is shut.
+                for job in begun[-1:] or left:
+                    job.fail(_copy(error))
+            for job in begun or left:
+                job.is_done = True
+            left = left[len(begun) or len(left) :]
 
     def write(self, jobs: Sequence[Job[Any]]) -> None:
         """Do what writes, all in one synced transaction; each job is told what came of it.
@@ -186,7 +190,7 @@ class Store:
         """
         begun = False
         try:
-            with self._translated(), self._exclusive() as rows:
+            with self._border, self._exclusive() as rows:
                 begun = True
                 self._transact(rows, jobs)
         except JournalError as error:
@@ -239,10 +243,12 @@ class Store:
 
     def tidy(self) -> None:
         """Move what was written into the database file, and prune. A failure is only logged."""
+        if self._rows is None:
+            return  # closed in the meantime
         try:
             if self._writes >= _CHECKPOINT_EVERY:
                 self._writes = 0
-                with self._translated(), self._exclusive() as rows:
+                with self._border, self._exclusive() as rows:
                     rows.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if time.monotonic() >= self._prune_at:
                 self._prune_at = time.monotonic() + _PRUNE_EVERY
@@ -256,7 +262,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of everything; the next use opens it again."""
-        with suppress(JournalError), self._translated(), self._folder.lock.held(), _forks.none():
+        with suppress(JournalError), self._border, self._folder.lock.held(), _forks.none():
             self._disconnect()
         # Not even then does anything stay open. A last connection that checkpoints without the lock
         # has SQLite's own exclusive one.
@@ -352,7 +358,7 @@ class Store:
     def _all_went(self, rows: Rows, jobs: Sequence[Job[Any]]) -> bool:
         """Run all jobs, which as a rule can be done; if one cannot, nothing of any stays."""
         try:
-            with self._translated():
+            with self._border:
                 for job in jobs:
                     job.run(rows)
         except JournalError as error:
@@ -370,7 +376,7 @@ class Store:
         connection = rows.connection
         connection.execute("SAVEPOINT job")
         try:
-            with self._translated():
+            with self._border:
                 job.run(rows)
         except JournalError as error:
             if not connection.in_transaction:
@@ -394,38 +400,50 @@ class Store:
             size=_size(self._folder.database) + _size(self._folder.wal),
         )
 
-    # ─── the border ──────────────────────────────────────────────────────────────────────────────
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """SQLite's errors and the system's become ours."""
+class _Border:
+    """A block in which SQLite's errors and the system's become ours.
+
+    It is crossed several times in each transaction, so it is no generator.
+
+    Args:
+        folder: where the journal is.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if error is not None and (told := self._told(error)) is not None:
+            raise JournalError(told) from error
+
+    def _told(self, error: BaseException) -> str | None:
         path = self._folder.database
-        try:
-            yield
-        except sqlite3.Error as error:
+        if isinstance(error, sqlite3.Error):
             name = getattr(error, "sqlite_errorname", None) or ""
             kind = "_".join(name.split("_")[:2])
             advice = _ADVICE.get(kind, "run 'midapi journal check' on it")
-            raise JournalError(
-                f"the journal {path} cannot be used: {error} ({name or 'SQLite'}); {advice}"
-            ) from error
-        except OSError as error:
+            return f"the journal {path} cannot be used: {error} ({name or 'SQLite'}); {advice}"
+        if isinstance(error, OSError):
             where = error.filename or self._folder.path
-            raise JournalError(
+            return (
                 f"the journal cannot be used: {error.strerror or error} ({where}); see that its "
                 "folder is there, that this user may write to it, and that the disk has space"
-            ) from error
-        except UnicodeError as error:
-            raise JournalError(f"the journal {path} cannot hold this text: {error}") from error
+            )
+        if isinstance(error, UnicodeError):
+            return f"the journal {path} cannot hold this text: {error}"
+        return None
 
 
 def _run_all(rows: Rows, jobs: Sequence[Job[Any]], begun: list[Job[Any]]) -> None:
-    """Run what is left of jobs that only read; tells which ones were begun."""
+    """Run jobs that only read; tells which ones were begun."""
     for job in jobs:
-        if not job.is_done:
-            begun.append(job)
-            job.run(rows)
-            job.is_done = True
+        begun.append(job)
+        job.run(rows)
 
 
 def _copy(error: JournalError) -> JournalError:

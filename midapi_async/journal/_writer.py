@@ -75,12 +75,17 @@ class Writer:
         """Let everything that was asked for end, then let go."""
         self.is_open = False
         try:
-            await self.run(Store.close)
+            await self.run(self._close)
         except BaseException:
-            self._thread.submit(self._store.close)  # cancelled before its turn
+            self._thread.submit(self._close, self._store)  # cancelled before its turn
             raise
         finally:
             self._thread.shutdown(wait=False)
+
+    def _close(self, store: Store) -> None:
+        for lane in list(self._lanes.values()):
+            lane.serve()  # in a crowd, the thread may not have been called yet
+        store.close()
 
     def abandon(self) -> None:
         """Let go without waiting, when nobody has closed it."""
@@ -97,9 +102,9 @@ class Writer:
 class _Lane:
     """Those of one event loop who wait for the thread.
 
-    The first one calls the thread and waits for its turn to end; the turn serves all who wait by
-    the time it begins, and the first one wakes them. Who comes later calls the thread again, so it
-    goes from one turn right to the next.
+    A turn of the thread serves all who wait by the time it begins. Whoever comes after that calls
+    it again, so it goes from one turn right to the next. One alone calls it at once and waits for
+    its turn to end; in a crowd it is called once everybody who is ready has come.
 
     Args:
         loop: where they wait.
@@ -116,6 +121,8 @@ class _Lane:
         self._thread = thread
         self._store = store
         self._is_called = False
+        self._is_crowded = False
+        self._turns = 0  # that are called and have not ended
         self._served: deque[Job[Any]] = deque()  # and not woken yet
 
     async def wait_for(self, job: Job[T], queue: deque[Job[Any]]) -> T:
@@ -123,40 +130,60 @@ class _Lane:
         queue.append(job)
         turn: asyncio.Future[None] | None = None
         try:
-            if self._is_called:
-                job.served = self._loop.create_future()
-                await job.served
+            if self._turns or self._is_called or self._is_crowded:
+                await self._among_others(job)
             else:
                 turn = self._call()
                 await turn
-                self._wake()
         except BaseException:
             with suppress(ValueError):
                 queue.remove(job)
-            if turn is not None:
-                self._make_up()
+            if turn is not None and not self._loop.is_closed():
+                self._call_for_all()  # it is cancelled with us, or nobody else hears of its end
             raise
         return job.result()
 
-    def _make_up(self) -> None:
-        """A turn was cancelled with its caller, or nobody hears of its end; others wait for it."""
-        with suppress(JournalError):
-            self._call().add_done_callback(self._wake)
+    async def _among_others(self, job: Job[T]) -> None:
+        job.served = self._loop.create_future()
+        if not self._is_called:
+            self._is_called = True
+            self._loop.call_soon(self._call_for_all)
+        await job.served
+
+    def _call_for_all(self) -> None:
+        try:
+            self._call()
+        except JournalError as error:
+            for queue in (self.looks, self.writes):
+                for job in _taken(queue, len(queue)):
+                    job.fail(error)
+                    self._served.append(job)
+            self._wake()
 
     def _call(self) -> asyncio.Future[None]:
         self._is_called = True  # before the thread can take it back
         try:
-            return _in_thread(self._loop, self._thread, _Lane._serve, self)
+            turn = _in_thread(self._loop, self._thread, _Lane.serve, self)
         except BaseException:
             self._is_called = False
             raise
+        self._turns += 1
+        turn.add_done_callback(self._ended)
+        return turn
 
-    def _serve(self) -> None:
+    def _ended(self, _: asyncio.Future[None]) -> None:
+        self._turns -= 1
+        self._wake()
+
+    def serve(self) -> None:
         """A turn, in the thread."""
         self._is_called = False  # before anything is taken: who comes now calls again
-        if self.looks:
-            self._tell(self._store.look, _taken(self.looks, len(self.looks)))
-        for _ in range(0, len(self.writes), _AT_ONCE):
+        looks = _taken(self.looks, len(self.looks))
+        count = len(self.writes)
+        self._is_crowded = len(looks) + count > 1
+        if looks:
+            self._tell(self._store.look, looks)
+        for _ in range(0, count, _AT_ONCE):
             self._tell(self._store.write, _taken(self.writes, _AT_ONCE))
         if self._store.is_untidy:
             with suppress(RuntimeError):  # closed in the meantime
@@ -172,7 +199,7 @@ class _Lane:
                     job.fail(error)
         self._served.extend(jobs)
 
-    def _wake(self, _: object = None) -> None:
+    def _wake(self) -> None:
         """Let those go on who were served; some of them were cancelled meanwhile."""
         for job in _taken(self._served, len(self._served)):
             if job.served is not None and not job.served.done():
@@ -194,8 +221,8 @@ def _in_thread(
 
 def _taken(queue: deque[Job[Any]], count: int) -> list[Job[Any]]:
     """The first ones of a queue, from which the loop removes whoever is cancelled."""
-    taken = []
+    taken: list[Job[Any]] = []
     with suppress(IndexError):
-        for _ in range(count):
-            taken.append(queue.popleft())
+        while len(taken) < count:
+            taken += (queue.popleft(),)
     return taken
