@@ -24,7 +24,8 @@ Kind = tuple[str, str | None]
 
 REMEMBERED = 64  # durations of a kind
 HALF_LIFE = 20  # durations after which one counts half, so that a drift is followed
-OFTEN, SELDOM = 5, 16  # new durations after which a plan is made anew: at first, and with 64 seen
+FRESH = 5  # new durations after which a plan is made anew
+SHORTEST, LONGEST = 0.001, 1e6  # seconds; what else a record may say is a mistake
 GROWTH = 1.15  # past the plan each look comes at so many times the elapsed time
 GRID = 128  # times at which a plan may look
 TRUSTED_AFTER = 3  # callbacks in time, until looks are left to them
@@ -282,12 +283,12 @@ class Schedule:
 
     def learn(self, kind: Kind, seconds: float) -> bool:
         """A task of this kind took so long; whether that can be."""
-        if not (0 < seconds < math.inf):
+        if not (SHORTEST <= seconds <= LONGEST):
             return False
         seen = self._seen.setdefault(kind, _Seen())
         seen.durations.append(seconds)
         seen.fresh += 1
-        if seen.fresh >= (OFTEN if len(seen.durations) < REMEMBERED else SELDOM):
+        if seen.fresh >= FRESH:
             seen.fresh = 0
             seen.plans.clear()
         return True
@@ -303,7 +304,7 @@ class Schedule:
         """How long tasks of this kind take."""
         seen = self._seen.get(kind)
         durations = sorted(seen.durations) if seen else []
-        if len(durations) < OFTEN:
+        if len(durations) < FRESH:
             assumed = prior(kind)
             p90 = assumed.median * math.exp(assumed.sigma * NormalDist().inv_cdf(0.9))
             return Expected(assumed.median, p90)
@@ -332,9 +333,10 @@ class Schedule:
         """
         times = self._plan(kind, self._price * DEARER if is_dear else self._price)
         place = bisect_right(times, elapsed)
-        if place < len(times):
-            return max(times[place], elapsed + self._floor)
-        return max(min(elapsed * GROWTH, elapsed + self._ceiling), elapsed + self._floor)
+        moment = times[place] if place < len(times) else elapsed * GROWTH
+        if place:  # before the first look there is nothing to see, however long that is
+            moment = min(moment, elapsed + self._ceiling * (math.sqrt(DEARER) if is_dear else 1.0))
+        return max(moment, elapsed + self._floor)
 
     def first_look(self, kind: Kind) -> float:
         """Seconds after its acceptance before which no look at a task is worth it."""

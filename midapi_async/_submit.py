@@ -32,6 +32,7 @@ from .errors import (
     InvalidRequestError,
     JournalError,
     KeyConflict,
+    MaintenanceError,
     RateLimitError,
     SubmissionUnknown,
     TransportError,
@@ -303,12 +304,12 @@ class Submitter:
         """Seconds until the call is sent again; None where that is not to be."""
         if isinstance(proof, APIError) and not _protocol.may_pass(proof):
             return None
-        asked = proof.retry_after if isinstance(proof, RateLimitError) else None
-        pause = patience.pause(asked)
-        if isinstance(proof, RateLimitError):
-            rest = pause if pause is not None else min(asked or 0.0, 120.0)
-            self._gate.slow_down(rest)
-            self._ways.slow_down(rest)
+        if not isinstance(proof, RateLimitError | MaintenanceError):
+            return patience.pause()
+        pause = patience.pause(proof.retry_after)
+        rest = pause if pause is not None else min(proof.retry_after or 0.0, 120.0)
+        self._gate.slow_down(rest)
+        self._ways.slow_down(rest)
         return pause
 
     async def _rest(self, seconds: float) -> None:

@@ -23,8 +23,16 @@ from typing import TYPE_CHECKING
 
 from ._clock import BLOCKED_LOOP, Clock
 from ._owned import OwnedTasks
-from ._verdict import Failure, Judge, Tracked, Wait
-from .errors import AuthenticationError, ClientClosed, MidAPIError, RateLimitError, WaitTimeout
+from ._protocol import CLOCK_SKEW
+from ._verdict import NEW_KIND, Failure, Judge, Tracked, Wait
+from .errors import (
+    AuthenticationError,
+    ClientClosed,
+    MidAPIError,
+    ProtocolError,
+    RateLimitError,
+    WaitTimeout,
+)
 from .tasks import TaskDetails, TaskStatus
 
 if TYPE_CHECKING:
@@ -38,16 +46,18 @@ _log = logging.getLogger("midapi_async")
 
 LOOKS_AT_ONCE = 16
 HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12  # how often a hint may move a task's look forward
+# After a callback that a look did not confirm: 1, 2, 4, 8 s later with a floor of 1 s.
+QUICK_LOOKS, QUICK_HINTS = 4, 2
 LATE_CALLBACK = 5.0  # seconds after a look has found the result that its callback is still in time
+MISSED = 3  # callbacks that did not come, and none that did, before it is said
 REMEMBERED = 1_000  # tasks that nobody waits for just now
 REMEMBERED_HINTS = 20_000
+FORGIVEN = 30.0  # seconds that a wait goes on whose deadline passed while the process stood still
 LONGEST_REST = 120.0  # seconds that MidAPI's 429 can stop all looks for
 LATE_LOOK, SAID_AGAIN = 10.0, 3600.0  # seconds that looks may come late before it is said
 SLEEP_CHECK = 10.0  # loop seconds between two looks at whether the machine has slept
 AT_ONCE = 500  # tasks that one turn of the event loop deals with
 _DEAD_SHARE = 0.5  # of the agenda before it is made anew
-
-NEW_KIND: Kind = ("mj_txt2img", "fast")  # of a task that nothing is known about
 
 
 class _Agenda:
@@ -130,15 +140,18 @@ class Tracker:
         self._agenda = _Agenda()
         self._early: dict[str, None] = {}  # hints for tasks that nobody ever waited for
         self._uncalled: dict[str, float] = {}  # finished without a callback; until when it is late
+        self._missed_callbacks = 0.0
         self._urgent: deque[Tracked] = deque()
         self._ready: deque[Tracked] = deque()
         self._looking = 0
-        self._next_turn = -math.inf
+        self._begun: deque[float] = deque()  # when the last looks began
         self._rests_until = -math.inf
         self._says_late_from = -math.inf
         self._faults_in_a_row = 0
         self._refusals_in_a_row = 0
         self._slept = clock.slept()
+        self._wakes_at = math.inf  # when the scheduler is to wake by itself
+        self._stalled = (math.inf, math.inf)  # from when to when the process last stood still
         self._looks = OwnedTasks()
         self._scheduler = OwnedTasks()
         self._wake = asyncio.Event()
@@ -210,7 +223,7 @@ class Tracker:
         """A wait has ended, whatever ended it."""
         task = wait.task
         task.remove(wait)
-        if not task.waits and self._active.get(task.task_id) is task:
+        if not task.is_awaited and self._active.get(task.task_id) is task:
             self._retire(task)
             task.take_overdue()
             self._remember(task)  # so that the next wait keeps to the floor
@@ -243,6 +256,8 @@ class Tracker:
         if notes.hints >= HINTS_PER_TASK or not (moment < task.due or is_queued):
             return
         notes.hints += 1
+        if notes.hints <= QUICK_HINTS:
+            notes.quick_looks = QUICK_LOOKS
         notes.hinted_at, notes.is_urgent = moment, True
         if is_queued:
             self._urgent.append(task)  # its place among those that are due is skipped then
@@ -298,9 +313,13 @@ class Tracker:
             self._early.pop(task.task_id, None)
             notes = task.notes
             notes.is_urgent, notes.was_called_back = True, True
+            notes.quick_looks = QUICK_LOOKS
             notes.is_hinted, notes.hinted_at = False, now
             return now
-        return max(task.since + planned, now) if is_new or is_known else now
+        if is_new or is_known:
+            return max(task.since + planned, now)
+        task.notes.quick_looks = QUICK_LOOKS  # if this one fails
+        return now
 
     def _retire(self, task: Tracked) -> None:
         if self._active.get(task.task_id) is task:
@@ -358,6 +377,8 @@ class Tracker:
     def _do_what_is_due(self) -> float:
         """End what has run out, begin the looks whose turn it is; tell when more is due."""
         now = self._clock.time()
+        if now - self._wakes_at > BLOCKED_LOOP * self._clock.scale:
+            self._stalled = self._wakes_at, now
         self._note_sleep()
         self._judge_uncalled(now)
         for _ in range(AT_ONCE):
@@ -368,7 +389,8 @@ class Tracker:
         self._say_late(now)
         more = self._begin_looks(now)
         soon = now + SLEEP_CHECK * self._clock.scale if self._active else math.inf
-        return min(more, soon, self._agenda.next_moment)
+        self._wakes_at = min(more, soon, self._agenda.next_moment)
+        return self._wakes_at
 
     def _serve(self, task: Tracked, now: float) -> None:
         """A deadline of a task has come, or its look is due, or both."""
@@ -376,6 +398,7 @@ class Tracker:
             for wait in task.waits:
                 if wait.deadline <= now:
                     self._run_out(wait, now)
+            task.renew_deadline()
         if -math.inf < task.due <= now:
             self._line_up(task, now)
         if self._active.get(task.task_id) is task:
@@ -388,32 +411,39 @@ class Tracker:
             return
         task.due = -math.inf
         (self._urgent if task.noted.is_urgent else self._ready).append(task)
+        if len(self._ready) > 2 * len(self._active) + AT_ONCE:  # most of it nobody waits for now
+            self._ready = deque(each for each in self._ready if each.due == -math.inf)
 
     def _is_left_to_callback(self, task: Tracked, now: float) -> bool:
-        if task.called_since is None or task.noted.is_urgent:
+        """Whether its callback is trusted to come, and comes before anybody gives up."""
+        if task.called_since is None or task.noted.hints or not self._schedule.trusts_callbacks:
             return False
-        if not self._schedule.trusts_callbacks:
+        elapsed = now - task.since
+        if task.deadline <= task.since + self._schedule.next_look(task.kind, elapsed):
             return False
         seen_until = max(task.looked_at - task.since, 0.0)
         dear = self._schedule.next_look(task.kind, seen_until, is_dear=True)
-        return dear > now - task.since
+        return dear > elapsed
 
     def _run_out(self, wait: Wait, now: float) -> None:
-        """A deadline that comes late was held up with the whole process, and so was the result.
+        """A deadline that passed while the process stood still: the result was held up, too.
 
-        Then, or where one look was promised, the wait ends with a look and not before it.
+        Then the wait ends with a look, if that comes within half a minute; where one look was
+        promised, with that look whenever it comes.
         """
-        task, held_up = wait.task, BLOCKED_LOOP * self._clock.scale
-        if now - wait.deadline > held_up and wait.wants_look_since is None:
-            wait.deadline, wait.wants_look_since = now + held_up, now
-            self._look_soon(task)
+        task, since = wait.task, wait.wants_look_since
+        stood_still = self._stalled[0] <= wait.deadline <= self._stalled[1]
+        if since is None and stood_still:
+            wait.deadline = now + FORGIVEN
+        elif since is not None and (task.begun_at < since or task.is_looking):
+            wait.deadline = math.inf
+        else:
+            wait.deadline = math.inf
+            if not wait.done():
+                wait.set_exception(WaitTimeout(task.task_id))
             return
-        wait.deadline, since = math.inf, wait.wants_look_since
-        if since is not None and (task.begun_at < since or task.is_looking):
-            task.notes.overdue.append(wait)
-            self._look_soon(task)
-        elif not wait.done():
-            wait.set_exception(WaitTimeout(task.task_id))
+        task.notes.overdue.append(wait)
+        self._look_soon(task)
 
     def _look_soon(self, task: Tracked) -> None:
         """A wait is over but for its look: what is planned for later is made now."""
@@ -423,7 +453,6 @@ class Tracker:
 
     def _begin_looks(self, now: float) -> float:
         """Begin the looks whose turn it is; return when the next may begin."""
-        pace = 1 / self._policy.looks_per_second
         for _ in range(AT_ONCE):
             if not (queue := self._urgent or self._ready):
                 return math.inf
@@ -433,18 +462,25 @@ class Tracker:
                 continue
             if self._looking >= LOOKS_AT_ONCE:
                 return math.inf  # the end of a look wakes the scheduler
-            turn = max(self._rests_until, self._next_turn)
+            turn = max(self._rests_until, self._next_turn())
             if turn > now:
                 return turn
             queue.popleft()
-            # Up to a second's worth of looks may go at once.
-            self._next_turn = max(self._next_turn + pace, now - 1 + pace)
+            self._begun.append(now)
             task.due, task.begun_at = math.inf, now
             if task.noted.is_urgent:
                 task.notes.is_urgent = False
             self._looking += 1
             self._looks.start(self._look_at(task), context=Context())
         return now
+
+    def _next_turn(self) -> float:
+        """When one more look keeps to `looks_per_second`, in whatever second one counts."""
+        pace = self._policy.looks_per_second
+        count = max(1, int(pace))
+        while len(self._begun) > count:
+            self._begun.popleft()
+        return self._begun[0] + count / pace if len(self._begun) == count else -math.inf
 
     def _say_late(self, now: float) -> None:
         """More looks are due than can be made: say so, once an hour."""
@@ -454,7 +490,7 @@ class Tracker:
             return
         self._says_late_from = now + SAID_AGAIN
         _log.warning(
-            "%d looks are due and %g a second are allowed (PollPolicy.looks_per_second): results "
+            "%d looks are due and %.3g a second are allowed (PollPolicy.looks_per_second): results "
             "may be seen %.0f s late; looked at are tasks with a callback first, then all others "
             "in the order in which they came due",
             due,
@@ -485,6 +521,8 @@ class Tracker:
             self._faults_in_a_row = self._refusals_in_a_row = 0
             task.clear_faults()
             self._act_on(task, self._judge.verdict(task, found))
+            if task.noted.was_called_back and not task.noted.is_hinted:
+                task.notes.was_called_back = False  # it was too early, and says nothing of the end
         finally:
             self._wake.set()
             task.looked_at = max(self._clock.time(), task.begun_at)
@@ -498,11 +536,8 @@ class Tracker:
     def _judge_fault(self, task: Tracked, error: MidAPIError) -> None:
         """A passing fault: looks become rarer, for the task and for the account."""
         task.notes.faults += 1
-        self._faults_in_a_row += 1
-        pause = min(self._policy.floor * 2 ** min(self._faults_in_a_row - 1, 10), LONGEST_REST / 2)
-        if isinstance(error, RateLimitError) and error.retry_after is not None:
-            pause = max(pause, error.retry_after)
-        self.rest(pause * (1 + self._clock.chance() / 10))
+        if not isinstance(error, ProtocolError):  # a record that is no record is its task's alone
+            self._rest_after(error)
         refused = isinstance(error, AuthenticationError) and error.own_envelope
         self._refusals_in_a_row = self._refusals_in_a_row + 1 if refused else 0
         _log.debug("a look at task %s failed: %s", task.task_id, error)
@@ -511,12 +546,24 @@ class Tracker:
             self._fail_all(lambda _: AuthenticationError(*said))
             self._refusals_in_a_row = 0
 
+    def _rest_after(self, error: MidAPIError) -> None:
+        """One fault may be chance; from the second one in a row on the whole account rests."""
+        self._faults_in_a_row += 1
+        pause = self._policy.floor * (2 ** min(self._faults_in_a_row - 1, 10) - 1)
+        if isinstance(error, RateLimitError):
+            pause = max(pause, self._policy.floor, error.retry_after or 0.0)
+        if pause:
+            self.rest(min(pause, LONGEST_REST) * (1 + self._clock.chance() / 10))
+
     def _plan_next(self, task: Tracked) -> None:
         now = self._clock.time()
         elapsed = now - task.since
         gap = self._schedule.next_look(task.kind, elapsed) - elapsed
         if faults := task.noted.faults:
             gap = min(gap * 2 ** min(faults, 10), max(gap, self._policy.ceiling))
+        if left := task.noted.quick_looks:
+            task.notes.quick_looks -= 1
+            gap = min(gap, self._policy.floor * 2 ** (QUICK_LOOKS - left))
         self._plan_look(task, now + gap * (1 + self._clock.chance() / 20))
         if task.noted.is_hinted:
             task.notes.is_hinted = False
@@ -535,6 +582,8 @@ class Tracker:
             seconds = details.duration.total_seconds()
             self._note_callback(task, seconds)
             is_good = details.status is TaskStatus.SUCCEEDED
+            # No task takes longer than we have known it; with a clock that is off, a little.
+            is_good &= seconds <= self._clock.time() - task.since + CLOCK_SKEW
             if is_good and self._schedule.learn(task.kind, seconds) and self._keep:
                 self._keep(task.kind, seconds)
         self._retire(task)
@@ -545,6 +594,7 @@ class Tracker:
     def _note_callback(self, task: Tracked, seconds: float) -> None:
         """Whether its callback was in time; what finished before anybody waited tells nothing."""
         if task.noted.was_called_back:
+            self._missed_callbacks = -math.inf  # they do come
             self._schedule.note_callback(in_time=True)
         elif task.called_since is not None and task.since + seconds >= task.called_since:
             self._uncalled[task.task_id] = self._clock.time() + LATE_CALLBACK
@@ -556,6 +606,13 @@ class Tracker:
                 return
             del self._uncalled[task_id]
             self._schedule.note_callback(in_time=False)
+            self._missed_callbacks += 1
+            if self._missed_callbacks == MISSED:
+                _log.warning(
+                    "%d tasks finished and no callback came for any: does MidAPI reach the "
+                    "receiver? 'midapi doctor' tells; until then results are found by looking",
+                    MISSED,
+                )
 
     def _fail(self, task: Tracked, error: Failure) -> None:
         """Everybody who waits for a task gets an error of their own."""

@@ -29,6 +29,8 @@ _log = logging.getLogger("midapi_async")
 GRACE, GRACE_LOOKS = 120.0, 5  # before an unknown task, or a success without files, is an error
 OLDEST = 3600.0  # seconds; a running task that seems older shows the service's clock, not its age
 
+NEW_KIND: Kind = ("mj_txt2img", "fast")  # of a task that nothing is known about
+
 # Makes an error of its own for each waiter of a task, from the task's id.
 Failure = Callable[[str], MidAPIError]
 
@@ -61,7 +63,8 @@ class Notes:
     hinted_at: float = -math.inf  # the last time that a hint moved a look to
     is_urgent: bool = False  # its look was moved by a hint
     is_hinted: bool = False  # a hint came while it was looked at
-    was_called_back: bool = False
+    was_called_back: bool = False  # since it was last seen generating
+    quick_looks: int = 0  # that may follow soon, while a callback was not confirmed
     odd_since: float | None = None  # when it was first unknown, or first without files
     odd_looks: int = 0
     faults: int = 0  # looks that failed, in a row
@@ -85,6 +88,7 @@ class Tracked:
     looked_at: float = -math.inf  # when it ended
     is_seen: bool = False  # MidAPI has shown its record
     is_of_unknown_age: bool = False
+    deadline: float = math.inf  # no wait ends without a result before this
     _waits: Wait | dict[Wait, None] | None = None  # a dictionary only where several wait
     _notes: Notes | None = None
 
@@ -105,15 +109,18 @@ class Tracked:
         return (self._waits,) if isinstance(self._waits, Wait) else tuple(self._waits)
 
     @property
-    def deadline(self) -> float:
-        """When the first wait ends without a result."""
-        if isinstance(self._waits, Wait):
-            return self._waits.deadline
-        return min((wait.deadline for wait in self.waits), default=math.inf)
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for it."""
+        return bool(self._waits)
+
+    def renew_deadline(self) -> None:
+        """When the first wait ends without a result, of those that are left."""
+        self.deadline = min((wait.deadline for wait in self.waits), default=math.inf)
 
     def add(self, wait: Wait) -> None:
         """One more waits for it."""
-        if self._waits is None:
+        self.deadline = min(self.deadline, wait.deadline)
+        if not self._waits:
             self._waits = wait
         elif isinstance(self._waits, Wait):
             self._waits = {self._waits: None, wait: None}
@@ -123,13 +130,13 @@ class Tracked:
     def remove(self, wait: Wait) -> None:
         """One waits no more, if it still did."""
         if self._waits is wait:
-            self._waits = None
+            self._waits, self.deadline = None, math.inf
         elif isinstance(self._waits, dict):
             self._waits.pop(wait, None)
 
     def take_waits(self) -> tuple[Wait, ...]:
         """Everybody who waits for it, and from now on nobody."""
-        waits, self._waits = self.waits, None
+        waits, self._waits, self.deadline = self.waits, None, math.inf
         return waits
 
     @property
@@ -177,7 +184,8 @@ class Judge:
         task.is_seen = True
         if task.is_of_unknown_age:
             self._note_age(task, record)
-        _note_kind(task, record)
+        if task.kind is NEW_KIND:
+            _note_kind(task, record)
         self._tell_odd_flag(record)
         if record.status is TaskStatus.GENERATING:
             return None
@@ -214,7 +222,7 @@ def _note_kind(task: Tracked, record: Record) -> None:
         return
     speed = record.params.get("speed")
     named = speed.casefold() if isinstance(speed, str) else task.kind[1]
-    task.kind = _kind(record.task_type, named)
+    task.kind = _kind(record.task_type, "relaxed" if named == "relax" else named)
 
 
 @lru_cache(maxsize=256)

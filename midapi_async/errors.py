@@ -177,9 +177,14 @@ class SpendingCapError(APIError):
 
 
 class MaintenanceError(APIError):
-    """455: MidAPI is under maintenance."""
+    """455: MidAPI is under maintenance.
+
+    Attributes:
+        retry_after: seconds after which MidAPI wants to be asked again; None if it did not say.
+    """
 
     advice = "Try again later"
+    retry_after: float | None = None
 
 
 class ServerError(APIError):
@@ -227,7 +232,10 @@ def api_error(
             code, message, http_status, own_envelope=own_envelope, retry_after=retry_after
         )
     kind = _BY_CODE.get(code, ServerError if 500 <= code <= 599 else APIError)
-    return kind(code, message, http_status, own_envelope=own_envelope)
+    error = kind(code, message, http_status, own_envelope=own_envelope)
+    if isinstance(error, MaintenanceError):
+        error.retry_after = retry_after
+    return error
 
 
 class TransportError(MidAPIError):

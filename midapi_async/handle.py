@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 
@@ -170,7 +170,7 @@ def check_seconds(timeout: object) -> float:
     try:
         seconds = float(timeout) if isinstance(timeout, int | float) else math.nan
     except OverflowError:
-        seconds = math.inf
+        seconds = math.inf if cast("int", timeout) > 0 else -math.inf
     if isinstance(timeout, bool) or math.isnan(seconds):
         raise InvalidRequestError({"timeout": f"must be a number or None, got {shown(timeout)}"})
     return seconds

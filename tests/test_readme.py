@@ -46,6 +46,8 @@ NOT_RUN = {
     "midapi doctor": "asks a public URL; tests/cli/test_doctor.py runs it",
     "midapi listen": "serves until it is stopped; tests/cli/test_listen.py runs it",
     "export MIDAPI_API_KEY": "sets what the next line reads",
+    "export MIDAPI_PUBLIC_URL": "sets what the next line reads",
+    "curl -i": "asks the application of the line before; test_mounts_programs.py asks it",
     "uvicorn pictures:app": "tests/receiver/test_mounts_programs.py runs it, with four workers",
     "python first.py": "the first program, run as the first python block",
 }

@@ -143,15 +143,27 @@ def test_learned_it_costs_little_more_than_the_optimum(world: str) -> None:
 
 
 def test_a_plan_is_remade_as_tasks_finish() -> None:
-    """After every fifth, and with 64 seen after every sixteenth; never one without the others."""
+    """After every fifth, also with 64 seen; never one without the others."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     firsts = []
     for n in range(150):
         schedule.learn(FAST, 20.0 + n)
         firsts.append(schedule.first_look(FAST))
     changes = [n for n, (sooner, later) in enumerate(pairwise(firsts), 1) if sooner != later]
-    assert [each for each in changes if each < 64] == list(range(4, 64, 5))
-    assert len([each for each in changes if each > 64]) <= (150 - 64) // 16 + 1
+    assert changes == list(range(4, 150, 5))
+
+
+def test_what_no_task_can_have_taken_is_not_learned() -> None:
+    """Nor does a look in a plan wait longer than the ceiling, once the first one was made."""
+    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    assert not any(schedule.learn(FAST, wrong) for wrong in (1e308, 5e-324, 1e9))
+    for _ in range(5):
+        schedule.learn(FAST, 28_860.0)
+    elapsed = schedule.first_look(FAST)
+    while elapsed < 28_000:
+        following = schedule.next_look(FAST, elapsed)
+        assert 1 <= following - elapsed <= 60.001
+        elapsed = following
 
 
 def test_what_was_learned_before_is_recalled() -> None:

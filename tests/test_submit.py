@@ -325,6 +325,25 @@ async def test_s07_maintenance_is_waited_for() -> None:
             await client.generate("a red fox")
 
 
+async def test_s07_maintenance_says_how_long() -> None:
+    """Its Retry-After is a minimum like that of a 429; one that is too long is told at once."""
+    async with (
+        ScriptedServer([refused(455, Retry_After="30"), accepted()]) as server,
+        client_of(server) as client,
+    ):
+        begun = asyncio.get_running_loop().time()
+        await client.generate("a red fox")
+        assert 30 <= asyncio.get_running_loop().time() - begun
+    async with (
+        ScriptedServer(then=refused(455, Retry_After="1000000000")) as server,
+        client_of(server) as client,
+    ):
+        with pytest.raises(MaintenanceError) as caught:
+            await client.generate("a red fox")
+        assert 1e9 == caught.value.retry_after
+        assert 1 == len(submits(server))
+
+
 async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
     """Wherever the caller is cancelled: at most one POST, and its task id is journaled."""
     for step in cancel_at_each_step():

@@ -32,6 +32,7 @@ from midapi_async._codec import Found, read_record
 from midapi_async._schedule import Schedule
 from midapi_async._tracker import (
     AT_ONCE,
+    FORGIVEN,
     HINT_INTERVAL,
     HINTS_PER_TASK,
     REMEMBERED,
@@ -621,8 +622,8 @@ async def test_p10_a_process_that_stood_still_looks_before_it_gives_up() -> None
         ended = await asyncio.gather(*waits)
         assert all(details.is_final for details in ended)
         assert 50 == len(stopped.looks)
-        gaps = [later - sooner for (sooner, _), (later, _) in pairwise(stopped.looks)]
-        assert 6 > sum(gap == 0 for gap in gaps)  # no stampede: a burst of a second's worth at most
+        moments = [moment for moment, _ in stopped.looks]  # no stampede: so many in any second
+        assert all(later - sooner >= 1 for sooner, later in zip(moments, moments[5:], strict=False))
 
 
 async def test_p10_a_machine_that_slept_looks_at_once() -> None:
@@ -638,6 +639,96 @@ async def test_p10_a_machine_that_slept_looks_at_once() -> None:
         await wait
         assert SLEEP_CHECK + 1 > world.looks[0][0]
         assert 1 == len(world.looks)
+
+
+async def test_i3_a_stall_makes_no_wait_later_than_half_a_minute() -> None:
+    """1,000 deadlines passed while nothing ran, and five looks a second: each wait ends soon."""
+    async with a_world() as world:
+        for n in range(1_000):
+            world.finishes(f"t{n}", at=1e9)
+        waits = [asyncio.create_task(world.wait(f"t{n}", within=30)) for n in range(1_000)]
+        await asyncio.sleep(28)
+        asyncio.get_running_loop()._clock.now += 5  # type: ignore[attr-defined]
+        ended = await asyncio.gather(*waits, return_exceptions=True)
+        assert {WaitTimeout} == {type(each) for each in ended}
+        assert 30 + 5 + FORGIVEN >= now() - world.born
+
+
+async def test_a_callback_just_before_its_record_is_looked_for_again(world: World) -> None:
+    """A trusted callback that comes a second too early costs some seconds and not more."""
+    for n in range(4):
+        await called_back(world, f"t{n}", 70)
+    for name, early in (("sooner", -0.5), ("soonest", -2.0)):
+        begun = now()
+        await called_back(world, name, 70, after=early)
+        assert 78 >= now() - begun - 10
+    assert world.schedule.trusts_callbacks is False
+
+
+async def test_c01_callbacks_that_never_come_are_said_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line after three tasks, so that nobody pays for a receiver that is not reached."""
+    for n in range(6):
+        await called_back(world, f"t{n}", 70, after=None)
+    assert 1 == sum("midapi doctor" in entry.message for entry in caplog.records)
+
+
+async def test_a_callback_at_the_start_earns_no_trust(world: World) -> None:
+    """It says that MidAPI has begun, and nothing of when it ends."""
+    for n in range(6):
+        await called_back(world, f"t{n}", 70, after=-68.0)
+    assert not world.schedule.trusts_callbacks
+
+
+async def test_c01_short_waits_are_not_left_to_callbacks_that_stopped(world: World) -> None:
+    """Each makes its last planned look before it gives up, and so finds out."""
+    for n in range(4):
+        await called_back(world, f"t{n}", 55)
+    for n in range(8):
+        world.finishes(f"silent{n}", at=now() - world.born + 55)
+        assert (await world.wait(f"silent{n}", within=70, has_callback=True)).is_final
+
+
+async def test_p06_a_record_that_is_none_is_its_own_tasks_trouble(world: World) -> None:
+    """Twenty tasks that only ever show somebody else's record do not slow down the others."""
+    for n in range(20):
+        world.says(f"bad{n}", ProtocolError("data.taskId", "names another task"))
+    bad = [asyncio.create_task(world.wait(f"bad{n}")) for n in range(20)]
+    world.finishes("good", at=60)
+    await world.wait("good")
+    assert 75 > now() - world.born
+    for each in bad:
+        each.cancel()
+    await asyncio.wait(bad)
+
+
+async def test_an_old_task_whose_first_look_fails_is_looked_at_again_soon(world: World) -> None:
+    """It was due at once, and still is."""
+    world.says(TASK, RateLimitError(429, "no", 429, retry_after=1), record(flag=1))
+    await world.wait(since=None)
+    assert 5 > now() - world.born
+
+
+async def test_p14_many_waits_on_one_task_cost_the_same_each(world: World) -> None:
+    """Their deadlines are not gone through for each that comes or goes."""
+    world.finishes(TASK, at=1e9)
+    waits = [asyncio.create_task(world.wait(within=100 + n)) for n in range(3_000)]
+    await asyncio.sleep(1)
+    task, calls = world.tracker._active[TASK], 0
+
+    def counted() -> None:
+        nonlocal calls
+        calls += 1
+
+    real, type(task).renew_deadline = type(task).renew_deadline, lambda _: counted()  # type: ignore[assignment,method-assign]
+    try:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+    finally:
+        type(task).renew_deadline = real  # type: ignore[method-assign]
+    assert 2 >= calls
 
 
 async def test_more_tasks_than_looks_is_fair_and_said_once(

@@ -1,4 +1,8 @@
-"""How long tasks took, kept for the next process: the last ones of each kind."""
+"""How long tasks took, kept for the next process: the last ones of each kind.
+
+The table is made with the first of them. It is no part of the schema and its version, since a
+release that does not know it may go on beside this one, in the middle of a submission.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ if TYPE_CHECKING:
 
 KEPT_DURATIONS = 64  # of a kind, as many as a plan is made of
 
-TABLE = (
+_TABLE = (
     """
-    CREATE TABLE durations (
+    CREATE TABLE IF NOT EXISTS durations (
         number INTEGER PRIMARY KEY,
         origin TEXT NOT NULL,
         task_type TEXT NOT NULL,
@@ -21,12 +25,14 @@ TABLE = (
         seconds REAL NOT NULL
     )
     """,
-    "CREATE INDEX durations_kind ON durations (origin, task_type, speed, number)",
+    "CREATE INDEX IF NOT EXISTS durations_kind ON durations (origin, task_type, speed, number)",
 )
 
 
 def add(connection: Connection, origin: str, kind: Kind, seconds: float) -> None:
     """One more; the oldest one of its kind goes."""
+    for statement in _TABLE:
+        connection.execute(statement)
     of_kind = origin, kind[0], kind[1] or ""
     connection.execute(
         "INSERT INTO durations (origin, task_type, speed, seconds) VALUES (?, ?, ?, ?)",
@@ -43,10 +49,13 @@ def add(connection: Connection, origin: str, kind: Kind, seconds: float) -> None
 def of(connection: Connection, origin: str) -> dict[Kind, list[float]]:
     """Those of one service by kind, the newest last."""
     kinds: dict[Kind, list[float]] = {}
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'durations'").fetchone():
+        return kinds
     found = connection.execute(
         "SELECT task_type, speed, seconds FROM durations WHERE origin = ? ORDER BY number",
         (origin,),
     )
     for task_type, speed, seconds in found.fetchall():
-        kinds.setdefault((task_type, speed or None), []).append(seconds)
+        if isinstance(seconds, float):  # SQLite keeps in a column what it is given
+            kinds.setdefault((str(task_type), str(speed) or None), []).append(seconds)
     return kinds

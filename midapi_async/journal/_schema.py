@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import JournalError
-from . import _durations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
 APPLICATION_ID = 0x6D6A_6A6C  # "mjjl"
-VERSION = 2
+VERSION = 1
 
 # A row holds its key for good, unless it was REFUSED or SUPERSEDED and another one came for it.
 # `over_at` is when nothing was to be expected of a row any more. Pruned rows are tombstones: they
@@ -47,11 +46,10 @@ _TABLES = (
     "CREATE INDEX intents_over ON intents (over_at) WHERE over_at IS NOT NULL AND NOT pruned",
     "CREATE INDEX intents_task ON intents (task_id) WHERE task_id IS NOT NULL",
     "CREATE INDEX intents_twice ON intents (number) WHERE other_task_ids IS NOT NULL",
-    *_durations.TABLE,
 )
 
 # The statements that lead from a version to the next one.
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {1: _durations.TABLE}
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
 
 
 def make(connection: Connection) -> None:

@@ -272,16 +272,19 @@ async def test_the_release_before(folder: Path, monkeypatch: pytest.MonkeyPatch)
     await new.aclose()
 
 
-async def test_a_journal_without_durations(folder: Path) -> None:
-    """Schema 1, of the first release, is brought up to this one with its rows."""
+async def test_durations_are_no_part_of_the_schema(folder: Path) -> None:
+    """A release that does not know them can go on beside this one; what is damaged is left out."""
     await made(folder)
-    with sqlite3.connect(folder / "journal.sqlite") as connection:
-        connection.execute("DROP TABLE durations")
-        connection.execute("PRAGMA user_version=1")
-    connection.close()
     journal = SQLiteJournal(folder)
-    assert 3 == len(await journal.rows(SCOPE))
+    assert {} == await journal.durations("https://one")
     await journal.learn("https://one", ("mj_video", None), 180.0)
+    await journal.aclose()
+    with sqlite3.connect(folder / "journal.sqlite") as connection:
+        connection.execute(
+            "INSERT INTO durations (origin, task_type, speed, seconds) "
+            "VALUES ('https://one', 'mj_video', '', 'soon')"
+        )
+    connection.close()
     assert {("mj_video", None): [180.0]} == await journal.durations("https://one")
     await journal.aclose()
 

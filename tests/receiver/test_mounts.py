@@ -100,7 +100,9 @@ def in_litestar(shop: Shop, port: int) -> AbstractContextManager[int]:
         return await shop.buy()
 
     mounted = asgi(PREFIX, is_mount=True, copy_scope=True)(shop.receiver.asgi())
-    return uvicorn_serving(Litestar([post("/pictures")(buy), mounted], lifespan=[shop.life]), port)
+    handlers = [post("/pictures")(buy), mounted]
+    # Its own logging would be the whole test session's.
+    return uvicorn_serving(Litestar(handlers, lifespan=[shop.life], logging_config=None), port)
 
 
 def in_django(shop: Shop, port: int) -> AbstractContextManager[int]:

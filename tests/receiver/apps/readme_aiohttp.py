@@ -1,3 +1,6 @@
+import json
+import logging
+import os
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -6,40 +9,34 @@ from aiohttp.typedefs import Handler
 from midapi_async import (
     CallbackReceiver,
     ClientClosed,
-    InsufficientCreditsError,
     InvalidRequestError,
-    JournalError,
     KeyConflict,
-    MaintenanceError,
     MidAPIClient,
     MidAPIError,
-    PromptRejected,
-    RateLimitError,
     SubmissionUnknown,
     TaskDetails,
+    TaskFailed,
     TaskNotFound,
+    TextToImage,
     WaitTimeout,
 )
 
 STATUS: dict[type[MidAPIError], int] = {  # the first that fits
     KeyConflict: 409,
     InvalidRequestError: 422,
-    PromptRejected: 422,
+    TaskFailed: 422,  # the same key tells the same again: a new try needs a new one
     TaskNotFound: 404,
     SubmissionUnknown: 503,  # perhaps it was bought: the same key again tells, and buys nothing
     ClientClosed: 503,
-    JournalError: 503,
-    RateLimitError: 503,
-    MaintenanceError: 503,
-    InsufficientCreditsError: 503,
-    MidAPIError: 502,
+    MidAPIError: 503,  # the key, the credits, the service, the disk: yours to see to, not theirs
 }
 CLIENT = web.AppKey("CLIENT", MidAPIClient)
+log = logging.getLogger("pictures")
 receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL: then it only looks
 
 
 async def with_client(app: web.Application) -> AsyncIterator[None]:
-    async with MidAPIClient(receiver=receiver) as client:  # its journal: the folder MIDAPI_JOURNAL
+    async with MidAPIClient(receiver=receiver, journal=os.environ["MIDAPI_JOURNAL"]) as client:
         app[CLIENT] = client
         yield
 
@@ -51,16 +48,17 @@ async def stop_waiting(app: web.Application) -> None:
 
 async def order(request: web.Request) -> web.Response:
     try:
-        prompt, key = str((await request.json())["prompt"]), request.headers["Idempotency-Key"]
-    except (KeyError, TypeError, ValueError) as error:
+        request_of = TextToImage((await request.json())["prompt"])
+        key = request.headers["Idempotency-Key"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise web.HTTPBadRequest(text="a JSON prompt and an Idempotency-Key are needed") from error
     # Where there are users, put theirs before it: what has one key is one picture, for everybody.
     try:
-        details = await request.app[CLIENT].generate_and_wait(prompt, key=key, wait_timeout=25)
+        details = await request.app[CLIENT].generate_and_wait(request_of, key=key, wait_timeout=25)
     except (WaitTimeout, ClientClosed) as error:  # with a task id it was bought, and goes on
         if error.task_id is None:
             raise
-        place = {"Location": f"/pictures/{error.task_id}"}
+        place = {"Location": f"pictures/{error.task_id}"}  # also behind a prefix
         return web.json_response({"task_id": error.task_id}, status=202, headers=place)
     return web.json_response(shown(details))
 
@@ -81,8 +79,11 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except MidAPIError as error:
         code = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-        again = {"Retry-After": "30"} if code == 503 else None
-        return web.json_response({"error": str(error)}, status=code, headers=again)
+        if code < 500:
+            return web.json_response({"error": str(error)}, status=code)
+        log.warning("an order failed: %s", error)  # for you; the visitor need not know why
+        told = {"error": "not possible just now"}
+        return web.json_response(told, status=code, headers={"Retry-After": "30"})
 
 
 app = web.Application(middlewares=[failures])

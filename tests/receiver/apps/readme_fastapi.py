@@ -1,4 +1,6 @@
 import asyncio
+import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -13,17 +15,13 @@ from pydantic import BaseModel
 from midapi_async import (
     CallbackReceiver,
     ClientClosed,
-    InsufficientCreditsError,
     InvalidRequestError,
-    JournalError,
     KeyConflict,
-    MaintenanceError,
     MidAPIClient,
     MidAPIError,
-    PromptRejected,
-    RateLimitError,
     SubmissionUnknown,
     TaskDetails,
+    TaskFailed,
     TaskNotFound,
     WaitTimeout,
 )
@@ -31,22 +29,19 @@ from midapi_async import (
 STATUS: dict[type[MidAPIError], int] = {  # the first that fits
     KeyConflict: 409,
     InvalidRequestError: 422,
-    PromptRejected: 422,
+    TaskFailed: 422,  # the same key tells the same again: a new try needs a new one
     TaskNotFound: 404,
     SubmissionUnknown: 503,  # perhaps it was bought: the same key again tells, and buys nothing
     ClientClosed: 503,
-    JournalError: 503,
-    RateLimitError: 503,
-    MaintenanceError: 503,
-    InsufficientCreditsError: 503,
-    MidAPIError: 502,
+    MidAPIError: 503,  # the key, the credits, the service, the disk: yours to see to, not theirs
 }
+log = logging.getLogger("pictures")
 receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL: then it only looks
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with MidAPIClient(receiver=receiver) as client:  # its journal: the folder MIDAPI_JOURNAL
+    async with MidAPIClient(receiver=receiver, journal=os.environ["MIDAPI_JOURNAL"]) as client:
         stop_waiting_when_told_to_stop(client)
         app.state.client = client
         yield
@@ -95,7 +90,7 @@ async def order(
     except (WaitTimeout, ClientClosed) as error:  # with a task id it was bought, and goes on
         if error.task_id is None:
             raise
-        place = {"Location": f"/pictures/{error.task_id}"}
+        place = {"Location": f"pictures/{error.task_id}"}  # also behind a prefix
         return JSONResponse({"task_id": error.task_id}, 202, headers=place)
     return JSONResponse(shown(details))
 
@@ -113,5 +108,7 @@ def shown(details: TaskDetails) -> dict[str, object]:
 @app.exception_handler(MidAPIError)
 async def failed(_: Request, error: MidAPIError) -> Response:
     code = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-    again = {"Retry-After": "30"} if code == 503 else None
-    return JSONResponse({"error": str(error)}, code, headers=again)
+    if code < 500:
+        return JSONResponse({"error": str(error)}, code)
+    log.warning("an order failed: %s", error)  # for you; the visitor need not know why
+    return JSONResponse({"error": "not possible just now"}, code, headers={"Retry-After": "30"})
