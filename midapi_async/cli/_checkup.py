@@ -235,7 +235,10 @@ async def _running(how: Callbacks) -> Finding:
         return Finding("port", "failed", f"a program holds {how.target}, but {text}", hint)
     if not _is_a_receivers(outcome.answer):
         text = f"a program holds {how.target} that is no receiver: it answered"
-        hint = "Stop it, or choose another port."
+        hint = (
+            "Is that your application, which mounts the receiver? Then leave --port away (and "
+            "MIDAPI_CALLBACK_PORT unset). Else stop it, or choose another port."
+        )
         return Finding("port", "failed", f"{text} {_diagnosis.described(outcome.answer)}", hint)
     if outcome.answer.status == 503:
         text = f"the receiver at {how.target} has no client that is open"

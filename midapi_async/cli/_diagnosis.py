@@ -253,7 +253,10 @@ def _meant(probe: Probe, answer: _wire.Message, target: str) -> tuple[str, str]:
             "login page? Let this path lead to the receiver."
         )
         return f"somebody else answered: {who}", hint
-    hint = f"Let the proxy pass {probe.shown(probe.path)} on to {target}."
+    hint = (
+        f"Does the proxy pass {probe.shown(probe.path)} on to {target}, and is the receiver "
+        "mounted at that path?"
+    )
     return f"{who} came back, and not from the receiver", hint
 
 
