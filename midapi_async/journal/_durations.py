@@ -39,10 +39,10 @@ def add(connection: Connection, origin: str, kind: Kind, seconds: float) -> None
         (*of_kind, seconds),
     )
     connection.execute(
-        "DELETE FROM durations WHERE origin = ?1 AND task_type = ?2 AND speed = ?3 AND number <= "
-        "(SELECT number FROM durations WHERE origin = ?1 AND task_type = ?2 AND speed = ?3 "
-        "ORDER BY number DESC LIMIT 1 OFFSET ?4)",
-        (*of_kind, KEPT_DURATIONS),
+        "DELETE FROM durations WHERE origin = ? AND task_type = ? AND speed = ? AND number <= "
+        "(SELECT number FROM durations WHERE origin = ? AND task_type = ? AND speed = ? "
+        "ORDER BY number DESC LIMIT 1 OFFSET ?)",
+        (*of_kind, *of_kind, KEPT_DURATIONS),
     )
 
 

