@@ -101,7 +101,7 @@ class Downloader:
             raise DownloadError(url, "plain http is only for a sandbox on this machine")
         part = stem.with_name(f".{stem.name}.{uuid.uuid4().hex}.part")
         try:
-            with await asyncio.to_thread(part.open, "xb") as file:
+            with _made(part) as file:
                 suffix = await self._stream(url, file)
                 await asyncio.to_thread(_sync, file)
             target = stem.with_name(stem.name + suffix)
@@ -157,6 +157,11 @@ def _make_folder(folder: Path) -> None:
         raise InvalidRequestError(
             {"folder": f"{str(folder)!r} cannot be used: {error.strerror}"}
         ) from None
+
+
+def _made(part: Path) -> BinaryIO:
+    """A new file. Not made in a thread: cancelled there, nobody would close or remove it."""
+    return part.open("xb")
 
 
 def _sync(file: BinaryIO) -> None:
