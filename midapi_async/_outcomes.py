@@ -34,8 +34,9 @@ class Outcomes:
     def hand_over(self, task_id: str, intent_id: str | None, details: TaskDetails) -> None:
         """A wait is about to return these details.
 
-        Written behind its back: an await between this and the return could be cancelled, and the
-        result would count as taken though nobody got it. After a crash it may be given again.
+        Written behind its back, and begun only after the caller has gone on: an await between this
+        and the return could be cancelled, or the process be killed before the caller's next line,
+        and the result would count as taken though nobody got it. So it may be given again.
         """
         final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
         self._writes.start(self._write(task_id, intent_id, final, taken=self._takes_at_once))

@@ -26,13 +26,22 @@ class OwnedTasks:
         return len(self._tasks)
 
     def start(
-        self, work: Coroutine[object, object, T], *, context: Context | None = None
+        self,
+        work: Coroutine[object, object, T],
+        *,
+        context: Context | None = None,
+        eagerly: bool = False,
     ) -> asyncio.Task[T]:
         """Run a coroutine in the background; a failure of it is logged.
 
-        From Python 3.12 on it runs here and now as far as it gets, which saves a turn of the loop.
+        Args:
+            work: the coroutine.
+            context: to run it in; a copy of the current one if None.
+            eagerly: run it here and now as far as it gets, which saves a turn of the loop; needs
+                Python 3.12.
         """
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=context, **_EAGERLY)
+        options = _EAGERLY if eagerly else {}
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=context, **options)
         if task.done():
             self._ended(task)
         else:

@@ -175,7 +175,7 @@ class Submitter:
             # From here on nothing depends on the caller, who may be cancelled at any await.
             arrival = self._arrivals[intent.intent_id] = _Arrival(self._clock.loop)
             call = _protocol.submit_call(order.request, callback_url)
-            self._posts.start(self._carry_out(intent, call, arrival))
+            self._posts.start(self._carry_out(intent, call, arrival), eagerly=True)
             row = await arrival.outcome()
             if row.intent_id == intent.intent_id:
                 return row

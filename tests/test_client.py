@@ -973,3 +973,17 @@ def took(request: Received, seconds: int) -> Answer:
     """The record of a task that took so long."""
     data = record(request.target.rpartition("=")[2], 1)
     return ok(data | {"completeTime": int(str(data["createTime"])) + seconds * 1000})
+
+
+async def test_l14_nothing_is_taken_before_the_caller_goes_on() -> None:
+    """Killed in its next line, the caller gets the result again: only then is it written down."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([accepted(), looked()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        handle = await client.generate("a red fox")
+        await handle
+        assert not next(iter(journal._rows.values())).taken
+        await asyncio.sleep(1)
+        assert next(iter(journal._rows.values())).taken
