@@ -478,7 +478,7 @@ def _may_hold_a_secret(text: str) -> bool:
 
 def is_plain(body: bytes) -> bool:
     """Whether no callback URL and no token can be in an answer; most need no closer look."""
-    return not (b"mjt_" in body or b"\\u" in body or b"back" in body.lower())
+    return not _may_hold_a_secret(body.decode("latin-1"))
 
 
 # As MidAPI spells it, and as others do: callbackurl, call_back_url, callback.

@@ -230,6 +230,7 @@ class Tracker:
 
     def hint(self, task_id: str) -> None:
         """Word that a task may have changed: look at it soon, if anybody waits for it."""
+        self._missed_callbacks = -math.inf  # they do come
         task = self._active.get(task_id)
         if task is None:
             self._remember_hint(task_id)
@@ -313,7 +314,7 @@ class Tracker:
             self._early.pop(task.task_id, None)
             notes = task.notes
             notes.is_urgent, notes.was_called_back = True, True
-            notes.quick_looks = QUICK_LOOKS
+            notes.hints, notes.quick_looks = notes.hints + 1, QUICK_LOOKS
             notes.is_hinted, notes.hinted_at = False, now
             return now
         if is_new or is_known:
@@ -523,6 +524,8 @@ class Tracker:
             self._act_on(task, self._judge.verdict(task, found))
             if task.noted.was_called_back and not task.noted.is_hinted:
                 task.notes.was_called_back = False  # it was too early, and says nothing of the end
+            if task.noted.quick_looks and not task.noted.hints:
+                task.notes.quick_looks = 0  # they were for a look that fails
         finally:
             self._wake.set()
             task.looked_at = max(self._clock.time(), task.begun_at)
@@ -594,7 +597,6 @@ class Tracker:
     def _note_callback(self, task: Tracked, seconds: float) -> None:
         """Whether its callback was in time; what finished before anybody waited tells nothing."""
         if task.noted.was_called_back:
-            self._missed_callbacks = -math.inf  # they do come
             self._schedule.note_callback(in_time=True)
         elif task.called_since is not None and task.since + seconds >= task.called_since:
             self._uncalled[task.task_id] = self._clock.time() + LATE_CALLBACK

@@ -703,6 +703,26 @@ async def test_p06_a_record_that_is_none_is_its_own_tasks_trouble(world: World) 
     await asyncio.wait(bad)
 
 
+async def test_a_task_of_unknown_age_that_goes_on_is_left_to_the_plan(world: World) -> None:
+    """The look at once was answered: nothing is to be looked for soon."""
+    world.finishes(TASK, at=300)
+    wait = asyncio.create_task(world.wait(since=None))
+    await asyncio.sleep(20)
+    assert 1 == len(world.looks)
+    wait.cancel()
+    await asyncio.wait([wait])
+
+
+async def test_callbacks_that_come_late_are_not_said_to_be_missing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They do reach the receiver: whether in time is another question."""
+    for n in range(5):
+        await called_back(world, f"t{n}", 70, after=4.5)
+        world.tracker.hint(f"t{n}")
+    assert not any("midapi doctor" in entry.message for entry in caplog.records)
+
+
 async def test_an_old_task_whose_first_look_fails_is_looked_at_again_soon(world: World) -> None:
     """It was due at once, and still is."""
     world.says(TASK, RateLimitError(429, "no", 429, retry_after=1), record(flag=1))
