@@ -78,7 +78,7 @@ def chaos(session: nox.Session) -> None:
 def load(session: nox.Session) -> None:
     """Hold the receiver to its word among 5,000 slow senders and 1,000 hints a second."""
     session.install("-e", ".[dev]")
-    session.run("python", "-m", "tests.receiver.load", *session.posargs)
+    session.run("python", "-m", "tests.callbacks.load", *session.posargs)
 
 
 @nox.session
@@ -88,7 +88,7 @@ def fuzz(session: nox.Session) -> None:
     session.env["MIDAPI_TEST_FUZZ"] = session.posargs[0] if session.posargs else "100000"
     session.env["CI"] = ""  # new examples each time
     options = ["-n", "auto", "--timeout=7200", "-p", "no:logging"]  # which would keep all of it
-    session.run("pytest", *options, "tests/receiver/test_raw_fuzz.py")
+    session.run("pytest", *options, "tests/callbacks/test_raw_fuzz.py")
 
 
 @nox.session

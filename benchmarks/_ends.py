@@ -20,7 +20,7 @@ from _raw import (
 )
 from _server import Service
 from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, PollPolicy, TaskHandle
-from midapi_async._token import new_token
+from midapi_async._wire.tokens import new_token
 
 # So fast that nothing waits for its turn: what a look costs is measured, not their pace.
 UNPACED = PollPolicy(looks_per_second=10_000.0)

@@ -1,7 +1,7 @@
 """The worlds of `looks.py`: how long tasks really take there, and what to look best costs.
 
-The optimum here shares nothing with `midapi_async._schedule`: it knows the true distribution, has
-ten times as many moments to look at, no least time between looks, and no jitter.
+The optimum here shares nothing with `midapi_async._tracking.schedule`: it knows the true
+distribution, has ten times as many moments to look at, no least time between looks, and no jitter.
 """
 
 import math

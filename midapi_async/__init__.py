@@ -5,10 +5,11 @@ async with MidAPIClient() as client:
     await client.download(details, "pictures/")
 """
 
-__version__ = "0.1.0"
-
-from ._codec import request_from_json
-from ._schedule import Expected
+from ._tracking.schedule import Expected
+from ._version import __version__
+from ._wire.codec import request_from_json
+from .callbacks import CallbackReceiver
+from .callbacks.signature import sign_callback
 from .client import ClientStats, MidAPIClient
 from .config import Endpoints, PollPolicy, RateLimit, RetryPolicy, Timeouts
 from .errors import (
@@ -47,8 +48,6 @@ from .handle import TaskHandle
 from .intents import Intents
 from .journal import Intent, Journal, State
 from .journal.memory import MemoryJournal
-from .receiver import CallbackReceiver
-from .receiver.signature import sign_callback
 from .requests import (
     ExtendVideo,
     ImageToImage,

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 import attrs
 
-from ._api import Api
-from ._clock import Clock
-from ._codec import make_request
-from ._outcomes import Outcomes
-from ._ratelimit import Gate, shared_gate
-from ._schedule import Expected, Schedule
-from ._submit import Order, Submitter, Ways
-from ._tracker import Tracker
-from ._transport import Transport
+from ._runtime.clock import Clock
+from ._submission.gate import Gate, shared_gate
+from ._submission.submitter import Order, Submitter, Ways
+from ._tracking.recorder import Outcomes
+from ._tracking.schedule import Expected, Schedule
+from ._tracking.tracker import Tracker
+from ._wire.codec import make_request
+from ._wire.endpoints import Api
+from ._wire.transport import Transport
+from .callbacks import CallbackReceiver
+from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, is_loopback, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
-from .files import Downloader
+from .files.download import Downloader
 from .handle import Desk, TaskHandle, check_seconds, handle_of, kind_of
 from .intents import Intents
 from .journal import Experience
 from .journal.memory import MemoryJournal
-from .receiver import CallbackReceiver
-from .receiver.inbox import ClientInbox
 from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem, url_problem
 
 if TYPE_CHECKING:

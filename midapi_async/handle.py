@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from ._clock import Clock
-from ._codec import task_type
-from ._outcomes import Outcomes
-from ._protocol import failure
-from ._schedule import Kind
-from ._tracker import Tracker
+from ._runtime.clock import Clock
+from ._tracking.recorder import Outcomes
+from ._tracking.schedule import Kind
+from ._tracking.tracker import Tracker
+from ._wire.codec import task_type
+from ._wire.protocol import failure
 from .errors import ClientClosed, InvalidRequestError, JournalError, shown
 from .journal import TOLD
 from .requests import Request
 from .tasks import TaskDetails, TaskStatus
 
 if TYPE_CHECKING:
-    from ._verdict import Wait
+    from ._tracking.verdict import Wait
     from .journal import Intent
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import EllipsisType
 
-from ._submit import Order, Submitter
+from ._submission.submitter import Order, Submitter
 from .errors import InvalidRequestError
 from .handle import Desk, TaskHandle, check_seconds, handle_of
 from .journal import Intent, Journal, State

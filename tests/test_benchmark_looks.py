@@ -40,7 +40,7 @@ def figures(folder: Path, name: str, *options: str) -> Figures:
         text=True,
         check=False,
     )
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     assert "holds" in done.stdout or "MISSED" in done.stdout
     told: Figures = json.loads((folder / f"{name}-benchmark.json").read_text(encoding="utf-8"))
     return told
@@ -55,7 +55,7 @@ def test_looks_plays_every_policy_on_the_same_tasks(tmp_path: Path) -> None:
     assert can_draw == picture.exists()
     worlds = told["worlds"]
     assert isinstance(worlds, list)
-    assert 2 == len(worlds)
+    assert len(worlds) == 2
     for world in worlds:
         assert 0.9 < world["ratio"] < 2
         assert all(delay > 0 for delay, _ in world["fixed"].values())
@@ -112,8 +112,8 @@ def test_spread_knows_the_share_and_the_mean_of_what_it_draws(worlds: ModuleType
 
 def test_played_and_every_count_the_look_that_finds_it(worlds: ModuleType) -> None:
     """Delay and looks of single tasks, by hand."""
-    assert (1.0, 1) == worlds.played((10.0, 20.0), 9.0)
-    assert (8.0, 2) == worlds.played((10.0, 20.0), 12.0)
-    assert (2.0, 3) == worlds.played((10.0, 20.0), 21.0)
-    assert (1.0, 3) == worlds.every(5.0, 14.0)
-    assert (0.0, 2) == worlds.every(5.0, 10.0)
+    assert worlds.played((10.0, 20.0), 9.0) == (1.0, 1)
+    assert worlds.played((10.0, 20.0), 12.0) == (8.0, 2)
+    assert worlds.played((10.0, 20.0), 21.0) == (2.0, 3)
+    assert worlds.every(5.0, 14.0) == (1.0, 3)
+    assert worlds.every(5.0, 10.0) == (0.0, 2)

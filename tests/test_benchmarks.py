@@ -35,7 +35,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def measured(program: str, *options: str, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """The lines that a benchmark printed, and the JSON that it wrote."""
     done = run(str(BENCHMARKS / program), *options, folder=folder)
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     written = json.loads((folder / f"{Path(program).stem}-benchmark.json").read_text())
     return done.stdout.splitlines(), written
 
@@ -53,17 +53,17 @@ def test_overhead_compares_each_case_and_says_which_figures_hold(tmp_path: Path)
     """
     nobody = f"sys.modules.update(dict.fromkeys({[name.replace('-', '_') for name in PEERS]}))"
     done = changed(nobody, "--quick", folder=tmp_path)
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     assert [f"{name} is not installed and left out" for name in PEERS] == done.stdout.splitlines()[
         : len(PEERS)
     ]
     written = json.loads((tmp_path / "overhead-benchmark.json").read_text())
-    assert ["submit", "look", "callback", "wake"] == list(written["cases"])
+    assert list(written["cases"]) == ["submit", "look", "callback", "wake"]
     ratios = [ways["midapi_async"]["ratio"] for ways in written["cases"].values()]
     verdicts = re.findall(r"(holds|MISSED)$", done.stdout, re.MULTILINE)
     assert ["holds" if ratio <= written["hold"] else "MISSED" for ratio in ratios[:3]] == verdicts
     for ways in written["cases"].values():
-        assert 1.0 == ways["raw aiohttp"]["ratio"]
+        assert ways["raw aiohttp"]["ratio"] == 1.0
         for cost in ways.values():
             assert cost["us"] > 0
             assert cost["low"] <= cost["ratio"] <= cost["high"]
@@ -99,7 +99,7 @@ def test_overhead_shows_where_the_time_of_a_case_goes(tmp_path: Path) -> None:
     """The profile is of our client: its own functions are in it."""
     program = str(BENCHMARKS / "overhead.py")
     done = run(program, "--profile", "look", "--quick", folder=tmp_path)
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
     assert "read_look" in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -111,14 +111,14 @@ def test_latency_compares_both_journals_with_a_bare_handler(tmp_path: Path) -> N
     ends = ("raw aiohttp", "memory", "folder")
     assert [f"{end}, {number} at once" for number in (1, 64) for end in ends] == list(ways)
     for name, figures in ways.items():
-        assert 64 == figures["tasks"]
+        assert figures["tasks"] == 64
         assert 0 < figures["p50 ms"] <= figures["p99 ms"] <= figures["worst ms"]
         if name.startswith("raw"):
-            assert (1.0, 1.0) == (figures["p50 ratio"], figures["p99 ratio"])
+            assert (figures["p50 ratio"], figures["p99 ratio"]) == (1.0, 1.0)
         else:
             (line,) = (line for line in lines if line.startswith(name))
             verdict = "holds" if figures["p99 ms"] < written["hold p99 ms"] else "MISSED"
             assert line.endswith(verdict)
     pace = written["default pace"]
-    assert 8 == pace["callbacks"]
+    assert pace["callbacks"] == 8
     assert 0 < pace["p50 ms"] < pace["last ms"]

@@ -86,18 +86,18 @@ async def test_the_main_job(way: str, tmp_path: Path) -> None:
         options = {"receiver": receiver_of(way), "rate_limit": RateLimit(20)}
         async with client_of(sandbox.url, **options) as client:
             details = await client.generate_and_wait("a red fox", aspect_ratio="16:9")
-            assert 4 == len(details.urls)
+            assert len(details.urls) == 4
             assert TaskStatus.SUCCEEDED is details.status
-            assert "a red fox" == details.params["prompt"]
+            assert details.params["prompt"] == "a red fox"
             assert_secrets_are_kept(details)
             files = await client.download(details, tmp_path / "pictures")
             assert [f"{details.task_id}_{n}.jpeg" for n in range(4)] == [f.name for f in files]
-            assert all(b"\xff\xd9" == file.read_bytes()[-2:] for file in files)
+            assert all(file.read_bytes()[-2:] == b"\xff\xd9" for file in files)
             assert sorted(files) == sorted((tmp_path / "pictures").iterdir())
-            assert 1 == len(sandbox.ledger.accepted)
+            assert len(sandbox.ledger.accepted) == 1
             assert (1 if way == "callback" else 0) == client.stats().callbacks
             bigger = await client.generate_and_wait(Upscale(details.task_id, image_index=0))
-            assert 1 == len(bigger.urls)
+            assert len(bigger.urls) == 1
 
 
 @both_ways
@@ -146,7 +146,7 @@ async def test_a_callback_needs_one_look_and_wakes_at_once() -> None:
             begun = asyncio.get_running_loop().time()
             await client.generate_and_wait("a red fox")
             assert 25 <= asyncio.get_running_loop().time() - begun <= 25.5
-            assert 1 == client.stats().looks
+            assert client.stats().looks == 1
 
 
 async def test_c01_without_its_callback_looking_finds_it() -> None:
@@ -165,10 +165,10 @@ async def test_thousands_from_a_script_keep_the_accounts_limit() -> None:
             async with asyncio.TaskGroup() as group:
                 for n in range(200):
                     group.create_task(client.generate_and_wait(f"fox {n}", key=f"{n}"))
-            assert 200 == len(sandbox.ledger.accepted)
+            assert len(sandbox.ledger.accepted) == 200
             answers = [asked.status for asked in sandbox.ledger.requests]
-            assert {200} == set(answers)
-            assert 200 == client.stats().submits
+            assert set(answers) == {200}
+            assert client.stats().submits == 200
 
 
 # ─── lost answers, intents and resume ────────────────────────────────────────────────────────────
@@ -180,11 +180,11 @@ async def test_s01_with_a_receiver_a_lost_answer_costs_nothing() -> None:
     async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
         async with client_of(sandbox.url, receiver=receiver_of("callback")) as client:
             details = await client.generate_and_wait("a red fox", key="k", metadata={"a": "b"})
-            assert 4 == len(details.urls)
-            assert 1 == len(sandbox.ledger.accepted)
+            assert len(details.urls) == 4
+            assert len(sandbox.ledger.accepted) == 1
             again = await client.generate("a red fox", key="k")
             assert details.task_id == again.task_id
-            assert {"a": "b"} == again.metadata
+            assert again.metadata == {"a": "b"}
 
 
 async def test_s01_generate_says_that_it_can_be_settled() -> None:
@@ -229,7 +229,7 @@ async def test_settle_gives_up_in_time_and_can_be_tried_again() -> None:
                 await client.intents.settle(caught.value.intent_id, timeout=30)
         with pytest.raises(InvalidRequestError):
             await client.intents.settle(caught.value.intent_id, timeout=float("nan"))
-        assert 1 == len(server.requests)
+        assert len(server.requests) == 1
 
 
 async def unknown_in(client: MidAPIClient, **options: object) -> str:
@@ -250,11 +250,11 @@ async def test_intents_adopt() -> None:
         await asyncio.sleep(1)
         handle = await client.intents.adopt(intent_id, TASK)
         assert TASK == handle.task_id == (await settling).task_id
-        assert TASK == (await client.generate("a red fox", key="k")).task_id
-        assert TASK == (await client.intents.adopt(intent_id, TASK)).task_id
+        assert (await client.generate("a red fox", key="k")).task_id == TASK
+        assert (await client.intents.adopt(intent_id, TASK)).task_id == TASK
         with pytest.raises(InvalidRequestError, match="accepted"):
             await client.intents.adopt(intent_id, "f" * 32)
-        assert [] == await client.intents.unknown()
+        assert await client.intents.unknown() == []
 
 
 async def test_intents_adopt_refuses_what_is_somebody_elses() -> None:
@@ -280,13 +280,13 @@ async def test_intents_resubmit() -> None:
         intent_id = await unknown_in(client, key="k", metadata={"a": "b"})
         handle = await client.intents.resubmit(intent_id)
         assert intent_id != handle.intent_id
-        assert {"a": "b"} == handle.metadata
-        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        assert handle.metadata == {"a": "b"}
+        assert (await client.generate("a red fox", key="k")).task_id == TASK
         rows = await journal.rows(f"{server.url} default")
-        assert [State.SUPERSEDED, State.ACCEPTED] == [row.state for row in rows]
+        assert [row.state for row in rows] == [State.SUPERSEDED, State.ACCEPTED]
         with pytest.raises(InvalidRequestError, match="superseded"):
             await client.intents.resubmit(intent_id)
-        assert 2 == len(submits(server))
+        assert len(submits(server)) == 2
 
 
 @pytest.mark.parametrize("kept", ["memory", "folder"])
@@ -300,12 +300,12 @@ async def test_intents_a_refused_resubmit_gives_everything_back(kept: str, tmp_p
         intent_id = await unknown_in(client, key="k")
         with pytest.raises(InsufficientCreditsError):
             await client.intents.resubmit(intent_id)
-        assert [intent_id] == [row.intent_id for row in await client.intents.unknown()]
+        assert [row.intent_id for row in await client.intents.unknown()] == [intent_id]
         assert intent_id == await unknown_in(client, key="k")
-        assert 2 == len(submits(server))
+        assert len(submits(server)) == 2
         handle = await client.intents.resubmit(intent_id)
         assert handle.task_id == (await client.generate("a red fox", key="k")).task_id
-        assert "older" == (await client.intents.adopt(intent_id, "older")).task_id
+        assert (await client.intents.adopt(intent_id, "older")).task_id == "older"
         assert handle.task_id == (await client.generate("a red fox", key="k")).task_id
     await journal.aclose()
 
@@ -324,8 +324,8 @@ async def test_intents_a_refused_resubmit_of_what_was_bought(kept: str, tmp_path
         await journal.advance(intent_id, State.ACCEPTED, task_id="late")
         with pytest.raises(InsufficientCreditsError):
             await resubmit
-        assert "late" == (await client.generate("a red fox", key="k")).task_id
-        assert 2 == len(submits(server))
+        assert (await client.generate("a red fox", key="k")).task_id == "late"
+        assert len(submits(server)) == 2
     await journal.aclose()
 
 
@@ -380,7 +380,7 @@ async def test_two_clients_that_share_everything_are_both_woken() -> None:
                 again = await two.generate("a red fox", key="k")
                 begun = asyncio.get_running_loop().time()
                 await asyncio.gather(handle.wait(), again.wait())
-                assert 11 > asyncio.get_running_loop().time() - begun
+                assert asyncio.get_running_loop().time() - begun < 11
 
 
 async def test_what_is_known_to_be_finished_is_looked_at_at_once() -> None:
@@ -392,7 +392,7 @@ async def test_what_is_known_to_be_finished_is_looked_at_at_once() -> None:
             begun = asyncio.get_running_loop().time()
             again = await client.generate("a red fox", key="k", speed="relaxed")
             await again
-            assert 2 > asyncio.get_running_loop().time() - begun
+            assert asyncio.get_running_loop().time() - begun < 2
 
 
 async def test_opening_and_closing_at_once() -> None:
@@ -401,9 +401,9 @@ async def test_opening_and_closing_at_once() -> None:
         receiver = CallbackReceiver(None, port=0)
         client = client_of(sandbox.url, receiver=receiver)
         ended = await asyncio.gather(client.open(), client.open(), return_exceptions=True)
-        assert [InvalidRequestError] == [type(each) for each in ended if each is not None]
+        assert [type(each) for each in ended if each is not None] == [InvalidRequestError]
         await asyncio.gather(client.aclose(), client.open())
-        assert 10_000 == await client.credits()
+        assert await client.credits() == 10_000
         other = client_of(sandbox.url, receiver=receiver)
         await client.aclose()
         await asyncio.gather(client.open(), other.open())
@@ -471,8 +471,8 @@ async def test_intents_two_resubmits_at_once_pay_once() -> None:
             client.intents.resubmit(intent_id),
             return_exceptions=True,
         )
-        assert 1 == sum(isinstance(each, InvalidRequestError) for each in ended)
-        assert 2 == len(submits(server))
+        assert sum(isinstance(each, InvalidRequestError) for each in ended) == 1
+        assert len(submits(server)) == 2
 
 
 async def test_intents_dismiss() -> None:
@@ -480,7 +480,7 @@ async def test_intents_dismiss() -> None:
     async with ScriptedServer([lose_answer()]) as server, client_of(server) as client:
         intent_id = await unknown_in(client, key="k")
         await client.intents.dismiss(intent_id)
-        assert [] == await client.intents.unknown()
+        assert await client.intents.unknown() == []
         with pytest.raises(InvalidRequestError, match="dismissed"):
             await client.generate("a red fox", key="k")
         with pytest.raises(InvalidRequestError, match="dismissed"):
@@ -496,15 +496,15 @@ async def test_resume_gives_what_nobody_took() -> None:
             await first.generate("a red fox", key="k", metadata={"channel": "42"})
         async with client_of(server, journal=journal) as second:
             [handle] = await second.resume()
-            assert {"channel": "42"} == handle.metadata
-            assert "k" == handle.key
+            assert handle.metadata == {"channel": "42"}
+            assert handle.key == "k"
             assert handle.submitted_at is not None
             assert handle.submitted_at.tzinfo is not None
-            assert 4 == len((await handle).urls)
-            assert [] == await second.resume()
+            assert len((await handle).urls) == 4
+            assert await second.resume() == []
         async with client_of(server, journal=journal, namespace="other") as third:
-            assert [] == await third.resume()
-        assert 1 == len(submits(server))
+            assert await third.resume() == []
+        assert len(submits(server)) == 1
 
 
 async def test_l14_manual_ack_gives_the_result_until_it_is_acknowledged() -> None:
@@ -519,7 +519,7 @@ async def test_l14_manual_ack_gives_the_result_until_it_is_acknowledged() -> Non
                 assert (await handle).is_final
                 if turn == 2:
                     await handle.ack()
-                    assert [] == await client.resume()
+                    assert await client.resume() == []
                     [row] = await journal.rows(f"{server.url} default")
                     assert State.SUCCEEDED is row.state
 
@@ -530,11 +530,11 @@ async def test_a_failed_task_is_taken_too() -> None:
     async with ScriptedServer(then=script) as server, client_of(server) as client:
         with pytest.raises(TaskFailed):
             await client.generate_and_wait("a red fox", key="k")
-        assert [] == await client.resume()
+        assert await client.resume() == []
         handle = await client.generate("a red fox", key="k")
         with pytest.raises(TaskFailed):
             await handle
-        assert 1 == len(submits(server))
+        assert len(submits(server)) == 1
 
 
 def test_s14_a_loop_that_died_leaves_unknowns_and_handles() -> None:
@@ -556,8 +556,8 @@ def test_s14_a_loop_that_died_leaves_unknowns_and_handles() -> None:
 
     async def live_again(url: str) -> None:
         async with client_of(url, journal=journal) as client:
-            assert [TASK] == [handle.task_id for handle in await client.resume()]
-            assert ["k"] == [row.key for row in await client.intents.unknown()]
+            assert [handle.task_id for handle in await client.resume()] == [TASK]
+            assert [row.key for row in await client.intents.unknown()] == ["k"]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -602,7 +602,7 @@ async def test_s20_opened_twice() -> None:
     async with ScriptedServer([ok(5)]) as server, client_of(server) as client:
         with pytest.raises(InvalidRequestError, match="open already"):
             await client.open()
-        assert 5.0 == await client.credits()
+        assert await client.credits() == 5.0
 
 
 def test_s20_l10_one_loop_at_a_time_and_asyncio_run_twice() -> None:
@@ -685,7 +685,7 @@ async def test_one_receiver_for_two_clients() -> None:
         async with client_of(sandbox.url, receiver=receiver) as one:
             async with client_of(sandbox.url, receiver=receiver) as two:
                 await asyncio.gather(one.generate_and_wait("a"), two.generate_and_wait("b"))
-                assert (1, 1) == (one.stats().callbacks, two.stats().callbacks)
+                assert (one.stats().callbacks, two.stats().callbacks) == (1, 1)
             await one.generate_and_wait("c")
         with pytest.raises(ReceiverError):
             _ = receiver.url
@@ -698,8 +698,8 @@ async def test_credits_and_download_url() -> None:
     """A bare number, a bare string; wrong kinds are named."""
     script = [ok(99.5), ok("https://files.example/x"), refused(422), ok("99"), ok(None), ok(True)]
     async with ScriptedServer(script) as server, client_of(server) as client:
-        assert 99.5 == await client.credits()
-        assert "https://files.example/x" == await client.download_url(URLS[0])
+        assert await client.credits() == 99.5
+        assert await client.download_url(URLS[0]) == "https://files.example/x"
         with pytest.raises(UnprocessableError):
             await client.download_url(URLS[0])
         for _ in range(3):
@@ -708,9 +708,9 @@ async def test_credits_and_download_url() -> None:
         with pytest.raises(InvalidRequestError):
             await client.download_url("file:///etc/passwd")
         paths = [request.target for request in server.requests]
-        assert "/api/v1/common/credit" == paths[0]
-        assert "/api/v1/common/download-url" == paths[1]
-        assert {"url": URLS[0]} == server.requests[1].json()
+        assert paths[0] == "/api/v1/common/credit"
+        assert paths[1] == "/api/v1/common/download-url"
+        assert server.requests[1].json() == {"url": URLS[0]}
 
 
 async def test_details_is_one_look() -> None:
@@ -730,7 +730,7 @@ async def test_details_is_one_look() -> None:
                 await client.details(wrong)  # type: ignore[arg-type]
             with pytest.raises(InvalidRequestError, match="task_id"):
                 client.task(wrong)  # type: ignore[arg-type]
-        assert 4 == len(looks(server))
+        assert len(looks(server)) == 4
 
 
 async def test_a_handle_from_an_id() -> None:
@@ -742,7 +742,7 @@ async def test_a_handle_from_an_id() -> None:
         assert handle.submitted_at is None
         begun = asyncio.get_running_loop().time()
         assert (await handle.wait(timeout=10)).is_final
-        assert 1 > asyncio.get_running_loop().time() - begun
+        assert asyncio.get_running_loop().time() - begun < 1
         with pytest.raises(AttributeError):
             handle.task_id = "other"  # type: ignore[misc]
         await handle.ack()
@@ -757,11 +757,11 @@ async def test_expected_comes_from_priors_then_from_what_was_seen() -> None:
         async with client_of(server) as client:
             prior = client.expected("a red fox")
             assert 60 == prior.median < prior.p90
-            assert 180 == client.expected(ImageToVideo("x", ["https://a.example/b"])).median
+            assert client.expected(ImageToVideo("x", ["https://a.example/b"])).median == 180
             for n in range(5):
                 server.add()
                 await client.generate_and_wait(f"{n}")
-            assert 67 == client.expected("a red fox").median
+            assert client.expected("a red fox").median == 67
 
 
 async def test_metadata_is_never_sent_nor_shown() -> None:
@@ -825,9 +825,9 @@ async def test_d08_names_are_ours(suffix: str, tmp_path: Path) -> None:
     async with ScriptedServer() as server, client_of(server) as client:
         with_file(server, reply(body=KINDS[suffix]))
         [file] = await download(client, server, tmp_path)
-        assert f"{TASK}_0{suffix}" == file.name
+        assert file.name == f"{TASK}_0{suffix}"
         assert KINDS[suffix] == file.read_bytes()
-        assert [file] == list(tmp_path.iterdir())
+        assert list(tmp_path.iterdir()) == [file]
 
 
 async def test_d10_the_file_host_never_sees_the_key(tmp_path: Path) -> None:
@@ -861,7 +861,7 @@ async def test_d01_d02_d09_a_failed_download_leaves_nothing(
         with pytest.raises(kind) as caught:
             await download(client, server, tmp_path)
         assert server.url in caught.value.url
-        assert [] == list(tmp_path.iterdir())
+        assert list(tmp_path.iterdir()) == []
 
 
 async def test_d05_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -871,12 +871,12 @@ async def test_d05_folders_that_cannot_be_used(tmp_path: Path) -> None:
         with_file(server)
         with pytest.raises(InvalidRequestError, match="folder"):
             await download(client, server, tmp_path / "file")
-        assert "mine" == (tmp_path / "file").read_text()
+        assert (tmp_path / "file").read_text() == "mine"
         (tmp_path / "out" / f"{TASK}_0.jpeg").mkdir(parents=True)
         with_file(server, reply(body=JPEG))
         with pytest.raises(DownloadError, match="written"):
             await download(client, server, tmp_path / "out")
-        assert 1 == len(list((tmp_path / "out").iterdir()))
+        assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 async def test_download_cancelled_leaves_nothing(tmp_path: Path) -> None:
@@ -886,10 +886,10 @@ async def test_download_cancelled_leaves_nothing(tmp_path: Path) -> None:
         task = asyncio.create_task(download(client, server, tmp_path))
         await server.arrived(3)
         await asyncio.sleep(1)
-        assert 1 == len(list(tmp_path.iterdir()))
+        assert len(list(tmp_path.iterdir())) == 1
         task.cancel()
         await asyncio.wait({task})
-        assert [] == list(tmp_path.iterdir())
+        assert list(tmp_path.iterdir()) == []
 
 
 async def test_download_of_what_has_no_files(tmp_path: Path) -> None:
@@ -935,7 +935,7 @@ def test_wrong_settings_are_named_in_the_constructor(
     """Before anything is sent, by name, without the key."""
     with pytest.raises(InvalidRequestError) as caught:
         MidAPIClient(**{"api_key": API_KEY, **options})  # type: ignore[arg-type]
-    assert [named] == list(caught.value.problems)
+    assert list(caught.value.problems) == [named]
 
 
 def test_a_missing_key_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -948,7 +948,7 @@ def test_a_missing_key_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None
 def test_its_repr_shows_the_state() -> None:
     """Where it talks to and whether it is open; never the key."""
     client = MidAPIClient(API_KEY)
-    assert "<MidAPIClient https://api.midapi.ai/ not opened>" == repr(client)
+    assert repr(client) == "<MidAPIClient https://api.midapi.ai/ not opened>"
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
@@ -960,13 +960,13 @@ async def test_what_was_learned_outlives_the_client(kind: str, tmp_path: Path) -
     )
     async with ScriptedServer(then=script) as server:
         async with client_of(server, journal=journals[0]) as first:
-            assert 60 == first.expected("a red fox").median
+            assert first.expected("a red fox").median == 60
             for n in range(8):
                 await first.generate_and_wait("x" * (n + 1))
-            assert 25 == first.expected("a red fox").median
+            assert first.expected("a red fox").median == 25
         async with client_of(server, journal=journals[1]) as second:
-            assert 25 == second.expected("another").median
-            assert 60 == client_of(server).expected("another").median
+            assert second.expected("another").median == 25
+            assert client_of(server).expected("another").median == 60
 
 
 def took(request: Received, seconds: int) -> Answer:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from midapi_async._codec import (
+from midapi_async._wire.codec import (
     DEEPEST,
     KNOWN_FLAGS,
     Found,
@@ -198,7 +198,7 @@ def test_json_is_written_compact_in_utf_8() -> None:
 def test_an_envelope_is_read(body: object, expected: tuple[object, ...]) -> None:
     """A code, a text and anything as data; what is new is ignored."""
     envelope = read_envelope(dumps(body))
-    assert expected == (envelope.code, envelope.msg, envelope.data)
+    assert (envelope.code, envelope.msg, envelope.data) == expected
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_p03_p04_every_shape_of_section_9(
     changes: dict[str, object], field: str, expected: object
 ) -> None:
     """Each variant that was handled in somebody's program reads as it should."""
-    assert expected == getattr(details(**changes), field)
+    assert getattr(details(**changes), field) == expected
 
 
 @pytest.mark.parametrize("member", [name for name in RECORD if name != "taskId"])
@@ -339,7 +339,7 @@ def test_only_the_task_id_is_needed(member: str) -> None:
     for data in ({k: v for k, v in RECORD.items() if k != member}, {**RECORD, member: None}):
         record = read_record(data)
         assert record is not None
-        assert TASK == details_of(Found(record, data)).task_id
+        assert details_of(Found(record, data)).task_id == TASK
 
 
 @pytest.mark.parametrize("data", [None, "", "null", " null "])
@@ -391,7 +391,7 @@ def test_what_is_of_the_wrong_kind_is_refused_with_its_path(
     for value in wrong:
         with pytest.raises(ProtocolError) as caught:
             pytest.fail(f"{value!r:.100} was read as {record_of(**{member: value})!r:.300}")
-        assert f"data.{path}" == caught.value.path
+        assert caught.value.path == f"data.{path}"
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400
 
@@ -401,7 +401,7 @@ def test_what_is_no_object_is_no_record(data: object) -> None:
     """Refused at its place."""
     with pytest.raises(ProtocolError) as caught:
         read_record(data)
-    assert "data" == caught.value.path
+    assert caught.value.path == "data"
 
 
 def test_the_path_of_a_missing_member() -> None:
@@ -497,7 +497,7 @@ def test_a_prompt_stays_readable(prompt: str) -> None:
 def test_a_lone_surrogate_costs_nothing_of_raw() -> None:
     """MidAPI may cut an emoji in half; the rest of the text is kept."""
     told = details(paramJson=json.dumps({"callBackUrl": CALLBACK, "prompt": "x\ud83e", "z": 1}))
-    assert {"prompt": "x\ud83e", "z": 1} == json.loads(str(told.raw["paramJson"]))
+    assert json.loads(str(told.raw["paramJson"])) == {"prompt": "x\ud83e", "z": 1}
 
 
 KEYS = st.sampled_from([*RECORD, *PARAMS, "callbackurl", "x", TOKEN, CALLBACK]) | st.text(
@@ -618,7 +618,7 @@ def test_a_wide_record_is_read_in_one_breath() -> None:
     finally:
         sys.setprofile(None)
     assert steps < 2 * len(wide)
-    assert 50_000 == len(told.params["a"])  # type: ignore[arg-type]  # a list, as above
+    assert len(told.params["a"]) == 50_000  # type: ignore[arg-type]  # a list, as above
 
 
 # ─── texts ───────────────────────────────────────────────────────────────────────────────────────
@@ -641,7 +641,7 @@ def test_a_wide_record_is_read_in_one_breath() -> None:
 )
 def test_d12_another_ones_text_is_made_readable(text: str | None, expected: str) -> None:
     """Short, one line, no controls, no marks, no token (D12)."""
-    assert expected == readable(text)
+    assert readable(text) == expected
 
 
 @given(st.text(st.characters(exclude_categories=())), st.integers(1, 50))
@@ -655,7 +655,7 @@ def test_d12_a_readable_text_is_one_short_line(text: str, limit: int) -> None:
 
 def test_a_text_of_a_mebibyte_is_cut() -> None:
     """And a token across the cut does not show."""
-    assert 500 == len(readable("x\n" * (1 << 19)))
+    assert len(readable("x\n" * (1 << 19))) == 500
     for place in range(440, 510):
         assert TOKEN[:14] not in readable("x" * place + TOKEN)
 
@@ -677,7 +677,7 @@ def test_a_text_of_a_mebibyte_is_cut() -> None:
 )
 def test_an_object_or_nothing(value: object, expected: object) -> None:
     """An object, or a string that holds one; an empty one for all else."""
-    assert expected == object_in(value)
+    assert object_in(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -700,7 +700,7 @@ def test_an_object_or_nothing(value: object, expected: object) -> None:
 )
 def test_s10_a_task_id_or_none(data: object, expected: str | None) -> None:
     """Only a str of the documented alphabet and length is one (S10)."""
-    assert expected == task_id_in(data)
+    assert task_id_in(data) == expected
 
 
 @pytest.mark.parametrize(
@@ -826,7 +826,7 @@ EIGHT: list[tuple[Request, dict[str, object]]] = [
 @pytest.mark.parametrize(("request_", "expected"), EIGHT)
 def test_a_request_as_midapi_spells_it(request_: Request, expected: dict[str, object]) -> None:
     """The fields of sections 2 and 3, exactly; what was not set is left out, zeros are sent."""
-    assert expected == json.loads(dumps(request_to_json(request_)))
+    assert json.loads(dumps(request_to_json(request_))) == expected
     assert expected["taskType"] == task_type(request_)
 
 
@@ -835,8 +835,8 @@ def test_the_body_of_a_post(request_: Request, expected: dict[str, object]) -> N
     """With the callback URL where there is one; upscale and vary take no task type."""
     if isinstance(request_, Upscale | Vary):
         expected = {name: value for name, value in expected.items() if name != "taskType"}
-    assert expected == json.loads(submit_body(request_, None))
-    assert {**expected, "callBackUrl": CALLBACK} == json.loads(submit_body(request_, CALLBACK))
+    assert json.loads(submit_body(request_, None)) == expected
+    assert json.loads(submit_body(request_, CALLBACK)) == {**expected, "callBackUrl": CALLBACK}
 
 
 SAMPLE = {
@@ -904,7 +904,7 @@ FILES = ["https://example.com/image.jpg"]
 def test_the_documentations_own_sample(changes: dict[str, object], expected: Request) -> None:
     """Irrelevant fields and all; its callBackUrl is dropped."""
     body = {**SAMPLE, **changes}
-    assert expected == request_from_json(body)
+    assert request_from_json(body) == expected
     assert "callBackUrl" not in request_to_json(request_from_json(body))
 
 
@@ -963,7 +963,7 @@ def test_other_bodies_of_the_documentation(
     body: dict[str, object], kind: type[Request] | None, expected: Request
 ) -> None:
     """The other three submits, a number as the version, one ``fileUrl``, nulls."""
-    assert expected == request_from_json(body, kind)
+    assert request_from_json(body, kind) == expected
 
 
 @pytest.mark.parametrize(
@@ -1034,7 +1034,7 @@ def test_a_misspelt_name_is_an_error_with_a_suggestion(misspelt: str, meant: str
     """MidAPI would ignore it in silence, and the money would be gone."""
     with pytest.raises(InvalidRequestError) as caught:
         request_from_json({"prompt": "x", misspelt: "y"})
-    assert [misspelt] == list(caught.value.problems)
+    assert list(caught.value.problems) == [misspelt]
     assert caught.value.problems[misspelt].endswith(f"did you mean {meant}?")
 
 
@@ -1042,7 +1042,7 @@ def test_an_unknown_field_of_ours_is_told_with_a_suggestion() -> None:
     """As ``client.generate("…", aspectratio=…)`` would give it."""
     with pytest.raises(InvalidRequestError) as caught:
         make_request(TextToImage, {"aspectratio": "1:1", "\n": 1})
-    assert {"aspectratio", "\n", "prompt"} == set(caught.value.problems)
+    assert set(caught.value.problems) == {"aspectratio", "\n", "prompt"}
     assert "did you mean aspect_ratio?" in caught.value.problems["aspectratio"]
     assert str(caught.value).isprintable()
 

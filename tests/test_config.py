@@ -49,7 +49,7 @@ def problems_of(make: Callable[[], object]) -> dict[str, str]:
 def test_the_key_is_not_shown() -> None:
     """It is there, and neither the repr nor the str of the settings has it (I5)."""
     made = settings(API_KEY)
-    assert API_KEY == made.api_key
+    assert made.api_key == API_KEY
     secrets.assert_none_in(made)
 
 
@@ -60,10 +60,10 @@ def test_the_key_comes_from_the_environment(
     file = tmp_path / "key"
     file.write_text("from-the-file\n")
     monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
-    assert "from-the-file" == settings().api_key
+    assert settings().api_key == "from-the-file"
     monkeypatch.setenv("MIDAPI_API_KEY", " from-the-variable ")
-    assert "from-the-variable" == settings().api_key
-    assert "given" == settings("given\n").api_key
+    assert settings().api_key == "from-the-variable"
+    assert settings("given\n").api_key == "given"
 
 
 def test_a_file_with_a_byte_order_mark_is_read(
@@ -73,14 +73,14 @@ def test_a_file_with_a_byte_order_mark_is_read(
     file = tmp_path / "key"
     file.write_bytes(b"\xef\xbb\xbfkey\r\n")
     monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
-    assert "key" == settings().api_key
+    assert settings().api_key == "key"
 
 
 @pytest.mark.parametrize("given_key", [None, "", "  ", "\n"])
 def test_no_key_is_told(given_key: str | None) -> None:
     """With each of the three ways to give one."""
     told = problems_of(lambda: settings(given_key))
-    assert {"api_key"} == set(told)
+    assert set(told) == {"api_key"}
     assert all(way in told["api_key"] for way in ("api_key=", "MIDAPI_API_KEY ", "_FILE"))
 
 
@@ -140,7 +140,7 @@ def test_a_key_file_that_cannot_be_read_is_told(
 )
 def test_a_base_url_is_taken(given_url: str | None, expected: str) -> None:
     """https anywhere, http on this machine; a path prefix without its last slash."""
-    assert expected == str(settings(API_KEY, given_url).base_url)
+    assert str(settings(API_KEY, given_url).base_url) == expected
 
 
 def test_an_ipv4_address_inside_an_ipv6_one_is_this_machine_too() -> None:
@@ -191,7 +191,7 @@ def test_other_hosts_are_not_this_machine(host: str) -> None:
 def test_a_base_url_is_refused(given_url: object, tells: str) -> None:
     """With what is wrong, and without the URL, which may hold a password."""
     told = problems_of(lambda: settings(API_KEY, given_url))  # type: ignore[arg-type]  # tested
-    assert {"base_url"} == set(told)
+    assert set(told) == {"base_url"}
     assert tells in told["base_url"]
 
 
@@ -205,7 +205,7 @@ def test_http_beyond_loopback_is_allowed_with_a_warning(monkeypatch: pytest.Monk
             settings(API_KEY, "http://sandbox:8787")
     for value in ("0", "false", "no", "off", "", "maybe"):
         monkeypatch.setenv("MIDAPI_ALLOW_HTTP", value)
-        assert {"base_url"} == set(problems_of(lambda: settings(API_KEY, "http://sandbox:8787")))
+        assert set(problems_of(lambda: settings(API_KEY, "http://sandbox:8787"))) == {"base_url"}
 
 
 def test_allowed_http_warns_only_where_it_is_used() -> None:
@@ -220,9 +220,9 @@ def test_the_base_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
     """An argument beats MIDAPI_BASE_URL; a bad one of either is told."""
     monkeypatch.setenv("MIDAPI_BASE_URL", f" {LOCAL} ")
     assert URL(LOCAL) == settings(API_KEY).base_url
-    assert "h" == settings(API_KEY, "https://h").base_url.host
+    assert settings(API_KEY, "https://h").base_url.host == "h"
     monkeypatch.setenv("MIDAPI_BASE_URL", "http://sandbox:8787")
-    assert {"base_url"} == set(problems_of(lambda: settings(API_KEY)))
+    assert set(problems_of(lambda: settings(API_KEY))) == {"base_url"}
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def test_the_host_chooses_the_endpoints(given_url: str, credit: str, upload: str
 
 def test_a_time_scale_is_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real service keeps its own time, whoever says so; 1 is no scale."""
-    assert 60.0 == settings(API_KEY, LOCAL, 60).time_scale
-    assert 1.0 == settings(API_KEY, None, 1.0).time_scale
-    assert {"time_scale"} == set(problems_of(lambda: settings(API_KEY, None, 60)))
+    assert settings(API_KEY, LOCAL, 60).time_scale == 60.0
+    assert settings(API_KEY, None, 1.0).time_scale == 1.0
+    assert set(problems_of(lambda: settings(API_KEY, None, 60))) == {"time_scale"}
     monkeypatch.setenv("MIDAPI_TIME_SCALE", "60")
-    assert 60.0 == settings(API_KEY, LOCAL).time_scale
-    assert 2.0 == settings(API_KEY, LOCAL, 2.0).time_scale
-    assert {"time_scale"} == set(problems_of(lambda: settings(API_KEY)))
+    assert settings(API_KEY, LOCAL).time_scale == 60.0
+    assert settings(API_KEY, LOCAL, 2.0).time_scale == 2.0
+    assert set(problems_of(lambda: settings(API_KEY))) == {"time_scale"}
 
 
 BAD_NUMBERS = [0, -1, float("nan"), float("inf"), True, "x", b"x", [], 10**400, -(10**5000)]
@@ -263,7 +263,7 @@ BAD_IDS = ["zero", "negative", "nan", "inf", "bool", "str", "bytes", "list", "hu
 def test_a_bad_time_scale_is_told(scale: object) -> None:
     """Whatever it is, the error is ours."""
     told = problems_of(lambda: settings(API_KEY, LOCAL, scale))  # type: ignore[arg-type]  # tested
-    assert {"time_scale"} == set(told)
+    assert set(told) == {"time_scale"}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "fast", "1,5"])
@@ -272,13 +272,13 @@ def test_a_bad_time_scale_in_the_environment_is_told(
 ) -> None:
     """As an argument's is."""
     monkeypatch.setenv("MIDAPI_TIME_SCALE", text)
-    assert {"time_scale"} == set(problems_of(lambda: settings(API_KEY, LOCAL)))
+    assert set(problems_of(lambda: settings(API_KEY, LOCAL))) == {"time_scale"}
 
 
 def test_all_problems_are_told_at_once() -> None:
     """One error names each setting that is wrong."""
     told = problems_of(lambda: settings("a b", "http://h", -1))
-    assert {"api_key", "base_url", "time_scale"} == set(told)
+    assert set(told) == {"api_key", "base_url", "time_scale"}
 
 
 @hypothesis_settings(deadline=None)
@@ -293,7 +293,7 @@ def test_any_text_as_a_base_url_is_taken_or_told(text: str) -> None:
         else:
             told = {"base_url"}
             assert made.scheme == "https" or is_loopback_host(made.host or "")
-        assert {"base_url"} == told
+        assert told == {"base_url"}
 
 
 # ─── the policies ────────────────────────────────────────────────────────────────────────────────
@@ -324,14 +324,14 @@ def test_a_bad_number_is_told(
         policy(**{name: value})
         return
     fields = {"count": 20, name: value} if policy is RateLimit else {name: value}
-    assert {name} == set(problems_of(lambda: policy(**fields)))
+    assert set(problems_of(lambda: policy(**fields))) == {name}
 
 
 @pytest.mark.parametrize(("policy", "name", "_"), NUMBERS)
 def test_a_good_number_is_taken(policy: Callable[..., object], name: str, _: bool) -> None:
     """An int as well as a float."""
     fields = {"count": 20, name: 7} if policy is RateLimit else {name: 7}
-    assert 7 == getattr(policy(**fields), name)
+    assert getattr(policy(**fields), name) == 7
 
 
 def test_the_defaults_are_those_of_the_design() -> None:
@@ -345,15 +345,15 @@ def test_the_defaults_are_those_of_the_design() -> None:
 def test_all_bad_timeouts_are_told_at_once() -> None:
     """One error, three fields."""
     made = problems_of(lambda: Timeouts(connect=0, submit=-1, wait=float("nan")))
-    assert {"connect", "submit", "wait"} == set(made)
+    assert set(made) == {"connect", "submit", "wait"}
 
 
 def test_a_ceiling_is_not_below_the_floor() -> None:
     """Equal is allowed."""
     PollPolicy(floor=5, ceiling=5)
-    assert {"ceiling"} == set(problems_of(lambda: PollPolicy(floor=5, ceiling=4.9)))
+    assert set(problems_of(lambda: PollPolicy(floor=5, ceiling=4.9))) == {"ceiling"}
 
 
 def test_a_count_is_whole() -> None:
     """Half a submission is none."""
-    assert {"count"} == set(problems_of(lambda: RateLimit(2.5)))  # type: ignore[arg-type]  # tested
+    assert set(problems_of(lambda: RateLimit(2.5))) == {"count"}  # type: ignore[arg-type]  # tested

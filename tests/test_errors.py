@@ -145,13 +145,13 @@ def test_the_tree_is_that_of_the_design() -> None:
         for _, kind in inspect.getmembers(errors, inspect.isclass)
         if kind.__module__ == errors.__name__
     }
-    assert set(TREE) == found
-    assert TREE == {kind: kind.__bases__ for kind in TREE}
+    assert found == set(TREE)
+    assert {kind: kind.__bases__ for kind in TREE} == TREE
 
 
 def test_each_class_has_an_example_below() -> None:
     """A class that is added later is tested like the others."""
-    assert set(TREE) == {type(error) for error, _ in EXAMPLES}
+    assert {type(error) for error, _ in EXAMPLES} == set(TREE)
 
 
 def test_the_drawing_names_each_class() -> None:
@@ -172,7 +172,7 @@ def test_s08_each_code_has_its_class(code: int, kind: type[APIError]) -> None:
     )
     assert isinstance(error, RateLimitError) is (code == 429)
     if isinstance(error, RateLimitError):
-        assert 3.0 == error.retry_after
+        assert error.retry_after == 3.0
 
 
 @pytest.mark.parametrize(("error", "_"), EXAMPLES, ids=NAMES)
@@ -271,4 +271,4 @@ class Unshowable:
 )
 def test_any_wrong_value_can_be_shown(value: object, expected: str) -> None:
     """Short, on one line, and never an error of its own."""
-    assert expected == shown(value)
+    assert shown(value) == expected

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from midapi_async import _protocol
-from midapi_async._codec import read_record
-from midapi_async._protocol import (
+from midapi_async._wire import protocol as _protocol
+from midapi_async._wire.codec import read_record
+from midapi_async._wire.protocol import (
     CLOCK_SKEW,
     PASSING_CODES,
     REFUSING_CODES,
@@ -114,7 +114,7 @@ def test_each_request_goes_to_its_path(request_: Request, path: str) -> None:
     """With its callback URL in the body, which the repr does not show."""
     call = submit_call(request_, CALLBACK)
     assert ("POST", path) == (call.method, call.path)
-    assert CALLBACK == json.loads(call.body or b"")["callBackUrl"]
+    assert json.loads(call.body or b"")["callBackUrl"] == CALLBACK
     secrets.assert_none_in(call)
     assert "callBackUrl" not in json.loads(submit_call(request_, None).body or b"")
 
@@ -122,14 +122,14 @@ def test_each_request_goes_to_its_path(request_: Request, path: str) -> None:
 def test_the_other_calls() -> None:
     """The paths of sections 4 and 6."""
     look = look_call(TASK)
-    assert ("GET", f"/api/v1/mj/record-info?taskId={TASK}", None) == (
+    assert (
         look.method,
         look.path,
         look.body,
-    )
+    ) == ("GET", f"/api/v1/mj/record-info?taskId={TASK}", None)
     link = download_url_call(URLS[0])
-    assert ("POST", "/api/v1/common/download-url") == (link.method, link.path)
-    assert {"url": URLS[0]} == json.loads(link.body or b"")
+    assert (link.method, link.path) == ("POST", "/api/v1/common/download-url")
+    assert json.loads(link.body or b"") == {"url": URLS[0]}
 
 
 # ─── what an answer means ────────────────────────────────────────────────────────────────────────
@@ -341,7 +341,7 @@ def in_(seconds: float) -> str:
 )
 def test_s05_every_retry_after(text: str, expected: float | None) -> None:
     """Seconds or a date; a date that is over is now; garbage is ignored."""
-    assert expected == retry_after({"Retry-After": text}, NOW)
+    assert retry_after({"Retry-After": text}, NOW) == expected
 
 
 def test_s05_no_retry_after() -> None:
@@ -351,7 +351,7 @@ def test_s05_no_retry_after() -> None:
 
 def test_s05_a_date_is_measured_by_the_wall_clock() -> None:
     """Where no other time is given."""
-    assert 0.0 == retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     far = retry_after({"Retry-After": "Wed, 21 Oct 9998 07:28:00 GMT"})
     assert far is not None
     assert far > 1e9
@@ -375,14 +375,14 @@ def test_s05_s07_a_rate_limit_carries_it(status: int, text: bytes) -> None:
     """Inside HTTP 200, as a real status and on somebody else's page."""
     outcome = outcome_of(answer(status, text, Retry_After="30"))
     assert isinstance(outcome, RateLimitError)
-    assert 30.0 == outcome.retry_after
+    assert outcome.retry_after == 30.0
 
 
 def test_s05_a_cut_rate_limit_carries_it_too() -> None:
     """The headers came before the cut."""
     outcome = outcome_of(answer(429, b'{"code":42', "cut", Retry_After="30"))
     assert isinstance(outcome, RateLimitError)
-    assert 30.0 == outcome.retry_after
+    assert outcome.retry_after == 30.0
     assert may_pass(outcome)
 
 
@@ -410,7 +410,7 @@ def test_s05_a_cut_rate_limit_carries_it_too() -> None:
 )
 def test_s01_a_task_id_answers_a_submit(status: int, text: bytes) -> None:
     """In each documented shape, and whatever the HTTP status."""
-    assert TASK == read_submit(answer(status, text))
+    assert read_submit(answer(status, text)) == TASK
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_s11_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> No
 def test_s11_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
     """A second id or another code behind the first: nobody can know which one counts."""
     text = f'{{"code":200,"data":{{"taskId":"{TASK}"'.encode()
-    assert TASK == outcome_of(answer(200, text, "cut"))
+    assert outcome_of(answer(200, text, "cut")) == TASK
     assert isinstance(outcome_of(answer(200, text + behind.encode(), "cut")), Unsure)
 
 
@@ -724,7 +724,7 @@ def test_p11_whose_401_it_is() -> None:
 def test_credits_are_a_number(data: object, expected: float) -> None:
     """It may be fractional; it is a float."""
     found = read_credits(answer(200, body(200, data)))
-    assert expected == found
+    assert found == expected
     assert float is type(found)
 
 
@@ -749,7 +749,7 @@ def test_what_is_no_url_is_no_link(data: object) -> None:
     """Also one that cannot be shown or asked for."""
     with pytest.raises(ProtocolError) as caught:
         read_url(answer(200, body(200, data)))
-    assert "data" == caught.value.path
+    assert caught.value.path == "data"
 
 
 # ─── callbacks ───────────────────────────────────────────────────────────────────────────────────
@@ -798,7 +798,7 @@ DONE = {"taskId": TASK, "promptJson": "{}", "resultUrls": URLS}
 )
 def test_c01_every_shape_of_a_callback(sent: object, expected: Callback) -> None:
     """The task id, and whether there is more to look for; nothing else is believed."""
-    assert expected == read_callback(json.dumps(sent).encode())
+    assert read_callback(json.dumps(sent).encode()) == expected
 
 
 @pytest.mark.parametrize(

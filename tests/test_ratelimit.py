@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midapi_async import ClientClosed, InvalidRequestError, RateLimit
-from midapi_async._clock import Clock
-from midapi_async._ratelimit import Gate
+from midapi_async._runtime.clock import Clock
+from midapi_async._submission.gate import Gate
 from midapi_async.testing import VirtualLoop
 
 
@@ -47,7 +47,7 @@ async def test_no_window_holds_more_than_count(latency: float) -> None:
         through(gate, latency * chance.random() * 2, chance.random(), arrivals) for _ in range(200)
     ]
     await asyncio.gather(*posts)
-    assert 200 == len(arrivals)
+    assert len(arrivals) == 200
     assert 20 >= busiest_window(arrivals, 10.0) >= 18
 
 
@@ -87,7 +87,7 @@ async def test_who_was_sent_back_goes_first() -> None:
     waiting.append(asyncio.create_task(one("sent back", again=True)))
     gate.leave()
     await asyncio.gather(*waiting)
-    assert ["sent back", "new 0", "new 1"] == order
+    assert order == ["sent back", "new 0", "new 1"]
 
 
 async def test_s18_a_cancelled_waiter_passes_its_turn_on() -> None:
@@ -98,7 +98,7 @@ async def test_s18_a_cancelled_waiter_passes_its_turn_on() -> None:
     await asyncio.sleep(1)
     first.cancel()
     await asyncio.sleep(0)
-    assert 2 == gate.waiting
+    assert gate.waiting == 2
     gate.hand_back()
     second.cancel()
     await asyncio.wait({second, third}, timeout=1)
@@ -133,9 +133,9 @@ async def test_s06_after_a_429_half_the_slots_and_back() -> None:
     await asyncio.gather(*(one() for _ in range(60)))
     assert 5.0 <= moments[0] <= 5.01
     per_window = [sum(1 for m in moments if a <= m < b) for a, b in pairwise(range(5, 100, 10))]
-    assert 4 >= per_window[0]
+    assert per_window[0] <= 4
     assert per_window[0] < per_window[3] <= 8
-    assert 8 == max(per_window)
+    assert max(per_window) == 8
 
 
 async def test_s06_the_429s_of_one_window_halve_once() -> None:
@@ -143,10 +143,10 @@ async def test_s06_the_429s_of_one_window_halve_once() -> None:
     gate = gate_of(20)
     for _ in range(20):
         gate.slow_down(1.0)
-    assert "<Gate 10 of 20 free, 0 waiting>" == repr(gate)
+    assert repr(gate) == "<Gate 10 of 20 free, 0 waiting>"
     await asyncio.sleep(11)
     gate.slow_down(1.0)
-    assert "<Gate 5 of 20 free, 0 waiting>" == repr(gate)
+    assert repr(gate) == "<Gate 5 of 20 free, 0 waiting>"
 
 
 async def test_without_a_limit_a_429_still_pauses() -> None:
@@ -186,9 +186,9 @@ async def test_its_repr_shows_the_state() -> None:
     """How many slots are free, and how many wait."""
     gate = gate_of(3)
     await gate.enter()
-    assert "<Gate 2 of 3 free, 0 waiting>" == repr(gate)
+    assert repr(gate) == "<Gate 2 of 3 free, 0 waiting>"
     gate.leave()
-    assert "<Gate 2 of 3 free, 0 waiting>" == repr(gate)
+    assert repr(gate) == "<Gate 2 of 3 free, 0 waiting>"
 
 
 @settings(max_examples=60, deadline=None)

@@ -48,7 +48,7 @@ NOT_RUN = {
     "export MIDAPI_API_KEY": "sets what the next line reads",
     "export MIDAPI_PUBLIC_URL": "sets what the next line reads",
     "curl -i": "asks the application of the line before; test_mounts_programs.py asks it",
-    "uvicorn pictures:app": "tests/receiver/test_mounts_programs.py runs it, with four workers",
+    "uvicorn pictures:app": "tests/callbacks/test_mounts_programs.py runs it, with four workers",
     "python first.py": "the first program, run as the first python block",
 }
 
@@ -145,7 +145,7 @@ def test_a_program_does_what_stands_behind_it(
     """Each is a file of its own that a user starts; the files that it names are there."""
     (elsewhere / "program.py").write_text(program.text, "utf-8")
     ran = run_python("-W", "error", "program.py")
-    assert 0 == ran.returncode, ran.stderr
+    assert ran.returncode == 0, ran.stderr
     wanted = expected_output(program)
     assert wanted is not None, "a program without a text block behind it"
     assert plain(wanted) == plain(ran.stdout)
@@ -160,8 +160,8 @@ def test_a_script_that_is_started_again_orders_nothing_twice(
     [program] = [each for each in PROGRAMS if "PROMPTS" in each.text]
     (elsewhere / "program.py").write_text(program.text, "utf-8")
     outputs = {run_python("program.py").stdout for _ in range(2)}
-    assert {expected_output(program)} == outputs
-    assert 3 == len(midapi_sandbox.ledger.accepted)
+    assert outputs == {expected_output(program)}
+    assert len(midapi_sandbox.ledger.accepted) == 3
 
 
 @pytest.mark.parametrize("program", [each for each in PROGRAMS if is_test(each)], ids=str)
@@ -170,7 +170,7 @@ def test_tests_pass(program: Block, elsewhere: Path) -> None:
     (elsewhere / "conftest.py").write_text("from midapi_async.sandbox.pytest_plugin import *\n")
     (elsewhere / "test_program.py").write_text(program.text, "utf-8")
     ran = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_program.py")
-    assert 0 == ran.returncode, ran.stdout
+    assert ran.returncode == 0, ran.stdout
     assert f"{program.text.count('def test_')} passed" in ran.stdout
 
 
@@ -214,14 +214,14 @@ async def test_the_web_application_answers_with_the_picture(
                     answers.append((answer.status, await answer.text()))
     finally:
         await runner.cleanup()
-    assert [200, 200, 400] == [status for status, _ in answers]
+    assert [status for status, _ in answers] == [200, 200, 400]
     assert answers[0][1] == answers[1][1]
-    assert 1 == len(midapi_sandbox.ledger.accepted)
+    assert len(midapi_sandbox.ledger.accepted) == 1
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "aiohttp"])
 def test_the_mounted_receivers_are_those_that_are_tested(framework: str) -> None:
-    """`tests/receiver/test_mounts_programs.py` runs these two, with a real server around them."""
+    """`tests/callbacks/test_mounts_programs.py` runs these two, with a real server around them."""
     tested = REPOSITORY / "tests" / "receiver" / "apps" / f"readme_{framework}.py"
     [program] = [each for each in WEB[1:] if framework in each.text.casefold()[:400]]
     assert tested.read_text("utf-8") == program.text
@@ -244,13 +244,13 @@ def test_a_program_with_a_receiver_is_called_back(
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
     (elsewhere / "program.py").write_text(program.text, "utf-8")
-    assert 0 == run_python("program.py").returncode
-    assert 200 == midapi_sandbox.ledger.callbacks[0].status
+    assert run_python("program.py").returncode == 0
+    assert midapi_sandbox.ledger.callbacks[0].status == 200
 
 
 def test_each_program_is_run_by_one_of_these() -> None:
     """No web application but the three; no program that is none."""
-    assert 3 == len(WEB)
+    assert len(WEB) == 3
     for program in PROGRAMS:
         starts = re.search(r"^(asyncio|VirtualLoop)\.run\(", program.text, re.MULTILINE)
         assert starts or is_test(program) or is_web(program) or expected_output(program), program
@@ -364,7 +364,7 @@ def test_every_request_is_in_the_table_with_its_fields() -> None:
     for name, names in told.items():
         real = {field.name for field in attrs.fields(getattr(midapi_async, name))}
         assert real - {"water_mark"} == set(names), name
-    assert 8 == len(told)
+    assert len(told) == 8
 
 
 def test_every_default_is_the_real_one() -> None:

@@ -225,7 +225,7 @@ def test_what_is_documented_is_taken(cls: type[Request], name: str) -> None:
     """Both sides of each bound, kept as given; what is only suggested is not enforced."""
     for value in GOOD[name]:
         expected = tuple(value) if isinstance(value, list) else value
-        assert expected == getattr(make(cls, **{name: value}), name)
+        assert getattr(make(cls, **{name: value}), name) == expected
 
 
 @pytest.mark.parametrize(("cls", "name"), EACH_FIELD)
@@ -234,7 +234,7 @@ def test_what_is_not_documented_is_refused(cls: type[Request], name: str) -> Non
     for number, value in enumerate([*BAD[name], *BAD_FOR_ONE.get((cls, name), [])]):
         with pytest.raises(InvalidRequestError) as caught:
             pytest.fail(f"value {number} was taken: {make(cls, **{name: value})!r:.200}")
-        assert [name] == list(caught.value.problems)
+        assert list(caught.value.problems) == [name]
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 300
 
@@ -258,7 +258,7 @@ def test_each_class_has_just_its_fields(cls: type[Request]) -> None:
 def test_there_are_eight() -> None:
     """The tables above are whole."""
     assert set(FIELDS) == set(REQUESTS)
-    assert 8 == len(REQUESTS)
+    assert len(REQUESTS) == 8
 
 
 @pytest.mark.parametrize("cls", REQUESTS)
@@ -286,7 +286,7 @@ def test_all_problems_are_told_at_once(cls: type[Request]) -> None:
 )
 def test_defaults_and_differences(made: Request, field: str, expected: object) -> None:
     """What the wire document says of one class alone, and the defaults."""
-    assert expected == getattr(made, field)
+    assert getattr(made, field) == expected
 
 
 @pytest.mark.parametrize("cls", REQUESTS)
@@ -294,7 +294,7 @@ def test_a_request_is_a_value(cls: type[Request]) -> None:
     """Frozen, hashable, equal by value, copied and pickled whole, slotted."""
     made = make(cls)
     assert made == make(cls)
-    assert 1 == len({made, make(cls), copy.deepcopy(made)})
+    assert len({made, make(cls), copy.deepcopy(made)}) == 1
     assert made == pickle.loads(pickle.dumps(made))  # noqa: S301 - ours
     assert made != make(cls, water_mark="mine")
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -313,7 +313,7 @@ def test_a_list_given_is_not_the_list_kept() -> None:
     mine = [URL]
     made = ImageToImage("x", mine)
     mine.append("file:///etc/passwd")
-    assert (URL,) == made.file_urls
+    assert made.file_urls == (URL,)
 
 
 def test_a_changed_copy_is_checked_too() -> None:

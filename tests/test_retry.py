@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midapi_async._retry import LONGEST_RETRY_AFTER, Patience
+from midapi_async._submission.retry import LONGEST_RETRY_AFTER, Patience
 
 CHANCES = st.floats(0, 1, exclude_max=True)
 
@@ -19,8 +19,8 @@ def pauses(budget: float, chance: float, count: int) -> list[float | None]:
 
 def test_s06_pauses_grow_and_are_jittered() -> None:
     """1, 2, 4 … 30 s at the most, each between its half and its whole."""
-    assert [0.5, 1, 2, 4, 8, 15, 15] == pauses(1e9, 0.0, 7)
-    assert [0.75, 1.5, 3, 6, 12, 22.5, 22.5] == pauses(1e9, 0.5, 7)
+    assert pauses(1e9, 0.0, 7) == [0.5, 1, 2, 4, 8, 15, 15]
+    assert pauses(1e9, 0.5, 7) == [0.75, 1.5, 3, 6, 12, 22.5, 22.5]
 
 
 @given(CHANCES)
@@ -38,7 +38,7 @@ def test_s02_attempts_cost_budget_too() -> None:
     assert patience.pause() is None
     patience = Patience(60.0, lambda: 0.0)
     patience.spend(59.5)
-    assert 0.5 == patience.pause()
+    assert patience.pause() == 0.5
     assert patience.pause() is None
 
 
@@ -66,4 +66,4 @@ def test_s05_a_retry_after_beyond_the_budget_is_told_at_once() -> None:
     """There is no use in a pause that the budget does not hold; a shorter one still fits."""
     patience = Patience(60.0, lambda: 0.0)
     assert patience.pause(61.0) is None
-    assert 60.0 == patience.pause(60.0)
+    assert patience.pause(60.0) == 60.0

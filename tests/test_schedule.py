@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midapi_async._schedule import GROWTH, REMEMBERED, Expected, Prior, Schedule, plan, prior
+from midapi_async._tracking.schedule import (
+    GROWTH,
+    REMEMBERED,
+    Expected,
+    Prior,
+    Schedule,
+    plan,
+    prior,
+)
 
 FAST, RELAXED = ("mj_txt2img", "fast"), ("mj_txt2img", "relaxed")
 
@@ -186,7 +194,7 @@ def test_trusted_callbacks_make_looks_dear() -> None:
     for in_time in told:
         schedule.note_callback(in_time=in_time)
         trusted.append(schedule.trusts_callbacks)
-    assert [False] * 5 + [True, True, False] == trusted
+    assert trusted == [False] * 5 + [True, True, False]
     assert schedule.next_look(FAST, 0, is_dear=True) > schedule.next_look(FAST, 0)
 
 
@@ -218,7 +226,7 @@ def test_a_drift_is_followed() -> None:
     chance = random.Random(9)
     for _ in range(100):
         schedule.learn(FAST, log_normal(40, 0.1)(chance))
-    assert 45 > schedule.first_look(FAST)
+    assert schedule.first_look(FAST) < 45
     for _ in range(100):
         schedule.learn(FAST, log_normal(300, 0.1)(chance))
     late = [schedule.next_look(FAST, elapsed) for elapsed in (0.0, 100.0, 250.0)]
@@ -248,11 +256,11 @@ def test_kinds_are_learned_apart_and_nonsense_is_not_learned() -> None:
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     for seconds in (0.0, -1.0, math.nan, math.inf):
         schedule.learn(FAST, seconds)
-    assert (60, 88.13) == (schedule.expected(FAST).median, round(schedule.expected(FAST).p90, 2))
+    assert (schedule.expected(FAST).median, round(schedule.expected(FAST).p90, 2)) == (60, 88.13)
     for _ in range(10):
         schedule.learn(FAST, 20.0)
     assert Expected(20, 20) == schedule.expected(FAST)
-    assert 250 == schedule.expected(RELAXED).median
+    assert schedule.expected(RELAXED).median == 250
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midapi_async import ClientClosed, JournalError, MidAPIClient, RateLimit, _ratelimit
-from midapi_async._clock import Clock
-from midapi_async._ratelimit import Gate, Line, shared_gate
+from midapi_async import ClientClosed, JournalError, MidAPIClient, RateLimit
+from midapi_async._runtime.clock import Clock
+from midapi_async._submission import gate as _ratelimit
+from midapi_async._submission.gate import Gate, Line, shared_gate
 from midapi_async.journal import _slots
 from midapi_async.journal._slots import SlotFile, Table
 from midapi_async.journal.sqlite import SQLiteJournal
@@ -112,7 +113,7 @@ async def test_together_they_stay_below_the_limit() -> None:
         arrivals, begun, chance = list[float](), now(), random.Random(8)
         posts = [through(gates[n % 3], chance.random(), 0.5, arrivals) for n in range(300)]
         await asyncio.gather(*posts)
-        assert 20 == busiest_window(arrivals, 10.0)
+        assert busiest_window(arrivals, 10.0) == 20
         assert 300 / (now() - begun) >= 0.9 * 2.0
 
 
@@ -135,14 +136,14 @@ async def test_the_registry_keeps_nothing_alive() -> None:
     """When the last gate is gone, its line is; the account's key is nowhere."""
     gates = in_memory(2, TEN)
     lines = _ratelimit._lines[asyncio.get_running_loop()]
-    assert 1 == len(lines)
+    assert len(lines) == 1
     assert "account" not in repr(dict(lines))
     gates.pop()
     gc.collect()
-    assert 1 == len(lines)
+    assert len(lines) == 1
     gates.pop()
     gc.collect()
-    assert 0 == len(lines)
+    assert len(lines) == 0
 
 
 async def test_closing_one_client_leaves_the_others_their_places() -> None:
@@ -151,13 +152,13 @@ async def test_closing_one_client_leaves_the_others_their_places() -> None:
         await first.enter()
         leaving, staying = asyncio.create_task(first.enter()), asyncio.create_task(second.enter())
         await asyncio.sleep(1)
-        assert (1, 1) == (first.waiting, second.waiting)
+        assert (first.waiting, second.waiting) == (1, 1)
         first.close()
         with pytest.raises(ClientClosed):
             await leaving
         with pytest.raises(ClientClosed):
             await first.enter()
-        assert (0, 1) == (first.waiting, second.waiting)
+        assert (first.waiting, second.waiting) == (0, 1)
         begun = now()
         first.leave()
         await staying
@@ -171,7 +172,7 @@ async def test_s06_a_429_of_one_client_pauses_all() -> None:
         begun = now()
         await second.enter()
         assert 3.0 <= now() - begun <= 3.01
-        assert "<Gate 4 of 10 free, 0 waiting>" == repr(second)
+        assert repr(second) == "<Gate 4 of 10 free, 0 waiting>"
 
 
 # ─── with whole clients ──────────────────────────────────────────────────────────────────────────
@@ -221,7 +222,7 @@ async def test_clients_of_one_account_share_their_gate(folder: Path, place: str)
     ):
         posts = [client.generate("a red fox") for client in clients for _ in range(6)]
         await asyncio.gather(*posts)
-    assert 12 == len(arrivals)
+    assert len(arrivals) == 12
     assert (6 if place == "two folders" else 3) == busiest_window(arrivals, 10.0)
 
 
@@ -255,13 +256,13 @@ async def test_i5_nothing_in_the_folder_names_the_account(folder: Path) -> None:
     ):
         await client.generate("a red fox")
         files = [path for path in (folder / "gates").rglob("*") if path.is_file()]
-        assert 2 == len(files)
+        assert len(files) == 2
         for path in files:
             assert API_KEY not in str(path)
             assert API_KEY.encode() not in path.read_bytes()
-            assert 0o600 == path.stat().st_mode & 0o777
-        assert all(0o700 == path.parent.stat().st_mode & 0o777 for path in files)
-    assert ["slots"] == [path.name for path in (folder / "gates").rglob("*") if path.is_file()]
+            assert path.stat().st_mode & 0o777 == 0o600
+        assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in files)
+    assert [path.name for path in (folder / "gates").rglob("*") if path.is_file()] == ["slots"]
 
 
 async def test_s18_giving_up_at_a_shared_gate_leaves_nothing(folder: Path) -> None:
@@ -275,7 +276,7 @@ async def test_s18_giving_up_at_a_shared_gate_leaves_nothing(folder: Path) -> No
             async with asyncio.timeout(5):
                 await client.generate("a blue whale", key="order-17")
         await client.generate("a green frog")
-        assert 2 == len(submits(server))
+        assert len(submits(server)) == 2
 
 
 async def test_s05_a_429_pauses_another_process(folder: Path) -> None:
@@ -297,7 +298,7 @@ async def test_s05_a_429_pauses_another_process(folder: Path) -> None:
                 await refusal
         await first.aclose()
         await second.aclose()
-    assert 3 == len(moments)
+    assert len(moments) == 3
     assert all(moment - moments[0] >= 40 for moment in moments[1:])
 
 
@@ -373,7 +374,7 @@ async def test_a_batch_in_one_process_starves_nobody_in_another(folder: Path) ->
             post.cancel()
         await asyncio.wait(hundred)
         assert 10 <= now() - begun <= 10.1
-        assert 20 == len(turns), "what nobody else wants is the batch's"
+        assert len(turns) == 20, "what nobody else wants is the batch's"
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(0, 10), (1, 9), (3, 7), (5, 5), (100, 5)])
@@ -395,7 +396,7 @@ async def test_who_all_want_more_than_their_share_get_the_same(folder: Path) -> 
             for _ in range(60)
         ]
         await asyncio.sleep(100)
-        assert 80 == len(turns)
+        assert len(turns) == 80
         for post in posts:
             post.cancel()
         await asyncio.wait(posts)
@@ -456,7 +457,7 @@ async def test_what_a_dead_process_had_in_flight_comes_back(folder: Path) -> Non
             await new.enter()
             new.hand_back()
             left = list(Path(file_of(new).where).iterdir())
-            assert 3 == len(left), "nobody needs the dead one's file"
+            assert len(left) == 3, "nobody needs the dead one's file"
 
 
 async def test_a_process_that_closes_keeps_what_is_in_flight(folder: Path) -> None:
@@ -494,10 +495,10 @@ async def test_s06_a_429_halves_for_all_and_they_recover_together(folder: Path) 
             await asyncio.sleep(10)
             per_window.append(len(turns) - before)
         assert per_window[0] <= 4
-        assert 8 == max(per_window)
+        assert max(per_window) == 8
         assert per_window[0] < per_window[2] < 8
         await asyncio.gather(*tasks)
-        assert 60 == len(turns)
+        assert len(turns) == 60
         assert now() > begun
 
 
@@ -547,7 +548,7 @@ async def test_l12_a_file_that_was_removed_is_found_again_by_all(folder: Path) -
         begun, arrivals = now(), list[float]()
         posts = [through(gate, 0.1, 0.5, arrivals) for gate in (first, second) for _ in range(4)]
         await asyncio.gather(*posts)
-        assert 2 == busiest_window(arrivals, 10.0)
+        assert busiest_window(arrivals, 10.0) == 2
         assert min(arrivals) >= begun + 10.0
 
 
@@ -567,11 +568,11 @@ async def test_after_a_reboot_nobody_waits_for_the_times_of_before(folder: Path)
         await after.enter()
         assert begun == now()
         await asyncio.sleep(60)
-        assert "<Gate 4 of 10 free, 0 waiting>" == repr(after)
+        assert repr(after) == "<Gate 4 of 10 free, 0 waiting>"
         after.leave()
-        assert "<Gate 9 of 10 free, 0 waiting>" == repr(after)
+        assert repr(after) == "<Gate 9 of 10 free, 0 waiting>"
         after.slow_down(1.0)
-        assert "<Gate 4 of 10 free, 0 waiting>" == repr(after)
+        assert repr(after) == "<Gate 4 of 10 free, 0 waiting>"
 
 
 async def test_a_table_of_a_thousand_slots(folder: Path) -> None:
@@ -618,11 +619,11 @@ async def test_nothing_is_lost_while_the_slots_are_held(folder: Path) -> None:
             gate.slow_down(3.0)
             posts = [asyncio.create_task(one(gate, number, turns)) for number in range(3)]
             await asyncio.sleep(1.0)
-            assert [] == turns
+            assert turns == []
         await asyncio.sleep(1.9)
-        assert [] == turns, "it was told to pause"
+        assert turns == [], "it was told to pause"
         await asyncio.gather(*posts)
-        assert [0, 1, 2] == turns
+        assert turns == [0, 1, 2]
         # Of two slots one is left, and comes back at 10 and 20; the other one is there from 13 on.
         assert 20.0 <= now() - begun <= 20.3
 
@@ -643,7 +644,7 @@ async def test_s18_giving_up_while_the_slots_are_held(folder: Path) -> None:
             assert first._line._timer is None
             assert second._line._timer is None
         await first.enter()
-        assert "<Gate 8 of 10 free, 0 waiting>" == repr(first)
+        assert repr(first) == "<Gate 8 of 10 free, 0 waiting>"
         first.leave()
         first.leave()
 
@@ -700,14 +701,14 @@ async def test_s16_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             with pytest.raises(JournalError, match="No space left"):
                 await gate.enter()
         await gate.enter()
-        assert "<Gate 8 of 10 free, 0 waiting>" == repr(gate)
+        assert repr(gate) == "<Gate 8 of 10 free, 0 waiting>"
         with monkeypatch.context() as patch:
             patch.setattr(file_of(gate)._files, "write", full)
             gate.leave()
             gate.leave()
         await asyncio.sleep(20)
         await gate.enter()
-        assert "<Gate 9 of 10 free, 0 waiting>" == repr(gate)
+        assert repr(gate) == "<Gate 9 of 10 free, 0 waiting>"
         gate.leave()
 
 
@@ -771,7 +772,7 @@ async def test_s18_cancelled_at_each_step_no_slot_is_lost(folder: Path, place: s
             await first.enter()
             assert now() - begun <= 1.5
             first.hand_back()
-            assert "<Gate 1 of 1 free, 0 waiting>" == repr(first)
+            assert repr(first) == "<Gate 1 of 1 free, 0 waiting>"
 
 
 # ─── real processes ──────────────────────────────────────────────────────────────────────────────
@@ -840,7 +841,7 @@ async def processes(
             running.append(process)
         for process in running:
             assert process.stdout is not None
-            assert "ready\n" == await asyncio.to_thread(process.stdout.readline)
+            assert await asyncio.to_thread(process.stdout.readline) == "ready\n"
         for process in running:
             assert process.stdin is not None
             print(file=process.stdin, flush=True)
@@ -941,16 +942,16 @@ def test_l10_a_fork_has_no_part_in_its_parents_slots(folder: Path) -> None:
     )
     child = int(done.stdout)
     try:
-        assert -signal.SIGKILL == done.returncode
+        assert done.returncode == -signal.SIGKILL
         place = SlotFile(folder, "account", RateLimit(1, per=0.1))
         time.sleep(0.3)  # a child lets go in its first moments
         with place as slots:
-            assert 0 == slots.free()
+            assert slots.free() == 0
             slots.look_again_at(time.monotonic(), 1, time.monotonic())
         time.sleep(0.2)
         with place as slots:
             slots.catch_up(time.monotonic())
-            assert 1 == slots.free()
+            assert slots.free() == 1
         place.close()
     finally:
         os.kill(child, signal.SIGKILL)

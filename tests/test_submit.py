@@ -35,7 +35,7 @@ from midapi_async import (
     UnprocessableError,
     Vary,
 )
-from midapi_async._protocol import Answer, Call
+from midapi_async._wire.protocol import Answer, Call
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from tests.support.scripted import (
@@ -125,15 +125,15 @@ async def test_what_proves_nothing_is_unknown(fault: str, caplog: pytest.LogCapt
         with pytest.raises(SubmissionUnknown) as caught:
             await client.generate("a red fox", key="k")
         assert not caught.value.can_settle
-        assert "k" == caught.value.key
+        assert caught.value.key == "k"
         assert caught.value.intent_id in str(caught.value)
         assert_none_in(caught.value, *caught.value.args)
-        assert [State.UNKNOWN] == [row.state for row in await rows_of(server, journal)]
-        assert [caught.value.intent_id] == [row.intent_id for row in await client.intents.unknown()]
+        assert [row.state for row in await rows_of(server, journal)] == [State.UNKNOWN]
+        assert [row.intent_id for row in await client.intents.unknown()] == [caught.value.intent_id]
         await assert_nothing_lost(server, journal)
         with pytest.raises(SubmissionUnknown):
             await client.generate("a red fox", key="k")
-        assert 1 >= len(submits(server))
+        assert len(submits(server)) <= 1
     assert "../x" not in caplog.text
     assert "a\nb" not in caplog.text
 
@@ -169,9 +169,9 @@ async def test_s08_a_refusal_is_its_own_error_and_never_repeated(code: str) -> N
         with pytest.raises(kind) as caught:
             await client.generate("a red fox", key="k")
         assert_none_in(caught.value)
-        assert 1 == len(submits(server))
-        assert [State.REFUSED] == [row.state for row in await rows_of(server, journal)]
-        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        assert len(submits(server)) == 1
+        assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
+        assert (await client.generate("a red fox", key="k")).task_id == TASK
 
 
 KEPT: dict[str, Step] = {
@@ -189,7 +189,7 @@ KEPT: dict[str, Step] = {
 async def test_s01_a_complete_task_id_is_the_answer(answer: str) -> None:
     """What was paid for is not lost to what came behind it."""
     async with ScriptedServer([KEPT[answer]]) as server, client_of(server) as client:
-        assert TASK == (await client.generate("a red fox")).task_id
+        assert (await client.generate("a red fox")).task_id == TASK
 
 
 async def test_s02_refused_connections_are_tried_again() -> None:
@@ -205,7 +205,7 @@ async def test_s02_refused_connections_are_tried_again() -> None:
         assert not caught.value.sent
         assert 5 < took <= 20
         assert 4 <= client.stats().submits <= 6
-        assert [State.REFUSED] == [row.state for row in await journal.rows(f"{url} default")]
+        assert [row.state for row in await journal.rows(f"{url} default")] == [State.REFUSED]
 
 
 async def test_s02_a_failing_name_is_not_sent() -> None:
@@ -227,7 +227,7 @@ async def test_s02_a_tls_handshake_that_hangs_is_not_sent() -> None:
             with pytest.raises(TransportError) as caught:
                 await client.generate("a red fox")
             assert not caught.value.sent
-            assert 2 <= client.stats().submits
+            assert client.stats().submits >= 2
         assert not server.accepted
 
 
@@ -239,7 +239,7 @@ async def test_s02_a_proxy_that_refuses_is_not_sent() -> None:
             with pytest.raises(TransportError) as caught:
                 await client.generate("a red fox")
             assert not caught.value.sent
-        assert {"CONNECT"} == {request.method for request in proxy.requests}
+        assert {request.method for request in proxy.requests} == {"CONNECT"}
 
 
 async def test_s04_stale_keepalive_is_never_a_second_post() -> None:
@@ -248,10 +248,10 @@ async def test_s04_stale_keepalive_is_never_a_second_post() -> None:
         ScriptedServer([then_close(accepted("first")), accepted("second")]) as server,
         client_of(server) as client,
     ):
-        assert "first" == (await client.generate("a red fox")).task_id
+        assert (await client.generate("a red fox")).task_id == "first"
         await asyncio.sleep(2.5)
-        assert "second" == (await client.generate("a blue whale")).task_id
-        assert 2 == server.connections
+        assert (await client.generate("a blue whale")).task_id == "second"
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ async def test_s05_s07_retry_after_is_a_minimum(header: str, least: float, statu
         begun = asyncio.get_running_loop().time()
         handle = await client.generate("a red fox")
         took = asyncio.get_running_loop().time() - begun
-        assert TASK == handle.task_id
+        assert handle.task_id == TASK
         assert least <= took <= least + 2
-        assert 1 == len(server.accepted)
+        assert len(server.accepted) == 1
 
 
 async def test_s05_a_long_retry_after_is_the_callers() -> None:
@@ -280,8 +280,8 @@ async def test_s05_a_long_retry_after_is_the_callers() -> None:
     ):
         with pytest.raises(RateLimitError) as caught:
             await client.generate("a red fox")
-        assert 1e9 == caught.value.retry_after
-        assert 1 == len(server.requests)
+        assert caught.value.retry_after == 1e9
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("header", ["-5", "soon", "1e3", "", "٣"])
@@ -316,7 +316,7 @@ async def test_s07_maintenance_is_waited_for() -> None:
         ScriptedServer([refused(455), accepted()]) as server,
         client_of(server) as client,
     ):
-        assert TASK == (await client.generate("a red fox")).task_id
+        assert (await client.generate("a red fox")).task_id == TASK
     async with (
         ScriptedServer(then=refused(455)) as server,
         client_of(server, retry=RetryPolicy(give_up_after=5)) as client,
@@ -333,15 +333,15 @@ async def test_s07_maintenance_says_how_long() -> None:
     ):
         begun = asyncio.get_running_loop().time()
         await client.generate("a red fox")
-        assert 30 <= asyncio.get_running_loop().time() - begun
+        assert asyncio.get_running_loop().time() - begun >= 30
     async with (
         ScriptedServer(then=refused(455, Retry_After="1000000000")) as server,
         client_of(server) as client,
     ):
         with pytest.raises(MaintenanceError) as caught:
             await client.generate("a red fox")
-        assert 1e9 == caught.value.retry_after
-        assert 1 == len(submits(server))
+        assert caught.value.retry_after == 1e9
+        assert len(submits(server)) == 1
 
 
 async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
@@ -356,9 +356,9 @@ async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
             await asyncio.sleep(5)
             rows = await rows_of(server, journal)
             assert len(submits(server)) == len(server.accepted) == len(rows)
-            assert all(TASK == row.task_id for row in rows)
+            assert all(row.task_id == TASK for row in rows)
             assert task.cancelled() == step.struck
-            assert TASK == (await client.generate("a red fox", key="k")).task_id
+            assert (await client.generate("a red fox", key="k")).task_id == TASK
             await assert_nothing_lost(server, journal)
 
 
@@ -373,12 +373,12 @@ async def test_s13_generate_and_wait_cancelled_anywhere_is_resumed() -> None:
             task = await step.run(client.generate_and_wait("a red fox"))
             await asyncio.sleep(1)
             handles = await client.resume()
-            assert 1 >= len(submits(server))
+            assert len(submits(server)) <= 1
             if task.cancelled() and submits(server):
-                assert [TASK] == [handle.task_id for handle in handles]
-                assert 4 == len((await handles[0]).urls)
+                assert [handle.task_id for handle in handles] == [TASK]
+                assert len((await handles[0]).urls) == 4
             elif submits(server):
-                assert [] == handles
+                assert handles == []
 
 
 async def test_s13_in_a_folder_cancelled_anywhere_the_answer_is_kept(tmp_path: Path) -> None:
@@ -393,10 +393,10 @@ async def test_s13_in_a_folder_cancelled_anywhere_the_answer_is_kept(tmp_path: P
             await asyncio.sleep(5)
             rows = await journal.rows(f"{server.url} default")
             assert len(submits(server)) == len(server.accepted) == len(rows)
-            assert all(TASK == row.task_id for row in rows)
+            assert all(row.task_id == TASK for row in rows)
             assert task.cancelled() == step.struck
-            assert TASK == (await client.generate("a red fox", key="k")).task_id
-            assert 1 == len(submits(server))
+            assert (await client.generate("a red fox", key="k")).task_id == TASK
+            assert len(submits(server)) == 1
         await journal.aclose()
 
 
@@ -410,11 +410,11 @@ async def test_s13_settle_cancelled_anywhere_can_be_settled_again() -> None:
             adopting = asyncio.create_task(adopt_later(client, intent_id))
             task = await step.run(client.intents.settle(intent_id, timeout=30))
             await asyncio.sleep(2)
-            assert TASK == await adopting
+            assert await adopting == TASK
             assert task.cancelled() == step.struck
-            assert TASK == (await client.intents.settle(intent_id)).task_id
+            assert (await client.intents.settle(intent_id)).task_id == TASK
             assert not client._open_rooms().submitter._arrivals
-            assert 1 == len(server.requests)
+            assert len(server.requests) == 1
 
 
 async def adopt_later(client: MidAPIClient, intent_id: str) -> str:
@@ -429,8 +429,8 @@ async def test_s15_one_key_from_two_coroutines_is_one_post() -> None:
         client_of(server, rate_limit=RateLimit(2)) as client,
     ):
         handles = await asyncio.gather(*(client.generate("a red fox", key="k") for _ in range(20)))
-        assert {TASK} == {handle.task_id for handle in handles}
-        assert 1 == len(submits(server))
+        assert {handle.task_id for handle in handles} == {TASK}
+        assert len(submits(server)) == 1
 
 
 async def test_s15_two_clients_on_one_journal() -> None:
@@ -446,7 +446,7 @@ async def test_s15_two_clients_on_one_journal() -> None:
         second = await two.generate("a red fox", key="k")
         assert second.task_id == (await first).task_id
         assert second.intent_id == first.result().intent_id
-        assert 1 == len(submits(server))
+        assert len(submits(server)) == 1
 
 
 async def test_s15_the_second_sends_what_the_first_was_refused() -> None:
@@ -462,7 +462,7 @@ async def test_s15_the_second_sends_what_the_first_was_refused() -> None:
         second = asyncio.create_task(two.generate("a red fox", key="k"))
         with pytest.raises(InsufficientCreditsError):
             await first
-        assert TASK == (await second).task_id
+        assert (await second).task_id == TASK
 
 
 async def test_keys_another_request_is_a_conflict() -> None:
@@ -470,7 +470,7 @@ async def test_keys_another_request_is_a_conflict() -> None:
     async with ScriptedServer([accepted()]) as server, client_of(server) as client:
         await client.generate("a red fox", key="k")
         again = await client.generate(TextToImage("a red fox", speed="fast"), key="k")
-        assert TASK == again.task_id
+        assert again.task_id == TASK
         with pytest.raises(KeyConflict, match="k"):
             await client.generate("a blue whale", key="k")
 
@@ -481,7 +481,7 @@ async def test_keys_a_refused_request_may_be_corrected_under_its_key() -> None:
     async with ScriptedServer(script) as server, client_of(server) as client:
         with pytest.raises(UnprocessableError):
             await client.generate("a bad fox", key="k")
-        assert TASK == (await client.generate("a good fox", key="k")).task_id
+        assert (await client.generate("a good fox", key="k")).task_id == TASK
 
 
 async def test_keys_in_memory_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -489,7 +489,7 @@ async def test_keys_in_memory_are_warned_of_once(caplog: pytest.LogCaptureFixtur
     async with ScriptedServer(then=accepted()) as server, client_of(server) as client:
         await client.generate("a red fox", key="k")
         await client.generate("a red fox", key="l")
-    assert 1 == caplog.text.count("in memory only")
+    assert caplog.text.count("in memory only") == 1
 
 
 class BrokenJournal(MemoryJournal):
@@ -537,14 +537,14 @@ async def test_s17_the_journal_fails_after_the_answer(caplog: pytest.LogCaptureF
         client_of(server, journal=journal) as client,
     ):
         handle = await client.generate("a red fox")
-        assert TASK == handle.task_id
-        assert [logging.CRITICAL] == [entry.levelno for entry in caplog.records]
+        assert handle.task_id == TASK
+        assert [entry.levelno for entry in caplog.records] == [logging.CRITICAL]
         assert TASK in caplog.text
         await asyncio.sleep(5)
-        assert [State.SENDING] == [row.state for row in await rows_of(server, journal)]
+        assert [row.state for row in await rows_of(server, journal)] == [State.SENDING]
         journal.failing.clear()
         await asyncio.sleep(5)
-        assert [TASK] == [row.task_id for row in await rows_of(server, journal)]
+        assert [row.task_id for row in await rows_of(server, journal)] == [TASK]
 
 
 async def test_s17_a_journal_that_stays_broken_is_said_at_the_end(
@@ -573,10 +573,10 @@ async def test_s17_other_states_that_cannot_be_written(state: str) -> None:
             await client.generate("a red fox")
         assert (state == "unknown") == isinstance(caught.value, SubmissionUnknown)
         await asyncio.sleep(3)
-        assert [State.SENDING] == [row.state for row in await rows_of(server, journal)]
+        assert [row.state for row in await rows_of(server, journal)] == [State.SENDING]
         journal.failing.clear()
         await asyncio.sleep(3)
-        assert [state] == [row.state for row in await rows_of(server, journal)]
+        assert [row.state for row in await rows_of(server, journal)] == [state]
 
 
 async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixture) -> None:
@@ -594,11 +594,11 @@ async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixtu
         ScriptedServer([accepted(), accepted("second")]) as server,
         client_of(server, journal=journal) as client,
     ):
-        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        assert (await client.generate("a red fox", key="k")).task_id == TASK
         assert "CRITICAL" in {entry.levelname for entry in caplog.records}
         journal.failing.clear()
         await asyncio.sleep(3)
-        assert TASK == (await client.generate("a red fox", key="k")).task_id
+        assert (await client.generate("a red fox", key="k")).task_id == TASK
 
         async def broken(_: Call) -> Answer:
             raise RuntimeError("a bug of ours")
@@ -607,7 +607,7 @@ async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixtu
         submitter._ways = attrs.evolve(submitter._ways, send=broken)
         with pytest.raises(SubmissionUnknown, match="RuntimeError"):
             await client.generate("a blue whale", key="l")
-        assert 1 == len(await client.intents.unknown())
+        assert len(await client.intents.unknown()) == 1
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), "60", True, [1]])
@@ -637,7 +637,7 @@ async def test_s18_giving_up_at_the_gate_leaves_nothing() -> None:
         await client.generate("first")
         waiting = [asyncio.create_task(client.generate(f"{n}")) for n in range(3)]
         await asyncio.sleep(1)
-        assert 3 == client.stats().at_the_gate
+        assert client.stats().at_the_gate == 3
         waiting[0].cancel()
         waiting[1].cancel()
         await asyncio.sleep(10)
@@ -670,12 +670,12 @@ async def test_l06_closing_lets_a_post_answer() -> None:
         await server.arrived(1)
         await client.aclose()
         await client.aclose()
-        assert [TASK] == [row.task_id for row in await rows_of(server, journal)]
+        assert [row.task_id for row in await rows_of(server, journal)] == [TASK]
         handle = await task
-        assert TASK == handle.task_id
+        assert handle.task_id == TASK
         with pytest.raises(ClientClosed) as caught:
             await handle
-        assert TASK == caught.value.task_id
+        assert caught.value.task_id == TASK
 
 
 async def test_l06_a_post_that_never_answers_does_not_hold_the_end() -> None:
@@ -688,8 +688,8 @@ async def test_l06_a_post_that_never_answers_does_not_hold_the_end() -> None:
         await server.arrived(1)
         begun = asyncio.get_running_loop().time()
         await client.aclose()
-        assert 25 > asyncio.get_running_loop().time() - begun
-        assert [State.UNKNOWN] == [row.state for row in await rows_of(server, journal)]
+        assert asyncio.get_running_loop().time() - begun < 25
+        assert [row.state for row in await rows_of(server, journal)] == [State.UNKNOWN]
         with pytest.raises(SubmissionUnknown):
             await task
 
@@ -724,8 +724,8 @@ async def test_l06_closing_ends_the_pauses_between_attempts() -> None:
         await asyncio.sleep(1)
         begun = asyncio.get_running_loop().time()
         await client.aclose()
-        assert 2 > asyncio.get_running_loop().time() - begun
-        assert [State.REFUSED] == [row.state for row in await rows_of(server, journal)]
+        assert asyncio.get_running_loop().time() - begun < 2
+        assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
         with pytest.raises(ClientClosed):
             await task
 
@@ -752,19 +752,19 @@ async def test_the_body_is_what_the_wire_document_says() -> None:
         await client.generate("a red fox", aspect_ratio="16:9", callback_url="https://me.example/x")
         await client.generate(Vary("abc", 4))
         first, second = server.requests
-        assert {
+        assert first.json() == {
             "taskType": "mj_txt2img",
             "prompt": "a red fox",
             "speed": "fast",
             "aspectRatio": "16:9",
             "enableTranslation": False,
             "callBackUrl": "https://me.example/x",
-        } == first.json()
-        assert "/api/v1/mj/generate" == first.target
-        assert "application/json" == first.headers["content-type"]
+        }
+        assert first.target == "/api/v1/mj/generate"
+        assert first.headers["content-type"] == "application/json"
         assert first.headers["authorization"].startswith("Bearer ")
-        assert "/api/v1/mj/generateVary" == second.target
-        assert {"taskId": "abc", "imageIndex": 4} == second.json()
+        assert second.target == "/api/v1/mj/generateVary"
+        assert second.json() == {"taskId": "abc", "imageIndex": 4}
 
 
 @pytest.mark.parametrize(

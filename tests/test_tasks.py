@@ -55,7 +55,7 @@ def test_nothing_can_be_changed() -> None:
     mine: dict[str, object] = {"prompt": "a fox"}
     details = TaskDetails(task_id="t", params=mine, raw=mine)
     mine["prompt"] = "a wolf"
-    assert {"prompt": "a fox"} == details.params
+    assert details.params == {"prompt": "a fox"}
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         details.task_id = "u"  # type: ignore[misc]  # what is tested
     for mapping in (details.params, details.raw):
@@ -86,14 +86,14 @@ def test_it_travels_whole(travel: Callable[[TaskDetails], TaskDetails]) -> None:
     """Copied or pickled it is equal, its raw too, and still read-only."""
     arrived = travel(WHOLE)
     assert arrived == WHOLE
-    assert WHOLE.raw == arrived.raw
+    assert arrived.raw == WHOLE.raw
     with pytest.raises(TypeError):
         arrived.raw["x"] = 1  # type: ignore[index]  # what is tested
 
 
 def test_to_dict_is_json() -> None:
     """Every field but raw, with plain values; what is not there is null."""
-    assert {
+    assert json.loads(json.dumps(WHOLE.to_dict(), allow_nan=False)) == {
         "task_id": "t1",
         "task_type": "mj_txt2img",
         "status": "succeeded",
@@ -104,9 +104,9 @@ def test_to_dict_is_json() -> None:
         "duration": 67.0,
         "error_code": None,
         "error_message": None,
-    } == json.loads(json.dumps(WHOLE.to_dict(), allow_nan=False))
+    }
     empty = json.loads(json.dumps(TaskDetails(task_id="t").to_dict()))
-    assert {"task_id", "status", "urls", "params"} == {k for k, v in empty.items() if v is not None}
+    assert {k for k, v in empty.items() if v is not None} == {"task_id", "status", "urls", "params"}
 
 
 def test_to_dict_is_a_copy() -> None:
@@ -115,9 +115,9 @@ def test_to_dict_is_a_copy() -> None:
     params = told["params"]
     assert isinstance(params, dict)
     params["prompt"] = "a wolf"
-    assert "a fox" == WHOLE.params["prompt"]
+    assert WHOLE.params["prompt"] == "a fox"
 
 
 def test_a_duration_of_zero_is_not_nothing() -> None:
     """Zero seconds is a number."""
-    assert 0.0 == attrs.evolve(WHOLE, completed_at=CREATED).to_dict()["duration"]
+    assert attrs.evolve(WHOLE, completed_at=CREATED).to_dict()["duration"] == 0.0

@@ -166,7 +166,7 @@ async def test_a_server_that_takes_an_hour_answers_after_an_hour() -> None:
     async with served(slow) as url, aiohttp.ClientSession(timeout=timeout) as session:
         began = now()
         async with session.get(url) as response:
-            assert {"waited": True} == await response.json()
+            assert await response.json() == {"waited": True}
         assert now() - began == HOUR
 
 
@@ -242,10 +242,10 @@ async def test_an_executor_of_ones_own_and_one_that_was_set() -> None:
     loop, began = asyncio.get_running_loop(), now()
     with concurrent.futures.ThreadPoolExecutor(1, "own") as own:
         async with asyncio.timeout(0.001):
-            assert "own_0" == await loop.run_in_executor(own, _thread_name)
+            assert await loop.run_in_executor(own, _thread_name) == "own_0"
     loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1, "chosen"))
     async with asyncio.timeout(0.001):
-        assert "chosen_0" == await loop.run_in_executor(None, _thread_name)
+        assert await loop.run_in_executor(None, _thread_name) == "chosen_0"
     assert began == now()
 
 
@@ -262,7 +262,7 @@ async def test_a_pool_of_processes_is_seen_too() -> None:
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         async with asyncio.timeout(0.001):
-            assert 7 == await loop.run_in_executor(pool, abs, -7)
+            assert await loop.run_in_executor(pool, abs, -7) == 7
 
 
 async def test_a_job_raises_and_names_are_resolved() -> None:

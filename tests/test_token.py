@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midapi_async._token import new_token, token_hash, without_tokens
+from midapi_async._wire.tokens import new_token, token_hash, without_tokens
 from tests.support import secrets
 
 
 def test_a_token_is_unguessable_and_safe_in_a_path() -> None:
     """256 random bits in the URL-safe alphabet, another one each time."""
     tokens = {new_token() for _ in range(100)}
-    assert 100 == len(tokens)
+    assert len(tokens) == 100
     assert all(re.fullmatch(r"mjt_[A-Za-z0-9_-]{43}", token) for token in tokens)
 
 
@@ -23,7 +23,7 @@ def test_the_journal_keeps_a_hash() -> None:
     assert token_hash(token) == token_hash(token)
     assert token_hash(token) != token_hash(new_token())
     assert re.fullmatch("[0-9a-f]{64}", token_hash(token))
-    assert 64 == len(token_hash("\ud800é\0"))
+    assert len(token_hash("\ud800é\0")) == 64
 
 
 @given(st.text(), st.text())
@@ -39,7 +39,7 @@ def test_every_token_is_taken_out_of_a_text(before: str, behind: str) -> None:
 def test_the_first_part_of_a_token_is_taken_out_too(length: int) -> None:
     """A text that was cut inside a token shows too little of it to guess the rest."""
     cut = new_token()[: 4 + length]
-    assert "see mjt_…" == without_tokens(f"see {cut}")
+    assert without_tokens(f"see {cut}") == "see mjt_…"
 
 
 @pytest.mark.parametrize("text", ["", "mj_task_0123456789abcdef", "mjt_short", "a red fox"])

@@ -27,10 +27,9 @@ from midapi_async import (
     TransportError,
     WaitTimeout,
 )
-from midapi_async._clock import Clock
-from midapi_async._codec import Found, read_record
-from midapi_async._schedule import Schedule
-from midapi_async._tracker import (
+from midapi_async._runtime.clock import Clock
+from midapi_async._tracking.schedule import Schedule
+from midapi_async._tracking.tracker import (
     AT_ONCE,
     FORGIVEN,
     HINT_INTERVAL,
@@ -39,7 +38,8 @@ from midapi_async._tracker import (
     SLEEP_CHECK,
     Tracker,
 )
-from midapi_async._verdict import Tracked
+from midapi_async._tracking.verdict import Tracked
+from midapi_async._wire.codec import Found, read_record
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
 
@@ -140,17 +140,17 @@ async def test_a_waiter_wakes_soon_after_the_task_is_done(world: World) -> None:
     """Few looks, and a result not later than a schedule's step."""
     world.finishes(TASK, at=62)
     details = await world.wait()
-    assert 4 == len(details.urls)
+    assert len(details.urls) == 4
     assert 62 <= now() - world.born <= 75
-    assert 8 >= len(world.looks)
+    assert len(world.looks) <= 8
 
 
 async def test_p14_l04_twenty_waiters_are_one_look(world: World) -> None:
     """However many wait for one task, there is one GET per look."""
     world.finishes(TASK, at=1)
     results = await asyncio.gather(*(world.wait() for _ in range(20)))
-    assert 1 == len(world.looks)
-    assert 1 == len({id(details) for details in results})
+    assert len(world.looks) == 1
+    assert len({id(details) for details in results}) == 1
 
 
 async def test_a_hint_is_looked_at_at_once(world: World) -> None:
@@ -160,8 +160,8 @@ async def test_a_hint_is_looked_at_at_once(world: World) -> None:
     await asyncio.sleep(12)
     world.tracker.hint(TASK)
     await waiting
-    assert 12.1 > now() - world.born
-    assert 1 == len(world.looks)
+    assert now() - world.born < 12.1
+    assert len(world.looks) == 1
 
 
 async def test_a_hint_overtakes_what_is_queued() -> None:
@@ -175,9 +175,9 @@ async def test_a_hint_overtakes_what_is_queued() -> None:
         world.tracker.hint("t299")
         world.tracker.hint("t299")
         await waits[299]
-        assert 0.5 > now() - begun
+        assert now() - begun < 0.5
         await asyncio.gather(*waits)
-        assert 300 == len(world.looks)
+        assert len(world.looks) == 300
 
 
 async def test_a_thousand_overdue_waits_each_get_their_look() -> None:
@@ -203,8 +203,8 @@ async def test_a_short_default_wait_looks_at_its_deadline_not_at_the_plans() -> 
         handle = await client.generate("a red fox")
         with pytest.raises(WaitTimeout):
             await handle
-        assert 5 == pytest.approx(now() - begun, abs=0.1)
-        assert 1 == len(looks(server))
+        assert pytest.approx(now() - begun, abs=0.1) == 5
+        assert len(looks(server)) == 1
 
 
 async def test_an_overdue_wait_ends_with_its_look(world: World) -> None:
@@ -213,10 +213,10 @@ async def test_an_overdue_wait_ends_with_its_look(world: World) -> None:
     begun = now()
     with pytest.raises(WaitTimeout):
         await world.wait(within=-5, since=0, looks_once=True)
-    assert 1 == len(world.looks)
+    assert len(world.looks) == 1
     with pytest.raises(WaitTimeout):
         await world.wait(within=-5)
-    assert 0.2 > now() - begun
+    assert now() - begun < 0.2
 
 
 async def test_thousands_of_failed_looks_end_nothing() -> None:
@@ -237,7 +237,7 @@ async def test_an_early_hint_is_remembered(world: World) -> None:
     world.finishes(TASK, at=0)
     world.tracker.hint(TASK)
     await world.wait()
-    assert 0.2 > now() - world.born
+    assert now() - world.born < 0.2
 
 
 async def test_a_hint_during_a_look_asks_again(world: World) -> None:
@@ -249,7 +249,7 @@ async def test_a_hint_during_a_look_asks_again(world: World) -> None:
     await asyncio.sleep(1)
     world.tracker.hint(TASK)
     await waiting
-    assert 10 > now() - world.born
+    assert now() - world.born < 10
 
 
 async def test_c22_a_thousand_hints_a_second(world: World) -> None:
@@ -272,7 +272,7 @@ async def test_p01_unknown_at_first_is_waited_for(world: World) -> None:
     """A task too new to be known is found later."""
     world.says(TASK, None, None, None, record(flag=1))
     await world.wait()
-    assert 4 == len(world.looks)
+    assert len(world.looks) == 4
 
 
 async def test_p01_unknown_for_ever_is_task_not_found(world: World) -> None:
@@ -281,7 +281,7 @@ async def test_p01_unknown_for_ever_is_task_not_found(world: World) -> None:
     with pytest.raises(TaskNotFound, match=TASK):
         await world.wait()
     first = world.looks[0][0]
-    assert 5 <= len(world.looks)
+    assert len(world.looks) >= 5
     assert 120 <= world.looks[-1][0] - first <= 300
 
 
@@ -309,10 +309,10 @@ async def test_p02_an_outage_ends_no_wait_and_costs_little(world: World) -> None
     await asyncio.gather(*(world.wait(task, within=3000) for task in tasks))
     during = [moment for moment, _ in world.looks if moment < 600]
     after = [moment for moment, _ in world.looks if moment >= 600]
-    assert 100 > len(during)
+    assert len(during) < 100
     assert 200 <= len(after) <= 210
     busiest = max(sum(1 for m in after if start <= m < start + 1) for start in after)
-    assert 11 >= busiest
+    assert busiest <= 11
 
 
 async def test_s19_failing_looks_are_not_more_looks(world: World) -> None:
@@ -347,14 +347,14 @@ async def test_p03_a_new_flag_is_generating_and_warned_of_once(
     """Unknown and missing flags are not final."""
     world.says(TASK, *[record(flag=9)] * 3, record(flag=None), record(flag="0"), record(flag=1))
     assert (await world.wait()).is_final
-    assert 1 == caplog.text.count("successFlag 9")
+    assert caplog.text.count("successFlag 9") == 1
 
 
 async def test_p04_success_without_files_is_asked_again(world: World) -> None:
     """A success that shows no file yet is not the end."""
     empty = record(flag=1, resultInfoJson=None)
     world.says(TASK, empty, empty, record(flag=1))
-    assert 4 == len((await world.wait()).urls)
+    assert len((await world.wait()).urls) == 4
 
 
 async def test_p04_success_without_files_for_ever(world: World) -> None:
@@ -372,8 +372,8 @@ async def test_p08_a_deadline_ends_one_wait_and_not_the_task(world: World) -> No
     other = asyncio.create_task(world.wait())
     with pytest.raises(WaitTimeout) as caught:
         await world.wait(within=10)
-    assert TASK == caught.value.task_id
-    assert 10 == pytest.approx(now() - world.born, abs=0.01)
+    assert caught.value.task_id == TASK
+    assert pytest.approx(now() - world.born, abs=0.01) == 10
     assert (await other).is_final
 
 
@@ -386,7 +386,7 @@ async def test_p08_waiting_in_short_bites_keeps_to_the_floor(world: World) -> No
         except WaitTimeout:
             continue
         break
-    assert 31 >= len(world.looks)
+    assert len(world.looks) <= 31
 
 
 async def test_p08_waiting_in_bites_keeps_to_the_plan(world: World) -> None:
@@ -413,7 +413,7 @@ async def test_p13_a_look_that_hangs_is_bounded_by_the_wait(world: World) -> Non
     world.finishes(TASK, at=0)
     with pytest.raises(WaitTimeout):
         await world.wait(within=45)
-    assert 45 == pytest.approx(now() - world.born, abs=0.01)
+    assert pytest.approx(now() - world.born, abs=0.01) == 45
 
 
 async def test_p10_a_blocked_loop_is_no_timeout(world: World) -> None:
@@ -434,9 +434,9 @@ async def test_p11_a_revoked_key_ends_every_wait(world: World) -> None:
     ended = await asyncio.gather(
         *(world.wait(task, since=now() - 100) for task in tasks), return_exceptions=True
     )
-    assert {AuthenticationError} == {type(error) for error in ended}
-    assert 500 == len({id(error) for error in ended})
-    assert 20 >= len(world.looks)
+    assert {type(error) for error in ended} == {AuthenticationError}
+    assert len({id(error) for error in ended}) == 500
+    assert len(world.looks) <= 20
 
 
 async def test_p11_a_strangers_401_is_a_passing_fault(world: World) -> None:
@@ -452,13 +452,13 @@ async def test_l05_cancelled_waiters_leave_nothing(world: World) -> None:
     for turn in range(20):
         waits = [asyncio.create_task(world.wait(f"t{turn}-{n}", within=3600)) for n in range(500)]
         await asyncio.sleep(0)
-        assert 500 == world.tracker.waiting
+        assert world.tracker.waiting == 500
         for wait in waits:
             wait.cancel()
         await asyncio.wait(waits)
     assert not world.tracker._active
-    assert 3000 >= len(world.tracker._agenda)
-    assert REMEMBERED >= len(world.tracker._idle)
+    assert len(world.tracker._agenda) <= 3000
+    assert len(world.tracker._idle) <= REMEMBERED
 
 
 async def test_l06_closing_tells_every_waiter(world: World) -> None:
@@ -470,7 +470,7 @@ async def test_l06_closing_tells_every_waiter(world: World) -> None:
     await world.tracker.aclose()
     ended = await asyncio.gather(*waits, return_exceptions=True)
     assert {f"t{n}" for n in range(100)} == {getattr(error, "task_id", None) for error in ended}
-    assert {ClientClosed} == {type(error) for error in ended}
+    assert {type(error) for error in ended} == {ClientClosed}
     with pytest.raises(ClientClosed):
         await world.wait("later")
 
@@ -490,7 +490,7 @@ async def test_l08_a_scheduler_that_fails_is_started_again(
 
     world.tracker._do_what_is_due = once_broken  # type: ignore[method-assign]
     assert (await world.wait()).is_final
-    assert [logging.ERROR] == [entry.levelno for entry in caplog.records]
+    assert [entry.levelno for entry in caplog.records] == [logging.ERROR]
 
 
 async def test_l08_what_the_scheduler_had_in_its_hands_is_not_lost(
@@ -519,7 +519,7 @@ async def test_l04_one_turn_deals_with_a_part_of_what_is_due(world: World) -> No
     await asyncio.sleep(1)
     asyncio.get_running_loop()._clock.now += 60  # type: ignore[attr-defined]
     assert now() >= world.tracker._do_what_is_due()
-    assert AT_ONCE == len(world.tracker._ready) + world.tracker._looking
+    assert len(world.tracker._ready) + world.tracker._looking == AT_ONCE
     for wait in waits:
         wait.cancel()
     await asyncio.wait(waits)
@@ -567,10 +567,10 @@ async def test_callbacks_in_time_make_looks_few(world: World) -> None:
 
     Before, the plan looks as if no callback would come.
     """
-    assert 1 < await called_back(world, "first", 70)
+    assert await called_back(world, "first", 70) > 1
     await called_back(world, "second", 70)
     await called_back(world, "third", 70)
-    assert [1] * 5 == [await called_back(world, f"t{n}", 70) for n in range(5)]
+    assert [await called_back(world, f"t{n}", 70) for n in range(5)] == [1] * 5
 
 
 async def test_c01_one_silent_finish_undoes_the_trust(world: World) -> None:
@@ -578,8 +578,8 @@ async def test_c01_one_silent_finish_undoes_the_trust(world: World) -> None:
     for n in range(4):
         await called_back(world, f"t{n}", 70)
     assert world.schedule.trusts_callbacks
-    assert 1 <= await called_back(world, "silent", 70, after=None)
-    assert 1 < await called_back(world, "next", 95)
+    assert await called_back(world, "silent", 70, after=None) >= 1
+    assert await called_back(world, "next", 95) > 1
     assert not world.schedule.trusts_callbacks
 
 
@@ -590,7 +590,7 @@ async def test_trust_is_withdrawn_for_those_who_wait_already(world: World) -> No
     begun = now()
     waits = [called_back(world, f"late{n}", 70, after=None) for n in range(20)]
     await asyncio.gather(*waits)
-    assert 70 + 40 > now() - begun - 10
+    assert now() - begun - 10 < 70 + 40
 
 
 async def test_a_callback_just_behind_a_look_was_in_time(world: World) -> None:
@@ -621,7 +621,7 @@ async def test_p10_a_process_that_stood_still_looks_before_it_gives_up() -> None
         asyncio.get_running_loop()._clock.now += 600  # type: ignore[attr-defined]
         ended = await asyncio.gather(*waits)
         assert all(details.is_final for details in ended)
-        assert 50 == len(stopped.looks)
+        assert len(stopped.looks) == 50
         moments = [moment for moment, _ in stopped.looks]  # no stampede: so many in any second
         assert all(later - sooner >= 1 for sooner, later in zip(moments, moments[5:], strict=False))
 
@@ -637,8 +637,8 @@ async def test_p10_a_machine_that_slept_looks_at_once() -> None:
         assert not world.looks
         slept[0] = 3600.0
         await wait
-        assert SLEEP_CHECK + 1 > world.looks[0][0]
-        assert 1 == len(world.looks)
+        assert world.looks[0][0] < SLEEP_CHECK + 1
+        assert len(world.looks) == 1
 
 
 async def test_i3_a_stall_makes_no_wait_later_than_half_a_minute() -> None:
@@ -650,8 +650,8 @@ async def test_i3_a_stall_makes_no_wait_later_than_half_a_minute() -> None:
         await asyncio.sleep(28)
         asyncio.get_running_loop()._clock.now += 5  # type: ignore[attr-defined]
         ended = await asyncio.gather(*waits, return_exceptions=True)
-        assert {WaitTimeout} == {type(each) for each in ended}
-        assert 30 + 5 + FORGIVEN >= now() - world.born
+        assert {type(each) for each in ended} == {WaitTimeout}
+        assert now() - world.born <= 30 + 5 + FORGIVEN
 
 
 async def test_a_callback_just_before_its_record_is_looked_for_again(world: World) -> None:
@@ -661,7 +661,7 @@ async def test_a_callback_just_before_its_record_is_looked_for_again(world: Worl
     for name, early in (("sooner", -0.5), ("soonest", -2.0)):
         begun = now()
         await called_back(world, name, 70, after=early)
-        assert 78 >= now() - begun - 10
+        assert now() - begun - 10 <= 78
     assert world.schedule.trusts_callbacks is False
 
 
@@ -671,7 +671,7 @@ async def test_c01_callbacks_that_never_come_are_said_once(
     """One line after three tasks, so that nobody pays for a receiver that is not reached."""
     for n in range(6):
         await called_back(world, f"t{n}", 70, after=None)
-    assert 1 == sum("midapi doctor" in entry.message for entry in caplog.records)
+    assert sum("midapi doctor" in entry.message for entry in caplog.records) == 1
 
 
 async def test_a_callback_at_the_start_earns_no_trust(world: World) -> None:
@@ -697,7 +697,7 @@ async def test_p06_a_record_that_is_none_is_its_own_tasks_trouble(world: World) 
     bad = [asyncio.create_task(world.wait(f"bad{n}")) for n in range(20)]
     world.finishes("good", at=60)
     await world.wait("good")
-    assert 75 > now() - world.born
+    assert now() - world.born < 75
     for each in bad:
         each.cancel()
     await asyncio.wait(bad)
@@ -708,7 +708,7 @@ async def test_a_task_of_unknown_age_that_goes_on_is_left_to_the_plan(world: Wor
     world.finishes(TASK, at=300)
     wait = asyncio.create_task(world.wait(since=None))
     await asyncio.sleep(20)
-    assert 1 == len(world.looks)
+    assert len(world.looks) == 1
     wait.cancel()
     await asyncio.wait([wait])
 
@@ -727,7 +727,7 @@ async def test_an_old_task_whose_first_look_fails_is_looked_at_again_soon(world:
     """It was due at once, and still is."""
     world.says(TASK, RateLimitError(429, "no", 429, retry_after=1), record(flag=1))
     await world.wait(since=None)
-    assert 5 > now() - world.born
+    assert now() - world.born < 5
 
 
 async def test_p14_many_waits_on_one_task_cost_the_same_each(world: World) -> None:
@@ -748,7 +748,7 @@ async def test_p14_many_waits_on_one_task_cost_the_same_each(world: World) -> No
         await asyncio.wait(waits)
     finally:
         type(task).renew_deadline = real  # type: ignore[method-assign]
-    assert 2 >= calls
+    assert calls <= 2
 
 
 async def test_more_tasks_than_looks_is_fair_and_said_once(
@@ -763,7 +763,7 @@ async def test_more_tasks_than_looks_is_fair_and_said_once(
         seen_before = [order[:place].count(task_id) for place, task_id in enumerate(order)]
         rounds = list(itertools.accumulate(seen_before, max))
         assert all(most - count <= 1 for most, count in zip(rounds, seen_before, strict=True))
-    assert 1 == sum("looks_per_second" in entry.message for entry in caplog.records)
+    assert sum("looks_per_second" in entry.message for entry in caplog.records) == 1
 
 
 async def test_looks_are_bounded_in_rate_and_number() -> None:
@@ -773,10 +773,10 @@ async def test_looks_are_bounded_in_rate_and_number() -> None:
         for task in tasks:
             world.finishes(task, at=0)
         await asyncio.gather(*(world.wait(task, since=now() - 100) for task in tasks))
-        assert 300 == len(world.looks)
+        assert len(world.looks) == 300
         assert 58 <= now() - world.born <= 62
         moments = [moment for moment, _ in world.looks]
-        assert 10 >= max(sum(1 for m in moments if s <= m < s + 1) for s in moments)
+        assert max(sum(1 for m in moments if s <= m < s + 1) for s in moments) <= 10
 
 
 async def test_the_schedule_learns() -> None:
@@ -788,8 +788,8 @@ async def test_the_schedule_learns() -> None:
             world.finishes(f"t{n}", at=begun + 200, **times)
             world.looks.clear()
             await world.wait(f"t{n}")
-        assert 5 >= len(world.looks)
-        assert 200 == world.schedule.expected(FAST).median
+        assert len(world.looks) <= 5
+        assert world.schedule.expected(FAST).median == 200
 
 
 async def test_time_scale_divides_every_wait() -> None:
@@ -821,7 +821,7 @@ async def test_a_failed_task_is_its_own_error(message: str, kind: type, flag: in
         assert kind is type(caught.value)
         assert (message or "").startswith("No response") == caught.value.transient
         assert caught.value.details is not None
-        assert 500 == caught.value.details.error_code
+        assert caught.value.details.error_code == 500
 
 
 async def test_p05_a_final_state_stays() -> None:
@@ -831,7 +831,7 @@ async def test_p05_a_final_state_stays() -> None:
         handle = await client.generate("a red fox")
         first = await handle
         assert first is await handle
-        assert 1 == len(looks(server))
+        assert len(looks(server)) == 1
 
 
 PASSING: dict[str, Step] = {
@@ -858,7 +858,7 @@ async def test_a_passing_fault_of_a_look_ends_no_wait(fault: str) -> None:
     script = [accepted(), PASSING[fault], looked()]
     async with ScriptedServer(script) as server, client_of(server) as client:
         details = await client.generate_and_wait("a red fox")
-        assert 4 == len(details.urls)
+        assert len(details.urls) == 4
         assert not server.steps_left
 
 
@@ -880,7 +880,7 @@ async def test_p13_wait_timeout_bounds_a_hanging_get() -> None:
         begun = now()
         with pytest.raises(WaitTimeout):
             await handle.wait(timeout=40)
-        assert 40 == pytest.approx(now() - begun, abs=0.1)
+        assert pytest.approx(now() - begun, abs=0.1) == 40
         assert (await handle.wait(timeout=100)).is_final
 
 
@@ -893,7 +893,7 @@ async def test_the_default_wait_counts_from_acceptance_and_looks_once_at_least()
         begun = now()
         with pytest.raises(WaitTimeout):
             await handle
-        assert 50 == pytest.approx(now() - begun, abs=0.1)
+        assert pytest.approx(now() - begun, abs=0.1) == 50
         seen = len(looks(server))
         with pytest.raises(WaitTimeout):
             await handle

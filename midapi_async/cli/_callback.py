@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from midapi_async._codec import loads, object_in
-from midapi_async._token import without_tokens
+from midapi_async._wire.codec import loads, object_in
+from midapi_async._wire.tokens import without_tokens
 
 if TYPE_CHECKING:
-    from midapi_async._protocol import Callback
+    from midapi_async._wire.protocol import Callback
 
 _SUCCESS = (None, 200, "200")
 _FAILED_FLAGS = (2, 3, "2", "3")

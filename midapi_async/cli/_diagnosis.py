@@ -11,9 +11,10 @@ from urllib.parse import unquote
 
 import attrs
 
-from midapi_async import __version__, sign_callback
-from midapi_async._token import new_token
-from midapi_async.receiver.signature import is_signed
+from midapi_async import sign_callback
+from midapi_async._version import __version__
+from midapi_async._wire.tokens import new_token
+from midapi_async.callbacks.signature import is_signed
 
 from . import _wire
 from ._route import GIVE_UP_SECONDS, Fault, Outcome, Place

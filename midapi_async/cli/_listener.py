@@ -13,15 +13,15 @@ import attrs
 from yarl import URL
 
 from midapi_async import CallbackReceiver, Intent, ProtocolError
-from midapi_async._protocol import read_callback
-from midapi_async._token import without_tokens
-from midapi_async.receiver.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
+from midapi_async._wire.protocol import read_callback
+from midapi_async._wire.tokens import without_tokens
+from midapi_async.callbacks.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 
 from ._callback import Told, told
 
 if TYPE_CHECKING:
-    from midapi_async._protocol import Callback
-    from midapi_async.receiver import Body, Headers
+    from midapi_async._wire.protocol import Callback
+    from midapi_async.callbacks.receiver import Body, Headers
 
 _FORWARD_SECONDS = 12.0  # MidAPI gives up after 15
 _PASSED_ON = {"content-type", TIMESTAMP_HEADER, SIGNATURE_HEADER}

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
-from midapi_async import __version__
+from midapi_async._version import __version__
 
 from ._terminal import one_line, say
 from ._trouble import BROKEN_PIPE, Trouble, trouble_of, usage

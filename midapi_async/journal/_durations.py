@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-    from . import Kind
+    from .protocol import Kind
 
 KEPT_DURATIONS = 64  # of a kind, as many as a plan is made of
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
-from .. import _codec
+from .._wire import codec as _codec
 from ..errors import InvalidRequestError, JournalError
-from . import BOUGHT, Intent, State, moved
+from .protocol import BOUGHT, Intent, State, moved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

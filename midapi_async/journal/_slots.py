@@ -28,7 +28,7 @@ import zlib
 from bisect import bisect
 from typing import TYPE_CHECKING
 
-from .._ratelimit import Pace
+from .._submission.gate import Pace
 from ..errors import JournalError
 from . import _forks
 from ._locks import PATIENCE, Lock, Owners, try_lock

@@ -21,10 +21,11 @@ from urllib.parse import quote
 import attrs
 
 from ..errors import JournalError
-from . import State, _forks, _schema
+from . import _forks, _schema
 from ._folder import Folder
 from ._locks import Owners
 from ._rows import Row, Rows, Seal, Sender
+from .protocol import State
 
 if TYPE_CHECKING:
     import asyncio

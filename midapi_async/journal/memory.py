@@ -8,13 +8,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import JournalError
-from . import BOUGHT, Intent, State, moved
 from ._durations import KEPT_DURATIONS
+from .protocol import BOUGHT, Intent, State, moved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
 
-    from . import Kind
+    from .protocol import Kind
 
 # So many finished and taken intents without a key are remembered, for late callbacks.
 REMEMBERED = 10_000

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import JournalError
-from . import Intent, State, _durations
+from . import _durations
 from ._rows import Row, Rows, Sender
 from ._store import KEPT, JournalReport, Store
 from ._writer import Writer
+from .protocol import Intent, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
 
     from ..config import RateLimit
-    from . import Kind
     from ._slots import SlotFile
+    from .protocol import Kind
 
 POLL = 0.25  # seconds between two looks for what other processes have written
 

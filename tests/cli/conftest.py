@@ -40,14 +40,14 @@ class Ran:
     @property
     def json(self) -> Any:  # noqa: ANN401 - a test knows what it looks for
         """The one JSON object on stdout."""
-        assert 1 == len(self.lines), self.out
+        assert len(self.lines) == 1, self.out
         return json.loads(self.out)
 
     @property
     def error(self) -> str:
         """The one line that tells what went wrong."""
         errors = [line for line in self.err.splitlines() if line.startswith("midapi: ")]
-        assert 1 == len(errors), self.err
+        assert len(errors) == 1, self.err
         assert "Traceback" not in self.err
         return errors[0].removeprefix("midapi: ")
 
@@ -125,5 +125,5 @@ def wait_until(happened: Callable[[], object]) -> None:
 
 def only(found: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever was found
     """The one thing that was found."""
-    assert 1 == len(found), found
+    assert len(found) == 1, found
     return found[0]

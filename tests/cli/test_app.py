@@ -23,7 +23,7 @@ COMMANDS = [
 def test_each_command_has_a_help(midapi: Midapi, command: list[str]) -> None:
     """Its docstring and all of its options."""
     ran = midapi(*command, "--help")
-    assert (0, "") == (ran.code, ran.err)
+    assert (ran.code, ran.err) == (0, "")
     assert f"Usage: midapi {' '.join(command)}" in ran.out
     assert "--" in ran.out.partition("\n")[2]
 
@@ -32,27 +32,27 @@ def test_the_help_of_all_names_each_command(midapi: Midapi) -> None:
     """And the exit codes."""
     for arguments in ([], ["--help"]):
         ran = midapi(*arguments)
-        assert 0 == ran.code
+        assert ran.code == 0
         assert all(f" {command[0]} " in ran.out for command in COMMANDS)
         assert "Exit codes: 0 done, 1 " in ran.out
 
 
 def test_the_version_is_that_of_the_package(midapi: Midapi) -> None:
     """On a line of its own."""
-    assert f"{midapi_async.__version__}\n" == midapi("--version").out
+    assert midapi("--version").out == f"{midapi_async.__version__}\n"
 
 
 def test_an_unknown_command_is_a_usage_error(midapi: Midapi) -> None:
     """With a word on what there is, also as JSON."""
     ran = midapi("genrate", "a fox", "--json")
-    assert 2 == ran.code
+    assert ran.code == 2
     assert "generate" in ran.error
-    assert "UsageError" == ran.json["error"]["type"]
+    assert ran.json["error"]["type"] == "UsageError"
 
 
 def test_json_behind_a_double_dash_is_a_prompt(midapi: Midapi) -> None:
     """It asks for no JSON."""
-    assert "" == midapi("genrate", "--", "--json").out
+    assert midapi("genrate", "--", "--json").out == ""
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -61,10 +61,10 @@ def test_without_the_extra_it_says_what_to_install(
     """One line, exit code 2."""
     monkeypatch.setitem(sys.modules, "cyclopts", None)
     monkeypatch.delitem(sys.modules, "midapi_async.cli.app")
-    assert 2 == cli.main(["credits"])
+    assert cli.main(["credits"]) == 2
     assert 'pip install "midapi-async[cli]"\n' in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", None)
-    assert 2 == cli.main(["credits"])
+    assert cli.main(["credits"]) == 2
 
 
 def test_another_module_that_is_missing_is_no_matter_of_the_extra(
@@ -88,9 +88,9 @@ def test_what_should_not_happen_is_one_line_too(
 
     monkeypatch.setattr(app_module, "app", broken)
     ran = midapi("credits", "--json")
-    assert 1 == ran.code
-    assert "Bearer … (RuntimeError: this should not happen, please report it)" == ran.error
-    assert "RuntimeError" == ran.json["error"]["type"]
+    assert ran.code == 1
+    assert ran.error == "Bearer … (RuntimeError: this should not happen, please report it)"
+    assert ran.json["error"]["type"] == "RuntimeError"
 
 
 @pytest.mark.midapi_sandbox(auto=False)
@@ -103,7 +103,7 @@ def test_ctrl_c_where_nothing_is_lost_says_no_more(
     midapi_sandbox.faults.on("credit", do=hang())
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("credit")):
         ran = midapi("credits")
-    assert (130, "Interrupted.") == (ran.code, ran.error)
+    assert (ran.code, ran.error) == (130, "Interrupted.")
 
 
 def test_the_arguments_are_those_of_the_process(
@@ -111,7 +111,7 @@ def test_the_arguments_are_those_of_the_process(
 ) -> None:
     """`main()` is the entry point."""
     monkeypatch.setattr(sys, "argv", ["midapi", "--version"])
-    assert 0 == cli.main()
+    assert cli.main() == 0
     assert midapi_async.__version__ in capsys.readouterr().out
 
 
@@ -151,7 +151,7 @@ def test_sigint_ends_a_process_with_130(midapi_sandbox: SandboxThread) -> None:
     wait_until(lambda: midapi_sandbox.ledger.count("look") or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     ran = finish(process)
-    assert 130 == ran.code
+    assert ran.code == 130
     assert "goes on" in ran.error
 
 
@@ -168,14 +168,14 @@ def test_a_broken_pipe_is_quiet(midapi_sandbox: SandboxThread) -> None:
         process.stdout.close()
         with process:
             assert process.stderr is not None
-            assert "" == process.stderr.read()
+            assert process.stderr.read() == ""
         assert process.returncode in codes, arguments
 
 
 def test_a_terminal_with_a_small_alphabet_is_no_error(midapi_sandbox: SandboxThread) -> None:
     """What its encoding does not have stands as an escape."""
     ran = finish(spawn("demo", "--sandbox", "--prompt", "狐", PYTHONIOENCODING="ascii"))
-    assert 0 == ran.code, ran.err
+    assert ran.code == 0, ran.err
     assert '"\\u72d0"' in ran.out
 
 
@@ -189,7 +189,7 @@ def test_a_warning_is_one_line(midapi_sandbox: SandboxThread) -> None:
             MIDAPI_TIME_SCALE="1",
         )
     )
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "midapi: warning: the API key travels unencrypted" in ran.err.splitlines()[0]
     assert ".py" not in ran.err
 
@@ -198,5 +198,5 @@ def test_i5_no_process_shows_a_key(midapi_sandbox: SandboxThread, elsewhere: Pat
     """Not even with --verbose."""
     key = os.environ["MIDAPI_API_KEY"]
     ran = finish(spawn("generate", "a fox", "--verbose", "--json"))
-    assert 0 == ran.code
+    assert ran.code == 0
     assert key not in ran.out + ran.err

@@ -10,21 +10,21 @@ pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(credits=12.5)]
 def test_the_credits_are_printed(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """A number on a line of its own."""
     ran = midapi("credits")
-    assert (0, "12.50\n", "") == (ran.code, ran.out, ran.err)
+    assert (ran.code, ran.out, ran.err) == (0, "12.50\n", "")
 
 
 def test_the_credits_as_json(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """One object."""
-    assert {"credits": 12.5} == midapi("credits", "--json").json
+    assert midapi("credits", "--json").json == {"credits": 12.5}
 
 
 def test_without_a_key_it_says_what_to_do(midapi: Midapi) -> None:
     """A usage error that names the variables, and what works without a key."""
     ran = midapi("credits", "--json")
-    assert 2 == ran.code
+    assert ran.code == 2
     assert "set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE" in ran.error
     assert "midapi demo" in ran.error
-    assert "InvalidRequestError" == ran.json["error"]["type"]
+    assert ran.json["error"]["type"] == "InvalidRequestError"
 
 
 def test_another_problem_of_the_key_is_told_as_it_is(
@@ -33,7 +33,7 @@ def test_another_problem_of_the_key_is_told_as_it_is(
     """The text of the SDK, without the key."""
     monkeypatch.setenv("MIDAPI_API_KEY", "a b")
     ran = midapi("credits")
-    assert 2 == ran.code
+    assert ran.code == 2
     assert "api_key: holds a character that no API key has" in ran.error
 
 
@@ -44,8 +44,8 @@ def test_i5_a_wrong_key_is_an_error_that_does_not_show_it(
     """Exit code 1; the key stands nowhere."""
     monkeypatch.setenv("MIDAPI_API_KEY", "a-wrong-key")
     ran = midapi("credits", "--json", "--verbose")
-    assert 1 == ran.code
-    assert "AuthenticationError" == ran.json["error"]["type"]
+    assert ran.code == 1
+    assert ran.json["error"]["type"] == "AuthenticationError"
     assert "a-wrong-key" not in ran.out + ran.err
 
 
@@ -56,7 +56,7 @@ def test_a_server_that_is_not_there_is_an_error(
     monkeypatch.setenv("MIDAPI_API_KEY", "key")
     monkeypatch.setenv("MIDAPI_BASE_URL", "http://127.0.0.1:9")
     ran = midapi("credits")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "MidAPI could not be reached" in ran.error
 
 

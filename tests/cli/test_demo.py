@@ -20,9 +20,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_shows_the_whole_way_against_a_sandbox(midapi: Midapi, elsewhere: Path) -> None:
     """Without a key and without anything set: a callback, four pictures, and what it cost there."""
     ran = midapi("demo")
-    assert 0 == ran.code, ran.err
+    assert ran.code == 0, ran.err
     pictures = sorted((elsewhere / "midapi-demo").iterdir())
-    assert 4 == len(pictures)
+    assert len(pictures) == 4
     assert all(path.stat().st_size > 1000 for path in pictures)
     assert "1  A local MidAPI serves at http://127.0.0.1:" in ran.out
     assert "4  Its callback came" in ran.out
@@ -38,9 +38,9 @@ def test_it_says_where_real_pictures_come_from(
     """Without Pillow the pictures are grey, and that is said."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     ran = midapi("demo", "--folder", "there")
-    assert 0 == ran.code
+    assert ran.code == 0
     assert 'pip install "midapi-async[sandbox]"' in ran.out
-    assert 4 == len(list(Path("there").iterdir()))
+    assert len(list(Path("there").iterdir())) == 4
 
 
 def test_a_key_alone_makes_it_the_real_service(
@@ -48,14 +48,14 @@ def test_a_key_alone_makes_it_the_real_service(
 ) -> None:
     """It says first that it costs credits; nobody calls back, so it looks."""
     ran = midapi("demo", "--prompt", "a [/] blue whale")
-    assert 0 == ran.code, ran.err
+    assert ran.code == 0, ran.err
     assert f"An API key is set, so this is {midapi_sandbox.url}, and it costs credits." in ran.out
     assert "MIDAPI_PUBLIC_URL is not set" in ran.out
     assert "4  A look found it" in ran.out
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert f"midapi generate upscale {task_id} 0" in ran.out
     assert "a [/] blue whale" in ran.out
-    assert 4 == len(list(Path("midapi-demo").iterdir()))
+    assert len(list(Path("midapi-demo").iterdir())) == 4
 
 
 def test_the_real_service_calls_back_where_the_environment_says(
@@ -66,17 +66,17 @@ def test_the_real_service_calls_back_where_the_environment_says(
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{port}/callbacks")
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
     ran = midapi("demo")
-    assert 0 == ran.code, ran.err
+    assert ran.code == 0, ran.err
     assert f"takes callbacks at http://127.0.0.1:{port}/callbacks." in ran.out
-    assert 200 == midapi_sandbox.ledger.callbacks[0].status
+    assert midapi_sandbox.ledger.callbacks[0].status == 200
 
 
 def test_with_a_key_it_can_be_had_for_nothing(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
     """--sandbox: the account that the key belongs to is not asked."""
-    assert 0 == midapi("demo", "--sandbox").code
-    assert () == midapi_sandbox.ledger.requests
+    assert midapi("demo", "--sandbox").code == 0
+    assert midapi_sandbox.ledger.requests == ()
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
@@ -87,7 +87,7 @@ def test_ctrl_c_during_the_post_tells_the_task(
     midapi_sandbox.faults.on("submit", do=delay(1.0))
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
         ran = midapi("demo")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert only(midapi_sandbox.ledger.accepted).task_id in ran.err
 
 
@@ -95,11 +95,11 @@ def test_a_folder_that_cannot_be_is_a_usage_error(midapi: Midapi) -> None:
     """Noticed before anything is done."""
     Path("taken").write_text("")
     ran = midapi("demo", "--folder", "taken")
-    assert (2, "") == (ran.code, ran.out)
+    assert (ran.code, ran.out) == (2, "")
 
 
 def test_a_process_of_its_own_needs_nothing(elsewhere: Path) -> None:
     """The demo as a user starts it."""
     ran = finish(spawn("demo"))
-    assert 0 == ran.code, ran.err
-    assert 4 == len(list((elsewhere / "midapi-demo").iterdir()))
+    assert ran.code == 0, ran.err
+    assert len(list((elsewhere / "midapi-demo").iterdir())) == 4

@@ -82,7 +82,7 @@ async def test_a_good_proxy_is_a_good_proxy(receiver_port: int) -> None:
     """Every check is ok, and one of them says that a callback arrived."""
     async with Front(receiver_port) as front:
         found = await examined(front.url(), receiver_port, key=WEBHOOK_KEY)
-    assert ["port", "address", "callback"] == [each.name for each in found]
+    assert [each.name for each in found] == ["port", "address", "callback"]
     assert not bad(found)
     assert "arrived as it was sent" in found[-1].text
 
@@ -125,13 +125,13 @@ async def test_who_expects_to_be_told_to_go_on_is(receiver_port: int) -> None:
     async with Recorder("127.0.0.1", receiver_port) as recorder:
         reader, writer = await asyncio.open_connection("127.0.0.1", receiver_port)
         writer.write(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-        assert b"HTTP/1.1 100 Continue\r\n\r\n" == await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"ok")
         assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
         writer.close()
     [arrival] = recorder.arrivals
     assert arrival.message is not None
-    assert b"ok" == arrival.message.body
+    assert arrival.message.body == b"ok"
 
 
 async def test_who_comes_and_says_nothing_is_let_go(receiver_port: int) -> None:
@@ -142,7 +142,7 @@ async def test_who_comes_and_says_nothing_is_let_go(receiver_port: int) -> None:
         lines[1][1].write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n")
         await asyncio.sleep(1)
         abort_with_reset(lines[1][1])
-        assert b"" == await lines[0][0].read()
+        assert await lines[0][0].read() == b""
         lines[0][1].close()
         _, late = await asyncio.open_connection("127.0.0.1", receiver_port)
         await asyncio.sleep(1)
@@ -158,7 +158,7 @@ async def test_the_world_fills_no_memory(receiver_port: int) -> None:
             writer.write(b"\x16\x03\x01")
             await asyncio.sleep(0.01)
             writer.close()
-        assert 100 == len(recorder.arrivals)
+        assert len(recorder.arrivals) == 100
 
 
 async def test_for_a_sandbox_the_port_alone_will_do(receiver_port: int) -> None:
@@ -235,7 +235,7 @@ async def test_a_lost_signature_without_a_key_is_only_a_warning(receiver_port: i
     """It does not matter yet."""
     async with Front(receiver_port, change=CHANGES["strips_the_signature"][0]) as front:
         [one] = bad(await examined(front.url(), receiver_port))
-    assert "warning" == one.verdict
+    assert one.verdict == "warning"
     assert "once a webhook key is set" in one.hint
 
 
@@ -379,7 +379,7 @@ async def test_a_port_that_does_not_answer(
     begun = asyncio.get_running_loop().time()
     text = failure(await examined("http://127.0.0.1:9/hook", receiver_port))
     assert "127.0.0.1:9 does not answer" in text
-    assert 10 > asyncio.get_running_loop().time() - begun
+    assert asyncio.get_running_loop().time() - begun < 10
 
 
 async def test_an_address_without_a_way(
@@ -408,7 +408,7 @@ async def test_of_several_addresses_one_may_fail(
     monkeypatch.setattr(_checkup, "places", two)
     async with Front(receiver_port) as front:
         [one] = bad(await examined(front.url(), receiver_port))
-    assert "warning" == one.verdict
+    assert one.verdict == "warning"
     assert f"by way of 127.0.0.2: 127.0.0.2:{closed} refuses" in one.text
 
 
@@ -433,13 +433,13 @@ def test_the_real_midapi_reaches_public_addresses_only(given: str, ok: bool) -> 
     """A local service, such as the sandbox, reaches the others, too."""
     place = Place(given, 443)
     assert ("ok" if ok else "failed") == _diagnosis.address(place, is_public=True).verdict
-    assert "ok" == _diagnosis.address(place, is_public=False).verdict
+    assert _diagnosis.address(place, is_public=False).verdict == "ok"
 
 
 async def test_loopback_and_plain_http_are_no_public_url(receiver_port: int) -> None:
     """For the real MidAPI, though the probe itself arrives."""
     found = bad(await examined(None, receiver_port, is_public=True))
-    assert [("address", "failed"), ("TLS", "warning")] == [(it.name, it.verdict) for it in found]
+    assert [(it.name, it.verdict) for it in found] == [("address", "failed"), ("TLS", "warning")]
     assert "127.0.0.1 is this machine itself: MidAPI cannot reach it" in found[0].text
 
 
@@ -583,7 +583,7 @@ async def test_a_running_receiver_is_asked_in_the_doctors_place(receiver_port: i
         found = await examined(front.url(), receiver_port)
     assert "is held by a receiver" in found[0].text
     [one] = bad(found)
-    assert ("warning", True) == (one.verdict, "whether it is yours cannot be told" in one.text)
+    assert (one.verdict, "whether it is yours cannot be told" in one.text) == ("warning", True)
 
 
 async def test_a_running_program_that_is_no_receiver() -> None:
@@ -617,7 +617,7 @@ async def test_a_port_that_cannot_be_listened_on() -> None:
     """Not an address of this machine."""
     how = Callbacks(public_url="http://127.0.0.1:1/", host="203.0.113.1", port=0, keys=())
     [one] = await _checkup.callbacks(how, is_public=False)
-    assert ("port", "failed") == (one.name, one.verdict)
+    assert (one.name, one.verdict) == ("port", "failed")
     assert "203.0.113.1:0 cannot be listened on" in one.text
 
 
@@ -647,7 +647,7 @@ def test_i5_a_probe_shows_neither_its_token_nor_a_key() -> None:
     """Nor does what it makes of a text."""
     probe = Probe(URL("http://me.example/"), (WEBHOOK_KEY,))
     secrets.assert_none_in(probe, probe.shown(probe.path), probe.shown(probe.path.lower()))
-    assert "/TOKEN" == probe.shown(probe.path)
+    assert probe.shown(probe.path) == "/TOKEN"
 
 
 # ─── the account ─────────────────────────────────────────────────────────────────────────────────
@@ -690,7 +690,7 @@ async def test_a_service_that_tells_no_time(client_env: Callable[[str], None], d
     """Nothing is said of the clock then."""
     async with ScriptedServer([reply(404, headers={"Date": date})]) as server:
         client_env(server.url)
-        assert 1 == len(await _checkup.service())
+        assert len(await _checkup.service()) == 1
 
 
 @pytest.mark.parametrize(
@@ -728,12 +728,12 @@ async def test_settings_that_no_client_takes(
 ) -> None:
     """Each in the client's own words; what can be checked still is."""
     client_env("http://pictures.example")
-    assert ["base_url"] == [each.name for each in await _checkup.account()]
+    assert [each.name for each in await _checkup.account()] == ["base_url"]
     monkeypatch.delenv("MIDAPI_API_KEY")
     async with ScriptedServer([reply(404)]) as server:
         monkeypatch.setenv("MIDAPI_BASE_URL", server.url)
         found = await _checkup.account()
-    assert [("API key", "failed"), ("service", "ok")] == [(it.name, it.verdict) for it in found]
+    assert [(it.name, it.verdict) for it in found] == [("API key", "failed"), ("service", "ok")]
 
 
 # ─── the journal ─────────────────────────────────────────────────────────────────────────────────
@@ -754,7 +754,7 @@ async def test_a_journal_is_opened_as_a_program_would(tmp_path: Path) -> None:
     assert "other users can look into" in (await _checkup.journal(folder)).text
     folder.chmod(0o777)
     found = await _checkup.journal(folder)
-    assert ("failed", True) == (found.verdict, "can be written by others" in found.text)
+    assert (found.verdict, "can be written by others" in found.text) == ("failed", True)
     folder.chmod(0o700)
     database = folder / "journal.sqlite"
     with closing(sqlite3.connect(database)) as connection:
@@ -767,10 +767,10 @@ async def test_a_journal_is_opened_as_a_program_would(tmp_path: Path) -> None:
         )
         connection.commit()
     found = await _checkup.journal(folder)
-    assert "failed" == found.verdict
+    assert found.verdict == "failed"
     assert found.text.startswith(f"{folder} is damaged: ")
     database.write_bytes(b"x" * 8192)
-    assert "failed" == (await _checkup.journal(folder)).verdict
+    assert (await _checkup.journal(folder)).verdict == "failed"
 
 
 def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:
@@ -778,7 +778,7 @@ def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = _checkup.missing(tmp_path / "file" / "journal")
     assert found is not None
-    assert ("failed", True) == (found.verdict, "cannot be made" in found.text)
+    assert (found.verdict, "cannot be made" in found.text) == ("failed", True)
 
 
 # ─── the command ─────────────────────────────────────────────────────────────────────────────────
@@ -794,9 +794,9 @@ def test_the_command_against_a_sandbox(
 ) -> None:
     """All is well: a line for each check, exit code 0, and no secret."""
     ran = midapi("doctor", "--port", receiver_port, "--webhook-key", WEBHOOK_KEY)
-    assert 0 == ran.code
+    assert ran.code == 0
     marks = [line[:1] for line in ran.lines if not line.startswith(" ")]
-    assert ["✓", "✓", "✓", "!", "✓", "✓", "✓"] == marks
+    assert marks == ["✓", "✓", "✓", "!", "✓", "✓", "✓"]
     assert "Nothing needs mending." in ran.err
     assert not secrets.found_in(ran.out + ran.err)
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(receiver_port))
@@ -804,7 +804,7 @@ def test_the_command_against_a_sandbox(
     monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
     ran = midapi("doctor", "--json")
     assert ran.json["ok"]
-    assert "callback" == ran.json["checks"][-1]["name"]
+    assert ran.json["checks"][-1]["name"] == "callback"
     assert "journal is not there" in str(ran.json)
 
 
@@ -816,13 +816,13 @@ def test_the_command_says_what_must_be_mended(
     """Exit code 1, in plain words and as JSON; the key stands nowhere."""
     monkeypatch.setenv("MIDAPI_API_KEY", secrets.known("a-key-that-is-wrong"))
     ran = midapi("doctor", "--public-url", "ftp://me.example", "--journal", "folder")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "✗ API key: " in ran.out
     assert "✗ public_url: must be an http or https URL" in ran.out
     assert "2 things need mending." in ran.err
     assert not secrets.found_in(ran.out + ran.err)
     ran = midapi("doctor", "--json")
-    assert (1, False) == (ran.code, ran.json["ok"])
+    assert (ran.code, ran.json["ok"]) == (1, False)
     assert "nobody can call back" in str(ran.json)
 
 
@@ -830,16 +830,16 @@ def test_what_the_environment_says_is_checked(monkeypatch: pytest.MonkeyPatch) -
     """As `CallbackReceiver.from_env` would say it."""
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", "http")
     [one] = _checkup.chosen(None, "127.0.0.1", None, None)  # type: ignore[misc]  # a list
-    assert ("callbacks", "warning") == (one.name, one.verdict)
+    assert (one.name, one.verdict) == ("callbacks", "warning")
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example/hook")
     monkeypatch.setenv("MIDAPI_WEBHOOK_KEY_FILE", "none")
     found = _checkup.chosen(None, "127.0.0.1", None, None)
     assert isinstance(found, list)
-    assert {"port", "webhook_key"} == {each.name for each in found}
+    assert {each.name for each in found} == {"port", "webhook_key"}
     monkeypatch.delenv("MIDAPI_WEBHOOK_KEY_FILE")
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", "8080")
     monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", f"{WEBHOOK_KEY}\n{secrets.known('the-new-key')}")
     how = _checkup.chosen(None, "127.0.0.1", None, None)
     assert isinstance(how, Callbacks)
-    assert (8080, 2) == (how.port, len(how.keys))
+    assert (how.port, len(how.keys)) == (8080, 2)
     secrets.assert_none_in(how)

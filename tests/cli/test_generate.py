@@ -38,13 +38,13 @@ def test_a_prompt_becomes_four_files_whose_paths_are_printed(
 ) -> None:
     """Stdout holds the paths and nothing else; what is for people goes to stderr."""
     ran = midapi("generate", "a red fox", "--aspect-ratio", "16:9", "--folder", "pictures")
-    assert 0 == ran.code
+    assert ran.code == 0
     assert sorted(str(path) for path in Path("pictures").iterdir()) == sorted(ran.lines)
-    assert 4 == len(ran.lines)
-    assert all(b"\xff\xd8\xff" == Path(line).read_bytes()[:3] for line in ran.lines)
+    assert len(ran.lines) == 4
+    assert all(Path(line).read_bytes()[:3] == b"\xff\xd8\xff" for line in ran.lines)
     assert "was submitted; such a task takes about 60 s." in ran.err
     assert "succeeded after " in ran.err
-    assert "16:9" == bought(midapi_sandbox)["aspectRatio"]
+    assert bought(midapi_sandbox)["aspectRatio"] == "16:9"
 
 
 def test_the_json_is_one_object_with_all_that_a_script_needs(
@@ -55,16 +55,16 @@ def test_the_json_is_one_object_with_all_that_a_script_needs(
         *("generate", "a fox", "--json", "--key", "order-17"),
         *("--metadata", "channel=42", "--metadata", "note=a=b"),
     )
-    assert 0 == ran.code
+    assert ran.code == 0
     found = ran.json
     assert only(midapi_sandbox.ledger.accepted).task_id == found["task_id"]
-    assert "succeeded" == found["status"]
-    assert 4 == len(found["urls"])
+    assert found["status"] == "succeeded"
+    assert len(found["urls"]) == 4
     assert all(Path(file).is_file() for file in found["files"])
     assert found["duration"] > 0
-    assert "order-17" == found["key"]
-    assert {"channel": "42", "note": "a=b"} == found["metadata"]
-    assert 32 == len(found["intent_id"])
+    assert found["key"] == "order-17"
+    assert found["metadata"] == {"channel": "42", "note": "a=b"}
+    assert len(found["intent_id"]) == 32
     assert "keys are kept in memory only" in ran.err
 
 
@@ -79,10 +79,10 @@ def test_i1_a_key_is_paid_once_while_the_journal_lasts(
     )
     assert first.json["task_id"] == second.json["task_id"]
     assert "kept in memory" not in second.err
-    assert 1 == len(midapi_sandbox.ledger.accepted)
+    assert len(midapi_sandbox.ledger.accepted) == 1
     other = midapi("generate", "a whale", "--key", "order-17", "--json")
-    assert 2 == other.code
-    assert ("KeyConflict", "order-17") == (other.json["error"]["type"], other.json["error"]["key"])
+    assert other.code == 2
+    assert (other.json["error"]["type"], other.json["error"]["key"]) == ("KeyConflict", "order-17")
 
 
 def test_without_a_download_the_urls_are_printed(
@@ -90,9 +90,9 @@ def test_without_a_download_the_urls_are_printed(
 ) -> None:
     """--no-download: four URLs, no file."""
     ran = midapi("generate", "a fox", "--no-download")
-    assert 4 == len(ran.lines)
+    assert len(ran.lines) == 4
     assert all(line.startswith(midapi_sandbox.url) for line in ran.lines)
-    assert [] == list(elsewhere.iterdir())
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.midapi_sandbox(auto=False)
@@ -102,7 +102,7 @@ def test_without_waiting_the_task_id_is_printed(
     """--no-wait: the id on stdout, and on stderr how to come back."""
     ran = midapi("generate", "a fox", "--no-wait")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
-    assert [task_id] == ran.lines
+    assert ran.lines == [task_id]
     assert f"midapi task {task_id} --wait --download" in ran.err
 
 
@@ -112,18 +112,18 @@ def test_without_waiting_the_json_says_that_it_is_generating(
 ) -> None:
     """--no-wait --json has the same names as a finished task's."""
     found = midapi("generate", "a fox", "--no-wait", "--json").json
-    assert ("generating", [], [], None) == (
+    assert (
         found["status"],
         found["urls"],
         found["files"],
         found["duration"],
-    )
+    ) == ("generating", [], [], None)
 
 
 def test_what_is_not_given_is_not_sent(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """Only what the SDK always sends is in the body of a bare prompt."""
     midapi("generate", "a fox", "--no-wait")
-    assert {"taskType", "prompt", "speed", "enableTranslation"} == set(bought(midapi_sandbox))
+    assert set(bought(midapi_sandbox)) == {"taskType", "prompt", "speed", "enableTranslation"}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_each_kind_of_request_is_sent_as_it_was_asked_for(
     """The options of the command line are the fields of MidAPI's body."""
     wait = ["--no-wait"]  # behind the name of a command, before a --
     ran = midapi("generate", *(wait + arguments if "--" in arguments else arguments + wait))
-    assert 0 == ran.code, ran.err
+    assert ran.code == 0, ran.err
     assert body.items() <= bought(midapi_sandbox).items()
 
 
@@ -191,7 +191,7 @@ def test_what_goes_on_from_a_task_names_it(
     midapi_sandbox.finish(task_id)
     command, *rest = arguments
     ran = midapi("generate", command, task_id, *rest, "--no-wait")
-    assert 0 == ran.code, ran.err
+    assert ran.code == 0, ran.err
     sent = midapi_sandbox.ledger.accepted[-1].body
     assert {"taskId": task_id, **body}.items() <= sent.items()
 
@@ -202,8 +202,8 @@ def test_a_request_is_read_from_a_file(
     """A body copied from MidAPI's documentation works; its callback URL is dropped."""
     body = {"taskType": "mj_txt2img", "prompt": "a fox", "version": 7, "callBackUrl": URL}
     (elsewhere / "body.json").write_text(json.dumps(body))
-    assert 0 == midapi("generate", "--from-json", "body.json", "--no-wait").code
-    assert "7" == bought(midapi_sandbox)["version"]
+    assert midapi("generate", "--from-json", "body.json", "--no-wait").code == 0
+    assert bought(midapi_sandbox)["version"] == "7"
     assert "callBackUrl" not in bought(midapi_sandbox)
 
 
@@ -213,8 +213,8 @@ def test_a_request_is_read_from_stdin(
     """A - stands for stdin."""
     raw = io.BytesIO('{"prompt": "ein Füchslein"}'.encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))
-    assert 0 == midapi("generate", "--from-json", "-", "--no-wait").code
-    assert "ein Füchslein" == bought(midapi_sandbox)["prompt"]
+    assert midapi("generate", "--from-json", "-", "--no-wait").code == 0
+    assert bought(midapi_sandbox)["prompt"] == "ein Füchslein"
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,9 @@ def test_a_file_that_is_no_request_is_a_usage_error(
     """Nothing is sent, and the error says what is wrong."""
     (elsewhere / "body.json").write_bytes(content)
     ran = midapi("generate", "--from-json", "body.json")
-    assert 2 == ran.code
+    assert ran.code == 2
     assert says in ran.error
-    assert () == midapi_sandbox.ledger.requests
+    assert midapi_sandbox.ledger.requests == ()
 
 
 @pytest.mark.parametrize(
@@ -270,18 +270,18 @@ def test_what_cannot_be_meant_is_a_usage_error_and_nothing_is_sent(
 ) -> None:
     """Exit code 2, one line, no request."""
     ran = midapi("generate", *arguments)
-    assert 2 == ran.code
+    assert ran.code == 2
     assert says in ran.error
-    assert "" == ran.out
-    assert () == midapi_sandbox.ledger.requests
+    assert ran.out == ""
+    assert midapi_sandbox.ledger.requests == ()
 
 
 def test_usage_errors_are_json_too(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """An InvalidRequestError names the problem of each field."""
     ran = midapi("generate", "a fox", "--variety", "3", "--json")
-    assert 2 == ran.code
-    assert "InvalidRequestError" == ran.json["error"]["type"]
-    assert {"variety"} == set(ran.json["error"]["problems"])
+    assert ran.code == 2
+    assert ran.json["error"]["type"] == "InvalidRequestError"
+    assert set(ran.json["error"]["problems"]) == {"variety"}
 
 
 def test_a_refusal_is_told_in_a_line_and_as_json(
@@ -290,12 +290,12 @@ def test_a_refusal_is_told_in_a_line_and_as_json(
     """Exit code 1, with MidAPI's code in the JSON."""
     midapi_sandbox.credits = 0
     ran = midapi("generate", "a fox", "--json")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "Top up the account" in ran.error
-    assert ("InsufficientCreditsError", 402) == (
+    assert (
         ran.json["error"]["type"],
         ran.json["error"]["code"],
-    )
+    ) == ("InsufficientCreditsError", 402)
 
 
 def test_a_failed_task_is_told_with_its_details(
@@ -303,11 +303,11 @@ def test_a_failed_task_is_told_with_its_details(
 ) -> None:
     """Exit code 1; the JSON holds the task's id and its last snapshot."""
     ran = midapi("generate", "a fox [[sandbox: fail=nsfw content]]", "--json")
-    assert 1 == ran.code
+    assert ran.code == 1
     error = ran.json["error"]
-    assert "PromptRejected" == error["type"]
+    assert error["type"] == "PromptRejected"
     assert only(midapi_sandbox.ledger.accepted).task_id == error["task_id"]
-    assert "nsfw content" == error["details"]["error_message"]
+    assert error["details"]["error_message"] == "nsfw content"
 
 
 @pytest.mark.midapi_sandbox(auto=False)
@@ -315,7 +315,7 @@ def test_a_timeout_says_how_to_come_back(midapi: Midapi, midapi_sandbox: Sandbox
     """The task goes on, and `midapi task` finds it again."""
     ran = midapi("generate", "a fox", "--timeout", "30")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
-    assert 1 == ran.code
+    assert ran.code == 1
     assert f"It goes on: midapi task {task_id} --wait --download" in ran.error
     assert f"Task {task_id} is generating: 20 s, usually about 60 s." in ran.err
 
@@ -325,11 +325,11 @@ def test_s01_a_lost_answer_is_told_as_such(midapi: Midapi, midapi_sandbox: Sandb
     """Nobody knows whether it was bought: said, not sent again, exit code 1."""
     midapi_sandbox.faults.on("submit", do=lose_answer())
     ran = midapi("generate", "a fox", "--json")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "it may have been paid and was not sent again" in ran.err
-    assert "SubmissionUnknown" == ran.json["error"]["type"]
-    assert 32 == len(ran.json["error"]["intent_id"])
-    assert 1 == len(midapi_sandbox.ledger.accepted)
+    assert ran.json["error"]["type"] == "SubmissionUnknown"
+    assert len(ran.json["error"]["intent_id"]) == 32
+    assert len(midapi_sandbox.ledger.accepted) == 1
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_failed_download_says_how_to_try_again(
     midapi_sandbox.faults.on("file", do=fault)
     ran = midapi("generate", "a fox", "--json")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
-    assert 1 == ran.code
+    assert ran.code == 1
     assert f"try again with: midapi task {task_id} --download" in ran.err
     error = ran.json["error"]
     assert (kind, task_id, 4) == (error["type"], error["task_id"], len(error["urls"]))
@@ -360,9 +360,9 @@ def test_a_folder_that_cannot_be_is_a_usage_error(
     """A file in the folder's place: noticed before anything is bought."""
     (elsewhere / "taken").write_text("")
     ran = midapi("generate", "a fox", "--folder", folder)
-    assert 2 == ran.code
+    assert ran.code == 2
     assert "folder: 'taken" in ran.error
-    assert () == midapi_sandbox.ledger.requests
+    assert midapi_sandbox.ledger.requests == ()
 
 
 def test_a_folder_that_is_read_only_is_a_usage_error(
@@ -371,9 +371,9 @@ def test_a_folder_that_is_read_only_is_a_usage_error(
     """As above; root may write anywhere, so the system's answer is made up."""
     monkeypatch.setattr(os, "access", lambda *_: False)
     ran = midapi("generate", "a fox")
-    assert 2 == ran.code
+    assert ran.code == 2
     assert "folder: '.' is not writable" in ran.error
-    assert () == midapi_sandbox.ledger.requests
+    assert midapi_sandbox.ledger.requests == ()
 
 
 def test_d12_nothing_from_outside_reaches_the_terminal_raw(
@@ -384,11 +384,11 @@ def test_d12_nothing_from_outside_reaches_the_terminal_raw(
     midapi_sandbox.faults.on("submit", do=answer_code(422, evil), nth=1)
     for arguments in (["x"], ["x", f"{evil}"], [f"--{evil}"], ["x", "--speed", evil]):
         ran = midapi("generate", *arguments)
-        assert 0 != ran.code
+        assert ran.code != 0
         assert ran.error
         assert not any(mark in ran.out + ran.err for mark in (ESC, RIGHT_TO_LEFT))
     ran = midapi("generate", "x", "--folder", f"a{RIGHT_TO_LEFT}[/]b")
-    assert 0 == ran.code
+    assert ran.code == 0
     assert ran.lines[0].startswith("a\\u202e[/]b/")
 
 
@@ -398,7 +398,7 @@ def test_ctrl_c_leaves_the_task_and_says_so(midapi: Midapi, midapi_sandbox: Sand
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("look")):
         ran = midapi("generate", "a fox", "--json")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
-    assert 130 == ran.code
+    assert ran.code == 130
     assert f"come back with: midapi task {task_id} --wait --download" in ran.err
     assert ("Interrupted", task_id) == (ran.json["error"]["type"], ran.json["error"]["task_id"])
 
@@ -410,7 +410,7 @@ def test_ctrl_c_during_the_download_says_how_to_try_again(
     midapi_sandbox.faults.on("file", do=hang())
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("file")):
         ran = midapi("generate", "a fox")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert "try again with: midapi task " in ran.error
 
 
@@ -430,7 +430,7 @@ def test_s13_ctrl_c_during_the_post_loses_no_task(
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
         ran = midapi("generate", "a fox", *(["--key", key] if key else []))
     task_id = only(midapi_sandbox.ledger.accepted).task_id
-    assert 130 == ran.code
+    assert ran.code == 130
     assert "Waiting for the answer" in ran.err
     assert f"midapi task {task_id} --wait --download" in ran.err
 
@@ -448,7 +448,7 @@ def test_s13_ctrl_c_tells_of_what_was_interrupted_and_of_nothing_older(
     midapi_sandbox.faults.on("submit", nth=1, do=hang())
     with ctrl_c_when(lambda: len(midapi_sandbox.ledger.accepted) == 3):
         ran = midapi("generate", "a fox", "--json")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert old != ran.json["error"]["intent_id"]
 
 
@@ -461,9 +461,9 @@ def test_s13_ctrl_c_with_an_answer_that_never_comes_is_unknown(
     midapi_sandbox.faults.on("submit", do=hang())
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
         ran = midapi("generate", "a fox", "--json")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert "Nobody can know whether MidAPI accepted this submission" in ran.err
-    assert 32 == len(ran.json["error"]["intent_id"])
+    assert len(ran.json["error"]["intent_id"]) == 32
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
@@ -474,9 +474,9 @@ def test_ctrl_c_while_it_is_sent_again_buys_nothing(
     midapi_sandbox.faults.on("submit", do=answer_code(455))
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("submit")):
         ran = midapi("generate", "a fox")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert "Nothing was bought." in ran.error
-    assert () == midapi_sandbox.ledger.accepted
+    assert midapi_sandbox.ledger.accepted == ()
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
@@ -488,7 +488,7 @@ def test_a_second_ctrl_c_leaves_what_was_sent(
     started = time.monotonic()
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted, times=2):
         ran = midapi("generate", "a fox")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert time.monotonic() - started < 15
     assert "Ctrl-C again leaves it" in ran.err
     assert "Traceback" not in ran.err
@@ -501,5 +501,5 @@ def test_the_log_is_shown_with_verbose_only(midapi: Midapi, midapi_sandbox: Sand
     assert "midapi: " not in plain.err
     midapi_sandbox.faults.on("submit", do=answer_code(455), nth=2)
     loud = midapi("generate", "a fox", "--no-download", "--verbose")
-    assert 0 == loud.code
+    assert loud.code == 0
     assert os.environ["MIDAPI_API_KEY"] not in loud.err

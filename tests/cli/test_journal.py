@@ -37,19 +37,20 @@ def unknown(midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch) -> s
 def test_list_and_show(midapi: Midapi, unknown: str) -> None:
     """One line for each intent; a beginning of its id is enough; nothing raw reaches a terminal."""
     lines = midapi("journal", "list").lines
-    assert ["succeeded taken key=one", "unknown key=two"] == [
-        line.split(" ", 2)[2].partition(" task=")[0] for line in lines
+    assert [line.split(" ", 2)[2].partition(" task=")[0] for line in lines] == [
+        "succeeded taken key=one",
+        "unknown key=two",
     ]
     assert unknown == only(midapi("journal", "list", "unknown").lines).split()[0]
-    assert 2 == len(midapi("journal", "list", "--json").json["intents"])
+    assert len(midapi("journal", "list", "--json").json["intents"]) == 2
     facts = midapi("journal", "show", unknown[:8], "--json").json
-    assert ("unknown", "two", {"a": "b"}, None) == (
+    assert (
         facts["state"],
         facts["key"],
         facts["metadata"],
         facts["task_id"],
-    )
-    assert "TextToImage" == facts["request"]["kind"]
+    ) == ("unknown", "two", {"a": "b"}, None)
+    assert facts["request"]["kind"] == "TextToImage"
     ran = midapi("journal", "show", unknown)
     assert f"intent_id: {unknown}" in ran.lines
     assert "\x1b" not in ran.out
@@ -57,7 +58,7 @@ def test_list_and_show(midapi: Midapi, unknown: str) -> None:
 
 def test_an_intent_that_is_not_there(midapi: Midapi, unknown: str) -> None:
     """A usage error that says so; so is a beginning that fits several."""
-    assert 2 == (ran := midapi("journal", "show", "zz")).code
+    assert (ran := midapi("journal", "show", "zz")).code == 2
     assert "'zz' is in this journal under no intent" in ran.error
     assert "several" in midapi("journal", "show", "").error
 
@@ -79,7 +80,7 @@ def test_folders_that_are_no_journal(
     ran = midapi("journal", *arguments)
     assert ran.code in {1, 2}
     assert told in ran.error
-    assert [elsewhere / "somebody-elses"] == list(elsewhere.iterdir())
+    assert list(elsewhere.iterdir()) == [elsewhere / "somebody-elses"]
 
 
 def test_adopt_while_a_bot_has_the_folder_open(
@@ -103,27 +104,27 @@ def test_adopt_while_a_bot_has_the_folder_open(
         assert (0, [task_id]) == (ran.code, ran.lines)
     finally:
         thread.join(20)
-    assert [task_id] == settled
-    assert 2 == midapi("journal", "adopt", unknown, "another").code
+    assert settled == [task_id]
+    assert midapi("journal", "adopt", unknown, "another").code == 2
 
 
 def test_settle_gives_up_and_dismiss_forgets(midapi: Midapi, unknown: str) -> None:
     """Nothing is sent by either."""
     ran = midapi("journal", "settle", unknown, "--timeout", "1")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "no callback came in time" in ran.error
     ran = midapi("journal", "dismiss", unknown[:10])
-    assert (0, "") == (ran.code, ran.out)
+    assert (ran.code, ran.out) == (0, "")
     assert "is dismissed" in ran.err
-    assert 2 == midapi("journal", "dismiss", "zz").code
+    assert midapi("journal", "dismiss", "zz").code == 2
 
 
 def test_resubmit_buys_again(midapi: Midapi, midapi_sandbox: SandboxThread, unknown: str) -> None:
     """A new intent has the key; the old one is superseded."""
     ran = midapi("journal", "resubmit", unknown)
-    assert [midapi_sandbox.ledger.accepted[2].task_id] == ran.lines
-    assert "superseded" == midapi("journal", "show", unknown, "--json").json["state"]
-    assert 2 == (ran := midapi("journal", "resubmit", unknown, "--json")).code
+    assert ran.lines == [midapi_sandbox.ledger.accepted[2].task_id]
+    assert midapi("journal", "show", unknown, "--json").json["state"] == "superseded"
+    assert (ran := midapi("journal", "resubmit", unknown, "--json")).code == 2
     assert "only an unknown one" in ran.json["error"]["message"]
 
 
@@ -134,19 +135,19 @@ def test_resubmit_needs_a_key_and_adopt_does_not(
     monkeypatch.delenv("MIDAPI_API_KEY")
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example/midapi")
     assert "API key" in midapi("journal", "resubmit", unknown).error
-    assert "some-task" == midapi("journal", "adopt", unknown, "some-task", "--json").json["task_id"]
+    assert midapi("journal", "adopt", unknown, "some-task", "--json").json["task_id"] == "some-task"
 
 
 def test_prune_and_check(midapi: Midapi, unknown: str) -> None:
     """What was over goes, its key stays spent, what is unknown stays; a whole journal is 0."""
-    assert ["0 removed"] == midapi("journal", "prune").lines
-    assert {"removed": 1} == midapi("journal", "prune", "--days", "0", "--json").json
+    assert midapi("journal", "prune").lines == ["0 removed"]
+    assert midapi("journal", "prune", "--days", "0", "--json").json == {"removed": 1}
     report = midapi("journal", "check", "--json").json
-    assert ([], {"unknown": 1}, 1) == (
+    assert (
         report["problems"],
         {state: count for state, count in report["counts"].items() if state == "unknown"},
         report["spent_keys"],
-    )
+    ) == ([], {"unknown": 1}, 1)
     assert "whole" in midapi("journal", "check").lines[0]
     assert "There is none." in midapi("journal", "list", "refused").err
 
@@ -156,5 +157,5 @@ def test_a_damaged_journal_is_1(midapi: Midapi, unknown: str, elsewhere: Path) -
     [database] = (elsewhere / "journal").glob("*.sqlite")
     database.write_bytes(b"garbage" * 10_000)
     ran = midapi("journal", "check")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert str(database) in ran.error

@@ -85,15 +85,15 @@ async def test_a_callback_is_shown_and_answered_200() -> None:
     """Time, task, status, prompt, files; not the token."""
     data = GOOD.replace(b"a red fox", f"a red fox of {TOKEN}".encode())
     async with listening() as scene:
-        assert 200 == await scene.post(data)
+        assert await scene.post(data) == 200
         first, *rest = scene.lines
         facts = listen_module._facts(scene.shown[0])
     assert first.endswith(f"{TASK}  succeeded")
-    assert ["    prompt: a red fox of mjt_…", *(f"    {url}" for url in FILES)] == rest
-    assert (TASK, "succeeded", "a red fox of mjt_…", tuple(FILES), 200, False, None) == tuple(
+    assert rest == ["    prompt: a red fox of mjt_…", *(f"    {url}" for url in FILES)]
+    assert tuple(
         facts[name]
         for name in ("task_id", "status", "prompt", "urls", "answer", "signed", "forwarded")
-    )
+    ) == (TASK, "succeeded", "a red fox of mjt_…", tuple(FILES), 200, False, None)
     assert not secrets.found_in(json.dumps(facts) + first)
 
 
@@ -113,7 +113,7 @@ async def test_a_callback_is_shown_and_answered_200() -> None:
 async def test_every_form_of_a_callback_is_read(data: bytes, status: str, more: list[str]) -> None:
     """Acknowledgements, failures, and those that look like record-info."""
     async with listening() as scene:
-        assert 200 == await scene.post(data)
+        assert await scene.post(data) == 200
         assert scene.lines[0].endswith(status)
         told = "\n".join(scene.lines[1:])
     assert all(each in told for each in more)
@@ -141,11 +141,11 @@ async def test_what_a_receiver_refuses_is_refused_and_shown(
 async def test_c04_with_a_key_what_is_not_signed_is_401() -> None:
     """Also with a signature of another key; a good one is 200."""
     async with listening(secrets.known("the-old-key"), WEBHOOK_KEY) as scene:
-        assert 401 == await scene.post()
+        assert await scene.post() == 401
         assert "not signed with the webhook key" in scene.lines[1]
-        assert 401 == await scene.post(GOOD, sign_callback("another-key", TASK))
-        assert 200 == await scene.post(GOOD, sign_callback(WEBHOOK_KEY, TASK))
-    assert [False, True, True] == [each.is_signed for each in scene.shown]
+        assert await scene.post(GOOD, sign_callback("another-key", TASK)) == 401
+        assert await scene.post(GOOD, sign_callback(WEBHOOK_KEY, TASK)) == 200
+    assert [each.is_signed for each in scene.shown] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -167,11 +167,11 @@ async def test_a_callback_is_passed_on_as_it_came() -> None:
     async with ScriptedServer([delay(reply(202, json={}), 3)]) as program:
         async with listening(forward=f"{program.url}/midapi/") as scene:
             headers = {"Content-Type": "application/json", "X-Other": "x", "Cookie": "a=b"}
-            assert 202 == await scene.post(GOOD + b" ", headers | signed)
-            assert "    passed on: 202 after 3.0 s" == scene.lines[-1]
+            assert await scene.post(GOOD + b" ", headers | signed) == 202
+            assert scene.lines[-1] == "    passed on: 202 after 3.0 s"
         [request] = program.requests
-    assert (f"/midapi/{TOKEN}", GOOD + b" ") == (request.path, request.body)
-    assert "application/json" == request.headers["content-type"]
+    assert (request.path, request.body) == (f"/midapi/{TOKEN}", GOOD + b" ")
+    assert request.headers["content-type"] == "application/json"
     for name, value in signed.items():
         assert value == request.headers[name.lower()]
     assert not {"x-other", "cookie"} & set(request.headers)
@@ -187,26 +187,26 @@ async def test_what_the_program_has_not_taken_is_sent_again(how: str) -> None:
         if how == "refused":
             await exits.aclose()
         scene = await exits.enter_async_context(listening(forward=program.url))
-        assert 503 == await scene.post()
+        assert await scene.post() == 503
     assert scene.lines[-1].endswith("answered 503, so that MidAPI sends it again")
     forwarded = scene.shown[0].forwarded
     assert isinstance(forwarded, Forwarded)
-    assert (None, True) == (forwarded.status, bool(forwarded.fault))
-    assert 14 > forwarded.seconds
+    assert (forwarded.status, bool(forwarded.fault)) == (None, True)
+    assert forwarded.seconds < 14
 
 
 async def test_a_redirect_of_the_program_is_its_answer() -> None:
     """It is not followed: MidAPI's is not known to do that."""
     async with ScriptedServer([reply(307, headers={"Location": "/elsewhere"})]) as program:
         async with listening(forward=program.url) as scene:
-            assert 307 == await scene.post(path="/")
-        assert ["/"] == [each.path for each in program.requests]
+            assert await scene.post(path="/") == 307
+        assert [each.path for each in program.requests] == ["/"]
 
 
 async def test_what_is_refused_is_not_passed_on() -> None:
     """The program sees callbacks only."""
     async with ScriptedServer() as program, listening(forward=program.url) as scene:
-        assert 400 == await scene.post(b"not JSON")
+        assert await scene.post(b"not JSON") == 400
 
 
 # ─── the command ─────────────────────────────────────────────────────────────────────────────────
@@ -237,14 +237,14 @@ def test_a_process_listens_until_it_is_stopped(number: int) -> None:
     """One JSON object in a line for each callback; both signals are a usual end."""
     process = spawn("listen", "--port", 0, "--json")
     url = where(process)
-    assert 200 == post(f"{url}/{TOKEN}")
-    assert 400 == post(f"{url}/{TOKEN}", b"no callback")
+    assert post(f"{url}/{TOKEN}") == 200
+    assert post(f"{url}/{TOKEN}", b"no callback") == 400
     process.send_signal(number)
     ran = finish(process)
-    assert 0 == ran.code
+    assert ran.code == 0
     one, two = (json.loads(line) for line in ran.lines)
-    assert (TASK, 200) == (one["task_id"], one["answer"])
-    assert (None, 400) == (two["task_id"], two["answer"])
+    assert (one["task_id"], one["answer"]) == (TASK, 200)
+    assert (two["task_id"], two["answer"]) == (None, 400)
     assert not secrets.found_in(ran.out + ran.err)
 
 
@@ -259,7 +259,7 @@ def test_d12_control_characters_reach_no_terminal(
     data = body(500, "no\r\x07", promptJson=evil, resultUrls=["http://e\x1b]0;x"])
     with ctrl_c_when(lambda: post(f"http://127.0.0.1:{port}/x", data)):
         ran = midapi("listen", "--forward", "http://127.0.0.1:9/y")
-    assert 0 == ran.code
+    assert ran.code == 0
     assert r"prompt: a\x1b[2Jb\nc\u202ed[/]" in ran.out
     assert r"reason: no\r\x07" in ran.out
     assert ran.out.replace("\n", "").isprintable()
@@ -274,10 +274,10 @@ def test_a_reader_that_goes_away_ends_it() -> None:
     url = where(process)
     assert process.stdout is not None
     process.stdout.close()
-    assert 200 == post(f"{url}/x")
+    assert post(f"{url}/x") == 200
     assert process.stderr is not None
     process.stderr.close()
-    assert 141 == process.wait(20)
+    assert process.wait(20) == 141
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_what_cannot_be_meant_is_a_usage_error(
 ) -> None:
     """Exit code 2, one line that names it."""
     ran = midapi("listen", *arguments)
-    assert 2 == ran.code
+    assert ran.code == 2
     assert f"{named}" in ran.error
 
 
@@ -306,5 +306,5 @@ def test_a_taken_port_is_an_error(midapi: Midapi) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ran = midapi("listen", "--port", port)
-    assert 1 == ran.code
+    assert ran.code == 1
     assert f"callbacks cannot be received on 127.0.0.1:{port}" in ran.error

@@ -43,8 +43,8 @@ def test_it_serves_until_it_is_stopped(midapi: Midapi) -> None:
         ran = midapi(
             *("sandbox", "--port", port, "--api-key", KEY, "--credits", 7, "--time-scale", 60)
         )
-    assert (0, [f"http://127.0.0.1:{port}"]) == (ran.code, ran.lines)
-    assert 7 == seen[-1]
+    assert (ran.code, ran.lines) == (0, [f"http://127.0.0.1:{port}"])
+    assert seen[-1] == 7
     assert f"MIDAPI_BASE_URL=http://127.0.0.1:{port}" in ran.err
     assert "MIDAPI_TIME_SCALE=60" in ran.err
     assert KEY not in ran.err
@@ -56,10 +56,10 @@ def test_a_process_serves_at_a_port_of_its_own_choice() -> None:
     assert process.stdout is not None
     url = process.stdout.readline()
     port = int(url.rpartition(":")[2])
-    assert 10_000 == credits_at(port)
+    assert credits_at(port) == 10_000
     process.terminate()
     ran = finish(process)
-    assert 0 == ran.code
+    assert ran.code == 0
     assert "MIDAPI_API_KEY=anything" in ran.err
     assert "MIDAPI_TIME_SCALE" not in ran.err
 
@@ -68,7 +68,7 @@ def test_a_taken_port_is_an_error(midapi: Midapi, midapi_sandbox: SandboxThread)
     """Exit code 1, one line that names the port."""
     port = midapi_sandbox.url.rpartition(":")[2]
     ran = midapi("sandbox", "--port", port)
-    assert 1 == ran.code
+    assert ran.code == 1
     assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in ran.error
 
 
@@ -78,5 +78,5 @@ def test_a_taken_port_is_an_error(midapi: Midapi, midapi_sandbox: SandboxThread)
 def test_what_cannot_be_meant_is_a_usage_error(midapi: Midapi, arguments: list[str]) -> None:
     """Exit code 2, one line."""
     ran = midapi("sandbox", *arguments)
-    assert 2 == ran.code
+    assert ran.code == 2
     assert ran.error

@@ -21,9 +21,9 @@ def test_one_look_at_an_unfinished_task(
 ) -> None:
     """One request; nothing on stdout, since there are no files; success all the same."""
     ran = midapi("task", task_id)
-    assert (0, "") == (ran.code, ran.out)
+    assert (ran.code, ran.out) == (0, "")
     assert f"Task {task_id} is generating." in ran.err
-    assert 1 == midapi_sandbox.ledger.looks(task_id)
+    assert midapi_sandbox.ledger.looks(task_id) == 1
 
 
 def test_one_look_at_a_finished_task(
@@ -32,8 +32,8 @@ def test_one_look_at_a_finished_task(
     """Its URLs, and how long it took."""
     midapi_sandbox.finish(task_id)
     ran = midapi("task", task_id)
-    assert 0 == ran.code
-    assert 4 == len(ran.lines)
+    assert ran.code == 0
+    assert len(ran.lines) == 4
     assert ran.lines[0].startswith(midapi_sandbox.url)
     assert f"Task {task_id} succeeded after " in ran.err
 
@@ -44,19 +44,19 @@ def test_the_files_of_a_finished_task(
     """--download: where they are now."""
     midapi_sandbox.finish(task_id)
     ran = midapi("task", task_id, "--download", "--folder", "here")
-    assert 0 == ran.code
+    assert ran.code == 0
     assert all(Path(line).parent == Path("here") and Path(line).is_file() for line in ran.lines)
 
 
 def test_the_files_of_an_unfinished_task_are_not_there(midapi: Midapi, task_id: str) -> None:
     """--download without --wait is an error of the task, since a script counts on the files."""
     ran = midapi("task", task_id, "--download", "--json")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "Wait for it: midapi task " in ran.error
-    assert ("NotFinished", "generating") == (
+    assert (
         ran.json["error"]["type"],
         ran.json["error"]["details"]["status"],
-    )
+    ) == ("NotFinished", "generating")
 
 
 def test_an_unusable_folder_is_noticed_before_the_wait(
@@ -65,8 +65,8 @@ def test_an_unusable_folder_is_noticed_before_the_wait(
     """A usage error, and no look."""
     Path("taken").write_text("")
     ran = midapi("task", task_id, "--wait", "--download", "--folder", "taken")
-    assert 2 == ran.code
-    assert 0 == midapi_sandbox.ledger.looks(task_id)
+    assert ran.code == 2
+    assert midapi_sandbox.ledger.looks(task_id) == 0
 
 
 @pytest.mark.midapi_sandbox(auto=True)
@@ -74,8 +74,8 @@ def test_waiting_for_a_task(midapi: Midapi, midapi_sandbox: SandboxThread) -> No
     """--wait ends when the task does."""
     task_id = only(midapi("generate", "a fox [[sandbox: seconds=30]]", "--no-wait").lines)
     ran = midapi("task", task_id, "--wait", "--json")
-    assert 0 == ran.code
-    assert ("succeeded", []) == (ran.json["status"], ran.json["files"])
+    assert ran.code == 0
+    assert (ran.json["status"], ran.json["files"]) == ("succeeded", [])
     assert f"Task {task_id} is generating: 10 s." in ran.err
 
 
@@ -96,9 +96,9 @@ def test_l14_looking_at_a_task_of_a_bot_does_not_take_its_result(
     task_id = asyncio.run(order())
     midapi_sandbox.finish(task_id)
     midapi_sandbox.faults.on("look", nth=1, do=answer_code(500))  # so that it has to wait
-    assert 0 == midapi("task", task_id, "--wait").code
-    assert 0 == midapi("generate", "another fox", "--no-wait").code
-    assert [task_id] == asyncio.run(left())
+    assert midapi("task", task_id, "--wait").code == 0
+    assert midapi("generate", "another fox", "--no-wait").code == 0
+    assert asyncio.run(left()) == [task_id]
 
 
 def test_waiting_begins_also_with_a_look_that_fails(
@@ -107,7 +107,7 @@ def test_waiting_begins_also_with_a_look_that_fails(
     """A passing fault ends no wait."""
     midapi_sandbox.finish(task_id)
     midapi_sandbox.faults.on("look", nth=1, do=answer_code(500))
-    assert 0 == midapi("task", task_id, "--wait").code
+    assert midapi("task", task_id, "--wait").code == 0
 
 
 def test_a_look_that_fails_is_told(
@@ -116,7 +116,7 @@ def test_a_look_that_fails_is_told(
     """Without --wait there is just that one look."""
     midapi_sandbox.faults.on("look", nth=1, do=answer_code(500, "a bad moment"))
     ran = midapi("task", task_id)
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "MidAPI answered 500: a bad moment." in ran.error
 
 
@@ -127,7 +127,7 @@ def test_a_failed_task_is_an_error(
     """Exit code 1 and why, whether it was waited for or not."""
     midapi_sandbox.fail(task_id, message="nsfw [/]")
     ran = midapi("task", task_id, *arguments, "--json")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "nsfw [/]" in ran.error
     assert ("PromptRejected", task_id) == (ran.json["error"]["type"], ran.json["error"]["task_id"])
 
@@ -138,14 +138,14 @@ def test_ctrl_c_says_how_to_come_back(
     """Exit code 130."""
     with ctrl_c_when(lambda: midapi_sandbox.ledger.looks(task_id)):
         ran = midapi("task", task_id, "--wait")
-    assert 130 == ran.code
+    assert ran.code == 130
     assert f"midapi task {task_id} --wait --download" in ran.error
 
 
 def test_a_timeout_is_an_error(midapi: Midapi, task_id: str) -> None:
     """Exit code 1, and how to come back."""
     ran = midapi("task", task_id, "--wait", "--timeout", "5")
-    assert 1 == ran.code
+    assert ran.code == 1
     assert "It goes on: midapi task " in ran.error
 
 

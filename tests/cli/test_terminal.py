@@ -37,7 +37,7 @@ def test_d12_what_does_not_print_stands_as_its_escape(text: str, safe: str) -> N
 
 def test_one_line_is_one_line() -> None:
     """Line breaks of ours are blanks, and controls are escapes all the same."""
-    assert "a b \\x1b" == one_line("a\n  b \x1b")
+    assert one_line("a\n  b \x1b") == "a b \\x1b"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     written = capsys.readouterr().out
     assert written.isascii()
     assert written.removesuffix("\n").isprintable()
-    assert {"prompt": "\x1b\u202e狐"} == json.loads(written)
+    assert json.loads(written) == {"prompt": "\x1b\u202e狐"}
 
 
 def test_streams_that_are_closed_or_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +117,10 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", name)
     asyncio.run(show(Pace(scale=100), 0.25))
-    assert [
+    assert terminal.getvalue().splitlines() == [
         "Task 0f3a is generating: 10 s.",
         "Task 0f3a is generating: 20 s.",
-    ] == terminal.getvalue().splitlines()
+    ]
 
 
 def test_a_terminal_that_goes_away_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_the_bar_stands_on_stderr_of_a_real_terminal(
         os.close(master)
         assert process.stdout is not None
         paths = process.stdout.read().splitlines()
-    assert 0 == process.returncode
-    assert 4 == len(paths)
+    assert process.returncode == 0
+    assert len(paths) == 4
     assert "usually about 60 s" in written.decode()
     assert "\x1b[?25h" in written.decode()  # the cursor is back

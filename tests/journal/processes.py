@@ -119,7 +119,7 @@ def kill(folder: Path, rounds: int, seed: int) -> None:
             for line in child.told():
                 state, _, name = line.partition(" ")
                 seen[name] = max(seen.get(name, 0), STEPS[State(state)])
-            assert -signal.SIGKILL == child.ended()
+            assert child.ended() == -signal.SIGKILL
         asyncio.run(verify(place, seen))
     print(f"{sum(map(len, confirmed.values()))} intents were confirmed and kept")
 
@@ -140,8 +140,8 @@ async def verify(folder: Path, confirmed: dict[str, int]) -> None:
     accepted = [row.intent_id for row in rows.values() if row.state is State.ACCEPTED]
     assert accepted == [row.intent_id for row in untaken]
     report = await journal.check()
-    assert (1, ()) == (report.owners, report.problems)
-    assert 1 == len(list((folder / "owners").iterdir()))
+    assert (report.owners, report.problems) == (1, ())
+    assert len(list((folder / "owners").iterdir())) == 1
     await journal.aclose()
 
 
@@ -173,10 +173,10 @@ def race(folder: Path) -> None:
     """Four processes, 200 keys, 200 winners, and everybody knows who won."""
     children = [fork(racer(folder, number)) for number in range(4)]
     lines = [line.split(" ") for child in children for line in child.told()]
-    assert [0] * 4 == [child.ended() for child in children]
-    assert 800 == len(lines)
-    assert 200 == len({(key, name) for key, name, _ in lines})
-    assert 200 == sum(won == "True" for *_, won in lines)
+    assert [child.ended() for child in children] == [0] * 4
+    assert len(lines) == 800
+    assert len({(key, name) for key, name, _ in lines}) == 200
+    assert sum(won == "True" for *_, won in lines) == 200
     print("200 keys, 200 winners")
 
 
@@ -196,15 +196,15 @@ def fork_while_open(folder: Path) -> None:
             asyncio.run(try_all_ways(journal, folder, f"elsewhere {number}"))
             sys.exit()  # with everything that happens at an interpreter's end
         busy.join()
-        assert 0 == os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert (folder / "journal.sqlite-wal").stat().st_size > 0
     asyncio.run(claim(journal))
-    assert 121 == len(asyncio.run(journal.rows(SCOPE, State.SENDING)))
-    assert () == asyncio.run(journal.check()).problems
+    assert len(asyncio.run(journal.rows(SCOPE, State.SENDING))) == 121
+    assert asyncio.run(journal.check()).problems == ()
     asyncio.run(journal.aclose())
     look = fork(lambda tell: expect(folder, State.UNKNOWN, 121))
-    assert [] == look.told()
-    assert 0 == look.ended()
+    assert look.told() == []
+    assert look.ended() == 0
     print("the child was refused, and the parent went on")
 
 
@@ -252,7 +252,7 @@ def outlive(folder: Path) -> None:
     parent = fork(leave_a_child)
     with os.fdopen(parent.pipe) as pipe:
         child = int(pipe.readline())
-        assert -signal.SIGKILL == parent.ended()
+        assert parent.ended() == -signal.SIGKILL
         try:
             time.sleep(0.5)  # a child lets go in its first moments
             asyncio.run(expect(folder, State.UNKNOWN, 1))

@@ -51,9 +51,9 @@ async def test_what_is_claimed_can_be_found(any_journal: Journal) -> None:
         await any_journal.find(task_id="t-1"),
     ]
     # Where prompts are not stored, these two are not either.
-    assert [expected] * 4 == [
+    assert [
         row and attrs.evolve(row, request=FOX, fingerprint=mine.fingerprint) for row in found
-    ]
+    ] == [expected] * 4
     assert accepted.accepted_at is not None
     assert accepted.accepted_at >= mine.created_at
 
@@ -92,8 +92,8 @@ async def test_s15_who_holds_a_key(any_journal: Journal, state: State) -> None:
 async def test_s15_twenty_coroutines_one_key(any_journal: Journal) -> None:
     """Whoever comes first has it; all are told the same."""
     claims = [any_journal.claim(intent(key="k")) for _ in range(20)]
-    assert 1 == len({row.intent_id for row in await asyncio.gather(*claims)})
-    assert 1 == len(await any_journal.rows(SCOPE))
+    assert len({row.intent_id for row in await asyncio.gather(*claims)}) == 1
+    assert len(await any_journal.rows(SCOPE)) == 1
 
 
 async def test_a_refused_intent_that_lost_its_key(any_journal: Journal) -> None:
@@ -101,7 +101,7 @@ async def test_a_refused_intent_that_lost_its_key(any_journal: Journal) -> None:
     old = await in_state(any_journal, State.REFUSED, key="k")
     new = await any_journal.claim(intent(key="k"))
     late = await any_journal.advance(old.intent_id, State.ACCEPTED, task_id="late")
-    assert (State.ACCEPTED, "late") == (late.state, late.task_id)
+    assert (late.state, late.task_id) == (State.ACCEPTED, "late")
     holder = await any_journal.find(key=(SCOPE, "k"))
     assert holder is not None
     assert new.intent_id == holder.intent_id
@@ -136,7 +136,7 @@ async def test_superseding_what_nobody_knows(any_journal: Journal) -> None:
     """Nothing of it is written."""
     with pytest.raises(JournalError, match="holds no intent"):
         await any_journal.claim(intent(key="k", supersedes="nobody"))
-    assert [] == await any_journal.rows(SCOPE)
+    assert await any_journal.rows(SCOPE) == []
 
 
 @pytest.mark.parametrize("state", list(_WAYS))
@@ -159,8 +159,8 @@ async def test_two_tasks_of_one_intent(any_journal: Journal) -> None:
     for _ in range(2):
         row = await any_journal.advance(row.intent_id, State.ACCEPTED, task_id="second")
     row = await any_journal.advance(row.intent_id, task_id="third")
-    assert f"task-of-{row.intent_id}" == row.task_id
-    assert ("second", "third") == row.other_task_ids
+    assert row.task_id == f"task-of-{row.intent_id}"
+    assert row.other_task_ids == ("second", "third")
     for task_id in ("second", "third"):
         found = await any_journal.find(task_id=task_id)
         assert found is not None
@@ -184,8 +184,8 @@ async def test_l14_what_is_not_taken_comes_again(any_journal: Journal) -> None:
     assert names == [row.intent_id for row in await any_journal.take_over(SCOPE)]
     assert (await any_journal.advance(names[1], taken=True)).taken
     left = [row.intent_id for row in await any_journal.take_over(SCOPE)]
-    assert [names[0], *names[2:]] == left
-    assert [] == await any_journal.take_over("another scope")
+    assert left == [names[0], *names[2:]]
+    assert await any_journal.take_over("another scope") == []
 
 
 async def test_nothing_to_take_yet(any_journal: Journal) -> None:
@@ -200,9 +200,9 @@ async def test_rows(any_journal: Journal) -> None:
     await any_journal.claim(intent(scope="another scope"))
     assert list(names.values()) == [row.intent_id for row in await any_journal.rows(SCOPE)]
     for state, name in names.items():
-        assert [name] == [row.intent_id for row in await any_journal.rows(SCOPE, state)]
+        assert [row.intent_id for row in await any_journal.rows(SCOPE, state)] == [name]
     some = await any_journal.rows(SCOPE, State.FAILED, State.SENDING, State.REFUSED)
-    assert [State.SENDING, State.REFUSED, State.FAILED] == [row.state for row in some]
+    assert [row.state for row in some] == [State.SENDING, State.REFUSED, State.FAILED]
 
 
 async def test_rows_of_some_tasks(any_journal: Journal) -> None:
@@ -211,11 +211,11 @@ async def test_rows_of_some_tasks(any_journal: Journal) -> None:
     asked = {f"task-of-{row.intent_id}" for row in rows[::2]} | {f"no-{n}" for n in range(1000)}
     asked.add("")
     told = await any_journal.rows(SCOPE, *TOLD, task_ids=asked)
-    assert TOLD == {row.state for row in told}
+    assert {row.state for row in told} == TOLD
     assert len(TOLD) == len(told)
-    assert BOUGHT == {row.state for row in await any_journal.rows(SCOPE, task_ids=asked)}
-    assert [] == await any_journal.rows("another scope", task_ids=asked)
-    assert [] == await any_journal.rows(SCOPE, task_ids=())
+    assert {row.state for row in await any_journal.rows(SCOPE, task_ids=asked)} == BOUGHT
+    assert await any_journal.rows("another scope", task_ids=asked) == []
+    assert await any_journal.rows(SCOPE, task_ids=()) == []
 
 
 async def test_called_back(any_journal: Journal) -> None:
@@ -270,14 +270,14 @@ def test_l10_the_loop_that_was_sending_is_closed(kind: str, folder: Path) -> Non
         await journal.claim(elsewhere)
 
     async def go_on() -> None:
-        assert [first] == await journal.rows(SCOPE, State.SENDING)
+        assert await journal.rows(SCOPE, State.SENDING) == [first]
         ours = await journal.claim(intent())
-        assert [] == await journal.take_over(SCOPE)
-        assert [first.intent_id] == [
-            row.intent_id for row in await journal.rows(SCOPE, State.UNKNOWN)
+        assert await journal.take_over(SCOPE) == []
+        assert [row.intent_id for row in await journal.rows(SCOPE, State.UNKNOWN)] == [
+            first.intent_id
         ]
-        assert [ours] == await journal.rows(SCOPE, State.SENDING)
-        assert [elsewhere] == await journal.rows("another scope", State.SENDING)
+        assert await journal.rows(SCOPE, State.SENDING) == [ours]
+        assert await journal.rows("another scope", State.SENDING) == [elsewhere]
         await journal.aclose()
 
     VirtualLoop.run(begin())
@@ -292,7 +292,7 @@ async def test_closing_twice_and_going_on(any_journal: Journal) -> None:
     found = await any_journal.find(intent_id=row.intent_id)
     assert found is not None
     assert row.task_id == found.task_id
-    assert [row.intent_id] == [each.intent_id for each in await any_journal.take_over(SCOPE)]
+    assert [each.intent_id for each in await any_journal.take_over(SCOPE)] == [row.intent_id]
 
 
 async def test_durations_are_kept_by_kind_and_origin(any_journal: Journal) -> None:
@@ -303,7 +303,7 @@ async def test_durations_are_kept_by_kind_and_origin(any_journal: Journal) -> No
         await any_journal.learn("https://one", fast, float(n))
     await any_journal.learn("https://one", video, 180.5)
     await any_journal.learn("https://two", fast, 1.0)
-    assert {fast: [float(n) for n in range(6, 70)], video: [180.5]} == {
+    assert {
         kind: list(seen) for kind, seen in (await any_journal.durations("https://one")).items()
-    }
-    assert {} == await any_journal.durations("https://three")
+    } == {fast: [float(n) for n in range(6, 70)], video: [180.5]}
+    assert await any_journal.durations("https://three") == {}

@@ -41,12 +41,12 @@ async def test_s16_a_full_disk(sqlite: SQLiteJournal) -> None:
     for _ in range(3):
         with pytest.raises(JournalError, match=r"journal\.sqlite .*full.*free some space"):
             await sqlite.claim(intent(key="lost", metadata=LONG))
-    assert [row] == await sqlite.rows(SCOPE)
+    assert await sqlite.rows(SCOPE) == [row]
     assert await sqlite.find(key=(SCOPE, "lost")) is None
-    assert [row.intent_id] == list(sqlite._senders)
+    assert list(sqlite._senders) == [row.intent_id]
     await roomy(sqlite)
     await sqlite.claim(intent(key="lost", metadata=LONG))
-    assert () == (await sqlite.check()).problems
+    assert (await sqlite.check()).problems == ()
 
 
 async def test_s16_the_last_space(sqlite: SQLiteJournal) -> None:
@@ -72,7 +72,7 @@ async def test_s17_written_again_later(sqlite: SQLiteJournal) -> None:
         await sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")
     assert State.SENDING is (await sqlite.rows(SCOPE))[0].state
     await breaking(sqlite, None, None)
-    assert "t" == (await sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")).task_id
+    assert (await sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")).task_id == "t"
 
 
 @pytest.mark.parametrize("where", ["BEGIN", "INSERT", "COMMIT", "PRAGMA"])
@@ -82,12 +82,12 @@ async def test_s16_an_io_error_at_each_step(sqlite: SQLiteJournal, where: str) -
     await breaking(sqlite, where, sqlite3.OperationalError("disk I/O error"))
     got = await together(sqlite, *(sqlite.claim(intent()) for _ in range(5)))
     assert [JournalError] * 5 == [type(one) for one in got]
-    assert 5 == len({id(one) for one in got})
+    assert len({id(one) for one in got}) == 5
     await breaking(sqlite, None, None)
-    assert 1 == len(await sqlite.rows(SCOPE))
-    assert 1 == len(sqlite._senders)
+    assert len(await sqlite.rows(SCOPE)) == 1
+    assert len(sqlite._senders) == 1
     await asyncio.gather(*(sqlite.claim(intent()) for _ in range(5)))
-    assert 6 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 6
 
 
 @pytest.mark.parametrize("where", ["COMMIT", "SAVEPOINT", "RELEASE"])
@@ -96,8 +96,8 @@ async def test_s16_a_transaction_that_fails_once(sqlite: SQLiteJournal, where: s
     await sqlite.claim(intent())
     await breaking(sqlite, where, sqlite3.OperationalError("disk I/O error"), times=1)
     rows = await together(sqlite, *(sqlite.claim(intent()) for _ in range(5)))
-    assert 5 == len({row.intent_id for row in rows if isinstance(row, Intent)})
-    assert 6 == len(await sqlite.rows(SCOPE))
+    assert len({row.intent_id for row in rows if isinstance(row, Intent)}) == 5
+    assert len(await sqlite.rows(SCOPE)) == 6
 
 
 async def test_reading_from_a_broken_disk(sqlite: SQLiteJournal) -> None:
@@ -126,7 +126,7 @@ async def test_tidying_on_a_broken_disk(
     await sqlite.rows(SCOPE)
     assert "could not be tidied" in caplog.text
     await breaking(sqlite, None, None)
-    assert 2 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 2
 
 
 async def test_s16_locked_by_another_program(
@@ -139,11 +139,11 @@ async def test_s16_locked_by_another_program(
     shell.execute("BEGIN IMMEDIATE")
     with pytest.raises(JournalError, match=r"locked.*another program has locked it"):
         await sqlite.claim(intent())
-    assert 1 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 1
     shell.execute("ROLLBACK")
     await sqlite.claim(intent())
     shell.close()
-    assert 2 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 2
 
 
 async def test_s16_a_disk_that_cannot_be_written(

@@ -49,17 +49,18 @@ async def test_l13_it_is_private(folder: Path) -> None:
     finally:
         os.umask(before)
     path = folder / "deeper"
-    assert 0o700 == stat.S_IMODE(path.stat().st_mode)
-    assert 0o700 == stat.S_IMODE((path / "owners").stat().st_mode)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((path / "owners").stat().st_mode) == 0o700
     files = {each for each in path.rglob("*") if each.is_file()}
-    assert {0o600} == {stat.S_IMODE(each.stat().st_mode) for each in files}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
     expected = {"journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"}
-    assert expected | {"journal.lock", "journal.key"} == {
-        each.name for each in files if each.parent == path
+    assert {each.name for each in files if each.parent == path} == expected | {
+        "journal.lock",
+        "journal.key",
     }
-    assert 1 == len(list((path / "owners").iterdir()))
+    assert len(list((path / "owners").iterdir())) == 1
     await journal.aclose()
-    assert [] == list((path / "owners").iterdir())
+    assert list((path / "owners").iterdir()) == []
 
 
 async def test_nothing_happens_before_the_first_use(folder: Path) -> None:
@@ -74,7 +75,7 @@ async def test_an_empty_folder_is_taken(folder: Path) -> None:
     folder.mkdir(mode=0o755)
     (folder / "lost+found").mkdir()
     await made(folder)
-    assert 0o700 == stat.S_IMODE(folder.stat().st_mode)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_l12_a_foreign_folder(folder: Path) -> None:
@@ -82,14 +83,14 @@ async def test_l12_a_foreign_folder(folder: Path) -> None:
     folder.mkdir()
     (folder / "thesis.txt").write_text("…")
     await refused(folder, "holds other things (thesis.txt)", "new or an empty folder")
-    assert ["thesis.txt"] == [each.name for each in folder.iterdir()]
+    assert [each.name for each in folder.iterdir()] == ["thesis.txt"]
 
 
 async def test_s16_a_file_in_the_folders_place(folder: Path) -> None:
     """It is left as it is."""
     folder.write_text("mine")
     await refused(folder, "is a file", "name another place")
-    assert "mine" == folder.read_text()
+    assert folder.read_text() == "mine"
 
 
 async def test_s16_a_file_above_the_folder(folder: Path) -> None:
@@ -145,7 +146,7 @@ async def test_l13_a_network_file_system(
     monkeypatch.setattr(_folder, "MOUNTS", mounts)
     place.mkdir()
     await refused(place / "journal", f"network file system ({kind})", "local disk")
-    assert [] == list((place / "journal").iterdir())
+    assert list((place / "journal").iterdir()) == []
     await made(folder)  # beside it
 
 
@@ -201,7 +202,7 @@ async def test_a_lock_file_that_is_gone(folder: Path) -> None:
     await made(folder, 3)
     (folder / "journal.lock").unlink()
     journal = SQLiteJournal(folder)
-    assert 3 == len(await journal.rows(SCOPE))
+    assert len(await journal.rows(SCOPE)) == 3
     await journal.aclose()
 
 
@@ -215,9 +216,9 @@ async def test_l12_an_interrupted_beginning(folder: Path) -> None:
     # After the database got its name it only lacks the mark.
     (folder / "journal.lock").write_bytes(b"")
     journal = SQLiteJournal(folder)
-    assert 1 == len(await journal.rows(SCOPE))
+    assert len(await journal.rows(SCOPE)) == 1
     await journal.aclose()
-    assert 0 < (folder / "journal.lock").stat().st_size
+    assert (folder / "journal.lock").stat().st_size > 0
 
 
 async def test_l12_a_foreign_database(folder: Path) -> None:
@@ -263,8 +264,8 @@ async def test_the_release_before(folder: Path, monkeypatch: pytest.MonkeyPatch)
         },
     )
     new = SQLiteJournal(folder)
-    assert [row] == await new.rows(SCOPE)
-    assert _schema.VERSION == (await new.check()).schema
+    assert await new.rows(SCOPE) == [row]
+    assert (await new.check()).schema == _schema.VERSION
     monkeypatch.undo()
     with pytest.raises(JournalError, match="restart it with that release"):
         await old.advance(row.intent_id, State.ACCEPTED, task_id="t")
@@ -276,7 +277,7 @@ async def test_durations_are_no_part_of_the_schema(folder: Path) -> None:
     """A release that does not know them can go on beside this one; what is damaged is left out."""
     await made(folder)
     journal = SQLiteJournal(folder)
-    assert {} == await journal.durations("https://one")
+    assert await journal.durations("https://one") == {}
     await journal.learn("https://one", ("mj_video", None), 180.0)
     await journal.aclose()
     with sqlite3.connect(folder / "journal.sqlite") as connection:
@@ -285,7 +286,7 @@ async def test_durations_are_no_part_of_the_schema(folder: Path) -> None:
             "VALUES ('https://one', 'mj_video', '', 'soon')"
         )
     connection.close()
-    assert {("mj_video", None): [180.0]} == await journal.durations("https://one")
+    assert await journal.durations("https://one") == {("mj_video", None): [180.0]}
     await journal.aclose()
 
 
@@ -298,7 +299,7 @@ async def test_a_migration_that_fails(folder: Path, monkeypatch: pytest.MonkeyPa
     await refused(folder, "nowhere")
     monkeypatch.undo()
     journal = SQLiteJournal(folder)
-    assert 3 == len(await journal.rows(SCOPE))
+    assert len(await journal.rows(SCOPE)) == 3
     await journal.aclose()
 
 
@@ -319,7 +320,7 @@ async def test_l12_a_torn_wal(folder: Path) -> None:
     assert 0 < len(kept) < len(rows)
     assert [row.intent_id for row in rows[: len(kept)]] == kept
     await survivor.claim(intent())
-    assert () == (await survivor.check()).problems
+    assert (await survivor.check()).problems == ()
     await survivor.aclose()
 
 
@@ -334,7 +335,7 @@ async def test_l12_a_file_that_is_replaced_while_in_use(folder: Path, name: str)
             await journal.claim(intent())
     (folder / "away").rename(folder / name)
     await journal.claim(intent())
-    assert 2 == len(await journal.rows(SCOPE))
+    assert len(await journal.rows(SCOPE)) == 2
     await journal.aclose()
 
 

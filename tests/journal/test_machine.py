@@ -160,7 +160,7 @@ class Journals(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Close everything, and see that nothing is damaged."""
-        assert () == self.loop.run_until_complete(self.journals[0].check()).problems
+        assert self.loop.run_until_complete(self.journals[0].check()).problems == ()
         for journal in self.journals:
             self.run(journal.aclose())
         self.loop.close()

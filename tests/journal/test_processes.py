@@ -28,7 +28,7 @@ def run(*arguments: object) -> str:
         timeout=110,
     )
     print(done.stdout, done.stderr)
-    assert 0 == done.returncode
+    assert done.returncode == 0
     return done.stdout
 
 
@@ -69,9 +69,9 @@ def test_l7_a_program_that_ends_without_closing(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     command = [sys.executable, "-W", "error", "-c", program, str(folder)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (folder / "journal.sqlite-wal").exists()
-    assert [] == list((folder / "owners").iterdir())
+    assert list((folder / "owners").iterdir()) == []
 
 
 def test_importing_the_package_loads_no_sqlite(tmp_path: Path) -> None:
@@ -84,5 +84,5 @@ async def test_it_is_a_journal(tmp_path: Path) -> None:
     """Type checkers agree, and so does somebody who uses it as one."""
     journal: Journal = SQLiteJournal(tmp_path / "journal")
     row = await journal.claim(intent())
-    assert [row] == await journal.rows(SCOPE)
+    assert await journal.rows(SCOPE) == [row]
     await journal.aclose()

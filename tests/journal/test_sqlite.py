@@ -20,8 +20,8 @@ from midapi_async import (
     Upscale,
     Vary,
 )
-from midapi_async._codec import fingerprint
-from midapi_async._token import new_token, token_hash
+from midapi_async._wire.codec import fingerprint
+from midapi_async._wire.tokens import new_token, token_hash
 from midapi_async.errors import JournalError
 from midapi_async.journal import BOUGHT, State, _forks, _locks, _rows, _store
 from midapi_async.journal.sqlite import SQLiteJournal
@@ -59,7 +59,7 @@ async def test_a_row_as_it_was_written(
     mine = intent(request_, key="order 17", metadata={"a": "ö\n", "": '"'})
     await sqlite.claim(mine)
     assert mine == await other.find(intent_id=mine.intent_id)
-    assert [mine] == await other.rows(SCOPE)
+    assert await other.rows(SCOPE) == [mine]
 
 
 async def test_a_request_that_this_release_refuses(
@@ -111,7 +111,7 @@ async def test_this_process_knows_what_it_submits(folder: Path) -> None:
     """While it does, rows have their request though it is not stored; afterwards they have not."""
     silent = SQLiteJournal(folder, store_prompts=False)
     row = await silent.claim(intent())
-    assert FOX == (await silent.advance(row.intent_id, State.ACCEPTED, task_id="t")).request
+    assert (await silent.advance(row.intent_id, State.ACCEPTED, task_id="t")).request == FOX
     assert (await silent.advance(row.intent_id, taken=True)).request is None
     assert not silent._senders
     await silent.aclose()
@@ -122,8 +122,8 @@ async def test_a_token_is_unique(sqlite: SQLiteJournal) -> None:
     first = await sqlite.claim(intent())
     with pytest.raises(JournalError, match="UNIQUE"):
         await sqlite.claim(intent(token_hash=first.token_hash))
-    assert [first] == await sqlite.rows(SCOPE)
-    assert [first.intent_id] == list(sqlite._senders)
+    assert await sqlite.rows(SCOPE) == [first]
+    assert list(sqlite._senders) == [first.intent_id]
 
 
 async def test_text_that_cannot_be_stored(sqlite: SQLiteJournal) -> None:
@@ -170,8 +170,8 @@ async def test_group_commit(commits: list[str], sqlite: SQLiteJournal) -> None:
     await sqlite.rows(SCOPE)  # behind what it tidies by itself
     before = len(commits)
     await together(sqlite, *(sqlite.claim(intent()) for _ in range(100)))
-    assert 1 == len(commits) - before
-    assert 101 == len(await sqlite.rows(SCOPE))
+    assert len(commits) - before == 1
+    assert len(await sqlite.rows(SCOPE)) == 101
     async with aclosing(sqlite.changes()) as changes:
         await anext(changes)
     await sqlite.take_over(SCOPE)
@@ -186,8 +186,8 @@ async def test_one_bad_apple(sqlite: SQLiteJournal) -> None:
     calls = [intent(token_hash=double if n in (3, 7, 8) else None) for n in range(20)]
     got = await together(sqlite, *(sqlite.claim(one) for one in calls))
     failed = [n for n, one in enumerate(got) if isinstance(one, JournalError)]
-    assert [7, 8] == failed
-    assert 18 == len(await sqlite.rows(SCOPE))
+    assert failed == [7, 8]
+    assert len(await sqlite.rows(SCOPE)) == 18
     moved = await together(
         sqlite, *(sqlite.advance(call.intent_id, State.REFUSED) for call in calls)
     )
@@ -223,10 +223,15 @@ async def test_l9_a_caller_that_is_cancelled_before_its_turn(sqlite: SQLiteJourn
     await asyncio.sleep(0)
     held.set()
     got = await asyncio.gather(block, *claims, return_exceptions=True)
-    assert [True, False, True, True, False, True] == [
-        not isinstance(one, asyncio.CancelledError) for one in got
+    assert [not isinstance(one, asyncio.CancelledError) for one in got] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
     ]
-    assert 3 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 3
 
 
 async def test_l9_closing_that_is_cancelled(sqlite: SQLiteJournal, folder: Path) -> None:
@@ -242,7 +247,7 @@ async def test_l9_closing_that_is_cancelled(sqlite: SQLiteJournal, folder: Path)
     held.set()
     await asyncio.gather(block, closing, return_exceptions=True)
     await sqlite.rows(SCOPE)
-    assert [] == list((folder / "owners").iterdir())
+    assert list((folder / "owners").iterdir()) == []
 
 
 @pytest.mark.real_time
@@ -264,10 +269,10 @@ def test_l10_two_loops_at_once(folder: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [50, 50] == told
+    assert told == [50, 50]
 
     async def close() -> None:
-        assert 50 == len(await journal.rows(SCOPE))
+        assert len(await journal.rows(SCOPE)) == 50
         await journal.aclose()
 
     asyncio.run(close())
@@ -281,8 +286,8 @@ async def test_s15_two_journals_one_key(sqlite: SQLiteJournal, other: SQLiteJour
     both = (sqlite, other)
     claims = [journal.claim(intent(key=f"k{n}")) for n in range(30) for journal in both]
     got = await asyncio.gather(*claims)
-    assert 30 == len({row.intent_id for row in got})
-    assert 30 == len(await other.rows(SCOPE))
+    assert len({row.intent_id for row in got}) == 30
+    assert len(await other.rows(SCOPE)) == 30
 
 
 async def test_changes_of_others(sqlite: SQLiteJournal, other: SQLiteJournal) -> None:
@@ -330,7 +335,7 @@ async def test_s14_a_sender_that_died(
     """What it was sending is unknown to whoever looks, and whoever waits for it is told."""
     rows = [await other.claim(intent(key=f"k{n}")) for n in range(4)]
     await sqlite.claim(intent())
-    assert 5 == len(await sqlite.rows(SCOPE, State.SENDING))
+    assert len(await sqlite.rows(SCOPE, State.SENDING)) == 5
     async with aclosing(sqlite.changes()) as changes:
         await anext(changes)
         wait = asyncio.ensure_future(anext(changes))
@@ -338,7 +343,7 @@ async def test_s14_a_sender_that_died(
         assert not wait.done()
         await crash(other)
         await wait
-    assert 1 == len(await sqlite.rows(SCOPE, State.SENDING))
+    assert len(await sqlite.rows(SCOPE, State.SENDING)) == 1
     assert [row.intent_id for row in rows] == [
         row.intent_id for row in await sqlite.rows(SCOPE, State.UNKNOWN)
     ]
@@ -362,7 +367,7 @@ async def test_s14_each_way_to_see_it(
         assert new == await sqlite.claim(new)
         found = await sqlite.find(intent_id=row.intent_id)
     else:
-        assert [] == await sqlite.take_over(SCOPE)
+        assert await sqlite.take_over(SCOPE) == []
         found = await sqlite.find(intent_id=row.intent_id)
     assert found is not None
     assert row.intent_id == found.intent_id
@@ -378,15 +383,15 @@ async def test_taking_over(sqlite: SQLiteJournal, other: SQLiteJournal, folder: 
         await journal.advance(row.intent_id, State.ACCEPTED, task_id=row.intent_id)
     elsewhere = await other.claim(intent(scope="elsewhere"))
     for journal, name in zip((sqlite, other), bought, strict=True):
-        assert [name] == [row.intent_id for row in await journal.take_over(SCOPE)]
+        assert [row.intent_id for row in await journal.take_over(SCOPE)] == [name]
     await crash(other)
-    assert 2 == len(list((folder / "owners").iterdir()))
+    assert len(list((folder / "owners").iterdir())) == 2
     assert bought == [row.intent_id for row in await sqlite.take_over(SCOPE)]
-    assert 1 == len(list((folder / "owners").iterdir()))
-    assert [] == await other.take_over(SCOPE)
-    assert [] == await other.take_over("elsewhere")
-    assert [elsewhere.intent_id] == [
-        row.intent_id for row in await other.rows("elsewhere", State.UNKNOWN)
+    assert len(list((folder / "owners").iterdir())) == 1
+    assert await other.take_over(SCOPE) == []
+    assert await other.take_over("elsewhere") == []
+    assert [row.intent_id for row in await other.rows("elsewhere", State.UNKNOWN)] == [
+        elsewhere.intent_id
     ]
 
 
@@ -396,8 +401,8 @@ async def test_who_only_reads_owns_nothing(
     """A short look from a command line leaves no trace."""
     await sqlite.claim(intent())
     await other.rows(SCOPE)
-    assert 1 == len(list((folder / "owners").iterdir()))
-    assert 1 == (await other.check()).owners
+    assert len(list((folder / "owners").iterdir())) == 1
+    assert (await other.check()).owners == 1
 
 
 async def test_what_is_no_owner_stays(sqlite: SQLiteJournal, folder: Path) -> None:
@@ -407,7 +412,7 @@ async def test_what_is_no_owner_stays(sqlite: SQLiteJournal, folder: Path) -> No
     (folder / "owners" / ("0" * 32)).write_text("")
     await sqlite.take_over(SCOPE)
     assert (folder / "owners" / "README").exists()
-    assert 2 == len(list((folder / "owners").iterdir()))
+    assert len(list((folder / "owners").iterdir())) == 2
 
 
 # ─── what was over long ago ──────────────────────────────────────────────────────────────────────
@@ -434,15 +439,15 @@ async def test_pruning(sqlite: SQLiteJournal) -> None:
             )
             await sqlite.advance(row.intent_id, taken=state in (State.SUCCEEDED, State.FAILED))
     kept = {"sending", "accepted", "called_back", "unknown", "untaken"}
-    assert 0 == await sqlite.prune()
+    assert await sqlite.prune() == 0
     await age(sqlite, 17 * DAY)
-    assert 10 == await sqlite.prune()
-    assert 0 == await sqlite.prune(older_than=0)
+    assert await sqlite.prune() == 10
+    assert await sqlite.prune(older_than=0) == 0
     expected = [name for told, name in names.items() if told.split()[1] in kept]
-    assert expected == [row.intent_id for row in await sqlite.rows(SCOPE)]
+    assert [row.intent_id for row in await sqlite.rows(SCOPE)] == expected
     report = await sqlite.check()
-    assert () == report.problems
-    assert 4 == report.spent_keys
+    assert report.problems == ()
+    assert report.spent_keys == 4
     states = ("SENDING", "ACCEPTED", "CALLED_BACK", "UNKNOWN", "SUCCEEDED")
     assert {State[name]: 2 for name in states} == report.counts
 
@@ -453,7 +458,7 @@ async def test_a_key_stays_spent(sqlite: SQLiteJournal) -> None:
     await sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")
     before = await sqlite.advance(row.intent_id, State.SUCCEEDED, taken=True)
     await age(sqlite, 17 * DAY)
-    assert 1 == await sqlite.prune()
+    assert await sqlite.prune() == 1
     tombstone = attrs.evolve(before, request=None, metadata={}, token_hash=None)
     for found in (
         await sqlite.find(key=(SCOPE, "k")),
@@ -463,8 +468,8 @@ async def test_a_key_stays_spent(sqlite: SQLiteJournal) -> None:
     ):
         assert tombstone == found
     assert await sqlite.find(token_hash=row.token_hash) is None
-    assert [] == await sqlite.rows(SCOPE)
-    assert [] == await sqlite.take_over(SCOPE)
+    assert await sqlite.rows(SCOPE) == []
+    assert await sqlite.take_over(SCOPE) == []
 
 
 async def test_a_refused_key_is_free_again(sqlite: SQLiteJournal) -> None:
@@ -472,7 +477,7 @@ async def test_a_refused_key_is_free_again(sqlite: SQLiteJournal) -> None:
     row = await sqlite.claim(intent(key="k"))
     await sqlite.advance(row.intent_id, State.REFUSED)
     await age(sqlite, 17 * DAY)
-    assert 1 == await sqlite.prune()
+    assert await sqlite.prune() == 1
     assert await sqlite.find(intent_id=row.intent_id) is None
 
 
@@ -484,9 +489,9 @@ async def test_l11_pruning_by_itself(
     rows = await asyncio.gather(*(sqlite.claim(intent()) for _ in range(10)))
     await asyncio.gather(*(sqlite.advance(row.intent_id, State.REFUSED) for row in rows))
     await age(sqlite, 17 * DAY)
-    assert 10 == len(await other.rows(SCOPE))
+    assert len(await other.rows(SCOPE)) == 10
     await other.claim(intent())
-    assert 1 == len(await other.rows(SCOPE))
+    assert len(await other.rows(SCOPE)) == 1
 
 
 async def test_l11_the_wal_stays_small(
@@ -502,7 +507,7 @@ async def test_l11_the_wal_stays_small(
         sizes.add((folder / "journal.sqlite-wal").stat().st_size)
     assert max(sizes) < 1_500_000
     assert (folder / "journal.sqlite").stat().st_size > 100_000
-    assert 300 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 300
 
 
 async def test_a_large_wal_that_somebody_left(
@@ -560,7 +565,7 @@ def test_l10_asyncio_run_twice(folder: Path) -> None:
         await journal.claim(intent())
         return len(await journal.rows(SCOPE))
 
-    assert [1, 2] == [VirtualLoop.run(main()) for _ in range(2)]
+    assert [VirtualLoop.run(main()) for _ in range(2)] == [1, 2]
     VirtualLoop.run(journal.aclose())
 
 
@@ -586,7 +591,7 @@ async def test_the_lock_file_of_another_holder(
     for error in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(error, JournalError)
         assert "journal.lock has been locked for more than 0.2 s by process " in str(error)
-    assert [] == await sqlite.rows(SCOPE)
+    assert await sqlite.rows(SCOPE) == []
     held.set()
     await holding
     await sqlite.claim(intent())

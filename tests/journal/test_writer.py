@@ -71,7 +71,7 @@ async def test_one_alone_costs_one_turn(sqlite: SQLiteJournal, turns: Turns) -> 
     await sqlite.find(token_hash=row.token_hash)
     await sqlite.advance(row.intent_id, State.CALLED_BACK)
     await sqlite.rows(SCOPE, task_ids=["t"])
-    assert 5 == len(turns)
+    assert len(turns) == 5
 
 
 async def test_a_transaction_has_an_end(
@@ -90,8 +90,8 @@ async def test_a_transaction_has_an_end(
 
     monkeypatch.setattr(writer._store, "write", counted)
     got = await together(sqlite, *(sqlite.claim(intent()) for _ in range(25)))
-    assert [10, 10, 5] == shared
-    assert 25 == len({row.intent_id for row in got if isinstance(row, Intent)})
+    assert shared == [10, 10, 5]
+    assert len({row.intent_id for row in got if isinstance(row, Intent)}) == 25
 
 
 @pytest.mark.parametrize("others", [0, 3])
@@ -137,9 +137,9 @@ async def test_l9_the_first_one_gives_up_in_its_turn(sqlite: SQLiteJournal, writ
     first.cancel()
     await asyncio.sleep(0)
     held.set()
-    assert 3 == len({each.intent_id for each in await asyncio.gather(*others)})
+    assert len({each.intent_id for each in await asyncio.gather(*others)}) == 3
     assert first.cancelled()
-    assert 4 == len(await sqlite.rows(SCOPE))
+    assert len(await sqlite.rows(SCOPE)) == 4
 
 
 async def test_l9_all_give_up(sqlite: SQLiteJournal, writer: Writer) -> None:
@@ -158,7 +158,7 @@ async def test_l9_all_give_up(sqlite: SQLiteJournal, writer: Writer) -> None:
     assert [asyncio.CancelledError] * 8 == [type(each) for each in got]
     held.set()
     await block
-    assert [] == await sqlite.rows(SCOPE)
+    assert await sqlite.rows(SCOPE) == []
     await accepted(sqlite)
 
 
@@ -171,8 +171,8 @@ async def test_closing_ends_what_a_crowd_asked_for(folder: Path) -> None:
     claims = [asyncio.ensure_future(journal.claim(intent())) for _ in range(3)]
     await asyncio.gather(journal.aclose(), *claims)
     assert store._rows is None
-    assert [] == list((folder / "owners").iterdir())
-    assert 6 == len(await journal.rows(SCOPE))
+    assert list((folder / "owners").iterdir()) == []
+    assert len(await journal.rows(SCOPE)) == 6
     await journal.aclose()
 
 
@@ -192,7 +192,7 @@ async def test_one_bad_look(sqlite: SQLiteJournal) -> None:
     row = await accepted(sqlite)
     names = [row.token_hash, "\ud800", row.token_hash, "\ud800", row.token_hash]
     got = await together(sqlite, *(sqlite.find(token_hash=name) for name in names))
-    assert [Intent, JournalError, Intent, JournalError, Intent] == [type(each) for each in got]
+    assert [type(each) for each in got] == [Intent, JournalError, Intent, JournalError, Intent]
     assert got[1] is not got[3]
 
 
@@ -215,8 +215,8 @@ async def test_s16_looks_at_a_journal_that_is_locked(
         monkeypatch.setattr(_locks.Lock, "_acquire", counted)
         got = await together(journal, *(journal.find(token_hash="t") for _ in range(20)))
     assert [JournalError] * 20 == [type(each) for each in got]
-    assert 20 == len({id(each) for each in got})
-    assert 1 == len(waits)
+    assert len({id(each) for each in got}) == 20
+    assert len(waits) == 1
     assert await journal.find(token_hash="t") is None
     await journal.aclose()
 
@@ -257,7 +257,7 @@ def test_l10_loops_that_are_closed_are_forgotten(folder: Path) -> None:
     for _ in range(5):
         VirtualLoop.run(accepted(journal))
     assert journal._writer is not None
-    assert 1 == len(journal._writer._lanes)
+    assert len(journal._writer._lanes) == 1
     VirtualLoop.run(journal.aclose())
 
 
@@ -275,7 +275,7 @@ async def test_a_row_that_somebody_else_has_moved(
     await other.advance(row.intent_id, task_id="second")
     await other.advance(row.intent_id, State.FAILED)
     after = await sqlite.advance(row.intent_id, State.CALLED_BACK, task_id="third", taken=True)
-    assert (State.FAILED, ("second", "third")) == (after.state, after.other_task_ids)
+    assert (after.state, after.other_task_ids) == (State.FAILED, ("second", "third"))
     assert after == await other.find(intent_id=row.intent_id)
     assert after == await other.advance(row.intent_id, State.SUCCEEDED, taken=True)
 
@@ -316,7 +316,7 @@ async def test_i5_without_prompts_none_is_remembered(folder: Path) -> None:
     silent = SQLiteJournal(folder, store_prompts=False)
     row = await accepted(silent)
     assert silent._writer is not None
-    assert [] == await silent._writer.look(lambda rows: list(rows._known))
+    assert await silent._writer.look(lambda rows: list(rows._known)) == []
     await silent.find(token_hash=row.token_hash)
     (known,) = await silent._writer.look(lambda rows: list(rows._known.values()))
     assert known.request is None

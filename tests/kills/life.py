@@ -18,8 +18,8 @@ from midapi_async import (
     Timeouts,
     TransportError,
 )
-from midapi_async._protocol import Call
-from midapi_async._transport import Transport
+from midapi_async._wire.protocol import Call
+from midapi_async._wire.transport import Transport
 from midapi_async.journal.sqlite import SQLiteJournal
 
 # Every step of a submission's way; a process can die before and after each.

@@ -123,7 +123,7 @@ async def kill_and_check(folder: Path, kills: int, seed: int) -> Counter[str]:
             seconds = None if point else world.chance.random() * 0.25
             await world.live(keys, point, seconds)
             assert generation < 4 * kills + 20, f"they do not die: {world.deaths}"
-        assert 0 == await world.live(("last",), None, None)
+        assert await world.live(("last",), None, None) == 0
         await world.check()
         return world.deaths
 
@@ -150,8 +150,8 @@ async def test_s14_many_kills(tmp_path: Path) -> None:
 async def test_the_check_would_notice_a_second_payment(tmp_path: Path) -> None:
     """The driver can fail: with the journal thrown away between two lives, keys are paid twice."""
     async with a_world(tmp_path, 1) as world:
-        assert 0 == await world.live(("a", "b"), None, None)
+        assert await world.live(("a", "b"), None, None) == 0
         world.folder.rename(tmp_path / "thrown-away")
-        assert 0 == await world.live(("a", "b"), None, None)
+        assert await world.live(("a", "b"), None, None) == 0
         with pytest.raises(AssertionError, match="paid twice"):
             await world.check()

@@ -12,15 +12,15 @@ async def test_no_credits() -> None:
     async with Sandbox(credits=10.5) as sandbox, api_of(sandbox) as api:
         await api.submit()
         refused = await api.post(GENERATE, FOX)
-        assert 402 == refused["code"]
+        assert refused["code"] == 402
         assert refused["msg"].startswith("Credits insufficient : Your current balance isn't")
         assert (
             2.5 == (await api.get(CREDIT))["data"] == (await api.get("/api/v1/chat/credit"))["data"]
         )
         sandbox.credits = 8
         await api.submit()
-        assert 0 == (await api.get(CREDIT))["data"]
-        assert 2 == len(sandbox.ledger.accepted)
+        assert (await api.get(CREDIT))["data"] == 0
+        assert len(sandbox.ledger.accepted) == 2
 
 
 @pytest.mark.parametrize("balance", [-1, math.nan, math.inf])
@@ -41,23 +41,23 @@ async def test_twenty_submits_in_ten_seconds(scale: float) -> None:
             await api.submit()
             await asyncio.sleep(0.1 / scale)
         refused = await api.post(GENERATE, FOX)
-        assert {
+        assert refused == {
             "code": 429,
             "msg": "Your call frequency is too high. Please try again later.",
             "data": None,
-        } == refused
+        }
         await asyncio.sleep(7.9 / scale)
-        assert 429 == (await api.post(GENERATE, FOX))["code"]
+        assert (await api.post(GENERATE, FOX))["code"] == 429
         await asyncio.sleep(0.15 / scale)
         await api.submit()
-        assert 429 == (await api.post(GENERATE, FOX))["code"]
-        assert 21 == len(sandbox.ledger.accepted)
+        assert (await api.post(GENERATE, FOX))["code"] == 429
+        assert len(sandbox.ledger.accepted) == 21
 
 
 async def test_the_window_is_for_what_was_accepted(api: Api) -> None:
     """Looks, and submits that were refused, do not use it up."""
     for _ in range(30):
-        assert 422 == (await api.post(GENERATE, {**FOX, "speed": "warp"}))["code"]
-        assert 422 == (await api.get(RECORD_INFO, taskId="x"))["code"]
+        assert (await api.post(GENERATE, {**FOX, "speed": "warp"}))["code"] == 422
+        assert (await api.get(RECORD_INFO, taskId="x"))["code"] == 422
     for _ in range(20):
         await api.submit()

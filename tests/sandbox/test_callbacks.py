@@ -34,7 +34,7 @@ from tests.sandbox.world import CREDIT, EXTEND, FOX, GENERATE, VIDEO, Api, Endpo
 def test_the_signature_of_the_wire_document() -> None:
     """The published test vector."""
     signature = sign("test-webhook-key", "9f47c52047dda21bb3df0488736cce57", "1760557532")
-    assert "2xxmyCg67WXJLWSPTYo9hzyTaOawZ9NnLXY684Tj+u4=" == signature
+    assert signature == "2xxmyCg67WXJLWSPTYo9hzyTaOawZ9NnLXY684Tj+u4="
 
 
 async def test_a_success(sandbox: Sandbox, api: Api, endpoint: Endpoint) -> None:
@@ -42,7 +42,7 @@ async def test_a_success(sandbox: Sandbox, api: Api, endpoint: Endpoint) -> None
     task_id = await api.submit(callBackUrl=endpoint.url)
     await until(lambda: bool(endpoint.received))
     record = await api.look(task_id)
-    assert {
+    assert endpoint.bodies[0] == {
         "code": 200,
         "msg": "success",
         "data": {
@@ -50,10 +50,10 @@ async def test_a_success(sandbox: Sandbox, api: Api, endpoint: Endpoint) -> None
             "promptJson": record["paramJson"],
             "resultUrls": await api.urls(task_id),
         },
-    } == endpoint.bodies[0]
+    }
     headers = endpoint.received[0][0]
     assert headers["Content-Type"].startswith("application/json")
-    assert "close" == headers["Connection"]
+    assert headers["Connection"] == "close"
     assert not [name for name in headers if name.startswith("X-Webhook")]
     (entry,) = sandbox.ledger.callbacks
     assert (task_id, endpoint.url, "final", 1, 200, None) == (
@@ -84,9 +84,9 @@ async def test_a_video_extension_looks_like_its_record(
     await until(lambda: len(endpoint.received) == 1)
     sandbox.fail(bad, code=501)
     await until(lambda: len(endpoint.received) == 2)
-    assert {**await api.look(good), "errorCode": ""} == endpoint.bodies[0]["data"]
-    assert {**await api.look(bad), "errorCode": "501"} == endpoint.bodies[1]["data"]
-    assert 500 == endpoint.bodies[1]["code"]
+    assert endpoint.bodies[0]["data"] == {**await api.look(good), "errorCode": ""}
+    assert endpoint.bodies[1]["data"] == {**await api.look(bad), "errorCode": "501"}
+    assert endpoint.bodies[1]["code"] == 500
 
 
 async def test_it_is_sent_again_until_it_is_taken(
@@ -97,16 +97,16 @@ async def test_it_is_sent_again_until_it_is_taken(
     await api.submit(callBackUrl=endpoint.url, prompt="x [[sandbox: seconds=1]]")
     await asyncio.sleep(3 * 3600)
     entries = sandbox.ledger.callbacks
-    assert [(1, 503), (2, 204), (3, 200)] == [(e.attempt, e.status) for e in entries]
-    assert [1, 61, 361] == pytest.approx([e.at for e in entries])
+    assert [(e.attempt, e.status) for e in entries] == [(1, 503), (2, 204), (3, 200)]
+    assert pytest.approx([e.at for e in entries]) == [1, 61, 361]
 
 
 async def test_a_redirect_is_not_followed(sandbox: Sandbox, api: Api) -> None:
     """It is an answer like any other that is not 200; nothing is sent to where it points."""
     sandbox.faults.on("credit", do=redirect(307, "/elsewhere"))
     task_id = await api.submit(callBackUrl=f"{sandbox.url}{CREDIT}")
-    assert 307 == await sandbox.call_back(task_id)
-    assert 0 == sandbox.ledger.count("other")
+    assert await sandbox.call_back(task_id) == 307
+    assert sandbox.ledger.count("other") == 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
@@ -116,7 +116,7 @@ async def test_it_gives_up_after_three_retries(scale: float, endpoint: Endpoint)
     async with Sandbox(time_scale=scale) as sandbox, api_of(sandbox) as api:
         await api.submit(callBackUrl=endpoint.url, prompt="x [[sandbox: seconds=1]]")
         await asyncio.sleep(3 * 3600 / scale)
-        assert [1, 61, 361, 1261] == pytest.approx([e.at for e in sandbox.ledger.callbacks])
+        assert pytest.approx([e.at for e in sandbox.ledger.callbacks]) == [1, 61, 361, 1261]
 
 
 async def test_nobody_there(sandbox: Sandbox, api: Api) -> None:
@@ -124,7 +124,7 @@ async def test_nobody_there(sandbox: Sandbox, api: Api) -> None:
     await api.submit(callBackUrl="http://127.0.0.1:9/callback")
     await asyncio.sleep(7200)
     entries = sandbox.ledger.callbacks
-    assert [(None, "ClientConnectorError")] * 4 == [(e.status, e.error) for e in entries]
+    assert [(e.status, e.error) for e in entries] == [(None, "ClientConnectorError")] * 4
 
 
 async def test_an_endpoint_that_does_not_answer(
@@ -142,8 +142,8 @@ async def test_an_endpoint_that_does_not_answer(
     await api.submit()
     await until(lambda: bool(sandbox.ledger.callbacks))
     (entry,) = sandbox.ledger.callbacks
-    assert (None, "TimeoutError") == (entry.status, entry.error)
-    assert 16 == pytest.approx(entry.at)
+    assert (entry.status, entry.error) == (None, "TimeoutError")
+    assert pytest.approx(entry.at) == 16
     await asyncio.sleep(20)
 
 
@@ -164,9 +164,9 @@ async def test_callbacks_do_not_wait_for_each_other(
         silent.append(asyncio.create_task(sandbox.call_back(task_id, duplicate(60))))
         await until(lambda count=count: len(endpoint.received) == count)  # type: ignore[misc]
     before = asyncio.get_running_loop().time()
-    assert 200 == await sandbox.call_back(task_id)
+    assert await sandbox.call_back(task_id) == 200
     assert asyncio.get_running_loop().time() - before < 1
-    assert [200, 200] == await asyncio.gather(*silent)
+    assert await asyncio.gather(*silent) == [200, 200]
 
 
 def verified(headers: dict[str, str], task_id: str) -> bool:
@@ -205,8 +205,8 @@ async def test_an_acknowledgement_first(endpoint: Endpoint) -> None:
     """Only taskId and promptJson, before the real one."""
     task_id, (record,) = await sent_with(endpoint, acknowledge_first(), count=2)
     data = {"taskId": task_id, "promptJson": record["paramJson"]}
-    assert {"code": 200, "msg": "success", "data": data} == endpoint.bodies[0]
-    assert 4 == len(endpoint.bodies[1]["data"]["resultUrls"])
+    assert endpoint.bodies[0] == {"code": 200, "msg": "success", "data": data}
+    assert len(endpoint.bodies[1]["data"]["resultUrls"]) == 4
 
 
 async def test_an_acknowledgement_that_is_slow_to_be_taken(endpoint: Endpoint) -> None:
@@ -221,7 +221,7 @@ async def test_an_acknowledgement_that_is_slow_to_be_taken(endpoint: Endpoint) -
     async with Sandbox(faults=faults, auto=False) as sandbox, api_of(sandbox) as api:
         sandbox.finish(await api.submit(callBackUrl=endpoint.url))
         await until(lambda: len(sandbox.ledger.callbacks) == 2)
-        assert ["acknowledgement", "final"] == [e.kind for e in sandbox.ledger.callbacks]
+        assert [e.kind for e in sandbox.ledger.callbacks] == ["acknowledgement", "final"]
 
 
 async def test_duplicates(endpoint: Endpoint) -> None:
@@ -233,14 +233,14 @@ async def test_duplicates(endpoint: Endpoint) -> None:
 async def test_a_callback_that_says_failed(endpoint: Endpoint) -> None:
     """The callback lies, the record does not."""
     _, (record,) = await sent_with(endpoint, fail_callback(), count=1)
-    assert 500 == endpoint.bodies[0]["code"]
-    assert 1 == record["successFlag"]
+    assert endpoint.bodies[0]["code"] == 500
+    assert record["successFlag"] == 1
 
 
 async def test_a_callback_like_the_record(endpoint: Endpoint) -> None:
     """Also for images, if a plan says so."""
     _, (record,) = await sent_with(endpoint, like_record(), count=1)
-    assert {**record, "errorCode": ""} == endpoint.bodies[0]["data"]
+    assert endpoint.bodies[0]["data"] == {**record, "errorCode": ""}
 
 
 async def test_no_callback(endpoint: Endpoint) -> None:
@@ -256,7 +256,7 @@ async def test_a_late_callback(endpoint: Endpoint) -> None:
         await asyncio.sleep(99)
         assert not endpoint.received
         await asyncio.sleep(2)
-        assert 1 == len(endpoint.received)
+        assert len(endpoint.received) == 1
 
 
 async def test_a_wrong_signature(endpoint: Endpoint) -> None:
@@ -296,9 +296,9 @@ async def test_before_the_submit_is_answered(endpoint: Endpoint) -> None:
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         task_id = await api.submit(callBackUrl=endpoint.url)
         seen.append("answer")
-        assert 1 == (await api.look(task_id))["successFlag"]
+        assert (await api.look(task_id))["successFlag"] == 1
         await api.submit()
-    assert ["callback", "answer"] == seen
+    assert seen == ["callback", "answer"]
     assert task_id == endpoint.bodies[0]["data"]["taskId"]
 
 
@@ -311,7 +311,7 @@ async def test_s01_the_answer_is_lost_and_the_callback_comes(endpoint: Endpoint)
                 with pytest.raises(aiohttp.ServerDisconnectedError):
                     await api.post(GENERATE, {**FOX, "callBackUrl": endpoint.url})
             await until(lambda: len(endpoint.received) == 2)
-        assert [500, 200] == [body["code"] for body in endpoint.bodies]
+        assert [body["code"] for body in endpoint.bodies] == [500, 200]
         ids = {entry.task_id for entry in sandbox.ledger.accepted}
         assert ids == {body["data"]["taskId"] for body in endpoint.bodies}
 
@@ -323,22 +323,22 @@ async def test_only_what_would_call_back_is_counted(endpoint: Endpoint) -> None:
         for url in ("", endpoint.url, "", endpoint.url, endpoint.url):
             await api.submit(callBackUrl=url)
         await asyncio.sleep(500)
-    assert 2 == len(endpoint.received)
+    assert len(endpoint.received) == 2
 
 
 async def test_call_back_by_hand(sandbox: Sandbox, api: Api, endpoint: Endpoint) -> None:
     """It is sent now, with changes, and the answer's status is given."""
     task_id = await api.submit(callBackUrl=endpoint.url)
     endpoint.answers.append(202)
-    assert 202 == await sandbox.call_back(task_id)
-    assert ["taskId", "promptJson"] == list(endpoint.bodies[0]["data"])
-    assert 200 == await sandbox.call_back(task_id, fail_callback())
-    assert 500 == endpoint.bodies[1]["code"]
+    assert await sandbox.call_back(task_id) == 202
+    assert list(endpoint.bodies[0]["data"]) == ["taskId", "promptJson"]
+    assert await sandbox.call_back(task_id, fail_callback()) == 200
+    assert endpoint.bodies[1]["code"] == 500
     await until(lambda: len(endpoint.received) == 3)
-    assert 200 == await sandbox.call_back(task_id, duplicate(2), acknowledge_first())
-    assert 6 == len(endpoint.received)
+    assert await sandbox.call_back(task_id, duplicate(2), acknowledge_first()) == 200
+    assert len(endpoint.received) == 6
     counts = [len(body["data"].get("resultUrls", "-")) for body in endpoint.bodies]
-    assert [1, 0, 4, 1, 4, 4] == counts
+    assert counts == [1, 0, 4, 1, 4, 4]
 
 
 async def test_call_back_by_hand_elsewhere(sandbox: Sandbox, api: Api, endpoint: Endpoint) -> None:
@@ -346,7 +346,7 @@ async def test_call_back_by_hand_elsewhere(sandbox: Sandbox, api: Api, endpoint:
     task_id = await api.submit()
     with pytest.raises(ValueError, match="callBackUrl"):
         await sandbox.call_back(task_id)
-    assert 200 == await sandbox.call_back(task_id, url=endpoint.url)
+    assert await sandbox.call_back(task_id, url=endpoint.url) == 200
     assert await sandbox.call_back(task_id, url="http://127.0.0.1:9/") is None
     assert await sandbox.call_back(task_id, url="nonsense") is None
     with pytest.raises(KeyError):
@@ -362,7 +362,7 @@ async def test_a_callback_that_cannot_be_written(
         sandbox.finish(await api.submit(callBackUrl=endpoint.url))
     await until(lambda: bool(endpoint.received))
     assert "a callback could not be sent" in caplog.text
-    assert 1 == len(endpoint.received)
+    assert len(endpoint.received) == 1
 
 
 async def test_closing_ends_what_is_being_sent(endpoint: Endpoint) -> None:
@@ -384,4 +384,4 @@ async def test_closing_ends_what_is_being_sent(endpoint: Endpoint) -> None:
     never.set()
     assert asyncio.get_running_loop().time() - before < 5
     await asyncio.sleep(7200)
-    assert 2 == len(endpoint.received)
+    assert len(endpoint.received) == 2

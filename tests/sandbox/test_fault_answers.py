@@ -34,11 +34,11 @@ async def test_each_code_inside_http_200(sandbox: Sandbox, api: Api) -> None:
         sandbox.faults.clear()
         sandbox.faults.on("submit", do=answer_code(code))
         async with api.session.post(GENERATE, json=FOX) as response:
-            assert 200 == response.status
+            assert response.status == 200
             envelope = await response.json()
         assert (code, None) == (envelope["code"], envelope["data"])
         assert envelope["msg"]
-    assert () == sandbox.ledger.accepted
+    assert sandbox.ledger.accepted == ()
 
 
 async def test_each_code_as_the_http_status(sandbox: Sandbox, api: Api) -> None:
@@ -50,7 +50,7 @@ async def test_each_code_as_the_http_status(sandbox: Sandbox, api: Api) -> None:
         sandbox.faults.on("submit", do=action)
         async with api.session.post(GENERATE, json=FOX) as response:
             assert (status, "soon") == (response.status, response.headers["Retry-After"])
-            assert {"code": status, "msg": "busy", "data": None} == await response.json()
+            assert await response.json() == {"code": status, "msg": "busy", "data": None}
         assert status == sandbox.ledger.requests[-1].status
     assert len(statuses) == len(sandbox.ledger.accepted)
 
@@ -63,7 +63,7 @@ async def test_somebody_elses_page() -> None:
         api_of(sandbox) as api,
         api.session.get(RECORD_INFO) as response,
     ):
-        assert (407, "text/html") == (response.status, response.content_type)
+        assert (response.status, response.content_type) == (407, "text/html")
         assert "Retry-After" not in response.headers
 
 
@@ -72,7 +72,7 @@ async def test_no_credits_as_500() -> None:
     faults = Faults().on("submit", do=no_credits_as_500())
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         envelope = await api.post(GENERATE, FOX)
-    assert 500 == envelope["code"]
+    assert envelope["code"] == 500
     assert envelope["msg"].startswith("Credits insufficient")
 
 
@@ -84,7 +84,7 @@ async def test_redirects(status: int) -> None:
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         async with api.session.post(GENERATE, json=FOX, allow_redirects=False) as response:
             assert status == response.status
-            assert "http://elsewhere.invalid/" == response.headers["Location"]
+            assert response.headers["Location"] == "http://elsewhere.invalid/"
         async with api.session.post(GENERATE, json=FOX) as response:
             # aiohttp makes a GET of a 301 and a 302, which the service does not know.
             assert response.status == (200 if status > 302 else 405)
@@ -98,7 +98,7 @@ async def test_garbage(kind: str, accepted: bool) -> None:
     faults = Faults().on("submit", do=garbage(kind, accepted=accepted))
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         async with api.session.post(GENERATE, json=FOX) as response:
-            assert 200 == response.status
+            assert response.status == 200
             data = await response.read()
             check = GARBAGE_CHECKS[kind]
             assert check(data), data[:100]
@@ -137,7 +137,7 @@ async def test_a_huge_answer() -> None:
         api_of(sandbox) as api,
         api.session.get(RECORD_INFO) as response,
     ):
-        assert 4_000_000 < len(await response.read())
+        assert len(await response.read()) > 4_000_000
 
 
 async def test_a_garbage_status_line() -> None:
@@ -193,15 +193,15 @@ DATA_VARIANTS: dict[str, Any] = {
 async def test_variants_of_a_success(name: str) -> None:
     """Exactly what the name says differs from the true answer."""
     true, seen = await seen_with(variant(name))
-    assert {**true, "data": {**true["data"], **DATA_VARIANTS[name](true)}} == seen
+    assert seen == {**true, "data": {**true["data"], **DATA_VARIANTS[name](true)}}
 
 
 async def test_variants_of_the_whole_envelope() -> None:
     """Codes as strings, data null, data as a JSON text, a flag or an id of another name."""
     true, seen = await seen_with(variant("codes_as_strings"))
-    assert ("200", "1") == (seen["code"], seen["data"]["successFlag"])
+    assert (seen["code"], seen["data"]["successFlag"]) == ("200", "1")
     true, seen = await seen_with(variant("data_null"))
-    assert {**true, "data": None} == seen
+    assert seen == {**true, "data": None}
     true, seen = await seen_with(variant("data_as_string"))
     assert true["data"] == json.loads(seen["data"])
     true, seen = await seen_with(variant("flag_missing"))
@@ -215,7 +215,7 @@ async def test_variants_of_a_running_task() -> None:
     """completeTime is set though nothing is complete; what concerns results changes nothing."""
     true, seen = await seen_with(variant("complete_time_set"), end="")
     assert true["data"]["createTime"] == seen["data"]["completeTime"]
-    assert 0 == seen["data"]["successFlag"]
+    assert seen["data"]["successFlag"] == 0
     true, seen = await seen_with(variant("urls_as_strings"), end="")
     assert true == seen
 
@@ -243,9 +243,9 @@ async def test_a_variant_leaves_a_refusal_alone(sandbox: Sandbox, api: Api) -> N
         sandbox.faults.clear()
         for operation in ("look", "credit"):
             sandbox.faults.on(operation, do=variant(name))
-        assert 422 == (await api.get(RECORD_INFO, taskId="nobody"))["code"]
+        assert (await api.get(RECORD_INFO, taskId="nobody"))["code"] == 422
         true = {"code": 200, "msg": "success", "data": 10000}
-        assert {**true, **expected.get(name, {})} == await api.get(CREDIT), name
+        assert await api.get(CREDIT) == {**true, **expected.get(name, {})}, name
 
 
 async def test_an_upload_that_says_file_url() -> None:
@@ -253,7 +253,7 @@ async def test_an_upload_that_says_file_url() -> None:
     faults = Faults().on("upload", do=variant("file_url"))
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         data = (await api.post("/api/file-url-upload", {"fileUrl": "http://e.org/a"}))["data"]
-        assert 200 == (await api.download(data["fileUrl"]))[0]
+        assert (await api.download(data["fileUrl"]))[0] == 200
     assert "downloadUrl" not in data
 
 
@@ -272,15 +272,15 @@ async def test_s10_a_task_id_that_is_none(kind: str) -> None:
     faults = Faults().on("submit", do=bad_task_id(kind))
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         envelope = await api.post(GENERATE, FOX)
-        assert 1 == len(sandbox.ledger.accepted)
-    assert 200 == envelope["code"]
+        assert len(sandbox.ledger.accepted) == 1
+    assert envelope["code"] == 200
     assert ({} if kind == "missing" else {"taskId": expected[kind]}) == envelope["data"]
 
 
 async def test_an_edit_of_ones_own(sandbox: Sandbox, api: Api) -> None:
     """What no name says can be written as a function of the envelope."""
     sandbox.faults.on("credit", do=rewrite(lambda envelope: {**envelope, "data": -1}))
-    assert -1 == (await api.get(CREDIT))["data"]
+    assert (await api.get(CREDIT))["data"] == -1
 
 
 @pytest.mark.parametrize(("flag", "message"), [(2, "text"), (2, None), (3, "text"), (3, None)])

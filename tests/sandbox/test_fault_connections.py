@@ -37,9 +37,9 @@ def now() -> float:
 async def test_s01_closed_without_an_answer(action: RequestAction, accepted: int) -> None:
     """Not one byte comes; the ledger knows whether it was accepted, and of no status."""
     async with Sandbox(faults=Faults().on("submit", do=action)) as sandbox:
-        assert b"" == await talk(sandbox, POST)
+        assert await talk(sandbox, POST) == b""
         assert accepted == len(sandbox.ledger.accepted)
-        assert [None] == [asked.status for asked in sandbox.ledger.requests]
+        assert [asked.status for asked in sandbox.ledger.requests] == [None]
 
 
 @pytest.mark.parametrize("accepted", [True, False])
@@ -56,7 +56,7 @@ async def test_s03_a_reset_while_the_body_goes_out() -> None:
     async with Sandbox(faults=Faults().on("submit", do=reset(accepted=False))) as sandbox:
         with pytest.raises(ConnectionResetError):
             await talk(sandbox, POST[:-5])
-        assert () == sandbox.ledger.accepted
+        assert sandbox.ledger.accepted == ()
 
 
 @pytest.mark.parametrize("accepted", [True, False])
@@ -68,7 +68,7 @@ async def test_it_hangs_for_ever(accepted: bool) -> None:
         await asyncio.sleep(3600)
         assert not waiting.done()
         assert accepted == bool(sandbox.ledger.accepted)
-        assert 1 == sandbox.ledger.count("submit")
+        assert sandbox.ledger.count("submit") == 1
         before = now()
         await sandbox.aclose()
         assert now() - before < 2
@@ -84,7 +84,7 @@ async def test_a_delay(scale: float) -> None:
         before = now()
         waiting = asyncio.create_task(api.submit())
         await asyncio.sleep(1)
-        assert 1 == len(sandbox.ledger.accepted)
+        assert len(sandbox.ledger.accepted) == 1
         assert await waiting == sandbox.ledger.accepted[0].task_id
         assert 30 / scale == pytest.approx(now() - before, abs=0.1)
 
@@ -100,7 +100,7 @@ async def test_a_delay_ends_with_the_sandbox() -> None:
         before = now()
         await sandbox.aclose()
         assert now() - before < 2
-        assert 200 == (await waiting)["code"]
+        assert (await waiting)["code"] == 200
 
 
 @pytest.mark.parametrize("after", [0, 1, 20, 10_000])
@@ -109,11 +109,11 @@ async def test_cut_with_a_length(after: int) -> None:
     async with Sandbox(faults=Faults().on("submit", do=cut(after))) as sandbox:
         head, _, body = (await talk(sandbox, POST)).partition(b"\r\n\r\n")
         lines = head.decode().split("\r\n")
-        assert "HTTP/1.1 200 OK" == lines[0]
+        assert lines[0] == "HTTP/1.1 200 OK"
         (length,) = [int(line[15:]) for line in lines if line.startswith("Content-Length:")]
         assert len(body) < length
         assert body == b'{"code":200,"msg":"success"'[:after] or after > 30
-        assert 1 == len(sandbox.ledger.accepted)
+        assert len(sandbox.ledger.accepted) == 1
 
 
 async def test_cut_without_a_length() -> None:
@@ -122,9 +122,9 @@ async def test_cut_without_a_length() -> None:
         head, _, body = (await talk(sandbox, raw_get(CREDIT))).partition(b"\r\n\r\n")
         assert b"ontent-" in head
         assert b"ontent-Length" not in head
-        assert b'{"code":20' == body
+        assert body == b'{"code":20'
         async with api_of(sandbox) as api, api.session.get(CREDIT) as response:
-            assert b'{"code":20' == await response.read()
+            assert await response.read() == b'{"code":20'
 
 
 async def test_s12_one_byte_a_second() -> None:
@@ -132,7 +132,7 @@ async def test_s12_one_byte_a_second() -> None:
     async with Sandbox(faults=Faults().on("credit", do=drip())) as sandbox, api_of(sandbox) as api:
         before = now()
         envelope = await api.get(CREDIT)
-        assert {"code": 200, "msg": "success", "data": 10000} == envelope
+        assert envelope == {"code": 200, "msg": "success", "data": 10000}
         # The last byte is the one that ends it, so that one pause is not waited for.
         assert len(b'{"code":200,"msg":"success","data":10000}') - 1 == now() - before
 
@@ -156,7 +156,7 @@ async def test_bytes_of_ones_own(accepted: bool) -> None:
     """Whatever is given is written, and nothing else."""
     action = raw_answer(b"220 smtp ready\r\n", accepted=accepted)
     async with Sandbox(faults=Faults().on("submit", do=action)) as sandbox:
-        assert b"220 smtp ready\r\n" == await talk(sandbox, POST)
+        assert await talk(sandbox, POST) == b"220 smtp ready\r\n"
         assert accepted == bool(sandbox.ledger.accepted)
 
 
@@ -197,7 +197,7 @@ async def test_d4_a_huge_file(sandbox: Sandbox, api: Api, declared: bool) -> Non
         assert response.content_length == (1_000_000 if declared else None)
         data = await response.read()
     assert whole == data[: len(whole)]
-    assert 1_000_000 == len(data)
+    assert len(data) == 1_000_000
 
 
 async def test_d4_a_huge_file_that_nobody_wants_to_its_end(sandbox: Sandbox, api: Api) -> None:
@@ -229,8 +229,8 @@ async def test_d9_another_content(sandbox: Sandbox, api: Api) -> None:
     url = await picture(sandbox, api)
     sandbox.faults.on("file", do=other_content("text/html; charset=utf-8", b"<script>"))
     async with api.session.get(url) as response:
-        assert (200, "text/html") == (response.status, response.content_type)
-        assert b"<script>" == await response.read()
+        assert (response.status, response.content_type) == (200, "text/html")
+        assert await response.read() == b"<script>"
 
 
 async def test_a_fault_on_one_tasks_files(sandbox: Sandbox, api: Api) -> None:
@@ -238,7 +238,7 @@ async def test_a_fault_on_one_tasks_files(sandbox: Sandbox, api: Api) -> None:
     bad, good = await picture(sandbox, api), await picture(sandbox, api)
     task_id = bad.rpartition("/")[2].partition("_")[0]
     sandbox.faults.on("file", task=task_id, do=gone())
-    assert [404, 200] == [(await api.download(url))[0] for url in (bad, good)]
+    assert [(await api.download(url))[0] for url in (bad, good)] == [404, 200]
 
 
 class Stubborn(RequestAction):

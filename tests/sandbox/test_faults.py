@@ -78,7 +78,7 @@ async def test_per_task_counts_for_each_task() -> None:
         seen = [
             (await api.get(RECORD_INFO, taskId=i))["code"] for i in (one, one, two, one, two, two)
         ]
-    assert [422, 422, 422, 200, 422, 200] == seen
+    assert seen == [422, 422, 422, 200, 422, 200]
 
 
 async def test_chance_follows_the_seed() -> None:
@@ -98,18 +98,18 @@ async def test_the_first_rule_that_fits_strikes_and_all_count() -> None:
         Faults().on("look", nth=1, do=answer_code(505)).on("look", first=3, do=answer_code(455))
     )
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
-        assert [505, 455, 455, 422] == await codes(api, 4)
+        assert await codes(api, 4) == [505, 455, 455, 422]
 
 
 async def test_rules_may_come_and_go(sandbox: Sandbox, api: Api) -> None:
     """A rule added later counts from then on; clear takes all back."""
-    assert [422] == await codes(api, 1)
+    assert await codes(api, 1) == [422]
     sandbox.faults.on("look", nth=1, do=answer_code(505))
-    assert [505, 422] == await codes(api, 2)
+    assert await codes(api, 2) == [505, 422]
     sandbox.faults.on("look", do=answer_code(505))
     sandbox.faults.clear()
-    assert () == sandbox.faults.rules
-    assert [422] == await codes(api, 1)
+    assert sandbox.faults.rules == ()
+    assert await codes(api, 1) == [422]
 
 
 async def test_two_sandboxes_count_for_themselves() -> None:
@@ -117,7 +117,7 @@ async def test_two_sandboxes_count_for_themselves() -> None:
     faults = Faults().on("look", nth=1, do=answer_code(505))
     for _ in range(2):
         async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
-            assert [505, 422] == await codes(api, 2)
+            assert await codes(api, 2) == [505, 422]
 
 
 async def test_a_predicate_sees_the_body_of_a_submit() -> None:
@@ -132,13 +132,13 @@ async def test_a_predicate_sees_the_body_of_a_submit() -> None:
     faults.on("task", when=remember, do=never_end()).on("callback", when=remember, do=early())
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         await api.submit(prompt="one", callBackUrl="http://127.0.0.1:9/")
-        assert 433 == (await api.post(GENERATE, {**FOX, "prompt": "two"}))["code"]
+        assert (await api.post(GENERATE, {**FOX, "prompt": "two"}))["code"] == 433
         async with api.session.post(GENERATE, data=b"{") as response:
-            assert 400 == (await response.json())["code"]
-        assert ["submit", "task", "callback", "submit", "submit"] == [c.operation for c in seen]
-        assert ["one", "one", "one", "two", None] == [c.body.get("prompt") for c in seen]
-        assert [None, True, True, None, None] == [c.task_id and True for c in seen]
-        assert 1 == len(sandbox.ledger.accepted)
+            assert (await response.json())["code"] == 400
+        assert [c.operation for c in seen] == ["submit", "task", "callback", "submit", "submit"]
+        assert [c.body.get("prompt") for c in seen] == ["one", "one", "one", "two", None]
+        assert [c.task_id and True for c in seen] == [None, True, True, None, None]
+        assert len(sandbox.ledger.accepted) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ async def test_every_operation_can_be_struck(operation: str) -> None:
             async with api.session.request(method, path) as response:
                 code = (await response.json())["code"]
             assert (word == operation) is (code == 455), word
-        assert [1] * 6 == [sandbox.ledger.count(word) for word in requests]
+        assert [sandbox.ledger.count(word) for word in requests] == [1] * 6
 
 
 async def test_several_changes_of_one_task_add_up() -> None:
@@ -169,10 +169,10 @@ async def test_several_changes_of_one_task_add_up() -> None:
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
         one, two = await api.submit(), await api.submit()
         await api.look(two)
-        assert (0, 3) == (
+        assert (
             (await api.look(one))["successFlag"],
             (await api.look(two))["successFlag"],
-        )
+        ) == (0, 3)
 
 
 @pytest.mark.parametrize(

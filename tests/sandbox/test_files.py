@@ -21,13 +21,13 @@ async def test_four_jpegs_without_a_key(sandbox: Sandbox, api: Api) -> None:
     """Results are pictures that can be told apart, of the aspect ratio, and need no key."""
     urls = await fox(sandbox, api, aspectRatio="16:9")
     bodies = [(await api.download(url))[1] for url in urls]
-    assert 4 == len(set(bodies))
+    assert len(set(bodies)) == 4
     for body in bodies:
         assert body.startswith(b"\xff\xd8")
         assert body.endswith(b"\xff\xd9")
         with Image.open(io.BytesIO(body)) as image:
-            assert ("JPEG", (512, 288)) == (image.format, image.size)
-    assert [False] * 4 == [a.with_key for a in sandbox.ledger.requests if a.operation == "file"]
+            assert (image.format, image.size) == ("JPEG", (512, 288))
+    assert [a.with_key for a in sandbox.ledger.requests if a.operation == "file"] == [False] * 4
 
 
 async def test_the_same_file_twice(sandbox: Sandbox, api: Api) -> None:
@@ -38,16 +38,16 @@ async def test_the_same_file_twice(sandbox: Sandbox, api: Api) -> None:
         for filler in await fox(sandbox, api, prompt=f"filler {other}"):
             await api.download(filler)
         await asyncio.sleep(1)
-    assert (200, first[1]) == await api.download(url)
+    assert await api.download(url) == (200, first[1])
 
 
 async def test_a_video_is_an_mp4(sandbox: Sandbox, api: Api) -> None:
     """The videos of a batch are served as such."""
     urls = await fox(sandbox, api, **VIDEO, videoBatchSize=2)
-    assert [True, True] == [url.endswith(f"_0_{n}.mp4") for n, url in enumerate(urls)]
+    assert [url.endswith(f"_0_{n}.mp4") for n, url in enumerate(urls)] == [True, True]
     async with api.session.get(urls[1]) as response:
-        assert "video/mp4" == response.content_type
-        assert b"ftyp" == (await response.read())[4:8]
+        assert response.content_type == "video/mp4"
+        assert (await response.read())[4:8] == b"ftyp"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_ranges(sandbox: Sandbox, api: Api, header: str, status: int, part
         assert whole[part] == body
         start = range(len(whole))[part][:1]
         place = f"{start[0]}-{start[0] + len(body) - 1}" if body else "*"
-        assert f"bytes {place}/{len(whole)}" == response.headers["Content-Range"]
+        assert response.headers["Content-Range"] == f"bytes {place}/{len(whole)}"
 
 
 async def test_a_range_of_another_version(sandbox: Sandbox, api: Api) -> None:
@@ -92,18 +92,18 @@ async def test_head(sandbox: Sandbox, api: Api) -> None:
     whole = (await api.download(url))[1]
     async with api.session.head(url) as response:
         assert (200, str(len(whole))) == (response.status, response.headers["Content-Length"])
-        assert b"" == await response.read()
+        assert await response.read() == b""
 
 
 async def test_results_last_fifteen_days(sandbox: Sandbox, api: Api) -> None:
     """Then the file is 404, in JSON, and the record still stands."""
     url = (await fox(sandbox, api))[0]
     await asyncio.sleep(15 * DAY - 1)
-    assert 200 == (await api.download(url))[0]
+    assert (await api.download(url))[0] == 200
     await asyncio.sleep(2)
     status, body = await api.download(url)
-    assert (404, b'{"code":404') == (status, body[:11])
-    assert 422 == (await api.post(DOWNLOAD_URL, {"url": url}))["code"]
+    assert (status, body[:11]) == (404, b'{"code":404')
+    assert (await api.post(DOWNLOAD_URL, {"url": url}))["code"] == 422
 
 
 async def test_files_that_never_were(sandbox: Sandbox, api: Api) -> None:
@@ -117,7 +117,7 @@ async def test_files_that_never_were(sandbox: Sandbox, api: Api) -> None:
         *("x", "..%2Fx", "%00"),
     ]
     for name in names:
-        assert 404 == (await api.download(f"{sandbox.url}/m/{name}"))[0], name
+        assert (await api.download(f"{sandbox.url}/m/{name}"))[0] == 404, name
 
 
 async def test_a_download_link_lasts_twenty_minutes(sandbox: Sandbox, api: Api) -> None:
@@ -128,11 +128,11 @@ async def test_a_download_link_lasts_twenty_minutes(sandbox: Sandbox, api: Api) 
     assert url != link
     assert await api.download(url) == await api.download(link)
     await asyncio.sleep(20 * 60 - 2)
-    assert 200 == (await api.download(link))[0]
+    assert (await api.download(link))[0] == 200
     await asyncio.sleep(3)
-    assert 403 == (await api.download(link))[0]
-    assert 200 == (await api.download(url))[0]
-    assert 403 == (await api.download(f"{sandbox.url}/d/made-up/x.jpeg"))[0]
+    assert (await api.download(link))[0] == 403
+    assert (await api.download(url))[0] == 200
+    assert (await api.download(f"{sandbox.url}/d/made-up/x.jpeg"))[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -164,4 +164,4 @@ async def test_the_oldest_links_go_first(
     monkeypatch.setattr("midapi_async.sandbox._files._LINKS_KEPT", 2)
     url = (await fox(sandbox, api))[0]
     links = [(await api.post(DOWNLOAD_URL, {"url": url}))["data"] for _ in range(3)]
-    assert [403, 200, 200] == [(await api.download(link))[0] for link in links]
+    assert [(await api.download(link))[0] for link in links] == [403, 200, 200]

@@ -67,14 +67,14 @@ def test_a_blocking_program() -> None:
         }
         first = client.request("POST", "/api/v1/mj/generate", body)["taskId"]
         urls = client.wait(first)
-        assert 4 == len(urls)
+        assert len(urls) == 4
         for url in urls:
             with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310
                 assert response.read().startswith(b"\xff\xd8")
         upscale = {"taskId": first, "imageIndex": 0, "waterMark": "", "callBackUrl": ""}
         second = client.request("POST", "/api/v1/mj/generateUpscale", upscale)["taskId"]
-        assert 1 == len(client.wait(second))
-        assert {"data": 1} != client.request("GET", "/api/v1/chat/credit")
+        assert len(client.wait(second)) == 1
+        assert client.request("GET", "/api/v1/chat/credit") != {"data": 1}
         body["prompt"] = "x [[sandbox: fail=Banned prompt]]"
         third = client.request("POST", "/api/v1/mj/generate", body)["taskId"]
         with pytest.raises(RuntimeError, match="Banned prompt"):
@@ -98,6 +98,6 @@ async def test_an_asyncio_program() -> None:
                 if data["successFlag"]:
                     break
                 await asyncio.sleep(30)
-        assert 1 == data["successFlag"]
+        assert data["successFlag"] == 1
         assert 6 < looks < 14
         assert looks == sandbox.ledger.looks(task_id)

@@ -29,16 +29,16 @@ async def test_guessed_paths_stay_404(api: Api, word: str) -> None:
     """What people guess is not there, and says so in JSON."""
     for method in ("GET", "POST"):
         async with api.session.request(method, f"/api/v1/mj/{word}") as response:
-            assert 404 == response.status
-            assert 404 == (await response.json())["code"]
+            assert response.status == 404
+            assert (await response.json())["code"] == 404
 
 
 async def test_a_wrong_method_is_405_in_json(api: Api) -> None:
     """A 405 is an envelope and names the methods that are allowed."""
     async with api.session.get(GENERATE) as response:
-        assert 405 == response.status
-        assert "POST" == response.headers["Allow"]
-        assert 405 == (await response.json())["code"]
+        assert response.status == 405
+        assert response.headers["Allow"] == "POST"
+        assert (await response.json())["code"] == 405
 
 
 @pytest.mark.parametrize("path", [CREDIT, "/api/v1/chat/credit", RECORD_INFO])
@@ -58,10 +58,10 @@ async def test_without_the_key_nothing_is_told(path: str) -> None:
         for header in wrong:
             headers = {} if header is None else {"Authorization": header}
             async with session.get(path, headers=headers) as response:
-                assert 200 == response.status
+                assert response.status == 200
                 envelope = await response.json()
             expected = {"code": 401, "msg": "You do not have access permissions", "data": None}
-            assert expected == envelope, header
+            assert envelope == expected, header
 
 
 async def test_the_right_key_opens() -> None:
@@ -69,14 +69,14 @@ async def test_the_right_key_opens() -> None:
     async with Sandbox(api_key="right") as sandbox, aiohttp.ClientSession(sandbox.url) as session:
         for header in ("Bearer right", "bearer right"):
             async with session.get(CREDIT, headers={"Authorization": header}) as response:
-                assert 200 == (await response.json())["code"]
+                assert (await response.json())["code"] == 200
 
 
 async def test_any_key_opens_the_one_account(sandbox: Sandbox) -> None:
     """Without an api_key every key that is not empty works, on the same credits."""
     async with api_of(sandbox, "one") as one, api_of(sandbox, "two") as two:
         await one.submit()
-        assert 9992 == (await two.get(CREDIT))["data"]
+        assert (await two.get(CREDIT))["data"] == 9992
         await two.submit()
         await two.submit()
     labels = [entry.account for entry in sandbox.ledger.accepted]
@@ -102,9 +102,9 @@ async def test_malformed_json_is_code_400(sandbox: Sandbox, api: Api, body: byte
     """Whatever is no JSON object is refused in the envelope, never with an exception."""
     for path in (GENERATE, DOWNLOAD_URL):
         async with api.session.post(path, data=body) as response:
-            assert 200 == response.status
-            assert 400 == (await response.json())["code"]
-    assert () == sandbox.ledger.accepted
+            assert response.status == 200
+            assert (await response.json())["code"] == 400
+    assert sandbox.ledger.accepted == ()
 
 
 async def test_a_body_that_is_too_large_is_413(api: Api) -> None:
@@ -116,8 +116,8 @@ async def test_a_body_that_is_too_large_is_413(api: Api) -> None:
 
     for data in (io.BytesIO(b" " * 1_048_577), chunks()):
         async with api.session.post(GENERATE, data=data) as response:
-            assert 413 == response.status
-            assert 413 == (await response.json())["code"]
+            assert response.status == 413
+            assert (await response.json())["code"] == 413
 
 
 async def test_an_unexpected_exception_is_an_envelope_and_logged(
@@ -131,10 +131,10 @@ async def test_an_unexpected_exception_is_an_envelope_and_logged(
     monkeypatch.setattr("midapi_async.sandbox._account.Account.wire_balance", broken)
     with caplog.at_level(logging.ERROR):
         async with api.session.get(CREDIT, headers={"Accept": "text/html"}) as response:
-            assert 500 == response.status
-            assert 500 == (await response.json())["code"]
+            assert response.status == 500
+            assert (await response.json())["code"] == 500
     assert "oh no" in caplog.text
-    assert 500 == sandbox.ledger.requests[-1].status
+    assert sandbox.ledger.requests[-1].status == 500
 
 
 async def test_a_mistake_in_a_plan_is_an_envelope_and_logged(
@@ -145,16 +145,16 @@ async def test_a_mistake_in_a_plan_is_an_envelope_and_logged(
     sandbox.faults.on("credit", do=rewrite(lambda envelope: {"x": envelope["nothing"]}))
     for path in (RECORD_INFO, CREDIT):
         async with api.session.get(path) as response:
-            assert 500 == response.status
-            assert 500 == (await response.json())["code"]
-    assert 2 == caplog.text.count("KeyError")
+            assert response.status == 500
+            assert (await response.json())["code"] == 500
+    assert caplog.text.count("KeyError") == 2
 
 
 async def test_a_prompt_with_any_unicode_comes_back(api: Api) -> None:
     """UTF-8 goes through; a lone surrogate becomes a question mark, as Java writes it."""
     task_id = await api.submit(prompt="füchse 狐 🦊 \x00 \ud800")
     params = json.loads((await api.look(task_id))["paramJson"])
-    assert "füchse 狐 🦊 \x00 ?" == params["prompt"]
+    assert params["prompt"] == "füchse 狐 🦊 \x00 ?"
 
 
 async def test_answers_are_compact_json(sandbox: Sandbox) -> None:
@@ -174,7 +174,7 @@ async def test_a_client_that_leaves_does_no_harm(sandbox: Sandbox, api: Api) -> 
     writer.close()
     await writer.wait_closed()
     await api.submit()
-    assert 1 == len(sandbox.ledger.accepted)
+    assert len(sandbox.ledger.accepted) == 1
 
 
 @pytest.mark.parametrize(

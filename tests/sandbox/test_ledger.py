@@ -34,8 +34,8 @@ async def test_accepted_means_that_it_was_paid_for() -> None:
             await api.submit()
             with pytest.raises(aiohttp.ServerDisconnectedError):
                 await api.submit()
-        assert [8, 8] == [entry.price for entry in sandbox.ledger.accepted]
-        assert 10_000 - 16 == sandbox.credits
+        assert [entry.price for entry in sandbox.ledger.accepted] == [8, 8]
+        assert sandbox.credits == 10_000 - 16
 
 
 async def test_every_request(sandbox: Sandbox, api: Api) -> None:
@@ -46,23 +46,27 @@ async def test_every_request(sandbox: Sandbox, api: Api) -> None:
     await api.get(RECORD_INFO, taskId="nobody")
     await api.download(f"{sandbox.url}/m/{task_id}_0_0.jpeg")
     async with api.session.get("/elsewhere") as response:
-        assert 404 == response.status
+        assert response.status == 404
     asked = sandbox.ledger.requests
     seen = [(a.method, a.operation, a.task_id, a.with_key, a.status) for a in asked]
     look: tuple[Any, ...] = ("GET", "look", task_id, True, 200)
-    assert [
+    assert seen == [
         ("POST", "submit", None, True, 200),
         *(look, look, look),
         ("GET", "look", "nobody", True, 200),
         ("GET", "file", task_id, False, 404),
         ("GET", "other", None, True, 404),
-    ] == seen
-    assert "/elsewhere" == asked[-1].path
-    ledger = sandbox.ledger
-    assert [1, 4, 1, 1, 0] == [
-        ledger.count(word) for word in ("submit", "look", "file", "other", "credit")
     ]
-    assert [3, 1, 0] == [ledger.looks(i) for i in (task_id, "nobody", "somebody")]
+    assert asked[-1].path == "/elsewhere"
+    ledger = sandbox.ledger
+    assert [ledger.count(word) for word in ("submit", "look", "file", "other", "credit")] == [
+        1,
+        4,
+        1,
+        1,
+        0,
+    ]
+    assert [ledger.looks(i) for i in (task_id, "nobody", "somebody")] == [3, 1, 0]
 
 
 async def test_the_log_of_requests_is_bounded(
@@ -73,9 +77,9 @@ async def test_the_log_of_requests_is_bounded(
     task_id = await api.submit()
     for _ in range(5):
         await api.look(task_id)
-    assert ["look", "look"] == [a.operation for a in sandbox.ledger.requests]
-    assert 5 == sandbox.ledger.looks(task_id)
-    assert 1 == sandbox.ledger.count("submit")
+    assert [a.operation for a in sandbox.ledger.requests] == ["look", "look"]
+    assert sandbox.ledger.looks(task_id) == 5
+    assert sandbox.ledger.count("submit") == 1
     monkeypatch.setattr(Ledger, "REQUESTS_KEPT", 0)
     await api.look(task_id)
 
@@ -87,4 +91,4 @@ async def test_callbacks_are_written_down(sandbox: Sandbox, api: Api, endpoint: 
     await sandbox.aclose()
     (entry,) = sandbox.ledger.callbacks
     assert (task_id, 200, "final") == (entry.task_id, entry.status, entry.kind)
-    assert 1 == len(sandbox.ledger.accepted)
+    assert len(sandbox.ledger.accepted) == 1

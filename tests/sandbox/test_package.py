@@ -74,4 +74,4 @@ def test_the_plugin_is_light() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
-    assert "set()" == done.stdout.strip()
+    assert done.stdout.strip() == "set()"

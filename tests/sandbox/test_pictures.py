@@ -26,7 +26,7 @@ def test_the_aspect_ratio_is_respected(ratio: str) -> None:
     """The long side has 512 pixels, the other one what the ratio says."""
     width, height = opened(draw_jpeg(Picture("x", 0, ratio))).size
     across, down = (int(part) for part in ratio.split(":"))
-    assert 512 == max(width, height)
+    assert max(width, height) == 512
     assert across / down == pytest.approx(width / height, rel=0.01)
 
 
@@ -36,7 +36,7 @@ def test_pictures_look_different() -> None:
     drawn = [opened(draw_jpeg(picture)) for picture in shown]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         difference = ImageStat.Stat(ImageChops.difference(drawn[one], drawn[other]).convert("L"))
-        assert 20 < difference.mean[0]
+        assert difference.mean[0] > 20
     assert draw_jpeg(shown[0]) == draw_jpeg(Picture("a fox", 0))
 
 
@@ -53,7 +53,7 @@ def test_any_text_can_be_drawn(prompt: str, ratio: str) -> None:
 )
 def test_strange_prompts(prompt: str) -> None:
     """Nothing, a lone surrogate, control characters, other scripts, one word without end."""
-    assert (512, 512) == opened(draw_jpeg(Picture(prompt, 3))).size
+    assert opened(draw_jpeg(Picture(prompt, 3))).size == (512, 512)
 
 
 def test_a_font_that_knows_latin_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_font_that_knows_latin_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", latin_only)
     draw_jpeg(Picture("狐 fox", 0))
-    assert ["? fox", "#0"] == drawn
+    assert drawn == ["? fox", "#0"]
 
 
 def test_without_a_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_without_a_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("midapi_async.sandbox._pictures._FONTS", ("no-such-font.ttf",))
     _font.cache_clear()
     try:
-        assert (512, 512) == opened(draw_jpeg(Picture("füchse 狐", 0))).size
+        assert opened(draw_jpeg(Picture("füchse 狐", 0))).size == (512, 512)
     finally:
         _font.cache_clear()
 
@@ -103,7 +103,7 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain_jpeg(Picture("a fox", 0)) == data != plain_jpeg(Picture("a fox", 1))
     assert len(data) < 300
     assert data.endswith(b"\xff\xd9")
-    assert (8, 8) == opened(data).size
+    assert opened(data).size == (8, 8)
 
 
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl")
@@ -130,18 +130,18 @@ def test_a_video_has_valid_boxes() -> None:
     jpeg = draw_jpeg(picture)
     data = make_mp4(jpeg, picture.size)
     found = dict(boxes(data))
-    assert ["/ftyp", "/moov", "/mdat"] == [name for name in found if name.count("/") == 1]
+    assert [name for name in found if name.count("/") == 1] == ["/ftyp", "/moov", "/mdat"]
     stbl = "/moov/trak/mdia/minf/stbl"
     start = struct.unpack(">I", found[f"{stbl}/stco"][8:])[0]
     _, count, length = struct.unpack(">3I", found[f"{stbl}/stsz"][4:])
-    assert 1 == count
+    assert count == 1
     assert jpeg == data[start : start + length] == found["/mdat"]
     width, height = struct.unpack(">2I", found["/moov/trak/tkhd"][-8:])
     assert picture.size == (width >> 16, height >> 16)
-    assert 100 == len(found["/moov/mvhd"])
-    assert 84 == len(found["/moov/trak/tkhd"])
-    assert 24 == len(found["/moov/trak/mdia/mdhd"])
+    assert len(found["/moov/mvhd"]) == 100
+    assert len(found["/moov/trak/tkhd"]) == 84
+    assert len(found["/moov/trak/mdia/mdhd"]) == 24
     entry = found[f"{stbl}/stsd"][8:]
-    assert b"mp4v" == entry[4:8]
+    assert entry[4:8] == b"mp4v"
     assert len(entry) == struct.unpack(">I", entry[:4])[0]
-    assert b"esds" == entry[8 + 78 + 4 : 8 + 78 + 8]
+    assert entry[8 + 78 + 4 : 8 + 78 + 8] == b"esds"

@@ -17,19 +17,19 @@ ROOT = Path(__file__).parents[2]
 def test_the_environment_points_at_it(midapi_sandbox: SandboxThread) -> None:
     """A program that reads the environment finds it."""
     assert midapi_sandbox.url == os.environ["MIDAPI_BASE_URL"]
-    assert "sandbox-key" == os.environ["MIDAPI_API_KEY"]
-    assert "60.0" == os.environ["MIDAPI_TIME_SCALE"]
+    assert os.environ["MIDAPI_API_KEY"] == "sandbox-key"
+    assert os.environ["MIDAPI_TIME_SCALE"] == "60.0"
     midapi_sandbox.finish(submit(midapi_sandbox))
-    assert 1 == len(midapi_sandbox.ledger.accepted)
+    assert len(midapi_sandbox.ledger.accepted) == 1
 
 
 @pytest.mark.midapi_sandbox(api_key="other", auto=False, credits=5, time_scale=10)
 def test_a_marker_gives_arguments(midapi_sandbox: SandboxThread) -> None:
     """The marker's arguments are the sandbox's, and the environment follows."""
-    assert "other" == os.environ["MIDAPI_API_KEY"]
-    assert "10" == os.environ["MIDAPI_TIME_SCALE"]
-    assert 5 == midapi_sandbox.credits
-    assert 401 == call(midapi_sandbox.url + CREDIT)["code"]
+    assert os.environ["MIDAPI_API_KEY"] == "other"
+    assert os.environ["MIDAPI_TIME_SCALE"] == "10"
+    assert midapi_sandbox.credits == 5
+    assert call(midapi_sandbox.url + CREDIT)["code"] == 401
 
 
 @pytest.mark.midapi_sandbox(auto=False, credits=100)
@@ -38,8 +38,8 @@ class TestInAClass:
     def test_the_closest_marker_is_the_last_to_speak(self, midapi_sandbox: SandboxThread) -> None:
         """The class says auto, the test says credits."""
         task_id = submit(midapi_sandbox)
-        assert 402 == call(midapi_sandbox.url + GENERATE, FOX)["code"]
-        assert 0 == look(midapi_sandbox, task_id)["successFlag"]
+        assert call(midapi_sandbox.url + GENERATE, FOX)["code"] == 402
+        assert look(midapi_sandbox, task_id)["successFlag"] == 0
 
 
 def test_the_environment_is_restored() -> None:
@@ -77,5 +77,5 @@ def test_in_a_pytest_of_its_own(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert 0 == done.returncode, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout

@@ -15,20 +15,20 @@ async def test_the_recorded_shape(sandbox: Sandbox, api: Api) -> None:
     sandbox.finish(task_id)
     record = await api.look(task_id)
     keys = "taskId taskType paramJson completeTime resultInfoJson successFlag createTime"
-    assert [*keys.split(), "errorCode", "errorMessage"] == list(record)
+    assert list(record) == [*keys.split(), "errorCode", "errorMessage"]
     assert task_id == record["taskId"]
-    assert 1 == record["successFlag"]
+    assert record["successFlag"] == 1
     assert record["errorCode"] is record["errorMessage"] is None
     assert isinstance(record["createTime"], int)
     assert before - 60_000 <= record["createTime"] <= before + 60_000
     urls = [f"{sandbox.url}/m/{task_id}_0_{n}.jpeg" for n in range(4)]
-    assert {"resultUrls": [{"resultUrl": url} for url in urls]} == record["resultInfoJson"]
+    assert record["resultInfoJson"] == {"resultUrls": [{"resultUrl": url} for url in urls]}
 
 
 async def test_a_running_task(api: Api) -> None:
     """While it generates, flag 0 and nothing that belongs to an end."""
     record = await api.look(await api.submit())
-    assert 0 == record["successFlag"]
+    assert record["successFlag"] == 0
     assert record["completeTime"] is record["resultInfoJson"] is record["errorMessage"] is None
 
 
@@ -37,11 +37,11 @@ async def test_a_failed_task(sandbox: Sandbox, api: Api) -> None:
     task_id = await api.submit()
     sandbox.fail(task_id, message="nsfw content", code="451", flag=2)
     record = await api.look(task_id)
-    assert (2, "451", "nsfw content") == (
+    assert (
         record["successFlag"],
         record["errorCode"],
         record["errorMessage"],
-    )
+    ) == (2, "451", "nsfw content")
     assert record["resultInfoJson"] is None
     assert record["completeTime"] is not None
 
@@ -49,9 +49,9 @@ async def test_a_failed_task(sandbox: Sandbox, api: Api) -> None:
 async def test_an_unknown_task(api: Api) -> None:
     """Unknown ids are code 422 with the text that was seen; no id at all is 400."""
     unknown = await api.get(RECORD_INFO, taskId="nobody")
-    assert {"code": 422, "msg": "recordInfo is null", "data": None} == unknown
+    assert unknown == {"code": 422, "msg": "recordInfo is null", "data": None}
     missing = await api.get(RECORD_INFO)
-    assert (400, "taskId parameter is required") == (missing["code"], missing["msg"])
+    assert (missing["code"], missing["msg"]) == (400, "taskId parameter is required")
 
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
@@ -61,11 +61,11 @@ async def test_stamps_show_the_duration_that_is_played(scale: float) -> None:
     async with Sandbox(time_scale=scale, durations=durations) as sandbox, api_of(sandbox) as api:
         task_id = await api.submit()
         await asyncio.sleep(64.9 / scale)
-        assert 0 == (await api.look(task_id))["successFlag"]
+        assert (await api.look(task_id))["successFlag"] == 0
         await asyncio.sleep(0.2 / scale)
         record = await api.look(task_id)
-    assert 1 == record["successFlag"]
-    assert 65_000 == record["completeTime"] - record["createTime"]
+    assert record["successFlag"] == 1
+    assert record["completeTime"] - record["createTime"] == 65_000
 
 
 async def test_the_documented_shape() -> None:

@@ -43,8 +43,8 @@ async def test_used_before_it_is_open() -> None:
         sandbox.finish("x")
     with pytest.raises(RuntimeError, match="not open"):
         await sandbox.call_back("x")
-    assert () == sandbox.ledger.accepted
-    assert () == sandbox.faults.rules
+    assert sandbox.ledger.accepted == ()
+    assert sandbox.faults.rules == ()
     await sandbox.aclose()
 
 
@@ -91,7 +91,7 @@ async def test_the_url_can_be_used(host: str, start: str) -> None:
         pytest.skip("this machine has no IPv6 loopback")
     async with Sandbox(host=host) as sandbox, api_of(sandbox) as api:
         assert sandbox.url.startswith(start)
-        assert 10_000 == (await api.get(CREDIT))["data"]
+        assert (await api.get(CREDIT))["data"] == 10_000
 
 
 def has_ipv6() -> bool:
@@ -152,11 +152,11 @@ async def test_nothing_goes_on_after_the_end() -> None:
         sandbox.finish(done)
         await api.download((await api.urls(done))[0])
         painters = [t for t in threading.enumerate() if "painter" in t.name]
-        assert 1 == len(painters)
+        assert len(painters) == 1
     await asyncio.sleep(1000)
     assert not painters[0].is_alive()
     assert sandbox._service is not None
-    assert 0 == sandbox._service.task(running).flag
+    assert sandbox._service.task(running).flag == 0
 
 
 async def test_many_connections_at_once(sandbox: Sandbox) -> None:
@@ -167,4 +167,4 @@ async def test_many_connections_at_once(sandbox: Sandbox) -> None:
         for _ in range(200):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=0.5))
     async with api_of(sandbox) as api:
-        assert 10_000 == (await api.get(CREDIT))["data"]
+        assert (await api.get(CREDIT))["data"] == 10_000

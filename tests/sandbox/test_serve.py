@@ -44,10 +44,10 @@ def test_it_prints_its_url_and_ends_with_0(number: signal.Signals) -> None:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:")
-        assert 200 == call(url + CREDIT)["code"]
+        assert call(url + CREDIT)["code"] == 200
         process.send_signal(number)
         rest, errors = process.communicate(timeout=30)
-    assert (0, "", "") == (process.returncode, rest, errors)
+    assert (process.returncode, rest, errors) == (0, "", "")
 
 
 async def test_serve_in_a_loop() -> None:
@@ -60,7 +60,7 @@ async def test_serve_in_a_loop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     await asyncio.wait_for(serve(port=0, announce=announce), 30)
-    assert 1 == len(urls)
+    assert len(urls) == 1
     assert before == signal.getsignal(signal.SIGTERM)
 
 
@@ -81,7 +81,7 @@ def test_run_prints_and_gives_0(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
-        assert 0 == run(port=0)
+        assert run(port=0) == 0
     finally:
         signal.signal(signal.SIGALRM, before)
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")

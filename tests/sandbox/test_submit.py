@@ -21,7 +21,7 @@ async def test_every_task_type_is_accepted(api: Api, fields: dict[str, Any]) -> 
     """Each documented task type makes a task of that type."""
     task_id = await api.submit(**fields)
     assert fields["taskType"] == (await api.look(task_id))["taskType"]
-    assert 32 == len(task_id)
+    assert len(task_id) == 32
     assert set(task_id) <= set("0123456789abcdef")
 
 
@@ -71,13 +71,13 @@ async def test_what_the_service_refuses_names_the_field(sandbox: Sandbox, api: A
     """A bad field is answered HTTP 200 with a code and its name, and costs nothing."""
     for fields, code, name in REFUSED:
         async with api.session.post(GENERATE, json={**FOX, **fields}) as response:
-            assert 200 == response.status
+            assert response.status == 200
             envelope = await response.json()
         assert code == envelope["code"], fields
         assert name in envelope["msg"]
         assert envelope["data"] is None
-    assert () == sandbox.ledger.accepted
-    assert 10_000 == sandbox.credits
+    assert sandbox.ledger.accepted == ()
+    assert sandbox.credits == 10_000
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ async def test_a_misspelt_field_is_ignored_in_silence(sandbox: Sandbox, api: Api
     task_id = await api.submit(callbackUrl="https://example.org/x", watermark="me")
     assert "example.org" not in (await api.look(task_id))["paramJson"]
     (entry,) = sandbox.ledger.accepted
-    assert "me" == entry.body["watermark"]
+    assert entry.body["watermark"] == "me"
     assert entry.callback_url is None
 
 
@@ -129,7 +129,7 @@ async def test_param_json_keeps_what_was_said(api: Api) -> None:
     task_id = await api.submit(**{**VIDEO, "enableTranslation": False, "motion": "low"})
     params = json.loads((await api.look(task_id))["paramJson"])
     assert params["enableTranslation"] is False
-    assert "low" == params["motion"]
+    assert params["motion"] == "low"
 
 
 async def finished(sandbox: Sandbox, api: Api, **fields: object) -> str:
@@ -146,7 +146,7 @@ async def test_upscale_makes_one_picture_of_one(sandbox: Sandbox, api: Api) -> N
     sandbox.finish(child)
     assert parent != child
     record = await api.look(child)
-    assert {"taskId": parent, "imageIndex": 3, "waterMark": "w"} == json.loads(record["paramJson"])
+    assert json.loads(record["paramJson"]) == {"taskId": parent, "imageIndex": 3, "waterMark": "w"}
     (url,) = await api.urls(child)
     assert url.endswith(f"/m/{child}_0_0.jpeg")
 
@@ -158,7 +158,7 @@ async def test_vary_makes_four_and_counts_from_either_end(
     """Its imageIndex is documented as 0-3 and as 1-4: both pass."""
     child = await api.submit(VARY, taskId=await finished(sandbox, api), imageIndex=place)
     sandbox.finish(child)
-    assert 4 == len(await api.urls(child))
+    assert len(await api.urls(child)) == 4
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "and it runs"}])
@@ -169,7 +169,7 @@ async def test_extend_makes_one_video(sandbox: Sandbox, api: Api, prompt: dict[s
         EXTEND, taskId=parent, taskType="mj_video_extend_auto", index=1, **prompt
     )
     sandbox.finish(child)
-    assert "mj_video_extend_auto" == (await api.look(child))["taskType"]
+    assert (await api.look(child))["taskType"] == "mj_video_extend_auto"
     (url,) = await api.urls(child)
     assert url.endswith(".mp4")
 
@@ -252,7 +252,7 @@ async def test_a_reference_that_cannot_be_fetched_fails_later(sandbox: Sandbox, 
             taskType="mj_img2img", fileUrls=[url], prompt="x [[sandbox: seconds=0]]"
         )
         record = await api.look(task_id)
-        assert 3 == record["successFlag"]
+        assert record["successFlag"] == 3
         assert "reference image" in record["errorMessage"]
 
 
@@ -262,4 +262,4 @@ async def test_a_reference_that_the_sandbox_made_can_be_fetched(sandbox: Sandbox
     task_id = await api.submit(
         taskType="mj_img2img", fileUrls=[url], prompt="x [[sandbox: seconds=0]]"
     )
-    assert 1 == (await api.look(task_id))["successFlag"]
+    assert (await api.look(task_id))["successFlag"] == 1

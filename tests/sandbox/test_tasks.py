@@ -32,7 +32,7 @@ async def test_durations_scatter_around_what_was_measured(
     """Each kind of task takes about as long as it does in life, not always the same."""
     seen = [await duration(sandbox, fields) for _ in range(15)]
     assert middle == pytest.approx(statistics.median(seen), rel=0.2)
-    assert 15 == len(set(seen))
+    assert len(set(seen)) == 15
 
 
 async def test_equal_seeds_give_equal_durations() -> None:
@@ -68,7 +68,7 @@ async def test_prices_may_be_said() -> None:
     async with Sandbox(prices=prices) as sandbox, api_of(sandbox) as api:
         await api.submit()
         await api.submit(speed="turbo")
-    assert [0.5, 16] == [entry.price for entry in sandbox.ledger.accepted]
+    assert [entry.price for entry in sandbox.ledger.accepted] == [0.5, 16]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ async def test_a_prompt_may_say_what_becomes_of_it(
     task_id = await api.submit(prompt=f"a fox {hint}")
     await asyncio.sleep(4.9 if "5" in hint.partition("sec")[2] else 1000)
     if "seconds" in hint:
-        assert 0 == (await api.look(task_id))["successFlag"]
+        assert (await api.look(task_id))["successFlag"] == 0
         await asyncio.sleep(0.2)
     record = await api.look(task_id)
     assert (flag, code) == (record["successFlag"], record["errorCode"])
@@ -119,16 +119,16 @@ async def test_a_prompt_may_ask_never_to_end(api: Api) -> None:
     """A task that never ends is still generating after a month."""
     task_id = await api.submit(prompt="a fox [[sandbox: never]]")
     await asyncio.sleep(30 * 86_400)
-    assert 0 == (await api.look(task_id))["successFlag"]
+    assert (await api.look(task_id))["successFlag"] == 0
 
 
 @pytest.mark.parametrize("word", ["fial", "flag=1", "flag", "code=x", "seconds=-1", "never=1", ""])
 async def test_a_typo_in_a_hint_is_refused(sandbox: Sandbox, api: Api, word: str) -> None:
     """A hint that would do nothing is code 422, with what there is."""
     envelope = await api.post(GENERATE, {**FOX, "prompt": f"[[sandbox: {word}]]"})
-    assert 422 == envelope["code"]
+    assert envelope["code"] == 422
     assert "seconds=N" in envelope["msg"]
-    assert () == sandbox.ledger.accepted
+    assert sandbox.ledger.accepted == ()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_no_hint_by_accident(api: Api, prompt: str) -> None:
     """Brackets alone mean nothing."""
     task_id = await api.submit(prompt=prompt)
     await asyncio.sleep(1000)
-    assert 1 == (await api.look(task_id))["successFlag"]
+    assert (await api.look(task_id))["successFlag"] == 1
 
 
 async def test_without_auto_only_a_word_ends_a_task() -> None:
@@ -147,12 +147,12 @@ async def test_without_auto_only_a_word_ends_a_task() -> None:
     async with Sandbox(auto=False) as sandbox, api_of(sandbox) as api:
         first, second = await api.submit(), await api.submit(prompt="x [[sandbox: seconds=1]]")
         await asyncio.sleep(100_000)
-        assert 0 == (await api.look(first))["successFlag"]
-        assert 0 == (await api.look(second))["successFlag"]
+        assert (await api.look(first))["successFlag"] == 0
+        assert (await api.look(second))["successFlag"] == 0
         sandbox.finish(first)
         sandbox.fail(second)
-        assert 1 == (await api.look(first))["successFlag"]
-        assert 3 == (await api.look(second))["successFlag"]
+        assert (await api.look(first))["successFlag"] == 1
+        assert (await api.look(second))["successFlag"] == 3
 
 
 async def test_a_task_ends_once(sandbox: Sandbox, api: Api) -> None:
@@ -165,7 +165,7 @@ async def test_a_task_ends_once(sandbox: Sandbox, api: Api) -> None:
     sandbox.finish(good)
     sandbox.fail(bad, message="second")
     assert record == await api.look(good)
-    assert "first" == (await api.look(bad))["errorMessage"]
+    assert (await api.look(bad))["errorMessage"] == "first"
     with pytest.raises(ValueError, match=good):
         sandbox.fail(good)
     with pytest.raises(ValueError, match=bad):

@@ -38,19 +38,19 @@ def test_it_does_what_a_sandbox_does() -> None:
     with SandboxThread(auto=False, credits=24) as sandbox:
         assert sandbox.url in repr(sandbox)
         first, second = submit(sandbox), submit(sandbox)
-        assert [first, second] == [entry.task_id for entry in sandbox.ledger.accepted]
+        assert [entry.task_id for entry in sandbox.ledger.accepted] == [first, second]
         sandbox.finish(first)
         sandbox.fail(second, message="no", code=None, flag=2)
-        assert 1 == look(sandbox, first)["successFlag"]
-        assert (2, "no") == (
+        assert look(sandbox, first)["successFlag"] == 1
+        assert (
             look(sandbox, second)["successFlag"],
             look(sandbox, second)["errorMessage"],
-        )
-        assert 8 == sandbox.credits
+        ) == (2, "no")
+        assert sandbox.credits == 8
         sandbox.credits = 3
-        assert 402 == call(sandbox.url + GENERATE, FOX)["code"]
+        assert call(sandbox.url + GENERATE, FOX)["code"] == 402
         sandbox.faults.on("submit", do=answer_code(455))
-        assert 455 == call(sandbox.url + GENERATE, FOX)["code"]
+        assert call(sandbox.url + GENERATE, FOX)["code"] == 455
         with pytest.raises(KeyError, match="nobody"):
             sandbox.finish("nobody")
 
@@ -59,10 +59,10 @@ def test_it_calls_back() -> None:
     """By hand, with the answer's status; here the endpoint is another sandbox's 404."""
     with SandboxThread() as endpoint, SandboxThread(auto=False) as sandbox:
         task_id = submit(sandbox, callBackUrl=f"{endpoint.url}/callback")
-        assert 404 == sandbox.call_back(task_id, duplicate(2))
-        assert 2 == len(sandbox.ledger.callbacks)
-        assert 404 == sandbox.call_back(task_id, url=f"{endpoint.url}/other")
-        assert 3 == endpoint.ledger.count("other")
+        assert sandbox.call_back(task_id, duplicate(2)) == 404
+        assert len(sandbox.ledger.callbacks) == 2
+        assert sandbox.call_back(task_id, url=f"{endpoint.url}/other") == 404
+        assert endpoint.ledger.count("other") == 3
 
 
 def test_its_thread_ends_with_it() -> None:
@@ -104,8 +104,8 @@ def test_many_threads_at_once() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert 40 == len(sandbox.ledger.accepted)
-        assert 40 == sandbox.ledger.count("submit")
+        assert len(sandbox.ledger.accepted) == 40
+        assert sandbox.ledger.count("submit") == 40
 
 
 def test_time_passes_by_itself() -> None:

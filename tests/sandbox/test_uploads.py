@@ -35,28 +35,28 @@ async def test_a_multipart_upload(sandbox: Sandbox, api: Api) -> None:
     """The answer is the documented one and its URL gives the bytes back, without a key."""
     answer = await stream(api, form(uploadPath="images/mine/", fileName="red fox.jpg"))
     assert answer["success"] is True
-    assert 200 == answer["code"]
+    assert answer["code"] == 200
     data = answer["data"]
-    assert [
+    assert list(data) == [
         *("fileName", "filePath", "downloadUrl"),
         *("fileSize", "mimeType", "uploadedAt"),
-    ] == list(data)
-    assert ("red_fox.jpg", "images/mine/red_fox.jpg") == (data["fileName"], data["filePath"])
+    ]
+    assert (data["fileName"], data["filePath"]) == ("red_fox.jpg", "images/mine/red_fox.jpg")
     assert (len(DATA), "image/jpeg") == (data["fileSize"], data["mimeType"])
     assert data["downloadUrl"].startswith(f"{sandbox.url}/u/")
-    assert (200, DATA) == await api.download(data["downloadUrl"])
+    assert await api.download(data["downloadUrl"]) == (200, DATA)
 
 
 async def test_a_multipart_upload_without_a_name(api: Api) -> None:
     """The file's own name is taken."""
-    assert "fox.jpg" == (await stream(api, form()))["data"]["fileName"]
+    assert (await stream(api, form()))["data"]["fileName"] == "fox.jpg"
 
 
 @pytest.mark.parametrize("data", [{"file": "text"}, {"x": "y"}, b"bytes", None])
 async def test_a_multipart_upload_without_a_file(api: Api, data: object) -> None:
     """A form without a file, or no form at all, is code 400 and names the field."""
     answer = await stream(api, data)
-    assert (400, "file parameter is required") == (answer["code"], answer["msg"])
+    assert (answer["code"], answer["msg"]) == (400, "file parameter is required")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ async def test_a_base64_upload(api: Api, prefix: str, kind: str) -> None:
     body = {"base64Data": prefix + base64.b64encode(DATA).decode(), "fileName": "a.png"}
     data = (await api.post(BASE64, body))["data"]
     assert ("a.png", "a.png", kind) == (data["fileName"], data["filePath"], data["mimeType"])
-    assert (200, DATA) == await api.download(data["downloadUrl"])
+    assert await api.download(data["downloadUrl"]) == (200, DATA)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ async def test_a_url_upload_copies_our_own_files(sandbox: Sandbox, api: Api) -> 
     first = (await api.post(URL, {"fileUrl": result, "uploadPath": "x"}))["data"]
     second = (await api.post(URL, {"fileUrl": first["downloadUrl"], "fileName": "b.jpg"}))["data"]
     assert await api.download(result) == await api.download(second["downloadUrl"])
-    assert ("b.jpg", "image/jpeg") == (second["fileName"], second["mimeType"])
+    assert (second["fileName"], second["mimeType"]) == ("b.jpg", "image/jpeg")
 
 
 async def test_a_url_upload_fetches_nothing(sandbox: Sandbox, api: Api) -> None:
@@ -101,14 +101,14 @@ async def test_a_url_upload_fetches_nothing(sandbox: Sandbox, api: Api) -> None:
     for url in ("https://example.invalid/a/fox.jpeg", "http://127.0.0.1:9/"):
         data = (await api.post(URL, {"fileUrl": url}))["data"]
         status, body = await api.download(data["downloadUrl"])
-        assert (200, b"\xff\xd8") == (status, body[:2])
-    assert 2 == sandbox.ledger.count("file")
+        assert (status, body[:2]) == (200, b"\xff\xd8")
+    assert sandbox.ledger.count("file") == 2
 
 
 async def test_a_url_upload_that_is_none(sandbox: Sandbox, api: Api) -> None:
     """No URL, or a file of ours that is not there."""
     for url in (None, "", "x", "ftp://a/b", 5):
-        assert 400 == (await api.post(URL, {"fileUrl": url}))["code"]
+        assert (await api.post(URL, {"fileUrl": url}))["code"] == 400
     missing = f"{sandbox.url}/m/nobody_0_0.jpeg"
     assert (await api.post(URL, {"fileUrl": missing}))["msg"] == "fileUrl could not be fetched"
 
@@ -117,19 +117,19 @@ async def test_uploads_last_three_days(api: Api) -> None:
     """Then they are 404."""
     url = (await stream(api, form()))["data"]["downloadUrl"]
     await asyncio.sleep(3 * DAY - 1)
-    assert 200 == (await api.download(url))[0]
+    assert (await api.download(url))[0] == 200
     await asyncio.sleep(2)
-    assert 404 == (await api.download(url))[0]
+    assert (await api.download(url))[0] == 404
 
 
 async def test_the_oldest_uploads_go_first(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory for uploads is bounded, but the newest always stays."""
     monkeypatch.setattr("midapi_async.sandbox._files._UPLOADS_KEPT", 2 * len(DATA) + 1)
     urls = [(await stream(api, form()))["data"]["downloadUrl"] for _ in range(3)]
-    assert [404, 200, 200] == [(await api.download(url))[0] for url in urls]
+    assert [(await api.download(url))[0] for url in urls] == [404, 200, 200]
     monkeypatch.setattr("midapi_async.sandbox._files._UPLOADS_KEPT", 1)
     last = (await stream(api, form()))["data"]["downloadUrl"]
-    assert [404, 404, 200] == [(await api.download(url))[0] for url in (*urls[1:], last)]
+    assert [(await api.download(url))[0] for url in (*urls[1:], last)] == [404, 404, 200]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_names_are_made_safe(api: Api, name: str, safe: str) -> None:
     data = (await api.post(BASE64, body))["data"]
     assert safe == data["fileName"]
     async with api.session.get(data["downloadUrl"]) as response:
-        assert "nosniff" == response.headers["X-Content-Type-Options"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 async def test_an_upload_beyond_the_limit(
@@ -152,7 +152,7 @@ async def test_an_upload_beyond_the_limit(
     data = aiohttp.FormData()
     data.add_field("file", io.BytesIO(bytes(104_857_601)), filename="big")
     answer = await stream(api, data)
-    assert 413 == answer["code"]
+    assert answer["code"] == 413
 
 
 async def test_a_form_that_is_none(api: Api) -> None:
@@ -160,7 +160,7 @@ async def test_a_form_that_is_none(api: Api) -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=x"):
         headers = {"Content-Type": content_type}
         async with api.session.post(STREAM, data=b"--y\r\nnonsense", headers=headers) as response:
-            assert 400 == (await response.json())["code"]
+            assert (await response.json())["code"] == 400
 
 
 async def test_uploads_need_the_key(sandbox: Sandbox) -> None:
@@ -168,4 +168,4 @@ async def test_uploads_need_the_key(sandbox: Sandbox) -> None:
     async with aiohttp.ClientSession(sandbox.url) as session:
         for path in (STREAM, BASE64, URL):
             async with session.post(path, json={}) as response:
-                assert 401 == (await response.json())["code"]
+                assert (await response.json())["code"] == 401

@@ -37,16 +37,16 @@ async def test_a_reply_and_what_it_answers_are_recorded() -> None:
     """The ledger has the whole request; an accepted one is one that was not refused."""
     script = [reply(json=OK), reply(429), reply(502), reply(json={"code": 402}, accepted=False)]
     async with ScriptedServer(script) as server, aiohttp.ClientSession() as session:
-        assert b'{"code": 200}' == await post(session, server.url, b'{"prompt": "fox"}')
+        assert await post(session, server.url, b'{"prompt": "fox"}') == b'{"code": 200}'
         for _ in range(3):
             await post(session, server.url)
         first = server.requests[0]
-        assert ("POST", "/submit?a=1", "/submit") == (first.method, first.target, first.path)
+        assert (first.method, first.target, first.path) == ("POST", "/submit?a=1", "/submit")
         assert first.json() == {"prompt": "fox"}
         assert first.headers["content-length"] == "17"
-        assert [True, False, True, False] == [r.accepted for r in server.requests]
-        assert [first, server.requests[2]] == server.accepted
-        assert (1, 0) == (server.connections, server.steps_left)
+        assert [r.accepted for r in server.requests] == [True, False, True, False]
+        assert server.accepted == [first, server.requests[2]]
+        assert (server.connections, server.steps_left) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ async def test_answers_that_are_odd_but_whole() -> None:
     ]
     async with ScriptedServer(script) as server, aiohttp.ClientSession() as session:
         for _ in range(5):
-            assert b'{"code": 200}' == await post(session, server.url)
+            assert await post(session, server.url) == b'{"code": 200}'
         await asyncio.sleep(1)  # else the client would not have heard of the close
         assert await post(session, server.url) == b"text"
         assert server.connections == 3
@@ -122,7 +122,7 @@ async def test_a_function_answers_and_may_be_the_rest_of_the_script() -> None:
 
     async with ScriptedServer(then=echo) as server, aiohttp.ClientSession() as session:
         server.add(reply(json=OK))
-        assert b'{"code": 200}' == await post(session, server.url, b"first")
+        assert await post(session, server.url, b"first") == b'{"code": 200}'
         assert await post(session, server.url, b"more") == b"more"
 
 
@@ -136,7 +136,7 @@ async def test_a_body_without_a_length_is_read_to_its_end() -> None:
     async with ScriptedServer([reply()]) as server, aiohttp.ClientSession() as session:
         async with session.post(server.url, data=chunks(), expect100=True):
             pass
-        assert b"a" * 70_000 + b"b" == server.accepted[0].body
+        assert server.accepted[0].body == b"a" * 70_000 + b"b"
 
 
 async def test_a_body_that_breaks_off_was_not_accepted() -> None:
@@ -148,7 +148,7 @@ async def test_a_body_that_breaks_off_was_not_accepted() -> None:
         await writer.wait_closed()
         await server.arrived()
         (request,) = server.requests
-        assert (b"half", False, False) == (request.body, request.complete, request.accepted)
+        assert (request.body, request.complete, request.accepted) == (b"half", False, False)
 
 
 async def test_one_request_too_many_is_not_overlooked() -> None:

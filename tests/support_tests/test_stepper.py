@@ -73,7 +73,7 @@ async def test_a_coroutine_that_swallows_a_cancellation_is_seen() -> None:
     for step in cancel_at_each_step():
         task = await step.run(_deaf())
         seen.append((step.struck, task.cancelled()))
-    assert [(True, False), (False, False)] * 2 == seen
+    assert seen == [(True, False), (False, False)] * 2
 
 
 async def test_what_the_coroutine_does_after_the_strike_runs_to_its_end() -> None:

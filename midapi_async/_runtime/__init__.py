@@ -1,0 +1,1 @@
+"""What every room stands on: the clock, and background tasks with an owner."""

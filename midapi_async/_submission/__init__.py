@@ -1,0 +1,1 @@
+"""Submitting: at most one accepted POST per intent."""

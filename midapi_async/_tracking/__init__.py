@@ -1,0 +1,1 @@
+"""Tracking: when to look at a task, and who waits for it."""

@@ -1,0 +1,237 @@
+"""The README's web applications as processes of their own, against the sandbox."""
+
+import runpy
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+from urllib.parse import urljoin
+
+import pytest
+
+from midapi_async._wire.tokens import token_hash
+from midapi_async.sandbox import Faults, SandboxThread, lose_answer, no_credits_as_500
+from tests.callbacks.serving import (
+    APPS,
+    Answer,
+    ask,
+    free_port,
+    process,
+    uvicorn_serving,
+    wait_until,
+)
+from tests.support.secrets import found_in
+
+# slow: each starts interpreters that import a web framework.
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+
+FOX = "a red fox in the snow"
+# A worker that the supervisor has told to stop ends as it would have by the signal alone.
+ENDED = (0, -signal.SIGTERM)
+
+
+def uvicorn_of(app: str, port: int, *options: str) -> list[str]:
+    """The command line that the README shows."""
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    return ["-m", "uvicorn", app, *place, "--no-access-log", *options]
+
+
+def commands(port: int) -> dict[str, list[str]]:
+    """How each program is started."""
+    run = f"import readme_aiohttp as p; p.web.run_app(p.app, host='127.0.0.1', port={port})"
+    return {
+        "fastapi": uvicorn_of("readme_fastapi:app", port, "--timeout-graceful-shutdown", "20"),
+        "aiohttp": ["-c", run],
+    }
+
+
+def environment(sandbox: SandboxThread, port: int, folder: Path, scale: float) -> dict[str, str]:
+    """What the programs read."""
+    return {
+        "MIDAPI_BASE_URL": sandbox.url,
+        "MIDAPI_API_KEY": "any-key",
+        "MIDAPI_PUBLIC_URL": f"http://127.0.0.1:{port}/hooks/midapi",
+        "MIDAPI_JOURNAL": str(folder / "journal"),
+        "MIDAPI_TIME_SCALE": str(scale),
+    }
+
+
+@contextmanager
+def running(
+    name: str, sandbox: SandboxThread, folder: Path, *, scale: float = 1.0, port: int = 0
+) -> Iterator[tuple[int, "Popen[str]"]]:
+    """A program that serves; gives its port, and its process."""
+    port = port or free_port()
+    with process(
+        port, *commands(port)[name], **environment(sandbox, port, folder, scale)
+    ) as program:
+        yield port, program
+
+
+def order(port: int, prompt: str, key: str | None) -> Answer:
+    """Order a picture."""
+    headers = {"Idempotency-Key": key} if key is not None else {}
+    return ask(port, "POST", "/pictures", {"prompt": prompt}, headers)
+
+
+def field(answer: Answer, name: str) -> object:
+    """One field of a JSON answer."""
+    assert isinstance(answer.json, dict)
+    return answer.json[name]
+
+
+PROGRAMS = ("fastapi", "aiohttp")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
+    """200 in time; 202 and a place to ask at; the same key once; each error its own status."""
+    plan = Faults().on("submit", when=lambda call: "poor" in str(call.body), do=no_credits_as_500())
+    plan.on("submit", when=lambda call: "lost" in str(call.body), do=lose_answer(), nth=1)
+    with (
+        SandboxThread(time_scale=60, faults=plan) as sandbox,
+        running(name, sandbox, tmp_path, scale=60) as (port, _),
+    ):
+        quick = order(port, f"{FOX} [[sandbox: seconds=10]]", "1")
+        assert quick.status == 200
+        assert len(field(quick, "urls")) == 4  # type: ignore[arg-type]  # a list, if this passes
+        assert quick.json == order(port, f"{FOX} [[sandbox: seconds=10]]", "1").json
+
+        slow = order(port, f"{FOX} [[sandbox: seconds=60]]", "2")
+        assert slow.status == 202
+        place = urljoin("/pictures", slow.headers["location"])
+        assert place.endswith(str(field(slow, "task_id")))
+        wait_until(lambda: field(ask(port, "GET", place), "status") == "succeeded")
+        assert order(port, f"{FOX} [[sandbox: seconds=60]]", "2").status == 200
+
+        # Its answer was lost; its callback tells what became of it.
+        assert order(port, "lost [[sandbox: seconds=10]]", "3").status == 200
+
+        assert order(port, "a blue whale", "1").status == 409
+        assert order(port, "", "4").status == 422
+        assert order(port, f"{FOX} [[sandbox: fail=nsfw; seconds=5]]", "5").status == 422
+        assert order(port, "poor", "6").status == 503
+        assert order(port, f"{FOX} [[sandbox: fail=gone; seconds=5]]", "7").status == 422
+        assert order(port, FOX, None).status in {400, 422}
+        assert ask(port, "GET", f"/pictures/{'0' * 32}").status == 404
+        assert ask(port, "GET", "/pictures/%20").status == 422
+        assert len(sandbox.ledger.accepted) == 5
+        assert {each.status for each in sandbox.ledger.callbacks} == {200}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_told_to_stop_while_a_request_waits(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The request is told where to ask, the process ends at once, the next one goes on."""
+    with SandboxThread(auto=False) as sandbox, ThreadPoolExecutor() as threads:
+        with running(name, sandbox, tmp_path) as (port, program):
+            asked = threads.submit(order, port, FOX, "1")
+            wait_until(lambda: sandbox.ledger.accepted)
+            wait_until((tmp_path / "journal").exists)
+            time.sleep(0.5)  # until the answer has reached the client, and it waits
+            assert not asked.done()
+            begun = time.monotonic()
+            program.send_signal(signal.SIGTERM)
+            answer = asked.result(20)
+            code = program.wait(20)
+            took = time.monotonic() - begun
+        assert code in ENDED
+        assert took < 20, "it waited for its patience to end, and not for the signal"
+        [accepted] = sandbox.ledger.accepted
+        expected = (202, f"pictures/{accepted.task_id}")
+        assert (answer.status, answer.headers["location"]) == expected
+        with running(name, sandbox, tmp_path, port=port):
+            again = threads.submit(order, port, FOX, "1")
+            time.sleep(0.5)
+            sandbox.finish(accepted.task_id)
+            assert (200, accepted.task_id) == (again.result(20).status, _task(again))
+        assert len(sandbox.ledger.accepted) == 1
+    assert not found_in(capfd.readouterr().out)
+
+
+def test_the_fastapi_program_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a test client runs it: nothing of it needs the main thread."""
+    port = free_port()
+    with SandboxThread(time_scale=60) as sandbox:
+        for variable, value in environment(sandbox, port, tmp_path, 60).items():
+            monkeypatch.setenv(variable, value)
+        program = runpy.run_path(str(APPS / "readme_fastapi.py"), run_name="pictures")
+        with uvicorn_serving(program["app"], port):
+            assert order(port, f"{FOX} [[sandbox: seconds=10]]", "1").status == 200
+            wait_until(lambda: [each.status for each in sandbox.ledger.callbacks] == [200])
+
+
+def _task(answer: "Future[Answer]") -> object:
+    return field(answer.result(), "task_id")
+
+
+@contextmanager
+def four_workers(sandbox: SandboxThread, folder: Path) -> Iterator[tuple[int, "Popen[str]"]]:
+    """The FastAPI program on four workers that share one folder."""
+    port = free_port()
+    command = uvicorn_of("tests.callbacks.apps.workers:app", port, "--workers", "4")
+    named = environment(sandbox, port, folder, 1.0)
+    with process(port, *command, TEST_WORKERS_LOG=str(folder / "log"), **named) as supervisor:
+        pids: set[str] = set()
+
+        def all_serve() -> bool:
+            pids.add(ask(port, "GET", "/nothing").headers["x-worker"])
+            return len(pids) == 4
+
+        wait_until(all_serve)
+        yield port, supervisor
+
+
+def test_four_workers_share_keys_and_callbacks(tmp_path: Path) -> None:
+    """A callback may land on any of them: whoever waits looks at once, and nothing is paid twice.
+
+    No look is planned before the requests' patience ends, so each answer with a picture was caused
+    by a callback. Of each two orders with one key, each is answered.
+    """
+    with (
+        SandboxThread(auto=False) as sandbox,
+        four_workers(sandbox, tmp_path) as (port, supervisor),
+        ThreadPoolExecutor(32) as threads,
+    ):
+        asked = [threads.submit(order, port, FOX, f"{n % 12}") for n in range(24)]
+        wait_until(lambda: len(sandbox.ledger.accepted) == 12)
+        time.sleep(1)  # until all have seen whose key it is, and wait
+        for accepted in sandbox.ledger.accepted:
+            sandbox.finish(accepted.task_id)
+        answers = [each.result(30) for each in asked]
+        assert {answer.status for answer in answers} == {200}
+        assert len(sandbox.ledger.accepted) == 12
+        assert {each.status for each in sandbox.ledger.callbacks} == {200}
+        assert_some_crossed(sandbox, answers, tmp_path / "log")
+        assert all(sandbox.ledger.looks(each.task_id) <= 2 for each in sandbox.ledger.accepted)
+        assert order(port, FOX, "3").json == answers[3].json
+        assert len(sandbox.ledger.accepted) == 12
+        waiting = [threads.submit(order, port, FOX, f"last {n}") for n in range(4)]
+        wait_until(lambda: len(sandbox.ledger.accepted) == 16)
+        time.sleep(0.5)  # until all have their answer, and wait
+        begun = time.monotonic()
+        supervisor.send_signal(signal.SIGTERM)
+        assert {each.result(30).status for each in waiting} == {202}
+        assert supervisor.wait(30) in ENDED
+        assert time.monotonic() - begun < 20, "they waited for their patience to end"
+    assert len(sandbox.ledger.accepted) == 16
+
+
+def assert_some_crossed(sandbox: SandboxThread, answers: list[Answer], log: Path) -> None:
+    """Some waited in another worker than the one that took their callback."""
+    took = dict(line.split() for line in log.read_text().splitlines())
+    taker = {
+        each.task_id: took[token_hash(str(each.callback_url).rpartition("/")[2])]
+        for each in sandbox.ledger.accepted
+    }
+    crossed = [
+        answer
+        for answer in answers
+        if answer.headers["x-worker"] != taker[str(field(answer, "task_id"))]
+    ]
+    assert crossed
+    print(len(crossed), "of", len(answers), "waited in another worker")

@@ -1,0 +1,687 @@
+"""Rows C of the fault catalogue: the core, and the standalone server over raw sockets."""
+
+import asyncio
+import base64
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midapi_async import (
+    CallbackReceiver,
+    InvalidRequestError,
+    JournalError,
+    MemoryJournal,
+    MidAPIClient,
+    ReceiverError,
+    State,
+    WaitTimeout,
+)
+from midapi_async._wire.tokens import new_token, token_hash
+from midapi_async.callbacks.receiver import LARGEST_BODY
+from midapi_async.callbacks.signature import signature
+from midapi_async.journal import Intent
+from midapi_async.testing import VirtualLoop
+from tests.support.scripted import ScriptedServer, delay, lose_answer, reply
+from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in, known
+from tests.world import TASK, URLS, accepted, client_of, looked, looks, ok, record, refused
+
+OTHER = "beef" * 8
+
+
+def callback(task_id: str = TASK, **fields: object) -> bytes:
+    """The body of a good callback."""
+    data = {"taskId": task_id, "promptJson": "{}", "resultUrls": list(URLS)} | fields
+    return json.dumps({"code": 200, "msg": "success", "data": data}).encode()
+
+
+def signed(
+    task_id: str = TASK, timestamp: str = "1760557532", key: str = WEBHOOK_KEY
+) -> dict[str, str]:
+    """The headers that MidAPI signs a callback with."""
+    value = signature(key.encode(), task_id, timestamp).decode()
+    return {"X-Webhook-Timestamp": timestamp, "X-Webhook-Signature": value}
+
+
+class Scene:
+    """A client with a receiver, one submission, and the token in its callback URL."""
+
+    def __init__(
+        self, server: ScriptedServer, client: MidAPIClient, receiver: CallbackReceiver
+    ) -> None:
+        self.server = server
+        self.client = client
+        self.receiver = receiver
+        self.journal: MemoryJournal = client._journal  # type: ignore[assignment]
+
+    @property
+    def url(self) -> str:
+        body = self.server.requests[0].json()
+        assert isinstance(body, dict)
+        return str(body["callBackUrl"])
+
+    @property
+    def token(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    async def call_back(self, body: bytes | None = None, headers: Mapping[str, str] = {}) -> int:
+        return await self.receiver.handle(self.token, headers, callback() if body is None else body)
+
+    async def row(self) -> Intent:
+        [row] = await self.journal.rows(f"{self.server.url} default")
+        return row
+
+
+@asynccontextmanager
+async def a_scene(*script: object, **options: object) -> AsyncIterator[Scene]:
+    receiver = CallbackReceiver(None, port=0, **options)  # type: ignore[arg-type]
+    async with (
+        ScriptedServer(script) as server,  # type: ignore[arg-type]
+        client_of(server, receiver=receiver) as client,
+    ):
+        yield Scene(server, client, receiver)
+
+
+async def test_a_callback_is_a_hint_and_record_info_is_the_truth() -> None:
+    """C7: the URLs of the result come from record-info, whatever the callback says."""
+    async with a_scene(accepted(), looked()) as scene:
+        handle = await scene.client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(1)
+        assert await scene.call_back(callback(resultUrls=["https://evil.example/x"])) == 200
+        assert (await waiting).urls == URLS
+        assert len(looks(scene.server)) == 1
+
+
+async def test_c02_a_hundred_duplicates_at_once() -> None:
+    """One outcome, all answered 200, no storm of looks."""
+    async with a_scene(accepted(), looked(), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        answers = await asyncio.gather(*(scene.call_back() for _ in range(100)))
+        assert set(answers) == {200}
+        assert (await waiting).is_final
+        assert len(looks(scene.server)) <= 2
+
+
+async def test_c02_a_hundred_duplicates_for_a_lost_answer() -> None:
+    """Checked once; one intent, one task."""
+    async with a_scene(lose_answer(), delay(looked(), 1), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        answers = await asyncio.gather(*(scene.call_back() for _ in range(100)))
+        assert set(answers) == {200}
+        assert (await waiting).is_final
+        assert len(looks(scene.server)) <= 2
+
+
+async def test_s01_settling_and_waiting_share_one_timeout() -> None:
+    """wait_timeout bounds the whole of generate_and_wait, a lost answer included."""
+    async with a_scene(lose_answer(), *(looked(flag=0) for _ in range(30))) as scene:
+        begun = asyncio.get_running_loop().time()
+        task = asyncio.create_task(scene.client.generate_and_wait("a red fox", wait_timeout=60))
+        await scene.server.arrived(1)
+        await asyncio.sleep(50)
+        assert await scene.call_back() == 200
+        with pytest.raises(WaitTimeout):
+            await task
+        assert pytest.approx(asyncio.get_running_loop().time() - begun, abs=0.1) == 60
+
+
+async def test_c03_before_the_submit_is_answered() -> None:
+    """Found by its token: the caller has its handle before the POST's answer comes."""
+    async with a_scene(delay(accepted(), 100), looked(), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        assert await scene.call_back() == 200
+        begun = asyncio.get_running_loop().time()
+        assert (await waiting).is_final
+        assert asyncio.get_running_loop().time() - begun < 5
+        await asyncio.sleep(200)
+        assert ((await scene.row()).task_id, (await scene.row()).other_task_ids) == (TASK, ())
+
+
+async def test_s07_called_back_and_refused_is_not_sent_again() -> None:
+    """A callback proves that it was bought, whatever 429 the POST is answered with."""
+    late = delay(refused(429, status=429, Retry_After="5"), 10)
+    async with a_scene(late, looked(), looked()) as scene:
+        handle = asyncio.create_task(scene.client.generate("a red fox"))
+        await scene.server.arrived(1)
+        assert await scene.call_back() == 200
+        assert (await handle).task_id == TASK
+        await asyncio.sleep(60)
+        assert scene.client.stats().submits == 1
+        assert State.ACCEPTED is (await scene.row()).state
+
+
+async def test_c03_too_early_to_be_checked_is_sent_again() -> None:
+    """record-info does not know the task yet: 503, so that the callback comes again."""
+    early = refused(422, "recordInfo is null")
+    async with a_scene(lose_answer(), early, looked(), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        assert await scene.call_back() == 503
+        assert State.UNKNOWN is (await scene.row()).state
+        assert await scene.call_back() == 200
+        assert (await waiting).is_final
+
+
+@pytest.mark.parametrize("fault", [reply(502), ok(record(flag=[1])), looked(OTHER)])
+async def test_c21_what_cannot_be_checked_is_sent_again(fault: object) -> None:
+    """A look that fails is 503, never a guess."""
+    async with a_scene(lose_answer(), fault, looked(), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        assert await scene.call_back() == 503
+        assert await scene.call_back() == 200
+        assert (await waiting).is_final
+
+
+async def test_a_second_task_for_one_token_is_kept_and_critical(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The callback named one task and the POST's late answer another: both may have been paid."""
+    async with a_scene(delay(accepted(OTHER), 20), looked(), looked()) as scene:
+        handle = asyncio.create_task(scene.client.generate("a red fox"))
+        await scene.server.arrived(1)
+        await scene.call_back()
+        assert (await handle).task_id == TASK
+        await asyncio.sleep(30)
+        assert (await scene.row()).other_task_ids == (OTHER,)
+        assert any(
+            entry.levelname == "CRITICAL" and OTHER in entry.getMessage()
+            for entry in caplog.records
+        )
+
+
+MISFITS: dict[str, dict[str, object]] = {
+    "type": {"taskType": "mj_video"},
+    "prompt": {"paramJson": json.dumps({"prompt": "a blue whale"})},
+    "callback": {"paramJson": json.dumps({"callBackUrl": "https://me.example/" + new_token()})},
+    "time": {"createTime": 1_000_000_000_000},
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+async def test_c23_somebody_elses_task_id_is_not_bound(misfit: str) -> None:
+    """Type, prompt, time and callback URL must fit: else ignored, counted, still unknown."""
+    good: dict[str, object] = {"createTime": 4_000_000_000_000}
+    wrong = ok(record(OTHER) | good | MISFITS[misfit])
+    async with a_scene(lose_answer(), wrong, ok(record() | good), ok(record() | good)) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        assert await scene.call_back(callback(OTHER)) == 200
+        assert State.UNKNOWN is (await scene.row()).state
+        assert scene.client.stats().ignored_callbacks == 1
+        assert await scene.call_back() == 200
+        assert (await waiting).task_id == TASK
+
+
+async def test_c23_our_callback_url_in_the_record_is_the_best_proof() -> None:
+    """With our URL in it neither prompt nor time matter (a translated prompt, a skewed clock)."""
+    async with a_scene(lose_answer()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        params = json.dumps({"prompt": "ein roter Fuchs", "callBackUrl": scene.url})
+        found = looked(paramJson=params, createTime=1)
+        scene.server.add(found, found)
+        assert await scene.call_back() == 200
+        details = await waiting
+        assert_none_in(details, details.raw, details.to_dict(), dict(details.params))
+
+
+async def test_c23_a_known_task_is_not_exchanged() -> None:
+    """Once the task id is known, a callback that names another is counted and ignored."""
+    async with a_scene(accepted(), looked()) as scene:
+        handle = await scene.client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        assert await scene.call_back(callback(OTHER)) == 200
+        await asyncio.sleep(5)
+        assert not looks(scene.server)
+        assert scene.client.stats().ignored_callbacks == 1
+        assert (await waiting).task_id == TASK
+
+
+async def test_c09_c17_late_and_empty_callbacks() -> None:
+    """A finished task's callback again is 200 and nothing; a success without URLs is a hint."""
+    async with a_scene(accepted(), looked()) as scene:
+        handle = await scene.client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(1)
+        assert await scene.call_back(callback(resultUrls=[])) == 200
+        assert (await waiting).is_final
+        assert await scene.call_back() == 200
+        await asyncio.sleep(100)
+        assert len(looks(scene.server)) == 1
+
+
+async def test_an_acknowledgement_is_no_hint() -> None:
+    """What holds only taskId and promptJson costs no look; it still brings a lost task id."""
+    ack = json.dumps({"code": 200, "data": {"taskId": TASK, "promptJson": "{}"}}).encode()
+    async with a_scene(lose_answer(), looked(flag=0), looked()) as scene:
+        task = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        assert await scene.call_back(ack) == 200
+        assert await scene.call_back(ack) == 200
+        assert len(looks(scene.server)) == 1
+        assert (await task).is_final
+
+
+BODIES = {
+    "failed": {"code": 500, "msg": "failed", "data": {"taskId": TASK, "resultUrls": []}},
+    "record_like": {"code": 200, "data": {"taskId": TASK, "successFlag": 1, "errorCode": "0"}},
+    "snake_case": {"code": 200, "data": {"task_id": TASK, "resultUrls": ["x"]}},
+    "top_level": {"code": "200", "taskId": TASK, "resultUrls": ["x"]},
+    "top_level_snake": {"task_id": TASK, "successFlag": 3},
+    "data_is_a_string": {"code": 200, "data": json.dumps({"taskId": TASK, "resultUrls": []})},
+    "data_null": {"code": 501, "data": None, "taskId": TASK},
+}
+
+
+@pytest.mark.parametrize("shape", BODIES)
+async def test_every_shape_of_a_callback_is_a_hint(shape: str) -> None:
+    """Wherever the task id stands."""
+    async with a_scene(accepted(), looked()) as scene:
+        handle = await scene.client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(1)
+        begun = asyncio.get_running_loop().time()
+        assert await scene.call_back(json.dumps(BODIES[shape]).encode()) == 200
+        assert (await waiting).is_final
+        assert asyncio.get_running_loop().time() - begun < 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"5",
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"data":{"taskId":""}}',
+        b'{"data":{"taskId":5}}',
+        b'{"data":{"taskId":"../x"}}',
+        b'{"taskId":"a","taskId":"b"}',
+        b'{"code":NaN,"taskId":"a"}',
+    ],
+)
+async def test_c12_what_is_no_callback_is_400(body: bytes) -> None:
+    """Deep, cut, wrong and empty bodies change nothing."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        assert await scene.call_back(body) == 400
+
+
+async def test_c08_c24_an_unknown_token_is_404_before_the_body_is_read() -> None:
+    """Neither read nor remembered."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+
+        async def body() -> bytes:
+            raise AssertionError("the body was read")
+
+        for token in (new_token(), "", "x" * 10_000, "é", "..", "mjt_", token_hash(scene.token)):
+            assert await scene.receiver.handle(token, {}, body) == 404
+
+
+async def test_c10_c11_sizes_and_encodings_in_the_core() -> None:
+    """An encoding is refused before the body is read."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        assert await scene.call_back(headers={"content-encoding": "gzip"}) == 415
+        assert await scene.call_back(headers={"Content-Encoding": "br"}) == 415
+        assert await scene.call_back(headers={"Content-Encoding": "identity"}) == 200
+
+
+async def test_without_an_open_client_it_is_503() -> None:
+    """So that MidAPI sends again."""
+    receiver = CallbackReceiver("https://me.example/hook")
+    assert await receiver.handle(new_token(), {}, b"") == 503
+    with pytest.raises(ReceiverError):
+        _ = CallbackReceiver(None, port=0).url
+
+
+async def test_c21_the_journal_is_down() -> None:
+    """It cannot be read, or cannot be written: 503; who waits here gets the result all the same."""
+
+    class Down(MemoryJournal):
+        reads = writes = True
+
+        async def find(self, **names: object) -> Intent | None:
+            if not self.reads:
+                raise JournalError("gone")
+            return await super().find(**names)  # type: ignore[arg-type]
+
+        async def advance(self, *args: object, **names: object) -> Intent:
+            if not self.writes:
+                raise JournalError("gone")
+            return await super().advance(*args, **names)  # type: ignore[arg-type]
+
+    journal, receiver = Down(), CallbackReceiver(None, port=0)
+    async with (
+        ScriptedServer([lose_answer(), *[looked()] * 3]) as server,
+        client_of(server, receiver=receiver, journal=journal) as client,
+    ):
+        task = asyncio.create_task(client.generate_and_wait("a red fox"))
+        await server.arrived(1)
+        await asyncio.sleep(1)
+        scene = Scene(server, client, receiver)
+        journal.reads = False
+        assert await scene.call_back() == 503
+        journal.reads, journal.writes = True, False
+        assert await scene.call_back() == 503
+        assert (await task).is_final
+        assert State.UNKNOWN is (await scene.row()).state
+        journal.reads = journal.writes = True
+        assert await scene.call_back() == 200
+        assert (await scene.row()).task_id == TASK
+
+
+# ─── signatures ──────────────────────────────────────────────────────────────────────────────────
+
+NOT_SIGNED: dict[str, list[tuple[str, str]]] = {
+    "missing": [],
+    "no_signature": [("X-Webhook-Timestamp", "1760557532")],
+    "no_timestamp": [("X-Webhook-Signature", signed()["X-Webhook-Signature"])],
+    "wrong_key": [*signed(key="another").items()],
+    "wrong_task": [*signed(OTHER).items()],
+    "changed_time": [*(signed() | {"X-Webhook-Timestamp": "1760557533"}).items()],
+    "time_not_a_number": [*signed(timestamp="soon").items()],
+    "time_of_other_digits": [*signed(timestamp="١٢٣").items()],
+    "time_with_blanks": [*signed(timestamp=" 1_0 ").items()],
+    "doubled_signature": [*signed().items(), *list(signed().items())[1:]],
+    "doubled_timestamp": [*signed().items(), *list(signed().items())[:1]],
+    "non_ascii": [("X-Webhook-Timestamp", "1"), ("X-Webhook-Signature", "é\udce9\ud800")],
+    "with_junk": [
+        ("X-Webhook-Timestamp", "1760557532"),
+        ("X-Webhook-Signature", signed()["X-Webhook-Signature"] + "!"),
+    ],
+}
+
+
+@pytest.mark.parametrize("wrong", NOT_SIGNED)
+async def test_c04_c05_a_signature_that_does_not_hold_is_401(wrong: str) -> None:
+    """Nothing changes, nothing is said."""
+    async with a_scene(accepted(), webhook_key=WEBHOOK_KEY) as scene:
+        await scene.client.generate("a red fox")
+        assert await scene.receiver.handle(scene.token, NOT_SIGNED[wrong], callback()) == 401
+        assert scene.client.stats().callbacks == 0
+
+
+@pytest.mark.parametrize("timestamp", ["0", "1", "1760557532", "999999999999"])
+async def test_c05_an_old_timestamp_is_still_a_hint(timestamp: str) -> None:
+    """Nobody knows whether retries are signed anew."""
+    async with a_scene(accepted(), webhook_key=[known("the-new-key"), WEBHOOK_KEY]) as scene:
+        await scene.client.generate("a red fox")
+        headers = {name.upper(): value for name, value in signed(timestamp=timestamp).items()}
+        assert await scene.call_back(headers=headers) == 200
+        headers = signed(timestamp=timestamp, key="the-new-key")
+        assert await scene.call_back(headers=headers) == 200
+        assert scene.client.stats().callbacks == 2
+
+
+async def test_c04_a_missing_signature_is_asked_about_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line: is the key set at MidAPI too?"""
+    async with a_scene(accepted(), webhook_key=WEBHOOK_KEY) as scene:
+        await scene.client.generate("a red fox")
+        for _ in range(5):
+            assert await scene.call_back() == 401
+    assert caplog.text.count("is the key set at MidAPI too?") == 1
+
+
+header_text = st.text(max_size=40) | st.sampled_from([*signed().values(), "0", "1e3", "=" * 44])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    headers=st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["X-Webhook-Timestamp", "x-webhook-signature", "Content-Encoding", "X"]
+            ),
+            header_text,
+        ),
+        max_size=6,
+    ),
+    body=st.binary(max_size=80) | st.just(callback()),
+)
+def test_property_one_outcome_whatever_the_headers_hold(
+    headers: list[tuple[str, str]], body: bytes
+) -> None:
+    """Always a status, never an exception; 200 only with exactly one good pair."""
+
+    class OneIntent:
+        async def find(self, token_hash: str) -> Intent | None:
+            return Intent(
+                intent_id="i",
+                scope="s",
+                request=None,
+                fingerprint="f",
+                token_hash=token_hash,
+                created_at=0.0,
+                task_id=TASK,
+            )
+
+        async def take(self, row: Intent, callback: object) -> int:
+            return 200
+
+    async def main() -> int:
+        receiver = CallbackReceiver("https://me.example", webhook_key=WEBHOOK_KEY)
+        await receiver.attach(OneIntent())
+        return await receiver.handle(new_token(), headers, body)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        status = runner.run(main())
+    assert status in {200, 400, 401, 415}
+    if status == 200:
+        named = [name.lower() for name, _ in headers]
+        assert 1 == named.count("x-webhook-timestamp") == named.count("x-webhook-signature")
+
+
+# ─── the standalone server ───────────────────────────────────────────────────────────────────────
+
+
+async def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send raw bytes to the server, with pauses; return everything it says until it closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(pause)
+        return await asyncio.wait_for(reader.read(), 60)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+        with pytest.MonkeyPatch.context():
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+def port_of(receiver: CallbackReceiver) -> int:
+    return int(receiver.url.rpartition(":")[2])
+
+
+def post(token: str, body: bytes = b"", headers: str = "", length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    head = (
+        f"POST /some/prefix/{token}/ HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n{headers}\r\n"
+    )
+    return head.encode("latin-1") + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split()[1])
+
+
+async def test_the_server_hands_on_what_comes() -> None:
+    """Any prefix, a trailing slash, a real client."""
+    async with a_scene(accepted(), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        async with aiohttp.ClientSession() as session:
+            for path in (scene.token, f"a/b/{scene.token}", f"{scene.token}//"):
+                url = f"{scene.receiver.url}/{path}"
+                async with session.post(url, data=callback()) as response:
+                    assert response.status == 200
+        assert (await waiting).is_final
+
+
+async def test_c13_methods_paths_and_malformed_requests() -> None:
+    """405 for another method, 404 for another path, 4xx for what is no HTTP; all closed."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        port = port_of(scene.receiver)
+        get = f"GET /{scene.token} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        assert status_of(await talk(port, get)) == 405
+        assert status_of(await talk(port, post(new_token()))) == 404
+        assert status_of(await talk(port, b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")) == 404
+        assert status_of(await talk(port, b"nonsense\r\n\r\n")) == 400
+        long = post(scene.token, headers=f"X: {'y' * 10_000}\r\n")
+        assert status_of(await talk(port, long)) == 400
+
+
+async def test_c10_too_large_is_413_and_closed() -> None:
+    """Declared, and in endless chunks: refused without reading it all."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        port = port_of(scene.receiver)
+        assert status_of(await talk(port, post(scene.token, length=100_000_000))) == 413
+        head = f"POST /{scene.token} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
+        many = LARGEST_BODY // 0x1000 + 2
+        assert status_of(await talk(port, head.encode(), *[chunk] * many)) == 413
+
+
+async def test_c11_an_encoding_is_415_over_the_socket() -> None:
+    """Before the body comes."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        request = post(scene.token, headers="Content-Encoding: gzip\r\n", length=50)
+        assert status_of(await talk(port_of(scene.receiver), request)) == 415
+
+
+async def test_c14_a_body_that_does_not_come_is_cut() -> None:
+    """Within five seconds."""
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        begun = asyncio.get_running_loop().time()
+        answer = await talk(port_of(scene.receiver), post(scene.token, b"{", length=50))
+        assert status_of(answer) == 408
+        assert asyncio.get_running_loop().time() - begun < 6
+
+
+async def test_c20_shutdown_with_a_callback_in_flight() -> None:
+    """It is finished, within the bound."""
+    async with a_scene(lose_answer(), delay(looked(), 3)) as scene:
+        task = asyncio.create_task(scene.client.generate("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.wait({task})
+        task.exception()
+        talking = asyncio.create_task(talk(port_of(scene.receiver), post(scene.token, callback())))
+        await scene.server.arrived(2)
+        begun = asyncio.get_running_loop().time()
+        await scene.client.aclose()
+        assert asyncio.get_running_loop().time() - begun < 15
+        assert status_of(await talking) in {200, 503}
+
+
+async def test_the_server_listens_on_loopback_by_default() -> None:
+    """Not on every address of the machine."""
+    async with a_scene() as scene:
+        server = scene.receiver._server
+        assert server is not None
+        assert server._listener is not None
+        assert {each.getsockname()[0] for each in server._listener.sockets} == {"127.0.0.1"}
+
+
+async def test_an_ipv6_receiver() -> None:
+    """Its URL has brackets."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        receiver = CallbackReceiver(None, host="::1", port=0)
+        with pytest.raises(ReceiverError):
+            await receiver.attach(object())  # type: ignore[arg-type]
+        return
+    receiver = CallbackReceiver(None, host="::1", port=0)
+    async with ScriptedServer() as server, client_of(server, receiver=receiver):
+        assert receiver.url.startswith("http://[::1]:")
+
+
+# ─── settings ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"public_url": None}, "public_url"),
+        ({"public_url": None, "port": 1, "host": "0.0.0.0"}, "public_url"),  # noqa: S104
+        ({"public_url": "me.example"}, "public_url"),
+        ({"public_url": "https://"}, "public_url"),
+        ({"public_url": "https://a:b@me.example"}, "public_url"),
+        ({"public_url": "https://me.example/?a=1"}, "public_url"),
+        ({"public_url": 5}, "public_url"),
+        ({"public_url": "https://me.example", "port": -1}, "port"),
+        ({"public_url": "https://me.example", "port": 65536}, "port"),
+        ({"public_url": "https://me.example", "port": True}, "port"),
+        ({"public_url": "https://me.example", "webhook_key": ""}, "webhook_key"),
+        ({"public_url": "https://me.example", "webhook_key": []}, "webhook_key"),
+        ({"public_url": "https://me.example", "webhook_key": ["a", 5]}, "webhook_key"),
+    ],
+)
+def test_wrong_settings_are_named(options: dict[str, object], named: str) -> None:
+    """In the constructor."""
+    with pytest.raises(InvalidRequestError) as caught:
+        CallbackReceiver(**options)  # type: ignore[arg-type]
+    assert list(caught.value.problems) == [named]
+
+
+def test_from_env(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    """The three variables, the key's file, and None without a URL."""
+    assert CallbackReceiver.from_env() is None
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example/hook/")
+    assert CallbackReceiver.from_env().url == "https://me.example/hook"  # type: ignore[union-attr]
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", "8080")
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", WEBHOOK_KEY)
+    receiver = CallbackReceiver.from_env()
+    assert receiver is not None
+    assert (8080, (WEBHOOK_KEY.encode(),)) == (receiver._port, receiver._keys)
+    assert_none_in(receiver)
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", "http")
+    with pytest.raises(InvalidRequestError, match="MIDAPI_CALLBACK_PORT"):
+        CallbackReceiver.from_env()
+    monkeypatch.delenv("MIDAPI_WEBHOOK_KEY")
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY_FILE", f"{tmp_path}/none")
+    with pytest.raises(InvalidRequestError) as caught:
+        CallbackReceiver.from_env()
+    assert set(caught.value.problems) == {"webhook_key", "port"}
+
+
+def test_the_vector_of_the_wire_document() -> None:
+    """Section 5's signature."""
+    expected = "2xxmyCg67WXJLWSPTYo9hzyTaOawZ9NnLXY684Tj+u4="
+    assert (
+        signature(b"test-webhook-key", "9f47c52047dda21bb3df0488736cce57", "1760557532").decode()
+        == expected
+    )
+    assert len(base64.b64decode(expected, validate=True)) == 32
+    assert API_KEY not in expected
