@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from midapi_async import TextToImage
-from midapi_async._wire.codec import fingerprint, request_to_json
+from midapi_async._wire.bodies import fingerprint, request_to_json
 from midapi_async.journal import Intent, State
 from midapi_async.journal._store import Store
 from midapi_async.journal.sqlite import SQLiteJournal

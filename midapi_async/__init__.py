@@ -7,11 +7,11 @@ async with MidAPIClient() as client:
 
 from ._tracking.schedule import Expected
 from ._version import __version__
-from ._wire.codec import request_from_json
+from ._wire.bodies import request_from_json
 from .callbacks import CallbackReceiver
 from .callbacks.signature import sign_callback
 from .client import ClientStats, MidAPIClient
-from .config import Endpoints, PollPolicy, RateLimit, RetryPolicy, Timeouts
+from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts
 from .errors import (
     APIError,
     AuthenticationError,
@@ -50,6 +50,7 @@ from .journal import Intent, Journal, State
 from .journal.memory import MemoryJournal
 from .requests import (
     ExtendVideo,
+    ImageFields,
     ImageToImage,
     ImageToVideo,
     OmniReference,
@@ -69,11 +70,11 @@ __all__ = [
     "ClientClosed",
     "ClientStats",
     "DownloadError",
-    "Endpoints",
     "Expected",
     "ExtendVideo",
     "FeatureDisabledError",
     "GenerationFailedError",
+    "ImageFields",
     "ImageToImage",
     "ImageToVideo",
     "InsufficientCreditsError",

@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 import attrs
 
 from ._runtime.clock import Clock
+from ._runtime.urls import is_loopback, url_problem
 from ._submission.gate import Gate, shared_gate
 from ._submission.submitter import Order, Submitter, Ways
 from ._tracking.recorder import Outcomes
 from ._tracking.schedule import Expected, Schedule
 from ._tracking.tracker import Tracker
-from ._wire.codec import make_request
+from ._wire.bodies import make_request
 from ._wire.endpoints import Api
 from ._wire.transport import Transport
 from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
-from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, is_loopback, settings
+from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
 from .files.download import Downloader
 from .handle import Desk, TaskHandle, check_seconds, handle_of, kind_of
 from .intents import Intents
 from .journal import Experience
 from .journal.memory import MemoryJournal
-from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem, url_problem
+from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -270,7 +271,7 @@ class MidAPIClient:
         exits.push_async_callback(transport.aclose)
         downloader = self._make_downloader()
         exits.push_async_callback(downloader.aclose)
-        api = Api(transport, self._settings.endpoints, self._timeouts)
+        api = Api(transport, self._settings, self._timeouts)
         gate = _gate(self._journal, self._settings, self._rate_limit, clock)
         exits.callback(gate.close)
         outcomes = self._make_outcomes()
@@ -647,7 +648,7 @@ class MidAPIClient:
 
 def _proxy(url: str | None) -> str | None:
     if url is not None and (problem := url_problem(url)):
-        raise InvalidRequestError({"proxy": problem.partition(" that MidAPI can reach")[0]})
+        raise InvalidRequestError({"proxy": problem})
     return url
 
 
@@ -677,7 +678,7 @@ async def _close(rooms: _Rooms) -> None:
 
 
 def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
-    folder = given if given is not None else os.environ.get("MIDAPI_JOURNAL", "").strip() or None
+    folder = given if given is not None else environment("MIDAPI_JOURNAL") or None
     if folder is None:
         return MemoryJournal()
     if not isinstance(folder, str | os.PathLike):

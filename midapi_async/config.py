@@ -1,35 +1,56 @@
-"""Settings: what a client is told, checked before anything is sent."""
+"""Settings: what a client is given, checked before anything is sent.
+
+Each of these environment variables is read here and nowhere else, without blanks around its value:
+
+| variable | stands for |
+|---|---|
+| ``MIDAPI_API_KEY``, or the file that ``MIDAPI_API_KEY_FILE`` names | ``api_key`` of a client |
+| ``MIDAPI_BASE_URL`` | ``base_url`` of a client |
+| ``MIDAPI_TIME_SCALE`` | ``time_scale`` of a client |
+| ``MIDAPI_ALLOW_HTTP``: 1, true, yes or on | ``allow_http`` of a client |
+| ``MIDAPI_JOURNAL`` | ``journal`` of a client: a folder |
+| ``MIDAPI_PUBLIC_URL`` | ``public_url`` of ``CallbackReceiver.from_env`` |
+| ``MIDAPI_CALLBACK_PORT`` | its ``port`` |
+| ``MIDAPI_WEBHOOK_KEY``, or the file that ``MIDAPI_WEBHOOK_KEY_FILE`` names | its ``webhook_key`` |
+"""
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import attrs
 from yarl import URL
 
+from ._runtime.urls import is_loopback, url_problem
 from .errors import InvalidRequestError, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DEFAULT_BASE_URL = "https://api.midapi.ai"
 
 
-def _check(owner: object, allowed: Mapping[str, str]) -> None:
-    """Raise for each named number that is not finite and positive ("+") or not negative ("0")."""
-    problems = {}
-    for name, kind in allowed.items():
-        value = getattr(owner, name)
-        if not _is_finite(value) or value < 0 or (kind == "+" and value == 0):
-            least = "positive" if kind == "+" else "zero or positive"
-            problems[name] = f"must be a {least} number, got {shown(value)}"
-    if problems:
-        raise InvalidRequestError(problems)
+def environment(name: str) -> str:
+    """An environment variable without blanks around it; '' if it is not set."""
+    return os.environ.get(name, "").strip()
+
+
+def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
+    """The variable NAME, else the contents of the file that NAME_FILE names, else ''.
+
+    A file that cannot be read is a problem of `field`.
+    """
+    if value := environment(name):
+        return value
+    if not (file := environment(f"{name}_FILE")):
+        return ""
+    try:
+        return Path(file).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
+        return ""
 
 
 def _is_finite(value: object) -> bool:
@@ -39,6 +60,18 @@ def _is_finite(value: object) -> bool:
         return number and math.isfinite(cast("float", value))
     except OverflowError:
         return False
+
+
+def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> None:
+    """Raise InvalidRequestError naming each of these fields that is not a positive number."""
+    problems = {}
+    for name in names:
+        value = getattr(policy, name)
+        if not _is_finite(value) or value < 0 or (value == 0 and not may_be_zero):
+            least = "zero or positive" if may_be_zero else "positive"
+            problems[name] = f"must be a {least} number, got {shown(value)}"
+    if problems:
+        raise InvalidRequestError(problems)
 
 
 @attrs.frozen(kw_only=True)
@@ -58,8 +91,8 @@ class Timeouts:
     wait: float | None = 3600.0
 
     def __attrs_post_init__(self) -> None:
-        numbers = {"connect": "+", "submit": "+", "look": "+"}
-        _check(self, numbers if self.wait is None else {**numbers, "wait": "+"})
+        names = ["connect", "submit", "look"] if self.wait is None else attrs.fields_dict(Timeouts)
+        _check_numbers(self, *names)
 
 
 @attrs.frozen(kw_only=True)
@@ -73,7 +106,7 @@ class RetryPolicy:
     give_up_after: float = 60.0
 
     def __attrs_post_init__(self) -> None:
-        _check(self, {"give_up_after": "0"})
+        _check_numbers(self, "give_up_after", may_be_zero=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -97,7 +130,7 @@ class PollPolicy:
     looks_per_second: float = 5.0
 
     def __attrs_post_init__(self) -> None:
-        _check(self, {"look_price": "+", "floor": "+", "ceiling": "+", "looks_per_second": "+"})
+        _check_numbers(self, "look_price", "floor", "ceiling", "looks_per_second")
         if self.ceiling < self.floor:
             raise InvalidRequestError({"ceiling": f"must not be below the floor ({self.floor:g})"})
 
@@ -115,40 +148,28 @@ class RateLimit:
     per: float = attrs.field(default=10.0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        _check(self, {"count": "+", "per": "+"})
+        _check_numbers(self, "count", "per")
         if not isinstance(self.count, int):
             raise InvalidRequestError({"count": f"must be a whole number, got {shown(self.count)}"})
 
 
 @attrs.frozen(kw_only=True)
-class Endpoints:
-    """The paths that differ between MidAPI and its sister kie.ai.
+class Settings:
+    """What a client needs to know about its account and server; made by `settings`.
 
     Attributes:
-        credit: the path of the account's credits.
-        upload_url: the origin that takes uploads; None where no such host is known.
+        api_key: the account's key.
+        base_url: where MidAPI is, without a slash at its end.
+        time_scale: service seconds in one second of the loop.
+        credit_path: the path of the account's credits.
+        upload_url: the origin that takes uploads; None if no such host is known.
     """
-
-    credit: str = "/api/v1/common/credit"
-    upload_url: str | None = None
-
-    @classmethod
-    def of(cls, base_url: URL) -> Endpoints:
-        """The endpoints behind a base URL, chosen by its host."""
-        host = base_url.host or ""
-        if host == "kie.ai" or host.endswith(".kie.ai"):
-            return cls(credit="/api/v1/chat/credit", upload_url="https://kieai.redpandaai.co")
-        return cls(upload_url=str(base_url.origin()) if is_loopback(base_url) else None)
-
-
-@attrs.frozen(kw_only=True)
-class Settings:
-    """What a client needs to know about its account and server; made by `settings`."""
 
     api_key: str = attrs.field(repr=False)
     base_url: URL
-    endpoints: Endpoints
     time_scale: float = 1.0
+    credit_path: str = "/api/v1/common/credit"
+    upload_url: str | None = None
 
 
 def settings(
@@ -165,67 +186,28 @@ def settings(
     """
     problems: dict[str, str] = {}
     key = _api_key(api_key, problems)
-    is_http_allowed = allow_http or _env("MIDAPI_ALLOW_HTTP").casefold() in {
-        "1",
-        "true",
-        "yes",
-        "on",
-    }
-    url = _base_url(
-        base_url or _env("MIDAPI_BASE_URL") or DEFAULT_BASE_URL,
-        problems,
-        allow_http=is_http_allowed,
-    )
+    url = _base_url(base_url or environment("MIDAPI_BASE_URL"), problems, allow_http=allow_http)
     scale = _time_scale(time_scale, url, problems)
     if problems:
         raise InvalidRequestError(problems)
-    return Settings(api_key=key, base_url=url, endpoints=Endpoints.of(url), time_scale=scale)
-
-
-def is_loopback(url: URL) -> bool:
-    """Whether a URL names this machine, as a literal address or as localhost."""
-    return is_loopback_host(url.host or "")
-
-
-def is_loopback_host(host: str) -> bool:
-    """Whether a host is this machine, as a literal address or as localhost."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    # Python before 3.13 does not look inside ::ffff:127.0.0.1.
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
-    """The variable NAME, else the contents of the file that NAME_FILE names, else ''."""
-    if value := _env(name):
-        return value
-    if not (file := _env(f"{name}_FILE")):
-        return ""
-    try:
-        return Path(file).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
-        return ""
-
-
-def _env(name: str) -> str:
-    return os.environ.get(name, "").strip()
+    chosen = Settings(api_key=key, base_url=url, time_scale=scale)
+    host = url.host or ""
+    if host == "kie.ai" or host.endswith(".kie.ai"):  # MidAPI's sister
+        return attrs.evolve(
+            chosen, credit_path="/api/v1/chat/credit", upload_url="https://kieai.redpandaai.co"
+        )
+    # A sandbox takes uploads itself; no upload host of MidAPI's own is known.
+    return attrs.evolve(chosen, upload_url=str(url.origin())) if is_loopback(url) else chosen
 
 
 def _api_key(given: object, problems: dict[str, str]) -> str:
     if not isinstance(given, str | None):
         problems["api_key"] = f"must be a str, got {type(given).__name__}"
         return ""
-    key = (
-        given.strip()
-        if given is not None
-        else secret_from_env("MIDAPI_API_KEY", problems, "api_key")
-    )
+    if given is None:
+        key = secret_from_env("MIDAPI_API_KEY", problems, "api_key")
+    else:
+        key = given.strip()
     if not key:
         problems.setdefault(
             "api_key", "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"
@@ -235,35 +217,26 @@ def _api_key(given: object, problems: dict[str, str]) -> str:
     return key
 
 
-def _base_url(text: str, problems: dict[str, str], *, allow_http: bool) -> URL:
-    try:
-        url = URL(text)
-    except (TypeError, ValueError):
-        url = URL()
-    if problem := _base_url_problem(url, allow_http=allow_http):
-        problems["base_url"] = problem
+def _base_url(given: str, problems: dict[str, str], *, allow_http: bool) -> URL:
+    text = given or DEFAULT_BASE_URL
+    if problem := url_problem(text, is_bare=True):
+        problems["base_url"] = f"{problem}, like {DEFAULT_BASE_URL}"
         return URL(DEFAULT_BASE_URL)
+    url = URL(text)
+    if url.scheme == "http" and not is_loopback(url):
+        # Beyond this machine the API key could be read on the way.
+        if allow_http or environment("MIDAPI_ALLOW_HTTP").casefold() in {"1", "true", "yes", "on"}:
+            warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=4)
+        else:
+            problems["base_url"] = (
+                "must be https, else the API key could be read on the way; plain http is for "
+                "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a network of your own"
+            )
     return url.with_path(url.raw_path.rstrip("/") or "/", encoded=True)
 
 
-def _base_url_problem(url: URL, *, allow_http: bool) -> str | None:
-    if url.scheme not in {"http", "https"} or not url.host:
-        return f"must be like {DEFAULT_BASE_URL}"
-    if url.raw_authority.count("@") or url.query_string or url.fragment:
-        return "must hold nothing but scheme, host, port and path"
-    if url.scheme == "https" or is_loopback(url):
-        return None
-    if not allow_http:
-        return (
-            "must be https, else the API key could be read on the way; plain http is for "
-            "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a network of your own"
-        )
-    warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=5)
-    return None
-
-
 def _time_scale(given: float | None, url: URL, problems: dict[str, str]) -> float:
-    chosen = given if given is not None else _env("MIDAPI_TIME_SCALE") or 1.0
+    chosen = given if given is not None else environment("MIDAPI_TIME_SCALE") or 1.0
     try:
         scale = math.nan if isinstance(chosen, bool) else float(chosen)
     except (TypeError, ValueError, OverflowError):

@@ -15,7 +15,7 @@ from ._runtime.clock import Clock
 from ._tracking.recorder import Outcomes
 from ._tracking.schedule import Kind
 from ._tracking.tracker import Tracker
-from ._wire.codec import task_type
+from ._wire.bodies import task_type
 from ._wire.protocol import failure
 from .errors import ClientClosed, InvalidRequestError, JournalError, shown
 from .journal import TOLD

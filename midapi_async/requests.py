@@ -1,4 +1,4 @@
-"""What may be asked of MidAPI: eight frozen values, checked when they are made.
+"""The eight requests: frozen values, checked when they are made.
 
 The rules are those of MidAPI's documentation of ``/api/v1/mj/generate`` and its three sisters
 (docs.midapi.ai). What it only suggests, such as multiples of 50 for the stylization, is not
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, TypeAlias, TypedDict
+from typing import ClassVar, Literal, TypeAlias, TypedDict, get_args
 
 import attrs
-from yarl import URL
 
+from ._runtime.urls import url_problem
 from .errors import InvalidRequestError, shown
 
 Speed: TypeAlias = Literal["relaxed", "fast", "turbo"]
@@ -26,11 +26,11 @@ Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
 
 MAX_PROMPT = 2000  # characters, as documented
-# One that begins like a token of ours is none: it would show a secret wherever ids are shown.
+# An id that begins like one of our tokens is refused: it would show a secret wherever ids are shown.
 TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
-_LARGEST_INDEX = 2**31 - 1  # no limit is documented; more does not fit into anybody's integer
+_LARGEST_INDEX = 2**31 - 1  # no limit is documented; more fits into no 32-bit integer
 
-# A rule tells what is wrong with a value, or None.
+# A rule returns what is wrong with a value, or None.
 Rule: TypeAlias = Callable[[object], str | None]
 
 
@@ -103,21 +103,6 @@ def task_id_problem(value: object) -> str | None:
     )
 
 
-def url_problem(value: object) -> str | None:
-    """What is wrong with a URL that MidAPI is to fetch, or None."""
-    if not isinstance(value, str):
-        return f"must be a str, got {_kind(value)}"
-    if not value.isprintable() or " " in value:
-        return "holds a blank or a control character"
-    try:
-        url = URL(value)
-    except ValueError:
-        return "is no URL"
-    if url.scheme not in {"http", "https"} or not url.host:
-        return "must be an http or https URL that MidAPI can reach; upload a local file first"
-    return None
-
-
 def _urls(exactly: int | None = None) -> Rule:
     wanted = "exactly one URL" if exactly == 1 else "at least one URL"
 
@@ -126,19 +111,19 @@ def _urls(exactly: int | None = None) -> Rule:
             return f"must be a list of URLs, got {_kind(value)}"
         if not value or (exactly is not None and len(value) != exactly):
             return f"must hold {wanted}, has {len(value)}"
-        wrong = ((place, url_problem(each)) for place, each in enumerate(value))
-        return next((f"[{place}] {problem}" for place, problem in wrong if problem), None)
+        for index, each in enumerate(value):
+            if problem := url_problem(each):
+                return f"[{index}] {problem}; MidAPI must be able to fetch it: upload a local file"
+        return None
 
     return rule
 
 
 _RULES: Mapping[str, Rule] = {
     "prompt": _prompt,
-    "speed": _one_of("relaxed", "fast", "turbo"),
+    "speed": _one_of(*get_args(Speed)),
     "file_urls": _urls(),
-    "aspect_ratio": _one_of(
-        "1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1"
-    ),
+    "aspect_ratio": _one_of(*get_args(AspectRatio)),
     "version": _version,
     "variety": _whole(0, 100, step=5),
     "stylization": _whole(0, 1000),
@@ -146,8 +131,8 @@ _RULES: Mapping[str, Rule] = {
     "ow": _whole(1, 1000),
     "water_mark": _text,
     "enable_translation": _flag,
-    "video_batch_size": _one_of(1, 2, 4),
-    "motion": _one_of("high", "low"),
+    "video_batch_size": _one_of(*get_args(VideoBatchSize)),
+    "motion": _one_of(*get_args(Motion)),
     "hd": _flag,
     "task_id": task_id_problem,
     "image_index": _whole(0, 3),
@@ -156,7 +141,7 @@ _RULES: Mapping[str, Rule] = {
 
 
 def _as_tuple(value: Sequence[str]) -> tuple[str, ...]:
-    """Freeze a list; leave what is none for the rule to name."""
+    """Freeze a list; leave anything else for the rule to refuse."""
     return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
 
 
@@ -171,7 +156,7 @@ class _Request:
         for field in self.__attrs_attrs__:
             value = getattr(self, field.name)
             if value is field.default:
-                continue  # what nobody set is right
+                continue  # a default is right
             rule = self._own_rules.get(field.name) or _RULES[field.name]
             if problem := rule(value):
                 problems[field.name] = problem
@@ -193,11 +178,6 @@ class _Image(_Request):
 
 
 @attrs.frozen
-class _ReferencedImage(_Image):
-    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
-
-
-@attrs.frozen
 class TextToImage(_Image):
     """Four pictures from a prompt.
 
@@ -207,7 +187,7 @@ class TextToImage(_Image):
         aspect_ratio: width to height, as in "16:9"; None leaves it to Midjourney.
         version: Midjourney's model, as in "7", "6.1" or "niji6"; None is the newest.
         variety: how much the four differ, 0 to 100 in steps of 5.
-        stylization: how much style of Midjourney's own, 0 to 1000.
+        stylization: how strong Midjourney's own style is, 0 to 1000.
         weirdness: 0 to 3000.
         water_mark: a text to mark the pictures with.
         enable_translation: have MidAPI translate the prompt to English first.
@@ -218,7 +198,7 @@ class TextToImage(_Image):
 
 
 @attrs.frozen
-class ImageToImage(_ReferencedImage):
+class ImageToImage(_Image):
     """Four pictures from a prompt and pictures to start from.
 
     Attributes:
@@ -227,9 +207,11 @@ class ImageToImage(_ReferencedImage):
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
+    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
+
 
 @attrs.frozen
-class StyleReference(_ReferencedImage):
+class StyleReference(_Image):
     """Four pictures from a prompt, in the style of other pictures.
 
     Attributes:
@@ -238,9 +220,11 @@ class StyleReference(_ReferencedImage):
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
+    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
+
 
 @attrs.frozen
-class OmniReference(_ReferencedImage):
+class OmniReference(_Image):
     """Four pictures from a prompt, with a person or thing of another picture in them.
 
     Attributes:
@@ -250,6 +234,7 @@ class OmniReference(_ReferencedImage):
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
+    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
     ow: int | None = attrs.field(default=None, kw_only=True)
 
 
@@ -258,7 +243,7 @@ class ImageToVideo(_Request):
     """Videos from a picture and a prompt.
 
     Attributes:
-        prompt: what shall happen, 1 to 2,000 characters.
+        prompt: what should happen, 1 to 2,000 characters.
         file_urls: the one picture, as an http(s) URL that MidAPI can reach.
         hd: True for the high-definition mode.
         motion: "high" (the default) or "low".
@@ -324,12 +309,12 @@ class Vary(_Request):
 
 @attrs.frozen
 class ExtendVideo(_Request):
-    """A video of a task, longer: with a prompt as it says, without one as Midjourney likes.
+    """A longer version of a task's video, as the prompt says, or as Midjourney chooses without one.
 
     Attributes:
         task_id: the finished video task.
         index: which of its videos, counted from 0.
-        prompt: what shall happen next, 1 to 2,000 characters; None lets Midjourney choose.
+        prompt: what should happen next, 1 to 2,000 characters; None lets Midjourney choose.
         water_mark: a text to mark the video with.
 
     Raises:
@@ -352,16 +337,7 @@ Request: TypeAlias = (
     | Vary
     | ExtendVideo
 )
-REQUESTS: tuple[type[Request], ...] = (
-    TextToImage,
-    ImageToImage,
-    StyleReference,
-    OmniReference,
-    ImageToVideo,
-    Upscale,
-    Vary,
-    ExtendVideo,
-)
+REQUESTS: tuple[type[Request], ...] = get_args(Request)
 
 
 class ImageFields(TypedDict, total=False):

@@ -48,7 +48,7 @@ HOMES = {
 }
 # A session that sends the API key, or fetches files; a webhook's own caller is the sandbox's.
 SESSION_HOMES = {"_wire", "files", "sandbox", "cli"}
-LONGEST = 45
+LONGEST = 80
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -147,7 +147,7 @@ def test_sessions_are_opened_at_home() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_function_is_short(name: str) -> None:
-    """45 lines at the most, with its docstring."""
+    """80 lines at the most, with its docstring."""
     lengths = {
         node.name: (node.end_lineno or 0) - node.lineno + 1
         for node in ast.walk(MODULES[name])

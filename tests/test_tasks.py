@@ -26,6 +26,7 @@ WHOLE = TaskDetails(
 )
 
 
+@pytest.mark.fault("P4")
 @pytest.mark.parametrize(
     ("status", "urls", "expected"),
     [
@@ -36,7 +37,7 @@ WHOLE = TaskDetails(
         (TaskStatus.FAILED, (), True),
     ],
 )
-def test_p04_a_success_is_final_with_its_files(
+def test_a_success_is_final_with_its_files(
     status: TaskStatus, urls: tuple[str, ...], expected: bool
 ) -> None:
     """A success without URLs is not there yet; a failure is final as it is."""

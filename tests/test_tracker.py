@@ -39,7 +39,7 @@ from midapi_async._tracking.tracker import (
     Tracker,
 )
 from midapi_async._tracking.verdict import Tracked
-from midapi_async._wire.codec import Found, read_record
+from midapi_async._wire.records import Record, read_record
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
 
@@ -50,17 +50,17 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def found(data: object) -> Found:
+def found(data: object) -> Record:
     record = read_record(data)
     assert record is not None
-    return Found(record, data)
+    return record
 
 
 class World:
     """A service whose tasks finish when a test says, and every look at it."""
 
     def __init__(self, policy: PollPolicy, scale: float) -> None:
-        self.answers: dict[str, Callable[[], Found | None]] = {}
+        self.answers: dict[str, Callable[[], Record | None]] = {}
         self.looks: list[tuple[float, str]] = []
         self.latency = 0.05
         self.born = now()
@@ -70,7 +70,7 @@ class World:
         )
         self.tracker = Tracker(look=self.look, schedule=self.schedule, policy=policy, clock=clock)
 
-    async def look(self, task_id: str) -> Found | None:
+    async def look(self, task_id: str) -> Record | None:
         self.looks.append((now() - self.born, task_id))
         await asyncio.sleep(self.latency)
         return self.answers[task_id]()
@@ -78,7 +78,7 @@ class World:
     def finishes(self, task_id: str, at: float, **fields: object) -> None:
         """The task succeeds so many seconds after the world began."""
 
-        def answer() -> Found:
+        def answer() -> Record:
             data = record(task_id, 1 if now() - self.born >= at else 0, **fields)
             return found(data)
 
@@ -88,7 +88,7 @@ class World:
         """Each look gets the next answer, and the last one for ever: data, None, or an error."""
         left = list(answers)
 
-        def answer() -> Found | None:
+        def answer() -> Record | None:
             said = left.pop(0) if len(left) > 1 else left[0]
             if isinstance(said, MidAPIError):
                 raise said
@@ -296,8 +296,8 @@ async def test_p02_an_outage_ends_no_wait_and_costs_little(world: World) -> None
     tasks = [f"task{n}" for n in range(200)]
     down = TransportError("the server is gone", sent=True)
 
-    def answer_of(task: str) -> Callable[[], Found]:
-        def answer() -> Found:
+    def answer_of(task: str) -> Callable[[], Record]:
+        def answer() -> Record:
             if now() - world.born < 600:
                 raise down
             data = record(task, 1)
@@ -531,7 +531,7 @@ async def test_l08_a_look_that_breaks_is_a_passing_fault(
     """A defect in one look neither kills the tracker nor the wait."""
     broken = iter([True])
 
-    def answer() -> Found:
+    def answer() -> Record:
         if next(broken, False):
             raise RuntimeError("a bug")
         data = record(TASK, 1)
@@ -547,7 +547,7 @@ async def called_back(world: World, task_id: str, at: float, after: float | None
     before = len(world.looks)
     begun, loop = now(), asyncio.get_running_loop()
 
-    def answer() -> Found:
+    def answer() -> Record:
         is_done = now() - begun >= at
         data = record(task_id, 1 if is_done else 0)
         if is_done:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, cast
 import attrs
 
 from .._runtime.background import OwnedTasks
-from .._wire import codec as _codec
+from .._runtime.urls import url_problem
 from .._wire import protocol as _protocol
+from .._wire.bodies import fingerprint
+from .._wire.json import dumps
 from .._wire.protocol import Answer, Call, Unsure
 from .._wire.tokens import new_token, token_hash
 from ..errors import (
@@ -89,18 +91,14 @@ def _metadata_problem(metadata: object) -> str | None:
     ):
         return "must be a mapping of str to str"
     try:
-        size = len(_codec.dumps(dict(metadata)))
+        size = len(dumps(dict(metadata)))
     except UnicodeEncodeError:
         return "holds half of a character (a lone surrogate) that cannot be stored"
     return None if size <= MAX_METADATA else f"must be at most {MAX_METADATA:,} bytes, is {size:,}"
 
 
 def _callback_problem(url: object) -> str | None:
-    if url is None or (
-        isinstance(url, str) and url.startswith(("https://", "http://")) and url.isprintable()
-    ):
-        return None
-    return "must be an http or https URL"
+    return None if url is None else url_problem(url)
 
 
 @attrs.frozen(kw_only=True)
@@ -188,7 +186,7 @@ class Submitter:
         """The accepted intent that holds the order's key; None if the order is to be submitted."""
         if order.key is None:
             return None
-        asked = _codec.fingerprint(order.request)
+        asked = fingerprint(order.request)
         row = await self._journal.find(key=(self._scope, order.key), fingerprint=asked)
         if row is None or row.state is State.REFUSED:
             return None
@@ -207,7 +205,7 @@ class Submitter:
             intent_id=os.urandom(16).hex(),
             scope=self._scope,
             request=order.request,
-            fingerprint=_codec.fingerprint(order.request) if order.key is not None else "",
+            fingerprint=fingerprint(order.request) if order.key is not None else "",
             token_hash=token_hash(token) if token is not None else None,
             created_at=time.time(),
             key=order.key,

@@ -38,7 +38,7 @@ from .verdict import NEW_KIND, Failure, Judge, Tracked, Wait
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from .._wire.codec import Found
+    from .._wire.records import Record
     from ..config import PollPolicy
     from .schedule import Kind, Schedule
 
@@ -123,7 +123,7 @@ class Tracker:
     def __init__(
         self,
         *,
-        look: Callable[[str], Awaitable[Found | None]],
+        look: Callable[[str], Awaitable[Record | None]],
         schedule: Schedule,
         policy: PollPolicy,
         clock: Clock,

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .._wire import codec as _codec
+from .._wire.records import KNOWN_FLAGS, details_of
 from ..errors import MidAPIError, ResultMissing, TaskNotFound
 from ..tasks import TaskDetails, TaskStatus
 from .schedule import Kind
 
 if TYPE_CHECKING:
     from .._runtime.clock import Clock
-    from .._wire.codec import Found, Record
+    from .._wire.records import Record
 
 _log = logging.getLogger("midapi_async")
 
@@ -175,12 +175,11 @@ class Judge:
         self._clock = clock
         self._odd_flags: set[int | None] = set()
 
-    def verdict(self, task: Tracked, found: Found | None) -> TaskDetails | Failure | None:
+    def verdict(self, task: Tracked, record: Record | None) -> TaskDetails | Failure | None:
         """The final details, the error that its waiters get, or None: it goes on."""
-        if found is None:
+        if record is None:
             is_lost = not task.is_seen and self._is_out_of_grace(task)
             return TaskNotFound if is_lost else None
-        record = found.record
         task.is_seen = True
         if task.is_of_unknown_age:
             self._note_age(task, record)
@@ -189,7 +188,7 @@ class Judge:
         self._tell_odd_flag(record)
         if record.status is TaskStatus.GENERATING:
             return None
-        details = _codec.details_of(found)
+        details = details_of(record)
         if details.is_final:
             return details
         if self._is_out_of_grace(task):
@@ -198,7 +197,7 @@ class Judge:
 
     def _tell_odd_flag(self, record: Record) -> None:
         flag = record.success_flag
-        if flag not in _codec.KNOWN_FLAGS and flag not in self._odd_flags:
+        if flag not in KNOWN_FLAGS and flag not in self._odd_flags:
             self._odd_flags.add(flag)
             _log.warning("successFlag %s is new; it is taken for generating", flag)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import TaskNotFound
-from . import codec as _codec
-from . import protocol as _protocol
+from .json import dumps
+from .protocol import DOWNLOAD_URL, RECORD_INFO, Call, read_credits, read_look, read_url
+from .records import details_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ..config import Endpoints, Timeouts
+    from ..config import Settings, Timeouts
     from ..tasks import TaskDetails
-    from .codec import Found
-    from .protocol import Answer, Call
+    from .protocol import Answer
+    from .records import Record
     from .transport import Transport
 
 
@@ -23,16 +24,16 @@ class Api:
 
     Args:
         transport: sends calls.
-        endpoints: the paths that differ between MidAPI and its sister.
+        settings: has the path of the credits.
         timeouts: how long a call may take.
 
     Attributes:
         looks: how many looks were made.
     """
 
-    def __init__(self, transport: Transport, endpoints: Endpoints, timeouts: Timeouts) -> None:
+    def __init__(self, transport: Transport, settings: Settings, timeouts: Timeouts) -> None:
         self._transport = transport
-        self._endpoints = endpoints
+        self._credit_path = settings.credit_path
         self._timeouts = timeouts
         self.looks = 0
 
@@ -40,10 +41,11 @@ class Api:
         """Send a POST that costs money, and return whatever came back."""
         return self._transport.call(call, self._timeouts.submit)
 
-    async def look(self, task_id: str) -> Found | None:
+    async def look(self, task_id: str) -> Record | None:
         """One GET of a task's record; None while MidAPI does not know the task."""
         self.looks += 1
-        return _protocol.read_look(await self._ask(_protocol.look_call(task_id)), task_id)
+        answer = await self._ask(Call("GET", f"{RECORD_INFO}?taskId={task_id}"))
+        return read_look(answer, task_id)
 
     async def details(self, task_id: str) -> TaskDetails:
         """One look, as the public snapshot.
@@ -51,18 +53,17 @@ class Api:
         Raises:
             TaskNotFound: MidAPI does not know the task (yet).
         """
-        if (found := await self.look(task_id)) is None:
+        if (record := await self.look(task_id)) is None:
             raise TaskNotFound(task_id)
-        return _codec.details_of(found)
+        return details_of(record)
 
     async def credits(self) -> float:
         """The credits that the account has left."""
-        call = _protocol.credits_call(self._endpoints.credit)
-        return _protocol.read_credits(await self._ask(call))
+        return read_credits(await self._ask(Call("GET", self._credit_path)))
 
     async def download_url(self, url: str) -> str:
         """A link to a result that anybody can open for 20 minutes."""
-        return _protocol.read_url(await self._ask(_protocol.download_url_call(url)))
+        return read_url(await self._ask(Call("POST", DOWNLOAD_URL, dumps({"url": url}))))
 
     def _ask(self, call: Call) -> Awaitable[Answer]:
         return self._transport.call(call, self._timeouts.look)

@@ -1,4 +1,4 @@
-"""The rules of the wire as pure functions: build a call, interpret (status, headers, body).
+"""The rules of the wire as pure functions: build a call, read an answer.
 
 Nothing here does I/O or waits. Which code means what is MidAPI's documented table, with what was
 seen beside it (HTTP 200 around an error is common, so status and code are both judged).
@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import attrs
 
+from .._runtime.urls import is_http_url
 from ..errors import (
     APIError,
     InsufficientCreditsError,
@@ -27,7 +28,19 @@ from ..errors import (
     api_error,
 )
 from ..requests import ExtendVideo, Request, Upscale, Vary
-from . import codec as _codec
+from .bodies import submit_body, task_type
+from .json import loads
+from .records import (
+    Envelope,
+    Record,
+    described,
+    may_hold_secret,
+    object_in,
+    read_envelope,
+    read_record,
+    readable,
+    task_id_in,
+)
 
 if TYPE_CHECKING:
     from ..tasks import TaskDetails
@@ -56,11 +69,13 @@ class Call:
         method: "GET" or "POST".
         path: the path below the base URL, with its query.
         body: the JSON text, or None.
+        is_paid: whether it costs money, and so goes over a connection of its own.
     """
 
     method: str
     path: str
     body: bytes | None = attrs.field(default=None, repr=False)  # holds the callback URL
+    is_paid: bool = False
 
 
 @attrs.frozen
@@ -90,86 +105,37 @@ class Unsure(Exception):
 def submit_call(request: Request, callback_url: str | None) -> Call:
     """The POST that buys what a request asks for."""
     path = _SUBMIT_PATHS.get(type(request), GENERATE)
-    return Call("POST", path, _codec.submit_body(request, callback_url))
+    return Call("POST", path, submit_body(request, callback_url), is_paid=True)
 
 
-def look_call(task_id: str) -> Call:
-    """The GET of a task's record."""
-    return Call("GET", f"{RECORD_INFO}?taskId={task_id}")
+# ─── errors ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def credits_call(path: str) -> Call:
-    """The GET of the account's credits."""
-    return Call("GET", path)
-
-
-def download_url_call(url: str) -> Call:
-    """The POST that makes a download link."""
-    return Call("POST", DOWNLOAD_URL, _codec.dumps({"url": url}))
-
-
-# ─── answers ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def interpret(
-    status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None
-) -> object:
-    """The ``data`` of a good answer.
-
-    Args:
-        status: the HTTP status.
-        headers: the HTTP headers.
-        body: the whole body.
-        now: epoch seconds, for a Retry-After that is a date; the wall clock if None.
-
-    Raises:
-        APIError: MidAPI, or somebody before it, answered with an error.
-        ProtocolError: the answer is not MidAPI's.
-    """
-    if 300 <= status <= 399:
-        raise ProtocolError("status", f"is {status}, a redirect, which is never followed")
-    try:
-        envelope = _codec.read_envelope(body)
-    except ProtocolError:
-        if status < 400:
-            raise
-        raise _page_error(status, headers, "a page that is not MidAPI's", now) from None
-    if envelope.code == 200 and status < 400:
-        return envelope.data
+def _error_in(answer: Answer, envelope: Envelope | None) -> APIError:
+    """The error that an answer stands for; without an envelope MidAPI did not write it."""
+    status, wait = answer.status, retry_after(answer.headers)
+    if envelope is None:
+        what = "a page that is not MidAPI's"
+        message = what if answer.flaw is None else f"the answer was cut ({answer.flaw})"
+        return api_error(status, message, status, own_envelope=False, retry_after=wait)
     code = status if envelope.code == 200 else envelope.code
-    raise _envelope_error(code, envelope, status, headers, now)
-
-
-def _page_error(
-    status: int, headers: Mapping[str, str], message: str, now: float | None = None
-) -> APIError:
-    wait = retry_after(headers, now)
-    return api_error(status, message, status, own_envelope=False, retry_after=wait)
-
-
-def _envelope_error(
-    code: int,
-    envelope: _codec.Envelope,
-    status: int,
-    headers: Mapping[str, str],
-    now: float | None,
-) -> APIError:
-    message = _codec.readable(envelope.msg)
-    if code == 500 and _tells_no_credits(message):
+    message = readable(envelope.msg)
+    words = message.casefold()
+    # The text of code 402 was seen once with code 500.
+    no_credits = ("credits insufficient", "current balance isn't enough")
+    if code == 500 and any(text in words for text in no_credits):
         return InsufficientCreditsError(code, message, status)
-    return api_error(code, message, status, retry_after=retry_after(headers, now))
-
-
-def _tells_no_credits(message: str) -> bool:
-    """Once the text of code 402 was seen with code 500."""
-    said = message.casefold()
-    return "credits insufficient" in said or "current balance isn't enough" in said
+    return api_error(code, message, status, retry_after=wait)
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds that a Retry-After header asks for; None without one, and for garbage.
 
     RFC 9110 allows whole seconds and an HTTP date.
+
+    Args:
+        headers: of the answer.
+        now: epoch seconds that a date is compared with; the wall clock if None.
     """
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,12}", text):
@@ -198,72 +164,82 @@ def may_pass(error: APIError) -> bool:
     return error.code in PASSING_CODES
 
 
+# ─── answers ─────────────────────────────────────────────────────────────────────────────────────
+
+
 def read_submit(answer: Answer) -> str:
     """The task id that answers a submission.
 
-    A complete task id is the answer, even in a body that was cut after it, and even inside an HTTP
-    error: it was paid for.
-
     Raises:
         APIError: a proof that nothing was bought.
-        Unsure: nobody can know.
+        Unsure: it cannot be known whether something was bought.
     """
-    if answer.flaw is None:
-        return _read_whole_submit(answer)
-    if not 300 <= answer.status <= 399 and (task_id := _complete_task_id(answer.body)):
-        return task_id
-    error = _page_error(answer.status, answer.headers, f"the answer was cut ({answer.flaw})")
+    # A redirect is never followed, and what its body says is not MidAPI's word.
+    if 300 <= answer.status <= 399:
+        raise Unsure(f"the answer is a redirect (HTTP {answer.status}), which is never followed")
+
+    # A body that was cut is closed behind its first complete task id and then read like any other,
+    # so that an id counts only where MidAPI puts it: not one that a proxy's page, or MidAPI itself,
+    # repeats from our own request. A second id or another code leaves nothing to read.
+    body = answer.body
+    if answer.flaw is not None:
+        first = _CUT_ID.search(body)
+        ids, codes = set(_CUT_ID.findall(body)), set(_CUT_CODE.findall(body))
+        is_clear = first is not None and len(ids) == 1 and codes == {b"200"}
+        body = body[: first.end()] + b"}}" if first is not None and is_clear else b""
+
+    envelope: Envelope | None = None
+    try:
+        envelope = read_envelope(body)
+    except ProtocolError as error:
+        # A page with a good status is not MidAPI's: a portal, a login, a proxy.
+        if answer.flaw is None and answer.status < 400:
+            raise Unsure(f"the answer is not MidAPI's: {error.path} {error.problem}") from error
+
+    if envelope is not None and envelope.code == 200:
+        # Accepted. It was paid for, even if a proxy made an HTTP error of it.
+        if (task_id := task_id_in(envelope.data)) is not None:
+            return task_id
+        if answer.flaw is None and answer.status < 400:
+            raise Unsure("the answer names no task")
+
+    # Everything else is an error. Of a body that was cut only the HTTP status is believed.
+    error = _error_in(answer, envelope if answer.flaw is None else None)
     if proves_refusal(error):
         raise error
-    raise Unsure(answer.flaw)
-
-
-def _read_whole_submit(answer: Answer) -> str:
-    try:
-        data = interpret(answer.status, answer.headers, answer.body)
-    except APIError as error:
-        if task_id := _bought_task_id(answer.body):
-            return task_id  # code 200 inside an HTTP error
-        if proves_refusal(error):
-            raise
-        raise Unsure(f"MidAPI answered {error.code} (HTTP {error.http_status})") from error
-    except ProtocolError as error:
-        raise Unsure(f"the answer is not MidAPI's: {error.path} {error.problem}") from error
-    task_id = _codec.task_id_in(data)
-    if task_id is None:
-        raise Unsure("the answer names no task")
-    return task_id
+    raise Unsure(
+        answer.flaw or f"MidAPI answered {error.code} (HTTP {error.http_status})"
+    ) from error
 
 
 _CUT_ID = re.compile(rb'"taskId"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 _CUT_CODE = re.compile(rb'"code"\s*:\s*"?(-?[0-9]+)["\s,}]')
 
 
-def _complete_task_id(body: bytes) -> str | None:
-    """The task id of a body that was cut after it.
+def read_data(answer: Answer) -> object:
+    """The ``data`` of a good, whole answer to anything but a submission.
 
-    The body is closed behind the first complete id and read like any other, so that an id counts
-    only where MidAPI puts it: not one that a proxy's page, or MidAPI itself, repeats from our own
-    request. Any doubt, such as a second id, is None.
+    Raises:
+        APIError: MidAPI, or somebody before it, answered with an error.
+        ProtocolError: the answer is cut, or not MidAPI's.
     """
-    first = _CUT_ID.search(body)
-    ids, codes = set(_CUT_ID.findall(body)), set(_CUT_CODE.findall(body))
-    if first is None or len(ids) != 1 or codes != {b"200"}:
-        return None
-    return _bought_task_id(body[: first.end()] + b"}}")
-
-
-def _bought_task_id(body: bytes) -> str | None:
-    """The task id in an envelope with code 200, whatever the HTTP status says."""
+    if answer.flaw is not None:
+        raise ProtocolError("body", f"is cut short ({answer.flaw})")
+    if 300 <= answer.status <= 399:
+        raise ProtocolError("status", f"is {answer.status}, a redirect, which is never followed")
     try:
-        envelope = _codec.read_envelope(body)
+        envelope = read_envelope(answer.body)
     except ProtocolError:
-        return None
-    return _codec.task_id_in(envelope.data) if envelope.code == 200 else None
+        if answer.status < 400:
+            raise
+        raise _error_in(answer, None) from None
+    if envelope.code == 200 and answer.status < 400:
+        return envelope.data
+    raise _error_in(answer, envelope)
 
 
-def read_look(answer: Answer, task_id: str) -> _codec.Found | None:
-    """The record of a task with the data it was read from; None while MidAPI does not know it.
+def read_look(answer: Answer, task_id: str) -> Record | None:
+    """The record of a task; None while MidAPI does not know it.
 
     Raises:
         APIError: MidAPI, or somebody before it, answered with an error.
@@ -275,24 +251,10 @@ def read_look(answer: Answer, task_id: str) -> _codec.Found | None:
         if error.own_envelope:
             return None  # also "recordInfo is null", for a task that is too new
         raise
-    record = _codec.read_record(data)
-    if record is None:
-        return None
-    if record.task_id != task_id:
+    record = read_record(data, is_plain=not may_hold_secret(answer.body.decode("latin-1")))
+    if record is not None and record.task_id != task_id:
         raise ProtocolError("data.taskId", f"names another task than {task_id}")
-    return _codec.Found(record, data, is_plain=_codec.is_plain(answer.body))
-
-
-def read_data(answer: Answer) -> object:
-    """The ``data`` of a good, whole answer.
-
-    Raises:
-        APIError: MidAPI, or somebody before it, answered with an error.
-        ProtocolError: the answer is cut, or not MidAPI's.
-    """
-    if answer.flaw is not None:
-        raise ProtocolError("body", f"is cut short ({answer.flaw})")
-    return interpret(answer.status, answer.headers, answer.body)
+    return record
 
 
 def read_credits(answer: Answer) -> float:
@@ -300,13 +262,13 @@ def read_credits(answer: Answer) -> float:
 
     Raises:
         APIError: MidAPI, or somebody before it, answered with an error.
-        ProtocolError: the answer is no number.
+        ProtocolError: the answer is not a number.
     """
     data = read_data(answer)
     if isinstance(data, int | float) and not isinstance(data, bool):
         with suppress(OverflowError):
             return float(data)
-    raise ProtocolError("data", f"must be a number, is {_codec.described(data)}")
+    raise ProtocolError("data", f"must be a number, is {described(data)}")
 
 
 def read_url(answer: Answer) -> str:
@@ -314,12 +276,12 @@ def read_url(answer: Answer) -> str:
 
     Raises:
         APIError: MidAPI, or somebody before it, answered with an error.
-        ProtocolError: the answer is no URL.
+        ProtocolError: the answer is not a URL.
     """
     data = read_data(answer)
-    if not _codec.is_url(data):
-        raise ProtocolError("data", f"must be a URL, is {_codec.described(data)}")
-    return cast("str", data)
+    if not is_http_url(data):
+        raise ProtocolError("data", f"must be a URL, is {described(data)}")
+    return data
 
 
 # ─── callbacks ───────────────────────────────────────────────────────────────────────────────────
@@ -348,23 +310,19 @@ def read_callback(body: bytes) -> Callback:
         ProtocolError: it is no callback.
     """
     try:
-        whole = _codec.loads(body)
+        whole = loads(body)
     except ValueError:
-        raise ProtocolError("body", "is no JSON") from None
+        raise ProtocolError("body", "is not JSON") from None
     if not isinstance(whole, dict):
-        raise ProtocolError("body", f"must be an object, is {_codec.described(whole)}")
-    data = _codec.object_in(whole.get("data"))
-    for place in (data, whole):
-        for name in ("taskId", "task_id"):
-            if (task_id := _codec.task_id_in(place, name)) is not None:
-                return Callback(task_id, _is_acknowledgement(whole, data))
-    raise ProtocolError("data.taskId", "is missing or no task id")
-
-
-def _is_acknowledgement(whole: _codec.JSON, data: _codec.JSON) -> bool:
-    told = {**whole, **data}
-    results = ("resultUrls", "resultInfoJson", "successFlag")
-    return whole.get("code", 200) in (200, "200") and not any(name in told for name in results)
+        raise ProtocolError("body", f"must be an object, is {described(whole)}")
+    data = object_in(whole.get("data"))
+    ids = (task_id_in(each, name) for each in (data, whole) for name in ("taskId", "task_id"))
+    task_id = next(filter(None, ids), None)
+    if task_id is None:
+        raise ProtocolError("data.taskId", "is missing or not a task id")
+    results = {"resultUrls", "resultInfoJson", "successFlag"} & {*whole, *data}
+    is_good = whole.get("code", 200) in (200, "200")
+    return Callback(task_id, is_acknowledgement=is_good and not results)
 
 
 # ─── tasks ───────────────────────────────────────────────────────────────────────────────────────
@@ -376,8 +334,8 @@ _MODERATION = ("nsfw", "moderat", "sensitive", "safety", "content policy", "viol
 
 def failure(details: TaskDetails) -> TaskFailed:
     """The error for a failed task."""
-    said = (details.error_message or "").casefold()
-    kind = PromptRejected if any(word in said for word in _MODERATION) else TaskFailed
+    text = (details.error_message or "").casefold()
+    kind = PromptRejected if any(word in text for word in _MODERATION) else TaskFailed
     return kind(details.task_id, details)
 
 
@@ -386,7 +344,7 @@ CLOCK_SKEW = 300.0
 
 
 def fits(
-    record: _codec.Record,
+    record: Record,
     request: Request | None,
     *,
     callback_url_matches: bool | None,
@@ -400,21 +358,18 @@ def fits(
         callback_url_matches: whether the record's callback URL is ours; None if it shows none.
         since: when it was submitted, in epoch seconds.
     """
+    # Our token in the callback URL decides: nobody else can know it.
     if callback_url_matches is not None:
         return callback_url_matches
     if record.create_time is not None and record.create_time.timestamp() < since - CLOCK_SKEW:
         return False
-    return request is None or (_same_type(record, request) and _same_prompt(record, request))
-
-
-def _same_type(record: _codec.Record, request: Request) -> bool:
-    if isinstance(request, Upscale | Vary) or record.task_type is None:
-        return True  # MidAPI does not document what it calls these two
-    return record.task_type == _codec.task_type(request)
-
-
-def _same_prompt(record: _codec.Record, request: Request) -> bool:
-    ours, theirs = getattr(request, "prompt", None), record.params.get("prompt")
+    if request is None:
+        return True
+    # MidAPI does not document what it calls an upscale and a variation.
+    is_named = record.task_type is not None and not isinstance(request, Upscale | Vary)
+    if is_named and record.task_type != task_type(request):
+        return False
     if getattr(request, "enable_translation", False):
-        return True  # MidAPI may have stored the translation
+        return True  # MidAPI may have stored the translated prompt
+    ours, theirs = getattr(request, "prompt", None), record.params.get("prompt")
     return not isinstance(theirs, str) or ours is None or theirs.strip() == ours.strip()

@@ -1,7 +1,7 @@
-"""The only HTTP session that talks to MidAPI.
+"""The HTTP sessions that talk to MidAPI: one for what costs money, one for everything else.
 
-One call, one exchange: nothing is sent a second time here, no redirect is followed, and what went
-wrong is told with the one fact that matters for money, whether anything may have been sent.
+One call, one exchange: nothing is sent a second time here, no redirect is followed, and an error
+says the one thing that matters for money, whether anything may have been sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from ..errors import TransportError
 from .protocol import Answer, Call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
     from ssl import SSLContext
 
     from aiohttp.abc import AbstractStreamWriter
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
     from .._runtime.clock import Clock
     from ..config import Settings
 
-# MidAPI's answers are a few kilobytes; nobody gets to fill our memory.
+# MidAPI's answers are a few kilobytes; a larger one must not fill our memory.
 LARGEST_ANSWER = 1 << 20
+LARGEST_HEADER = 1 << 16  # bytes of one line; proxies and WAFs add long ones
 SHORTEST_REAL_KEY = 16
-# Servers close idle connections; a POST on one that was just closed is an unknown submission.
+# Servers close idle connections, and a look on one that was just closed is made twice.
 LONGEST_IDLE = 2.0
 
 
@@ -48,31 +48,6 @@ class _WatchedPayload(BytesPayload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         self.written = True
         await super().write(writer)
-
-
-class _Incoming:
-    """An answer while it arrives; what came before a fault is kept."""
-
-    status: int | None = None
-    headers: Mapping[str, str]
-
-    def __init__(self) -> None:
-        self.body = bytearray()
-
-    async def read(self, response: aiohttp.ClientResponse) -> None:
-        self.status, self.headers = response.status, response.headers
-        content = response.content
-        try:
-            while not content.at_eof():
-                self.body += await content.readany()
-                if len(self.body) > LARGEST_ANSWER:
-                    raise _AnswerTooLarge
-        finally:
-            response.release()
-
-
-class _AnswerTooLarge(Exception):
-    """The answer is larger than any of MidAPI's."""
 
 
 class Transport:
@@ -96,25 +71,39 @@ class Transport:
         proxy: str | None = None,
     ) -> None:
         self._base = str(settings.base_url).rstrip("/")
-        self._key = _spelled(settings.api_key)
+        self._key = _key_pattern(settings.api_key)
         runs = re.findall(rb"[a-z0-9]+", settings.api_key.lower().encode())
         self._key_part = max(runs, key=len, default=b"")
         self._clock = clock
-        self._proxy = proxy
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                keepalive_timeout=LONGEST_IDLE, ssl=True if ssl is None else ssl
-            ),
-            # Of the session, and not of each call: aiohttp then copies them without a loop.
-            headers={
-                "Authorization": f"Bearer {settings.api_key}",
-                "User-Agent": f"midapi-async/{__version__}",
-                "Accept": "application/json",
-            },
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=clock.network_seconds(connect_timeout)
-            ),
+        checks = True if ssl is None else ssl
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=clock.network_seconds(connect_timeout)
+        )
+
+        def session(connector: aiohttp.TCPConnector, **headers: str) -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=connector,
+                # Of the session, and not of each call: aiohttp then copies them without a loop.
+                headers={
+                    "Authorization": f"Bearer {settings.api_key}",
+                    "User-Agent": f"midapi-async/{__version__}",
+                    "Accept": "application/json",
+                    **headers,
+                },
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=timeout,
+                proxy=proxy,
+                max_line_size=LARGEST_HEADER,
+                max_field_size=LARGEST_HEADER,
+            )
+
+        self._session = session(aiohttp.TCPConnector(keepalive_timeout=LONGEST_IDLE, ssl=checks))
+        # A connection for each call that costs money: none that the server has just closed, and
+        # none with an answer to something else in it. No limit: the journal's row is written, so
+        # the call must go out now. A compressed answer would be one more way not to read it.
+        self._paid_session = session(
+            aiohttp.TCPConnector(force_close=True, limit=0, ssl=checks),
+            **{"Accept-Encoding": "identity"},
         )
 
     async def call(self, call: Call, timeout: float) -> Answer:
@@ -125,25 +114,36 @@ class Transport:
             timeout: seconds for everything, the answer's body included.
 
         Raises:
-            TransportError: no answer came; `sent` tells whether MidAPI may have got the call.
+            TransportError: no answer came; its `sent` is False only if MidAPI cannot have got it.
         """
-        incoming = _Incoming()
         payload = _WatchedPayload(call.body, content_type="application/json") if call.body else None
+        session = self._paid_session if call.is_paid else self._session
+        url = URL(self._base + call.path, encoded=True)
+        response: aiohttp.ClientResponse | None = None
+        body = bytearray()
         flaw: str | None = None
         try:
             async with asyncio.timeout(None) as scope:
                 timer = self._clock.expire(scope, timeout)
                 try:
-                    await incoming.read(await self._request(call, payload))
+                    response = await session.request(
+                        call.method, url, data=payload, allow_redirects=False
+                    )
+                    while not response.content.at_eof() and len(body) <= LARGEST_ANSWER:
+                        body += await response.content.readany()
                 finally:
                     timer.cancel()
+                    if response is not None:
+                        response.release()
         except Exception as error:  # noqa: BLE001 - whatever breaks a paid POST must be judged
-            flaw = _told(error)
+            flaw = _describe_error(error)
         # Outside the handler: aiohttp's errors show the API key, and must not hang on to ours.
-        if incoming.status is None:
+        if response is None:
             sent = payload is None or payload.written
             raise TransportError(flaw or "no answer came", sent=sent)
-        return Answer(incoming.status, incoming.headers, self._without_key(incoming.body), flaw)
+        if len(body) > LARGEST_ANSWER:
+            flaw = f"its answer is larger than {LARGEST_ANSWER >> 20} MiB"
+        return Answer(response.status, response.headers, self._without_key(body), flaw)
 
     def _without_key(self, body: bytearray) -> bytes:
         """The body without our key, if a server echoes it; a test's short one may be a word."""
@@ -151,44 +151,34 @@ class Transport:
             return bytes(body)
         return self._key.sub(b"***", body)
 
-    def _request(
-        self, call: Call, payload: _WatchedPayload | None
-    ) -> Awaitable[aiohttp.ClientResponse]:
-        return self._session.request(
-            call.method,
-            URL(self._base + call.path, encoded=True),
-            data=payload,
-            allow_redirects=False,
-            proxy=self._proxy,
-        )
-
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        try:
+            await self._paid_session.close()
+        finally:
+            await self._session.close()
 
 
-def _told(fault: Exception) -> str:
-    """A fault in a few words, without anything that aiohttp's own texts may show."""
-    if isinstance(fault, _AnswerTooLarge):
-        return f"its answer is larger than {LARGEST_ANSWER >> 20} MiB"
-    if isinstance(fault, aiohttp.ServerDisconnectedError):
+def _describe_error(error: Exception) -> str:
+    """An error in a few words, without anything that aiohttp's own texts may show."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the server closed the connection without an answer"
-    if isinstance(fault, aiohttp.ClientPayloadError):
+    if isinstance(error, aiohttp.ClientPayloadError):
         return "its answer was cut short"
-    if isinstance(fault, aiohttp.ClientHttpProxyError):
-        return f"the proxy refused the connection (HTTP {fault.status})"
-    if isinstance(fault, TimeoutError):
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy refused the connection (HTTP {error.status})"
+    if isinstance(error, TimeoutError):
         return "no answer came in time"
-    if isinstance(fault, OSError) and fault.strerror:
-        return f"{fault.strerror} ({type(fault).__name__})"
-    return type(fault).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({type(error).__name__})"
+    return type(error).__name__
 
 
-def _spelled(key: str) -> re.Pattern[bytes] | None:
+def _key_pattern(key: str) -> re.Pattern[bytes] | None:
     """A key, however a JSON library may have written it; None for one that may be a word."""
     if len(key) < SHORTEST_REAL_KEY:
         return None
-    ways = (
+    spellings = (
         c if c.isalnum() else rf"(?:{re.escape(c)}|\\{re.escape(c)}|\\u{ord(c):04x})" for c in key
     )
-    return re.compile("".join(ways).encode(), re.IGNORECASE)
+    return re.compile("".join(spellings).encode(), re.IGNORECASE)

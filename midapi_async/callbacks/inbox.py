@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from .._submission.submitter import Submitter
     from .._tracking.tracker import Tracker
-    from .._wire.codec import Found
     from .._wire.protocol import Callback
+    from .._wire.records import Record
     from ..journal import Intent, Journal
 
 _log = logging.getLogger("midapi_async")
@@ -50,7 +50,7 @@ class ClientInbox:
         scope: str,
         submitter: Submitter,
         tracker: Tracker,
-        look: Callable[[str], Awaitable[Found | None]],
+        look: Callable[[str], Awaitable[Record | None]],
         is_shared: bool,
     ) -> None:
         self._journal = journal
@@ -115,10 +115,10 @@ class ClientInbox:
     async def _bind(self, row: Intent, task_id: str) -> int:
         """The record must fit the intent; what cannot be checked now is sent again (503)."""
         try:
-            found = await self._look(task_id)
-            if found is None:
+            record = await self._look(task_id)
+            if record is None:
                 return 503
-            if _fits(found, row):
+            if _fits(record, row):
                 await self._submitter.bind(row, task_id)
             else:
                 self.ignored += 1
@@ -137,8 +137,7 @@ class ClientInbox:
         await self._tasks.finish()
 
 
-def _fits(found: Found, row: Intent) -> bool:
-    record = found.record
+def _fits(record: Record, row: Intent) -> bool:
     url = record.params.get("callBackUrl")
     ours = None
     if isinstance(url, str):

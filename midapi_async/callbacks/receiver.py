@@ -8,15 +8,15 @@ callback is never believed: it makes the tracker look.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from yarl import URL
 
+from .._runtime.urls import host_in_url, is_loopback, url_problem
 from .._wire import protocol as _protocol
 from .._wire.tokens import token_hash
-from ..config import is_loopback_host, secret_from_env
+from ..config import environment, secret_from_env
 from ..errors import InvalidRequestError, JournalError, ProtocolError, ReceiverError
 from .signature import SIGNATURE_HEADER, is_signed
 
@@ -109,12 +109,12 @@ class CallbackReceiver:
         Raises:
             InvalidRequestError: naming what is wrong.
         """
-        public_url = os.environ.get("MIDAPI_PUBLIC_URL", "").strip()
+        public_url = environment("MIDAPI_PUBLIC_URL")
         if not public_url:
             return None
         problems: dict[str, str] = {}
         key = secret_from_env("MIDAPI_WEBHOOK_KEY", problems, "webhook_key")
-        port = os.environ.get("MIDAPI_CALLBACK_PORT", "").strip()
+        port = environment("MIDAPI_CALLBACK_PORT")
         if port and not (port.isascii() and port.isdigit()):
             problems["port"] = f"MIDAPI_CALLBACK_PORT must be a port number, is {port!r}"
         if problems:
@@ -125,7 +125,7 @@ class CallbackReceiver:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
-        return self._public_url is None or is_loopback_host(URL(self._public_url).host or "")
+        return self._public_url is None or is_loopback(URL(self._public_url))
 
     def check_reachable(self) -> None:
         """Raise ReceiverError if the real MidAPI cannot reach it."""
@@ -146,8 +146,7 @@ class CallbackReceiver:
             return self._public_url.rstrip("/")
         if self._server is None:
             raise ReceiverError("the receiver has no URL before its first client is open")
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._server.port}"
+        return f"http://{host_in_url(self._host)}:{self._server.port}"
 
     def callback_url(self, token: str) -> str:
         """Where MidAPI is to call back for the intent that a token names. It is a secret."""
@@ -281,23 +280,11 @@ def _problems(public_url: object, host: object, port: object) -> dict[str, str]:
     if public_url is None:
         if port is None:
             found["public_url"] = "is needed: MidAPI must know where to call back"
-        elif not is_loopback_host(str(host)):
+        elif not is_loopback(str(host)):
             found["public_url"] = "is needed for a host that is not loopback"
-    elif problem := _url_problem(public_url):
+    elif problem := url_problem(public_url, is_bare=True):
         found["public_url"] = problem
     return found
-
-
-def _url_problem(public_url: object) -> str | None:
-    try:
-        url = URL(public_url) if isinstance(public_url, str) else URL()
-    except ValueError:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.host:
-        return f"must be an http or https URL, got {public_url!r}"
-    if url.query_string or url.fragment or url.user is not None:
-        return "must hold nothing but scheme, host, port and path"
-    return None
 
 
 def _webhook_keys(given: object, problems: dict[str, str]) -> tuple[bytes, ...]:

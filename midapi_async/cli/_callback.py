@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from midapi_async._wire.codec import loads, object_in
+from midapi_async._wire.json import loads
+from midapi_async._wire.records import object_in
 from midapi_async._wire.tokens import without_tokens
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
-from .._wire import codec as _codec
+from .._wire.bodies import request_from_json, request_to_json
 from ..errors import InvalidRequestError, JournalError
 from .protocol import BOUGHT, Intent, State, moved
 
@@ -359,7 +359,7 @@ class Rows:
     def _insert(self, intent: Intent) -> None:
         request = None
         if intent.request is not None and not self._seal.is_used:
-            request = _json(_codec.request_to_json(intent.request))
+            request = _json(request_to_json(intent.request))
         values = (
             intent.intent_id,
             intent.scope,
@@ -452,7 +452,7 @@ def _request(stored: str | None) -> Request | None:
     if stored is None:
         return None
     try:
-        return _codec.request_from_json(json.loads(stored))
+        return request_from_json(json.loads(stored))
     except (InvalidRequestError, ValueError) as error:
         _log.warning("a stored request cannot be read back; its row is kept: %s", error)
         return None

@@ -20,7 +20,7 @@ from midapi_async import (
     Upscale,
     Vary,
 )
-from midapi_async._wire.codec import fingerprint
+from midapi_async._wire.bodies import fingerprint
 from midapi_async._wire.tokens import new_token, token_hash
 from midapi_async.errors import JournalError
 from midapi_async.journal import BOUGHT, State, _forks, _locks, _rows, _store

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from midapi_async import TextToImage
-from midapi_async._wire.codec import fingerprint
+from midapi_async._wire.bodies import fingerprint
 from midapi_async.journal import Intent
 from midapi_async.journal._store import Store
 from midapi_async.journal.sqlite import SQLiteJournal

@@ -11,7 +11,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from midapi_async._wire import protocol as _protocol
-from midapi_async._wire.codec import read_record
 from midapi_async._wire.protocol import (
     CLOCK_SKEW,
     PASSING_CODES,
@@ -19,11 +18,8 @@ from midapi_async._wire.protocol import (
     Answer,
     Callback,
     Unsure,
-    download_url_call,
     failure,
     fits,
-    interpret,
-    look_call,
     may_pass,
     proves_refusal,
     read_callback,
@@ -35,6 +31,7 @@ from midapi_async._wire.protocol import (
     retry_after,
     submit_call,
 )
+from midapi_async._wire.records import read_record
 from midapi_async.errors import (
     APIError,
     AuthenticationError,
@@ -119,19 +116,6 @@ def test_each_request_goes_to_its_path(request_: Request, path: str) -> None:
     assert "callBackUrl" not in json.loads(submit_call(request_, None).body or b"")
 
 
-def test_the_other_calls() -> None:
-    """The paths of sections 4 and 6."""
-    look = look_call(TASK)
-    assert (
-        look.method,
-        look.path,
-        look.body,
-    ) == ("GET", f"/api/v1/mj/record-info?taskId={TASK}", None)
-    link = download_url_call(URLS[0])
-    assert (link.method, link.path) == ("POST", "/api/v1/common/download-url")
-    assert json.loads(link.body or b"") == {"url": URLS[0]}
-
-
 # ─── what an answer means ────────────────────────────────────────────────────────────────────────
 
 # Section 7, literally: code, class, is a submit so answered refused, may it be sent again.
@@ -168,15 +152,18 @@ def outcome_of(given_answer: Answer) -> str | Exception:
         return error
 
 
+@pytest.mark.fault("S7")
+@pytest.mark.fault("S8")
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize("as_text", [False, True], ids=["int", "str"])
 @pytest.mark.parametrize(("code", "kind", "refused", "again"), TABLE)
-def test_s07_s08_s09_each_code_inside_http_200(
+def test_each_code_inside_http_200(
     code: int, kind: type[APIError], refused: bool, again: bool, as_text: bool
 ) -> None:
     """Its own error; only a code of the table proves that nothing was bought."""
     text = body(str(code) if as_text else code)
     with pytest.raises(APIError) as caught:
-        interpret(200, {}, text)
+        read_data(answer(200, text))
     error = caught.value
     assert (kind, code, "said so", 200) == (
         type(error),
@@ -190,22 +177,26 @@ def test_s07_s08_s09_each_code_inside_http_200(
     assert kind is type(outcome) if refused else isinstance(outcome, Unsure)
 
 
+@pytest.mark.fault("S8")
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize(
     ("code", "kind", "refused", "again"), [row for row in TABLE if 400 <= row[0] <= 599]
 )
-def test_s08_s09_each_code_as_a_real_status(
+def test_each_code_as_a_real_status(
     code: int, kind: type[APIError], refused: bool, again: bool
 ) -> None:
     """The same as a real HTTP status, with an envelope: every 4xx but 408 is a refusal."""
     is_refused = refused or (400 <= code <= 499 and code != 408)
     with pytest.raises(APIError) as caught:
-        interpret(code, {}, body(code))
+        read_data(answer(code, body(code)))
     assert (kind, code, code) == (type(caught.value), caught.value.code, caught.value.http_status)
     assert (is_refused, again) == (proves_refusal(caught.value), may_pass(caught.value))
     outcome = outcome_of(answer(code, body(code)))
     assert kind is type(outcome) if is_refused else isinstance(outcome, Unsure)
 
 
+@pytest.mark.fault("S9")
+@pytest.mark.fault("P7")
 @pytest.mark.parametrize("page", [HTML, b"", b"{}", b"null", b"\xff", b"[" * 100_000, b'"x"'])
 @pytest.mark.parametrize(
     ("status", "refused"),
@@ -230,10 +221,10 @@ def test_s08_s09_each_code_as_a_real_status(
         (599, False),
     ],
 )
-def test_s09_p07_a_page_that_is_not_midapis(status: int, refused: bool, page: bytes) -> None:
+def test_a_page_that_is_not_midapis(status: int, refused: bool, page: bytes) -> None:
     """A proxy's 5xx proves nothing, its 501 and 505 neither; it is never MidAPI's own word."""
     with pytest.raises(APIError) as caught:
-        interpret(status, {}, page)
+        read_data(answer(status, page))
     assert status == caught.value.code == caught.value.http_status
     assert not caught.value.own_envelope
     assert refused is proves_refusal(caught.value)
@@ -241,16 +232,18 @@ def test_s09_p07_a_page_that_is_not_midapis(status: int, refused: bool, page: by
     assert isinstance(outcome, APIError if refused else Unsure)
 
 
+@pytest.mark.fault("P7")
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308, 399])
 @pytest.mark.parametrize("page", [HTML, GOOD, body(402)])
-def test_p07_a_redirect_is_not_midapis(status: int, page: bytes) -> None:
+def test_a_redirect_is_not_midapis(status: int, page: bytes) -> None:
     """Whatever its body says; a submit so answered is unknown."""
     with pytest.raises(ProtocolError, match="redirect"):
-        interpret(status, {}, page)
+        read_data(answer(status, page))
     assert isinstance(outcome_of(answer(status, page)), Unsure)
     assert isinstance(outcome_of(answer(status, page, "cut")), Unsure)
 
 
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize(
     ("status", "code", "text", "refused"),
     [
@@ -266,13 +259,14 @@ def test_p07_a_redirect_is_not_midapis(status: int, page: bytes) -> None:
         (200, 999, NO_CREDITS, False),
     ],
 )
-def test_s09_no_credits_as_500(status: int, code: int, text: str | None, refused: bool) -> None:
+def test_no_credits_as_500(status: int, code: int, text: str | None, refused: bool) -> None:
     """Once the text of 402 came with code 500; then, and only then, 500 is a refusal."""
     outcome = outcome_of(answer(status, body(code, None, text)))
     assert isinstance(outcome, InsufficientCreditsError if refused else Unsure)
 
 
-def test_s09_the_credits_text_on_a_strangers_page_proves_nothing() -> None:
+@pytest.mark.fault("S9")
+def test_the_credits_text_on_a_strangers_page_proves_nothing() -> None:
     """Only MidAPI's own envelope does."""
     for page in (NO_CREDITS.encode(), f"<html>{NO_CREDITS}".encode()):
         assert isinstance(outcome_of(answer(500, page)), Unsure)
@@ -282,16 +276,15 @@ def test_s09_the_credits_text_on_a_strangers_page_proves_nothing() -> None:
 def test_a_good_answer_is_its_data(data: object) -> None:
     """Any 2xx with code 200."""
     for status in (200, 201, 202):
-        assert data == interpret(status, {}, body(200, data))
-        assert data == interpret(status, {}, body("200", data))
-        assert data == read_data(answer(status, body(200, data)))
+        assert read_data(answer(status, body(200, data))) == data
+        assert read_data(answer(status, body("200", data))) == data
 
 
 def test_a_servers_text_is_made_harmless() -> None:
     """Newlines, ESC, a token and a mebibyte of it stay out of the error (I5)."""
     text = f"first\nsecond\x1b[2J\u202e {CALLBACK} " + "x" * (1 << 20)
     with pytest.raises(BadRequestError) as caught:
-        interpret(200, {}, body(400, None, text))
+        read_data(answer(200, body(400, None, text)))
     secrets.assert_none_in(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 700
@@ -305,6 +298,7 @@ def in_(seconds: float) -> str:
     return format_datetime(datetime.fromtimestamp(NOW + seconds, UTC), usegmt=True)
 
 
+@pytest.mark.fault("S5")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -339,17 +333,19 @@ def in_(seconds: float) -> str:
         ("\ud800", None),
     ],
 )
-def test_s05_every_retry_after(text: str, expected: float | None) -> None:
+def test_every_retry_after(text: str, expected: float | None) -> None:
     """Seconds or a date; a date that is over is now; garbage is ignored."""
     assert retry_after({"Retry-After": text}, NOW) == expected
 
 
-def test_s05_no_retry_after() -> None:
+@pytest.mark.fault("S5")
+def test_no_retry_after() -> None:
     """MidAPI sends none."""
     assert retry_after({}, NOW) is None
 
 
-def test_s05_a_date_is_measured_by_the_wall_clock() -> None:
+@pytest.mark.fault("S5")
+def test_a_date_is_measured_by_the_wall_clock() -> None:
     """Where no other time is given."""
     assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     far = retry_after({"Retry-After": "Wed, 21 Oct 9998 07:28:00 GMT"})
@@ -357,28 +353,32 @@ def test_s05_a_date_is_measured_by_the_wall_clock() -> None:
     assert far > 1e9
 
 
+@pytest.mark.fault("S5")
 @hypothesis_settings(deadline=None)
 @given(
     st.text(st.characters(exclude_categories=())) | st.text("0123456789 :,+-GMTWedOct", max_size=40)
 )
-def test_s05_any_retry_after_is_a_wait_or_none(text: str) -> None:
+def test_any_retry_after_is_a_wait_or_none(text: str) -> None:
     """Never an error, never negative, never NaN."""
     found = retry_after({"Retry-After": text}, NOW)
     assert found is None or found >= 0
 
 
+@pytest.mark.fault("S5")
+@pytest.mark.fault("S7")
 @pytest.mark.parametrize(
     ("status", "text"),
     [(429, HTML), (429, body(429)), (200, body(429)), (429, body(200)), (503, body(429))],
 )
-def test_s05_s07_a_rate_limit_carries_it(status: int, text: bytes) -> None:
+def test_a_rate_limit_carries_it(status: int, text: bytes) -> None:
     """Inside HTTP 200, as a real status and on somebody else's page."""
     outcome = outcome_of(answer(status, text, Retry_After="30"))
     assert isinstance(outcome, RateLimitError)
     assert outcome.retry_after == 30.0
 
 
-def test_s05_a_cut_rate_limit_carries_it_too() -> None:
+@pytest.mark.fault("S5")
+def test_a_cut_rate_limit_carries_it_too() -> None:
     """The headers came before the cut."""
     outcome = outcome_of(answer(429, b'{"code":42', "cut", Retry_After="30"))
     assert isinstance(outcome, RateLimitError)
@@ -389,6 +389,7 @@ def test_s05_a_cut_rate_limit_carries_it_too() -> None:
 # ─── the answer to a submit ──────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault("S1")
 @pytest.mark.parametrize(
     ("status", "text"),
     [
@@ -408,11 +409,12 @@ def test_s05_a_cut_rate_limit_carries_it_too() -> None:
         (500, body(200, json.dumps({"taskId": TASK}))),
     ],
 )
-def test_s01_a_task_id_answers_a_submit(status: int, text: bytes) -> None:
+def test_a_task_id_answers_a_submit(status: int, text: bytes) -> None:
     """In each documented shape, and whatever the HTTP status."""
     assert read_submit(answer(status, text)) == TASK
 
 
+@pytest.mark.fault("S10")
 @pytest.mark.parametrize(
     "data",
     [
@@ -446,7 +448,7 @@ def test_s01_a_task_id_answers_a_submit(status: int, text: bytes) -> None:
     ],
     ids=lambda data: repr(data)[:40],
 )
-def test_s10_a_success_without_a_usable_id_is_unknown(data: object) -> None:
+def test_a_success_without_a_usable_id_is_unknown(data: object) -> None:
     """Missing, empty, not a str, 10 kB, a path, a newline (S10): never an id, never a refusal."""
     for status in (200, 500):
         outcome = outcome_of(answer(status, body(200, data)))
@@ -455,6 +457,7 @@ def test_s10_a_success_without_a_usable_id_is_unknown(data: object) -> None:
         secrets.assert_none_in(outcome)
 
 
+@pytest.mark.fault("S11")
 @pytest.mark.parametrize(
     "text",
     [
@@ -485,7 +488,7 @@ def test_s10_a_success_without_a_usable_id_is_unknown(data: object) -> None:
     ],
     ids=lambda text: repr(text)[:40],
 )
-def test_s11_garbage_is_unknown(text: bytes) -> None:
+def test_garbage_is_unknown(text: bytes) -> None:
     """No JSON, cut, deep, doubled names, NaN, UTF-16 (S11): nobody can know."""
     assert isinstance(outcome_of(answer(200, text)), Unsure)
 
@@ -499,9 +502,10 @@ SUBMITS = [
 ]
 
 
+@pytest.mark.fault("S11")
 @pytest.mark.parametrize("status", [200, 500, 429, 408, 400])
 @pytest.mark.parametrize("whole", SUBMITS, ids=range(len(SUBMITS)))
-def test_s11_an_accepted_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
+def test_an_accepted_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
     """The id is read only when it is complete; never another one; a refusal only of a 4xx."""
     end = whole.index(TASK.encode()) + len(TASK) + 1
     code_comes_first = whole.index(b'"code"') < end
@@ -515,6 +519,7 @@ def test_s11_an_accepted_answer_cut_at_every_byte(whole: bytes, status: int) -> 
             assert isinstance(outcome, Unsure), (place, outcome)
 
 
+@pytest.mark.fault("S11")
 @pytest.mark.parametrize(
     "whole",
     [
@@ -544,7 +549,7 @@ def test_s11_an_accepted_answer_cut_at_every_byte(whole: bytes, status: int) -> 
     ids=lambda text: repr(text)[:50],
 )
 @pytest.mark.parametrize("status", [200, 500, 502, 408])
-def test_s11_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
+def test_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
     """No id that stands elsewhere, such as an echo of our own request's; no unproven refusal.
 
     Of a body whose two ids are both at the right place only the first is known before the second
@@ -560,6 +565,7 @@ def test_s11_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> No
             assert isinstance(outcome, Unsure)
 
 
+@pytest.mark.fault("S11")
 @pytest.mark.parametrize(
     "behind",
     [
@@ -571,24 +577,26 @@ def test_s11_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> No
         '},"code":-1}',
     ],
 )
-def test_s11_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
+def test_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
     """A second id or another code behind the first: nobody can know which one counts."""
     text = f'{{"code":200,"data":{{"taskId":"{TASK}"'.encode()
     assert outcome_of(answer(200, text, "cut")) == TASK
     assert isinstance(outcome_of(answer(200, text + behind.encode(), "cut")), Unsure)
 
 
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize("flaw", [None, "cut"])
 @pytest.mark.parametrize("code", [0, 201, 402, 500, 501, 999])
-def test_s09_an_id_beside_an_error_is_no_acceptance(code: int, flaw: str | None) -> None:
+def test_an_id_beside_an_error_is_no_acceptance(code: int, flaw: str | None) -> None:
     """Only code 200 is; the codes of the table stay refusals, all else is unknown."""
     outcome = outcome_of(answer(200, body(code, {"taskId": TASK}), flaw))
     refused = code in (402, 501) and flaw is None
     assert isinstance(outcome, APIError if refused else Unsure)
 
 
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize("status", [500, 502, 408, 404, 429])
-def test_s09_an_echo_of_our_request_is_no_answer(status: int) -> None:
+def test_an_echo_of_our_request_is_no_answer(status: int) -> None:
     """A proxy's page that shows what was sent shows the parent's task id: it was not bought."""
     for echo in (
         {"error": "bad gateway", "request": {"taskId": OTHER, "imageIndex": 0}},
@@ -601,12 +609,14 @@ def test_s09_an_echo_of_our_request_is_no_answer(status: int) -> None:
             assert isinstance(outcome, APIError if status in (404, 429) else Unsure)
 
 
-def test_s11_many_ids_are_read_in_one_breath() -> None:
+@pytest.mark.fault("S11")
+def test_many_ids_are_read_in_one_breath() -> None:
     """A mebibyte of ids is looked at once, not once for each."""
     many = b'{"code":200,"data":[' + b'{"taskId":"x"},' * 70_000
     assert isinstance(outcome_of(answer(200, many, "cut")), Unsure)
 
 
+@pytest.mark.fault("S11")
 @hypothesis_settings(deadline=None, max_examples=300)
 @given(
     st.integers(100, 699),
@@ -619,7 +629,7 @@ def test_s11_many_ids_are_read_in_one_breath() -> None:
     st.none() | st.just("cut"),
     st.dictionaries(st.just("Retry-After"), st.text()),
 )
-def test_s11_any_answer_has_one_of_three_outcomes(
+def test_any_answer_has_one_of_three_outcomes(
     status: int, text: bytes, flaw: str | None, headers: Mapping[str, str]
 ) -> None:
     """An id, a proven refusal, or nobody knows; and to look, a value or one of two errors."""
@@ -657,6 +667,7 @@ def test_an_answer_shows_nothing_of_its_body() -> None:
 # ─── looks ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize(
     ("status", "text"),
     [
@@ -670,13 +681,14 @@ def test_an_answer_shows_nothing_of_its_body() -> None:
         (200, body("422", None, "recordInfo is null")),
     ],
 )
-def test_p01_midapi_does_not_know_the_task(status: int, text: bytes) -> None:
+def test_midapi_does_not_know_the_task(status: int, text: bytes) -> None:
     """Each way in which it says so: no error, the task may be too new."""
     assert read_look(answer(status, text), TASK) is None
 
 
+@pytest.mark.fault("P7")
 @pytest.mark.parametrize("status", [404, 422])
-def test_p07_a_strangers_404_is_not_midapis(status: int) -> None:
+def test_a_strangers_404_is_not_midapis(status: int) -> None:
     """Only MidAPI's own envelope says that a task is unknown."""
     with pytest.raises(APIError) as caught:
         read_look(answer(status, HTML), TASK)
@@ -687,29 +699,32 @@ def test_a_look_gives_the_record_and_its_data() -> None:
     """Also where the data is a string."""
     data = {"taskId": TASK, "successFlag": 0}
     for sent in (data, json.dumps(data)):
-        found = read_look(answer(200, body(200, sent)), TASK)
-        assert found is not None
-        assert (TASK, sent) == (found[0].task_id, found[1])
+        record = read_look(answer(200, body(200, sent)), TASK)
+        assert record is not None
+        assert (record.task_id, record.raw, record.is_plain) == (TASK, data, True)
 
 
-def test_p06_a_record_about_another_task_is_refused() -> None:
+@pytest.mark.fault("P6")
+def test_a_record_about_another_task_is_refused() -> None:
     """Also one whose id differs in case only."""
     for other in (OTHER, TASK.upper(), TASK + "0"):
         with pytest.raises(ProtocolError, match=r"data\.taskId"):
             read_look(answer(200, body(200, {"taskId": other, "successFlag": 1})), TASK)
 
 
+@pytest.mark.fault("P7")
 @pytest.mark.parametrize(
     ("text", "flaw"),
     [(HTML, None), (b"", None), (body(200, []), None), (body(200, 5), None), (GOOD, "cut")],
 )
-def test_p07_a_page_or_a_cut_record_is_refused(text: bytes, flaw: str | None) -> None:
+def test_a_page_or_a_cut_record_is_refused(text: bytes, flaw: str | None) -> None:
     """Nothing of a cut body is believed, however whole it looks."""
     with pytest.raises(ProtocolError):
         read_look(answer(200, text, flaw), TASK)
 
 
-def test_p11_whose_401_it_is() -> None:
+@pytest.mark.fault("P11")
+def test_whose_401_it_is() -> None:
     """The tracker ends all waits only on MidAPI's own word."""
     for text, own in ((body(401), True), (HTML, False), (b"{}", False)):
         with pytest.raises(AuthenticationError) as caught:
@@ -757,6 +772,7 @@ def test_what_is_no_url_is_no_link(data: object) -> None:
 DONE = {"taskId": TASK, "promptJson": "{}", "resultUrls": URLS}
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
@@ -796,11 +812,12 @@ DONE = {"taskId": TASK, "promptJson": "{}", "resultUrls": URLS}
         ({"data": {"taskId": None, "task_id": TASK}}, Callback(TASK, is_acknowledgement=True)),
     ],
 )
-def test_c01_every_shape_of_a_callback(sent: object, expected: Callback) -> None:
+def test_every_shape_of_a_callback(sent: object, expected: Callback) -> None:
     """The task id, and whether there is more to look for; nothing else is believed."""
     assert read_callback(json.dumps(sent).encode()) == expected
 
 
+@pytest.mark.fault("C12")
 @pytest.mark.parametrize(
     "text",
     [
@@ -824,16 +841,17 @@ def test_c01_every_shape_of_a_callback(sent: object, expected: Callback) -> None
     ],
     ids=lambda text: repr(text)[:40],
 )
-def test_c12_what_is_no_callback_is_refused(text: bytes) -> None:
+def test_what_is_no_callback_is_refused(text: bytes) -> None:
     """Deep, doubled, cut or of another kind: a `ProtocolError`, which the receiver makes a 400."""
     with pytest.raises(ProtocolError) as caught:
         read_callback(text)
     secrets.assert_none_in(caught.value)
 
 
+@pytest.mark.fault("C12")
 @hypothesis_settings(deadline=None)
 @given(st.binary())
-def test_c12_any_bytes_are_a_callback_or_refused(text: bytes) -> None:
+def test_any_bytes_are_a_callback_or_refused(text: bytes) -> None:
     """There is no third outcome."""
     try:
         assert read_callback(text).task_id
@@ -883,6 +901,7 @@ def fitting(
 FOX = TextToImage("a fox")
 
 
+@pytest.mark.fault("C23")
 @pytest.mark.parametrize(
     ("request_", "members", "expected"),
     [
@@ -908,14 +927,15 @@ FOX = TextToImage("a fox")
         (ImageToVideo("x", [PICTURE]), {"taskType": "mj_video_hd"}, False),
     ],
 )
-def test_c23_type_prompt_and_time_must_fit(
+def test_type_prompt_and_time_must_fit(
     request_: Request | None, members: dict[str, object], expected: bool
 ) -> None:
     """Whatever the record shows must be what was submitted; what it does not show, need not."""
     assert expected is fitting(request_, members)
 
 
-def test_c23_a_callback_url_decides() -> None:
+@pytest.mark.fault("C23")
+def test_a_callback_url_decides() -> None:
     """It holds our token, which nobody can guess; another one refuses the record."""
     assert fitting(FOX, {"taskType": "mj_img2img"}, matches=True)
     assert not fitting(FOX, {"taskType": "mj_txt2img"}, matches=False)

@@ -1,0 +1,204 @@
+"""Requests as MidAPI spells them: the bodies of submissions, written and read."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+import attrs
+
+from ..errors import InvalidRequestError, shown
+from ..requests import (
+    REQUESTS,
+    ExtendVideo,
+    ImageToImage,
+    ImageToVideo,
+    OmniReference,
+    Request,
+    StyleReference,
+    TextToImage,
+    Upscale,
+    Vary,
+)
+from .json import JSONObject, dumps
+
+_TASK_TYPES: Mapping[type[Request], str] = {
+    TextToImage: "mj_txt2img",
+    ImageToImage: "mj_img2img",
+    StyleReference: "mj_style_reference",
+    OmniReference: "mj_omni_reference",
+    ImageToVideo: "mj_video",
+    Upscale: "mj_upscale",
+    Vary: "mj_vary",
+    ExtendVideo: "mj_video_extend_auto",
+}
+# These two are our own names: the paths say it, their bodies hold no taskType.
+_PATH_ONLY = frozenset({Upscale, Vary})
+_BY_TASK_TYPE: Mapping[object, type[Request]] = {
+    **{name: cls for cls, name in _TASK_TYPES.items()},
+    "mj_video_hd": ImageToVideo,
+    "mj_video_extend_manual": ExtendVideo,
+}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+# MidAPI's spelling of each field of each request; `hd` is part of the task type there.
+_FIELD_NAMES: Mapping[type[Request], Mapping[str, str]] = {
+    cls: {_camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
+}
+_ALL_NAMES = sorted(
+    {"taskType", "callBackUrl", "fileUrl"}.union(*(names for names in _FIELD_NAMES.values()))
+)
+
+
+def task_type(request: Request) -> str:
+    """MidAPI's name for what a request asks for."""
+    if isinstance(request, ImageToVideo) and request.hd:
+        return "mj_video_hd"
+    if isinstance(request, ExtendVideo) and request.prompt is not None:
+        return "mj_video_extend_manual"
+    return _TASK_TYPES[type(request)]
+
+
+def request_to_json(request: Request) -> JSONObject:
+    """A request as MidAPI spells it, with its task type; what `request_from_json` reads."""
+    body: JSONObject = {"taskType": task_type(request)}
+    for name, field in _FIELD_NAMES[type(request)].items():
+        # None was not set; every other default is sent, because MidAPI's own defaults vary.
+        if (value := getattr(request, field)) is not None:
+            body[name] = value
+    return body
+
+
+def submit_body(request: Request, callback_url: str | None) -> bytes:
+    """The body of a request's POST."""
+    body = request_to_json(request)
+    if type(request) in _PATH_ONLY:
+        del body["taskType"]
+    if callback_url is not None:
+        body["callBackUrl"] = callback_url
+    return dumps(body)
+
+
+def fingerprint(request: Request) -> str:
+    """A hash of what the user set; equal for requests that ask for the same."""
+    chosen = {
+        field.name: getattr(request, field.name)
+        for field in attrs.fields(type(request))
+        if getattr(request, field.name) != field.default
+    }
+    named = [type(request).__name__, sorted(chosen.items())]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def request_from_json(body: Mapping[str, object], kind: type[Request] | None = None) -> Request:
+    """The request that a JSON body asks for, as in MidAPI's documentation.
+
+    Fields that MidAPI knows and this kind of task does not take are dropped, as MidAPI ignores
+    them, and so is ``callBackUrl``. A ``fileUrl`` becomes the one of ``file_urls``.
+
+    Args:
+        body: the fields in MidAPI's spelling.
+        kind: which request it is, if the body does not say: those of `Upscale` and `Vary` look
+            alike. If it does say, both must agree.
+
+    Raises:
+        InvalidRequestError: naming every field that is wrong, missing or misspelt. MidAPI itself
+            ignores a misspelt field in silence.
+    """
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError({"body": f"must be a mapping, got {type(body).__name__}"})
+    misspelt = [str(name) for name in body if name not in _ALL_NAMES]
+    if misspelt:
+        raise InvalidRequestError(
+            {name: f"is no field of MidAPI's{_did_you_mean(name, _ALL_NAMES)}" for name in misspelt}
+        )
+    cls = _class_of(body, kind)
+    names = _FIELD_NAMES[cls]
+    fields = {
+        names[name]: value for name, value in body.items() if name in names and value is not None
+    }
+    if "fileUrls" in names and not fields.get("file_urls") and body.get("fileUrl"):
+        fields["file_urls"] = [body["fileUrl"]]
+    # MidAPI takes the number 7 for the text "7".
+    version = fields.get("version")
+    if type(version) in {int, float} and abs(cast("float", version)) < 1000:
+        fields["version"] = str(version).removesuffix(".0")
+    # Three task types say what is a field of ours.
+    named = body.get("taskType")
+    if cls is ImageToVideo:
+        fields["hd"] = named == "mj_video_hd"
+    elif named == "mj_video_extend_auto":
+        fields.pop("prompt", None)
+    elif named == "mj_video_extend_manual":
+        fields.setdefault("prompt", "")  # refused as empty; without a prompt it would be "auto"
+    return make_request(cls, fields)
+
+
+def _class_of(body: Mapping[str, object], kind: type[Request] | None) -> type[Request]:
+    """Which request a body is, by its task type, else by `kind`, else by its fields."""
+    named = body.get("taskType")
+    if named is not None:
+        cls = _BY_TASK_TYPE.get(named) if isinstance(named, str) else None
+        if cls is None:
+            known = ", ".join(map(str, _BY_TASK_TYPE))
+            raise InvalidRequestError({"taskType": f"must be one of {known}; got {shown(named)}"})
+        if kind not in {None, cls}:
+            raise InvalidRequestError({"taskType": f"{named} is not {kind.__name__}"})
+        return cls
+    if kind is not None:
+        return kind
+    if "imageIndex" in body:
+        raise InvalidRequestError(
+            {"taskType": "is missing, and Upscale and Vary look alike: pass kind=Upscale or Vary"}
+        )
+    return ExtendVideo if "taskId" in body else TextToImage
+
+
+# The names that each request takes, and those that it cannot do without.
+_FIELDS: Mapping[type[Request], tuple[frozenset[str], frozenset[str]]] = {
+    cls: (
+        frozenset(attrs.fields_dict(cls)),
+        frozenset(f.name for f in attrs.fields(cls) if f.default is attrs.NOTHING),
+    )
+    for cls in REQUESTS
+}
+
+
+def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
+    """A request from named fields.
+
+    Raises:
+        InvalidRequestError: naming every field that is wrong, missing or unknown.
+    """
+    known, needed = _FIELDS[cls]
+    if not (known >= fields.keys() >= needed):
+        names = list(attrs.fields_dict(cls))
+        unknown = {
+            name: f"is no field of {cls.__name__}{_did_you_mean(name, names)}"
+            for name in fields
+            if name not in known
+        }
+        missing = dict.fromkeys(
+            sorted(needed - fields.keys()), f"is missing; {cls.__name__} needs it"
+        )
+        raise InvalidRequestError(unknown | missing)
+    return cast("Callable[..., Request]", cls)(**fields)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    def letters(text: str) -> str:
+        return text.casefold().replace("_", "").replace("-", "")
+
+    by_letters = {letters(each): each for each in known}
+    close = difflib.get_close_matches(letters(name), by_letters, n=1)
+    if close:
+        return f"; did you mean {by_letters[close[0]]}?"
+    return f"; it has {', '.join(by_letters.values())}"

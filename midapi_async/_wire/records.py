@@ -1,0 +1,381 @@
+"""What MidAPI answers with: envelopes, and records of tasks.
+
+Read liberally in shape (each variant was seen in somebody's program) and strictly in kind: a value
+of the wrong kind is an error that names its path, and nothing is coerced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+import attrs
+from cattrs import Converter
+from cattrs.errors import ClassValidationError
+from cattrs.gen import make_dict_structure_fn, override
+
+from .._runtime.urls import is_http_url
+from ..errors import ProtocolError, shown
+from ..requests import TASK_ID
+from ..tasks import TaskDetails, TaskStatus
+from .json import JSONObject, compact, loads
+from .tokens import without_tokens
+
+T = TypeVar("T")
+
+# ─── kinds of values on the wire ─────────────────────────────────────────────────────────────────
+
+_DIGITS = re.compile(r"-?[0-9]{1,9}")
+_LARGEST = 999_999_999
+
+
+def described(value: object) -> str:
+    """A wrong value in a few words, for an error's text; a string may be a secret."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return f"{type(value).__name__} {shown(value)}"
+    return f"{type(value).__name__} of length {len(cast('list[object]', value))}"
+
+
+def _task_id(value: object) -> str:
+    if not isinstance(value, str) or not TASK_ID.fullmatch(value):
+        raise ValueError(f"is not a task id: {described(value)}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"must be a string, is {described(value)}")
+    return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"must be a whole number, is {described(value)}")
+    if abs(value) > _LARGEST:
+        raise ValueError(f"is too large: {described(value)}")
+    return value
+
+
+def _code(value: object) -> int | str | None:
+    """A whole number if it is one, else the string as it is; a huge number is a string."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        value = str(value)
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):
+        return value or None
+    return _whole(value)
+
+
+def _time(value: object) -> datetime:
+    """Epoch milliseconds, as recorded, or an ISO string, as documented."""
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return moment.astimezone(UTC)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass  # the error below shows the value's kind
+    raise TypeError(f"must be a time, is {described(value)}")
+
+
+def _object(value: object) -> JSONObject:
+    """A JSON object, or a string that holds one."""
+    if isinstance(value, str):
+        value = loads(value)
+    if not isinstance(value, dict):
+        raise TypeError(f"must be an object, is {described(value)}")
+    return value
+
+
+def object_in(value: object) -> JSONObject:
+    """A JSON object, or a string that holds one; an empty one for everything else."""
+    try:
+        return _object(value)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _params(value: object) -> JSONObject:
+    # A broken text must not cost the result: it only repeats our request.
+    return object_in(value) if isinstance(value, str) else _object(value)
+
+
+def _urls(value: object) -> tuple[str, ...]:
+    """A list of strings, of ``{"resultUrl": …}`` or of ``{"url": …}``."""
+    if not isinstance(value, list):
+        raise TypeError(f"must be a list, is {described(value)}")
+    urls = []
+    for index, each in enumerate(value):
+        url = each.get("resultUrl") or each.get("url") if isinstance(each, dict) else each
+        if not is_http_url(url):
+            raise ValueError(f"[{index}] is not a URL: {described(url)}")
+        urls.append(url)
+    return tuple(urls)
+
+
+def _nested_urls(value: object) -> tuple[str, ...]:
+    """``resultInfoJson``: an object with ``resultUrls``, or a string that holds one."""
+    if isinstance(value, str):
+        value = loads(value or "null")
+    urls = None if value is None else _object(value).get("resultUrls")
+    try:
+        return () if urls is None else _urls(urls)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError("resultUrls", str(error)) from None
+
+
+def task_id_in(data: object, name: str = "taskId") -> str | None:
+    """The task id that an object holds under a name; None if there is no usable one."""
+    found = object_in(data).get(name)
+    return found if isinstance(found, str) and TASK_ID.fullmatch(found) else None
+
+
+# ─── envelopes and records ───────────────────────────────────────────────────────────────────────
+
+
+@attrs.frozen
+class Envelope:
+    """What every answer of MidAPI is wrapped in."""
+
+    code: int
+    msg: str | None = None
+    data: object = None
+
+
+@attrs.frozen
+class Record:
+    """What record-info says of a task.
+
+    Attributes:
+        params: the request as MidAPI stored it; our callback URL may be in it.
+        raw: the JSON object that the record was read from; our callback URL may be in it.
+        is_plain: whether it is known that no callback URL and no token is in it.
+    """
+
+    task_id: str
+    task_type: str | None = None
+    params: Mapping[str, object] = attrs.field(default=MappingProxyType({}), repr=False)
+    complete_time: datetime | None = None
+    create_time: datetime | None = None
+    nested_urls: tuple[str, ...] = ()
+    result_urls: tuple[str, ...] = ()
+    success_flag: int | None = None
+    error_code: int | str | None = None
+    error_message: str | None = None
+    raw: Mapping[str, object] = attrs.field(default=MappingProxyType({}), repr=False)
+    is_plain: bool = False
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The files, wherever the record holds them."""
+        return self.nested_urls or self.result_urls
+
+    @property
+    def status(self) -> TaskStatus:
+        """0 is generating, 1 success, 2 and 3 failure; what is new or missing is generating."""
+        return _STATUS.get(self.success_flag, TaskStatus.GENERATING)
+
+
+_STATUS: Mapping[int | None, TaskStatus] = {
+    1: TaskStatus.SUCCEEDED,
+    2: TaskStatus.FAILED,
+    3: TaskStatus.FAILED,
+}
+KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})
+
+# The name of each field on the wire, and what reads its value or raises TypeError or ValueError.
+_FIELDS: Mapping[type, Mapping[str, tuple[str, Callable[[Any], object]]]] = {
+    Envelope: {
+        "code": ("code", _whole),
+        "msg": ("msg", _text),
+        "data": ("data", lambda value: value),
+    },
+    Record: {
+        "task_id": ("taskId", _task_id),
+        "task_type": ("taskType", _text),
+        "params": ("paramJson", _params),
+        "complete_time": ("completeTime", _time),
+        "create_time": ("createTime", _time),
+        "nested_urls": ("resultInfoJson", _nested_urls),
+        "result_urls": ("resultUrls", _urls),
+        "success_flag": ("successFlag", _whole),
+        "error_code": ("errorCode", _code),
+        "error_message": ("errorMessage", _text),
+    },
+}
+
+
+def _structure_hook(cls: type) -> Callable[[Any, Any], Any]:
+    """What makes a class of ours from a JSON object; null counts as missing."""
+
+    def hook(
+        read: Callable[[object], object], default: object
+    ) -> Callable[[object, object], object]:
+        if default is attrs.NOTHING:
+            return lambda value, _: read(value)
+        return lambda value, _: default if value is None else read(value)
+
+    overrides = {}
+    for field in attrs.fields(cls):
+        if field.name in _FIELDS[cls]:
+            name, read = _FIELDS[cls][field.name]
+            overrides[field.name] = override(rename=name, struct_hook=hook(read, field.default))
+        else:
+            overrides[field.name] = override(omit=True)
+    return make_dict_structure_fn(cls, _converter, **cast("Any", overrides))
+
+
+_converter = Converter(detailed_validation=True)
+_STRUCTURE = {cls: _structure_hook(cls) for cls in _FIELDS}
+
+
+def _read(value: object, cls: type[T], path: str) -> T:
+    """Structure a JSON object; a value of the wrong kind is a ProtocolError with its path."""
+    if not isinstance(value, dict):
+        raise ProtocolError(path or "body", f"must be an object, is {described(value)}")
+    try:
+        return cast("T", _STRUCTURE[cls](value, cls))
+    except ClassValidationError as error:
+        problem, note = error.group_exceptions()[0][0]
+    # Outside the handler: cattrs' errors hold the values, with the token in them.
+    path = f"{path}.{_FIELDS[cls][note.name][0]}".removeprefix(".")
+    if isinstance(problem, ProtocolError):  # of an object inside this one
+        raise ProtocolError(f"{path}.{problem.path}", problem.problem)
+    raise ProtocolError(path, "is missing" if isinstance(problem, KeyError) else str(problem))
+
+
+def read_envelope(body: bytes) -> Envelope:
+    """The envelope of an answer.
+
+    Raises:
+        ProtocolError: the body is not an envelope of MidAPI's.
+    """
+    try:
+        value = loads(body)
+    except ValueError as error:
+        excerpt = without_tokens(repr(bytes(body[:400]).decode("utf-8", "replace")))[:60]
+        raise ProtocolError("body", f"is not JSON ({excerpt}): {_reason(error)}") from None
+    return _read(value, Envelope, "")
+
+
+def read_record(data: object, *, is_plain: bool = False) -> Record | None:
+    """A task's record from ``data``: an object, or a string that holds one; None for null.
+
+    Args:
+        data: the ``data`` of an answered look.
+        is_plain: whether it is known that no callback URL and no token is in it.
+
+    Raises:
+        ProtocolError: naming the path of what is of the wrong kind.
+    """
+    try:
+        value = loads(data or "null") if isinstance(data, str) else data
+    except ValueError as error:
+        raise ProtocolError("data", f"is not JSON: {_reason(error)}") from None
+    if value is None:
+        return None
+    record = _read(value, Record, "data")
+    return attrs.evolve(record, raw=cast("JSONObject", value), is_plain=is_plain)
+
+
+def _reason(error: ValueError) -> str:
+    """Why a text is not JSON, without a part of it."""
+    return str(error).partition(":")[0][:80]
+
+
+# ─── snapshots ───────────────────────────────────────────────────────────────────────────────────
+
+
+def details_of(record: Record) -> TaskDetails:
+    """The public snapshot of a record, without our callback URL, which is a secret."""
+    if record.is_plain:
+        return _snapshot(record)
+    raw = cast("JSONObject", without_callback(record.raw))
+    # A task id stays as it is: it leads to what was paid for.
+    return details_from_raw({**raw, "taskId": record.task_id})
+
+
+def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:
+    """The snapshot whose ``TaskDetails.raw`` this is, equal in every field.
+
+    Raises:
+        ProtocolError: it is not the ``raw`` of a snapshot.
+    """
+    return _snapshot(attrs.evolve(_read(dict(raw), Record, "data"), raw=raw))
+
+
+def _snapshot(record: Record) -> TaskDetails:
+    status, code = record.status, record.error_code
+    return TaskDetails(
+        task_id=record.task_id,
+        task_type=readable(record.task_type, 100) or None,
+        status=status,
+        urls=record.urls if status is TaskStatus.SUCCEEDED else (),
+        params=record.params,
+        created_at=record.create_time,
+        completed_at=None if status is TaskStatus.GENERATING else record.complete_time,
+        error_code=(readable(code, 100) if isinstance(code, str) else code) or None,
+        error_message=readable(record.error_message) or None,
+        raw=record.raw,
+    )
+
+
+def readable(text: str | None, limit: int = 500) -> str:
+    """Somebody else's text, safe to log and print: short, one line, no tokens, no controls."""
+    if not text:
+        return ""
+    text = without_tokens(text)
+    clean = text[: limit * 2]
+    if not clean.isprintable():
+        clean = "".join(c if c.isprintable() else " " for c in clean)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+# ─── secrets ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def may_hold_secret(text: str) -> bool:
+    """Whether a callback URL or a token may be in a text: a cheap check, since most hold none."""
+    return "mjt_" in text or "\\u" in text or "back" in text.lower()  # an escape may hide anything
+
+
+# As MidAPI spells it, and as others do: callbackurl, call_back_url, callback.
+_CALLBACK = re.compile(r"call[-_ ]?back", re.IGNORECASE)
+
+
+def without_callback(value: object, levels: int = 2) -> object:
+    """A JSON value without any callback URL or token, also inside strings that hold JSON.
+
+    Args:
+        value: the JSON value.
+        levels: how many strings within strings are opened; MidAPI has one.
+    """
+    if isinstance(value, dict):
+        return {
+            without_tokens(name): without_callback(each, levels) if each else each
+            for name, each in value.items()
+            if not ("back" in name.lower() and _CALLBACK.search(name))
+        }
+    if isinstance(value, list):
+        return [without_callback(each, levels) for each in value]
+    if not isinstance(value, str) or not may_hold_secret(value):
+        return value
+    found = _CALLBACK.search(value)
+    # A text that only looks like JSON holds no callback URL that could be cut out, but maybe a token.
+    if (not found and "\\u" not in value) or value.lstrip()[:1] not in {"{", "[", '"'}:
+        return without_tokens(value)
+    if not levels:
+        return "…"
+    try:
+        return without_tokens(compact(without_callback(loads(value), levels - 1)))
+    except ValueError:
+        # Half a JSON text cannot be cut precisely, and may hold half of a token.
+        return without_tokens(value[: found.start()] + "…" if found else value)

@@ -1,0 +1,461 @@
+"""Requests in MidAPI's spelling: written exactly, read liberally, and every round trip equal."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from midapi_async._wire.bodies import (
+    fingerprint,
+    make_request,
+    request_from_json,
+    request_to_json,
+    submit_body,
+    task_type,
+)
+from midapi_async._wire.json import dumps, loads
+from midapi_async.errors import InvalidRequestError
+from midapi_async.requests import (
+    ExtendVideo,
+    ImageToImage,
+    ImageToVideo,
+    OmniReference,
+    Request,
+    StyleReference,
+    TextToImage,
+    Upscale,
+    Vary,
+)
+
+TASK = "0f3a9c52047dda21bb3df0488736cce5"
+TOKEN = "mjt_" + "0aZ_-" * 8 + "xyz"  # the same in every run, as it stands in names of tests
+CALLBACK = f"https://bot.example/hook/{TOKEN}"
+PICTURE = "https://files.example/a.png"
+EIGHT: list[tuple[Request, dict[str, object]]] = [
+    (
+        TextToImage("a fox"),
+        {"taskType": "mj_txt2img", "prompt": "a fox", "speed": "fast", "enableTranslation": False},
+    ),
+    (
+        TextToImage(
+            "a fox",
+            speed="turbo",
+            aspect_ratio="16:9",
+            version="7",
+            variety=0,
+            stylization=0,
+            weirdness=0,
+            water_mark="",
+            enable_translation=True,
+        ),
+        {
+            "taskType": "mj_txt2img",
+            "prompt": "a fox",
+            "speed": "turbo",
+            "aspectRatio": "16:9",
+            "version": "7",
+            "variety": 0,
+            "stylization": 0,
+            "weirdness": 0,
+            "waterMark": "",
+            "enableTranslation": True,
+        },
+    ),
+    (
+        ImageToImage("a fox", [PICTURE]),
+        {
+            "taskType": "mj_img2img",
+            "prompt": "a fox",
+            "fileUrls": [PICTURE],
+            "speed": "fast",
+            "enableTranslation": False,
+        },
+    ),
+    (
+        StyleReference("a fox", [PICTURE, PICTURE]),
+        {
+            "taskType": "mj_style_reference",
+            "prompt": "a fox",
+            "fileUrls": [PICTURE, PICTURE],
+            "speed": "fast",
+            "enableTranslation": False,
+        },
+    ),
+    (
+        OmniReference("a fox", [PICTURE], ow=500),
+        {
+            "taskType": "mj_omni_reference",
+            "prompt": "a fox",
+            "fileUrls": [PICTURE],
+            "speed": "fast",
+            "ow": 500,
+            "enableTranslation": False,
+        },
+    ),
+    (
+        ImageToVideo("it runs", [PICTURE]),
+        {
+            "taskType": "mj_video",
+            "prompt": "it runs",
+            "fileUrls": [PICTURE],
+            "motion": "high",
+            "videoBatchSize": 1,
+            "enableTranslation": False,
+        },
+    ),
+    (
+        ImageToVideo("it runs", [PICTURE], hd=True, motion="low", video_batch_size=4),
+        {
+            "taskType": "mj_video_hd",
+            "prompt": "it runs",
+            "fileUrls": [PICTURE],
+            "motion": "low",
+            "videoBatchSize": 4,
+            "enableTranslation": False,
+        },
+    ),
+    (Upscale(TASK, 0), {"taskType": "mj_upscale", "taskId": TASK, "imageIndex": 0}),
+    (
+        Vary(TASK, 4, water_mark="mine"),
+        {"taskType": "mj_vary", "taskId": TASK, "imageIndex": 4, "waterMark": "mine"},
+    ),
+    (ExtendVideo(TASK, 0), {"taskType": "mj_video_extend_auto", "taskId": TASK, "index": 0}),
+    (
+        ExtendVideo(TASK, 1, "it stops"),
+        {
+            "taskType": "mj_video_extend_manual",
+            "taskId": TASK,
+            "index": 1,
+            "prompt": "it stops",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "expected"), EIGHT)
+def test_a_request_as_midapi_spells_it(request_: Request, expected: dict[str, object]) -> None:
+    """The fields of sections 2 and 3, exactly; what was not set is left out, zeros are sent."""
+    assert json.loads(dumps(request_to_json(request_))) == expected
+    assert expected["taskType"] == task_type(request_)
+
+
+@pytest.mark.parametrize(("request_", "expected"), EIGHT)
+def test_the_body_of_a_post(request_: Request, expected: dict[str, object]) -> None:
+    """With the callback URL where there is one; upscale and vary take no task type."""
+    if isinstance(request_, Upscale | Vary):
+        expected = {name: value for name, value in expected.items() if name != "taskType"}
+    assert json.loads(submit_body(request_, None)) == expected
+    assert json.loads(submit_body(request_, CALLBACK)) == {**expected, "callBackUrl": CALLBACK}
+
+
+SAMPLE = {
+    "taskType": "mj_txt2img",
+    "speed": "relaxed",
+    "prompt": "Help me generate a sci-fi themed fighter jet",
+    "fileUrls": ["https://example.com/image.jpg"],
+    "aspectRatio": "16:9",
+    "version": "7",
+    "variety": 10,
+    "stylization": 1,
+    "weirdness": 1,
+    "ow": 1,
+    "waterMark": "",
+    "enableTranslation": False,
+    "callBackUrl": "https://api.example.com/callback",
+    "videoBatchSize": 1,
+    "motion": "high",
+}
+PROMPT = str(SAMPLE["prompt"])
+FILES = ["https://example.com/image.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            TextToImage(
+                PROMPT,
+                speed="relaxed",
+                aspect_ratio="16:9",
+                version="7",
+                variety=10,
+                stylization=1,
+                weirdness=1,
+                water_mark="",
+            ),
+        ),
+        (
+            {"taskType": "mj_video"},
+            ImageToVideo(PROMPT, FILES, aspect_ratio="16:9", water_mark=""),
+        ),
+        (
+            {"taskType": "mj_video_hd"},
+            ImageToVideo(PROMPT, FILES, hd=True, aspect_ratio="16:9", water_mark=""),
+        ),
+        (
+            {"taskType": "mj_omni_reference"},
+            OmniReference(
+                PROMPT,
+                FILES,
+                speed="relaxed",
+                aspect_ratio="16:9",
+                version="7",
+                variety=10,
+                stylization=1,
+                weirdness=1,
+                water_mark="",
+                ow=1,
+            ),
+        ),
+    ],
+)
+def test_the_documentations_own_sample(changes: dict[str, object], expected: Request) -> None:
+    """Irrelevant fields and all; its callBackUrl is dropped."""
+    body = {**SAMPLE, **changes}
+    assert request_from_json(body) == expected
+    assert "callBackUrl" not in request_to_json(request_from_json(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "expected"),
+    [
+        (
+            {
+                "taskId": "mj_task_abcdef123456",
+                "imageIndex": 1,
+                "waterMark": "w",
+                "callBackUrl": "x",
+            },
+            Upscale,
+            Upscale("mj_task_abcdef123456", 1, water_mark="w"),
+        ),
+        (
+            {"taskId": "mj_task_abcdef123456", "imageIndex": 4, "callBackUrl": "x"},
+            Vary,
+            Vary("mj_task_abcdef123456", 4),
+        ),
+        (
+            {"taskId": "t", "taskType": "mj_video_extend_manual", "index": 0, "prompt": "on"},
+            None,
+            ExtendVideo("t", 0, "on"),
+        ),
+        (
+            {"taskId": "t", "taskType": "mj_video_extend_auto", "index": 0, "prompt": "ignored"},
+            None,
+            ExtendVideo("t", 0),
+        ),
+        ({"taskId": "t", "index": 3}, None, ExtendVideo("t", 3)),
+        ({"prompt": "x"}, None, TextToImage("x")),
+        ({"prompt": "x", "version": 7}, None, TextToImage("x", version="7")),
+        ({"prompt": "x", "version": 7.0}, None, TextToImage("x", version="7")),
+        ({"prompt": "x", "version": 6.1}, None, TextToImage("x", version="6.1")),
+        ({"prompt": "x", "speed": None, "ow": None}, None, TextToImage("x")),
+        (
+            {"taskType": "mj_img2img", "prompt": "x", "fileUrl": PICTURE},
+            None,
+            ImageToImage("x", [PICTURE]),
+        ),
+        (
+            {"taskType": "mj_img2img", "prompt": "x", "fileUrl": "ftp://h", "fileUrls": [PICTURE]},
+            None,
+            ImageToImage("x", [PICTURE]),
+        ),
+        (
+            {"taskType": "mj_img2img", "prompt": "x", "fileUrl": PICTURE, "fileUrls": []},
+            None,
+            ImageToImage("x", [PICTURE]),
+        ),
+    ],
+)
+def test_other_bodies_of_the_documentation(
+    body: dict[str, object], kind: type[Request] | None, expected: Request
+) -> None:
+    """The other three submits, a number as the version, one ``fileUrl``, nulls."""
+    assert request_from_json(body, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({}, {"prompt"}),
+        ({"prompt": None}, {"prompt"}),
+        ({"prompt": "", "speed": "Fast", "variety": 3}, {"prompt", "speed", "variety"}),
+        ({"prompt": "x", "version": 10**5000}, {"version"}),
+        ({"prompt": "x", "version": float("nan")}, {"version"}),
+        ({"prompt": "x", "version": 1e22}, {"version"}),
+        ({"prompt": "x", "version": True}, {"version"}),
+        ({"prompt": "x", "enableTranslation": "false"}, {"enable_translation"}),
+        ({"taskType": "mj_img2img", "prompt": "x"}, {"file_urls"}),
+        ({"taskType": "mj_img2img", "prompt": "x", "fileUrl": 5}, {"file_urls"}),
+        ({"taskType": "mj_video", "prompt": "x", "fileUrls": [PICTURE] * 2}, {"file_urls"}),
+        ({"taskType": "mj_video_extend_manual", "taskId": "t", "index": 0}, {"prompt"}),
+        ({"taskType": "mj_video_extend_auto"}, {"task_id", "index"}),
+        ({"taskType": "MJ_TXT2IMG", "prompt": "x"}, {"taskType"}),
+        ({"taskType": "mj_txt2img ", "prompt": "x"}, {"taskType"}),
+        ({"taskType": ["mj_txt2img"], "prompt": "x"}, {"taskType"}),
+        ({"taskType": 10**5000, "prompt": "x"}, {"taskType"}),
+        ({"taskId": "t", "imageIndex": 0}, {"taskType"}),
+        ({"prompt": "x", "nonsense": 1, 5: 1}, {"nonsense", "5"}),
+    ],
+)
+def test_what_is_wrong_in_a_body_is_told(body: Any, names: set[str]) -> None:  # noqa: ANN401 - any JSON
+    """Every field that is wrong or missing, in one error on one line."""
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_json(body)
+    assert names == set(caught.value.problems)
+    assert str(caught.value).isprintable()
+
+
+def test_a_body_and_a_kind_must_agree() -> None:
+    """A variation is not bought for an upscale."""
+    body = request_to_json(Upscale(TASK, 0))
+    assert Upscale(TASK, 0) == request_from_json(body, Upscale)
+    with pytest.raises(InvalidRequestError, match="mj_upscale is no Vary"):
+        request_from_json(body, Vary)
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5, [("prompt", "x")]])
+def test_what_is_no_mapping_is_told(body: Any) -> None:  # noqa: ANN401 - any JSON
+    """As a problem like any other."""
+    with pytest.raises(InvalidRequestError, match="must be a mapping"):
+        request_from_json(body)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("callBackURL", "callBackUrl"),
+        ("callbackUrl", "callBackUrl"),
+        ("call_back_url", "callBackUrl"),
+        ("watermark", "waterMark"),
+        ("WATERMARK", "waterMark"),
+        ("file_urls", "fileUrls"),
+        ("fileURLs", "fileUrls"),
+        ("Prompt", "prompt"),
+        ("promt", "prompt"),
+        ("aspect_ratio", "aspectRatio"),
+        ("tasktype", "taskType"),
+        ("stylisation", "stylization"),
+    ],
+)
+def test_a_misspelt_name_is_an_error_with_a_suggestion(misspelt: str, meant: str) -> None:
+    """MidAPI would ignore it in silence, and the money would be gone."""
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_json({"prompt": "x", misspelt: "y"})
+    assert list(caught.value.problems) == [misspelt]
+    assert caught.value.problems[misspelt].endswith(f"did you mean {meant}?")
+
+
+def test_an_unknown_field_of_ours_is_told_with_a_suggestion() -> None:
+    """As ``client.generate("…", aspectratio=…)`` would give it."""
+    with pytest.raises(InvalidRequestError) as caught:
+        make_request(TextToImage, {"aspectratio": "1:1", "\n": 1})
+    assert set(caught.value.problems) == {"aspectratio", "\n", "prompt"}
+    assert "did you mean aspect_ratio?" in caught.value.problems["aspectratio"]
+    assert str(caught.value).isprintable()
+
+
+# ─── every request there is ──────────────────────────────────────────────────────────────────────
+
+PROMPTS = st.text(min_size=1, max_size=40).filter(lambda text: text.strip())
+FILE_URLS = st.lists(
+    st.text(st.characters(categories=["L", "N"]), max_size=9).map(lambda t: f"https://h/{t}"),
+    min_size=1,
+    max_size=3,
+)
+TASK_IDS = st.from_regex(r"(?!mjt_)[A-Za-z0-9_-]{1,128}", fullmatch=True)
+WATER_MARKS = st.none() | st.text(max_size=10)
+RATIOS = st.none() | st.sampled_from(
+    ["1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1"]
+)
+IMAGE: Mapping[str, st.SearchStrategy[Any]] = {
+    "prompt": PROMPTS,
+    "speed": st.sampled_from(["relaxed", "fast", "turbo"]),
+    "aspect_ratio": RATIOS,
+    "version": st.none() | st.from_regex(r"(niji)?[0-9]{1,3}(\.[0-9]{1,3})?", fullmatch=True),
+    "variety": st.none() | st.integers(0, 20).map(lambda n: 5 * n),
+    "stylization": st.none() | st.integers(0, 1000),
+    "weirdness": st.none() | st.integers(0, 3000),
+    "water_mark": WATER_MARKS,
+    "enable_translation": st.booleans(),
+}
+REFERENCED = {**IMAGE, "file_urls": FILE_URLS}
+BY_CLASS: Mapping[type[Request], Mapping[str, st.SearchStrategy[Any]]] = {
+    TextToImage: IMAGE,
+    ImageToImage: REFERENCED,
+    StyleReference: REFERENCED,
+    OmniReference: {**REFERENCED, "ow": st.none() | st.integers(1, 1000)},
+    ImageToVideo: {
+        "prompt": PROMPTS,
+        "file_urls": FILE_URLS.map(lambda urls: urls[:1]),
+        "hd": st.booleans(),
+        "motion": st.sampled_from(["high", "low"]),
+        "video_batch_size": st.sampled_from([1, 2, 4]),
+        "aspect_ratio": RATIOS,
+        "water_mark": WATER_MARKS,
+        "enable_translation": st.booleans(),
+    },
+    Upscale: {"task_id": TASK_IDS, "image_index": st.integers(0, 3), "water_mark": WATER_MARKS},
+    Vary: {"task_id": TASK_IDS, "image_index": st.integers(0, 4), "water_mark": WATER_MARKS},
+    ExtendVideo: {
+        "task_id": TASK_IDS,
+        "index": st.integers(0, 10),
+        "prompt": st.none() | PROMPTS,
+        "water_mark": WATER_MARKS,
+    },
+}
+
+
+REQUESTS = st.one_of(
+    *(st.builds(cast("Callable[..., Request]", cls), **BY_CLASS[cls]) for cls in BY_CLASS)
+)
+
+
+@pytest.mark.parametrize("cls", BY_CLASS)
+def test_the_strategy_has_each_field(cls: type[Request]) -> None:
+    """The two properties below speak of every field."""
+    assert set(attrs.fields_dict(cls)) == set(BY_CLASS[cls])
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(REQUESTS)
+def test_every_request_round_trips_through_its_body(request_: Request) -> None:
+    """Written, sent as JSON and read again it is the same value."""
+    body = loads(dumps(request_to_json(request_)))
+    assert isinstance(body, dict)
+    assert request_ == request_from_json(body)
+    assert request_ == request_from_json({**body, "callBackUrl": CALLBACK})
+    sent = loads(submit_body(request_, CALLBACK))
+    assert isinstance(sent, dict)
+    assert request_ == request_from_json(sent, type(request_))
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(REQUESTS, REQUESTS, st.data())
+def test_a_fingerprint_is_equal_for_equal_requests_only(
+    one: Request, other: Request, data: st.DataObject
+) -> None:
+    """Equal for what asks for the same, different as soon as one field differs."""
+    assert fingerprint(one) == fingerprint(pickle.loads(pickle.dumps(one)))  # noqa: S301 - ours
+    assert (one == other) is (fingerprint(one) == fingerprint(other))
+    name = data.draw(st.sampled_from(sorted(BY_CLASS[type(one)])))
+    changed = attrs.evolve(one, **{name: data.draw(BY_CLASS[type(one)][name])})
+    assert (one == changed) is (fingerprint(one) == fingerprint(changed))
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(one))
+
+
+def test_a_fingerprint_is_of_what_the_user_set() -> None:
+    """A default that is set counts as not set, so a later default of ours changes nothing."""
+    assert fingerprint(TextToImage("x")) == fingerprint(TextToImage("x", speed="fast"))
+    assert fingerprint(Upscale(TASK, 0)) != fingerprint(Vary(TASK, 0))
+    # The text that stands in users' journals: it must never change.
+    golden = "1b9f4d3ff71c6930fd4f42dd928ccb5e72516ae8f40edfa159a820bbfdd71f27"
+    assert golden == fingerprint(TextToImage("x"))

@@ -1,0 +1,210 @@
+"""The HTTP sessions, over real sockets: what costs money has a connection of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from midapi_async import TextToImage, TransportError, __version__
+from midapi_async._runtime.clock import Clock
+from midapi_async._wire.protocol import Answer, Call, read_submit, submit_call
+from midapi_async._wire.transport import LARGEST_ANSWER, LARGEST_HEADER, Transport
+from midapi_async.config import settings
+from tests.support.scripted import ScriptedServer, Step, cut, hang, raw, reply, reset, then_close
+from tests.support.secrets import API_KEY
+from tests.world import TASK, accepted, looked
+
+LOOK = Call("GET", "/api/v1/mj/record-info?taskId=x")
+POST = submit_call(TextToImage("a red fox"), None)
+GOOD = b'{"code":200,"data":{"taskId":"' + TASK.encode() + b'"}}'
+
+
+@asynccontextmanager
+async def transport_to(url: str, **options: str) -> AsyncIterator[Transport]:
+    """A transport to a server, closed at the end."""
+    transport = Transport(settings(API_KEY, url), Clock(), connect_timeout=5, **options)  # type: ignore[arg-type]
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+def http(body: bytes, *headers: bytes) -> bytes:
+    """A whole HTTP answer."""
+    lines = [b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *headers, b"", body]
+    return b"\r\n".join(lines)
+
+
+async def until_closed(server: ScriptedServer, number: int) -> None:
+    """Wait until the client has closed a connection."""
+    async with asyncio.timeout(5):
+        while server._lines[number].open and not server._lines[number]._reader.at_eof():
+            await asyncio.sleep(0.01)
+
+
+async def test_every_post_comes_on_a_new_connection_that_is_closed_after_it() -> None:
+    """Neither before nor after it does anything else travel there; looks share one."""
+    async with ScriptedServer(then=reply(body=GOOD)) as server:
+        async with transport_to(server.url) as transport:
+            for call in (LOOK, POST, LOOK, POST, POST, LOOK):
+                assert (await transport.call(call, 5)).status == 200
+            assert [request.connection for request in server.requests] == [0, 1, 0, 2, 3, 0]
+            for request in server.requests:
+                is_paid = request.method == "POST"
+                assert (request.headers.get("connection") == "close") is is_paid
+            for number in (1, 2, 3):
+                await until_closed(server, number)
+            assert not server._lines[0]._reader.at_eof()
+
+
+async def test_a_post_waits_for_no_other_post() -> None:
+    """Its row is written, so it goes out at once, however many wait for their answers."""
+    many = 150
+    async with ScriptedServer(then=hang("body")) as server:
+        async with transport_to(server.url) as transport:
+            posts = [asyncio.create_task(transport.call(POST, 60)) for _ in range(many)]
+            async with asyncio.timeout(10):
+                await server.arrived(many)
+            for post in posts:
+                post.cancel()
+            await asyncio.wait(posts)
+    assert server.connections == many
+
+
+@pytest.mark.fault("S4")
+async def test_a_stale_pooled_connection_cannot_happen_to_a_post() -> None:
+    """The server closed the connection that it kept alive: a POST never takes it from the pool."""
+    async with ScriptedServer([then_close(looked()), accepted()]) as server:
+        async with transport_to(server.url) as transport:
+            await transport.call(LOOK, 5)
+            # No turn of the loop in between: the client cannot have seen the end yet.
+            answer = await transport.call(POST, 5)
+    assert read_submit(answer) == TASK
+    assert [request.connection for request in server.requests] == [0, 1]
+
+
+@pytest.mark.fault("S21")
+async def test_a_desynchronized_answer_is_never_a_posts() -> None:
+    """An answer too many waits on the look connection: the next look gets it, no POST does."""
+    foreign = GOOD.replace(TASK.encode(), b"f" * 32)
+    twice = raw(http(b'{"code":200,"data":null}') + http(foreign), ending="keep")
+    async with ScriptedServer([twice, accepted(), accepted()]) as server:
+        async with transport_to(server.url) as transport:
+            await transport.call(LOOK, 5)
+            assert read_submit(await transport.call(POST, 5)) == TASK
+            assert read_submit(await transport.call(POST, 5)) == TASK
+
+
+@pytest.mark.fault("S21")
+async def test_a_late_duplicate_of_one_post_is_not_the_next_ones() -> None:
+    """Two answers to one POST: the second goes away with its connection."""
+    foreign = GOOD.replace(TASK.encode(), b"f" * 32)
+    twice = raw(http(GOOD) + http(foreign), ending="keep")
+    async with ScriptedServer([twice, accepted("second")]) as server:
+        async with transport_to(server.url) as transport:
+            assert read_submit(await transport.call(POST, 5)) == TASK
+            assert read_submit(await transport.call(POST, 5)) == "second"
+
+
+@pytest.mark.fault("S30")
+@pytest.mark.parametrize("call", [LOOK, POST], ids=["look", "post"])
+@pytest.mark.parametrize("size", [8_191, LARGEST_HEADER - 10])
+async def test_long_headers_are_read(call: Call, size: int) -> None:
+    """Proxies and WAFs add cookies and policies that are longer than aiohttp allows by default."""
+    text = http(GOOD, b"X: " + b"y" * size)
+    async with ScriptedServer([raw(text)]) as server, transport_to(server.url) as transport:
+        answer = await transport.call(call, 5)
+    assert (len(answer.headers["X"]), answer.body, answer.flaw) == (size, GOOD, None)
+
+
+@pytest.mark.fault("S30")
+async def test_a_post_offers_no_compression() -> None:
+    """A compressed answer would be one more way not to read what was paid for."""
+    async with ScriptedServer(then=reply(body=GOOD)) as server:
+        async with transport_to(server.url) as transport:
+            for call in (POST, LOOK):
+                await transport.call(call, 5)
+    paid, free = server.requests
+    assert paid.headers["accept-encoding"] == "identity"
+    assert "gzip" in free.headers["accept-encoding"]
+    for request in (paid, free):
+        assert request.headers["user-agent"] == f"midapi-async/{__version__}"
+        assert request.headers["authorization"] == f"Bearer {API_KEY}"
+
+
+@pytest.mark.parametrize("call", [LOOK, POST], ids=["look", "post"])
+async def test_cookies_are_not_kept_and_redirects_not_followed(call: Call) -> None:
+    """Nothing of one answer gets into the next request, and the key goes to one server only."""
+    steps: list[Step] = [
+        reply(307, headers={"Location": "/elsewhere", "Set-Cookie": "a=b"}),
+        reply(body=GOOD),
+    ]
+    async with ScriptedServer(steps) as server, transport_to(server.url) as transport:
+        assert (await transport.call(call, 5)).status == 307
+        await transport.call(call, 5)
+    assert [request.target for request in server.requests] == [call.path] * 2
+    assert not [request for request in server.requests if "cookie" in request.headers]
+
+
+async def test_both_sessions_use_the_proxy() -> None:
+    """Plain http goes through it with the whole URL as the target."""
+    async with ScriptedServer(then=reply(body=GOOD)) as proxy:
+        async with transport_to("http://127.0.0.1:9", proxy=proxy.url) as transport:
+            for call in (LOOK, POST):
+                await transport.call(call, 5)
+    expected = [f"http://127.0.0.1:9{call.path}" for call in (LOOK, POST)]
+    assert [request.target for request in proxy.requests] == expected
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "flaw"),
+    [
+        (cut(reply(body=GOOD), body=10), 200, "its answer was cut short"),
+        (reply(body=b"x" * (LARGEST_ANSWER + 1)), 200, "its answer is larger than 1 MiB"),
+        (reply(503, body=b"busy"), 503, None),
+    ],
+    ids=["cut", "too large", "whole"],
+)
+async def test_an_answer_is_kept_as_far_as_it_came(
+    step: Step, status: int, flaw: str | None
+) -> None:
+    """With what was wrong with it, and its connection is closed."""
+    async with ScriptedServer([step]) as server, transport_to(server.url) as transport:
+        answer = await transport.call(POST, 5)
+        assert isinstance(answer, Answer)
+        assert (answer.status, answer.flaw) == (status, flaw)
+        await until_closed(server, 0)
+
+
+@pytest.mark.parametrize(
+    ("step", "is_sent"),
+    [(reset("accept"), True), (reset("headers"), True), (hang("body"), True)],
+    ids=["accept", "headers", "no answer"],
+)
+async def test_no_answer_says_whether_it_may_have_been_sent(step: Step, is_sent: bool) -> None:
+    """What was written at all, may have arrived."""
+    async with ScriptedServer([step]) as server, transport_to(server.url) as transport:
+        with pytest.raises(TransportError) as caught:
+            await transport.call(POST, 5)
+        assert caught.value.sent is is_sent
+        await until_closed(server, 0)
+
+
+@pytest.mark.fault("S2")
+async def test_a_refused_connection_proves_that_nothing_was_sent() -> None:
+    """The payload was never written."""
+    async with ScriptedServer() as gone:
+        url = gone.url
+    async with transport_to(url) as transport:
+        with pytest.raises(TransportError) as caught:
+            await transport.call(POST, 5)
+    assert not caught.value.sent
+
+
+async def test_the_key_is_taken_out_of_an_answer() -> None:
+    """A server that repeats our headers must not get the key into a log (I5)."""
+    echo = reply(body=f'{{"code":400,"msg":"Bearer {API_KEY}"}}')
+    async with ScriptedServer([echo]) as server, transport_to(server.url) as transport:
+        answer = await transport.call(LOOK, 5)
+    assert answer.body == b'{"code":400,"msg":"Bearer ***"}'
