@@ -204,10 +204,8 @@ def _api_key(given: object, problems: dict[str, str]) -> str:
     if not isinstance(given, str | None):
         problems["api_key"] = f"must be a str, got {type(given).__name__}"
         return ""
-    if given is None:
-        key = secret_from_env("MIDAPI_API_KEY", problems, "api_key")
-    else:
-        key = given.strip()
+    key = given if given is not None else secret_from_env("MIDAPI_API_KEY", problems, "api_key")
+    key = key.strip()
     if not key:
         problems.setdefault(
             "api_key", "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"

@@ -26,7 +26,7 @@ Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
 
 MAX_PROMPT = 2000  # characters, as documented
-# An id that begins like one of our tokens is refused: it would show a secret wherever ids are shown.
+# One of our tokens is not a task id: it would show a secret wherever ids are shown.
 TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
 _LARGEST_INDEX = 2**31 - 1  # no limit is documented; more fits into no 32-bit integer
 

@@ -191,10 +191,10 @@ def read_submit(answer: Answer) -> str:
     envelope: Envelope | None = None
     try:
         envelope = read_envelope(body)
-    except ProtocolError as error:
-        # A page with a good status is not MidAPI's: a portal, a login, a proxy.
+    except ProtocolError as unread:
+        # A page with a good status: a portal, a login, a proxy.
         if answer.flaw is None and answer.status < 400:
-            raise Unsure(f"the answer is not MidAPI's: {error.path} {error.problem}") from error
+            raise Unsure(f"the answer is not MidAPI's: {unread.path} {unread.problem}") from unread
 
     if envelope is not None and envelope.code == 200:
         # Accepted. It was paid for, even if a proxy made an HTTP error of it.
@@ -207,9 +207,8 @@ def read_submit(answer: Answer) -> str:
     error = _error_in(answer, envelope if answer.flaw is None else None)
     if proves_refusal(error):
         raise error
-    raise Unsure(
-        answer.flaw or f"MidAPI answered {error.code} (HTTP {error.http_status})"
-    ) from error
+    reason = answer.flaw or f"MidAPI answered {error.code} (HTTP {error.http_status})"
+    raise Unsure(reason) from error
 
 
 _CUT_ID = re.compile(rb'"taskId"\s*:\s*"([A-Za-z0-9_-]{1,128})"')

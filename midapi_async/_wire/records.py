@@ -369,7 +369,7 @@ def without_callback(value: object, levels: int = 2) -> object:
     if not isinstance(value, str) or not may_hold_secret(value):
         return value
     found = _CALLBACK.search(value)
-    # A text that only looks like JSON holds no callback URL that could be cut out, but maybe a token.
+    # A text that is not JSON has no callback field to take out, but may hold a token.
     if (not found and "\\u" not in value) or value.lstrip()[:1] not in {"{", "[", '"'}:
         return without_tokens(value)
     if not levels:

@@ -61,7 +61,6 @@ def test_what_is_wrong_with_a_url(value: object, problem: str | None) -> None:
         ("https://h/#b", False),
         ("https://u@h", False),
         ("https://:p@h", False),
-        ("https://@h", False),
     ],
 )
 def test_a_bare_url_has_scheme_host_port_and_path(value: str, is_good: bool) -> None:

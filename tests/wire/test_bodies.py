@@ -318,7 +318,7 @@ def test_a_body_and_a_kind_must_agree() -> None:
     """A variation is not bought for an upscale."""
     body = request_to_json(Upscale(TASK, 0))
     assert Upscale(TASK, 0) == request_from_json(body, Upscale)
-    with pytest.raises(InvalidRequestError, match="mj_upscale is no Vary"):
+    with pytest.raises(InvalidRequestError, match="mj_upscale is not Vary"):
         request_from_json(body, Vary)
 
 

@@ -1,6 +1,7 @@
 """What MidAPI answers with: read liberally in shape and strictly in kind, never with a secret."""
 
 import json
+import math
 import pickle
 import sys
 from datetime import UTC, datetime
