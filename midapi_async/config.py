@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import cast
 
 import attrs
 from yarl import URL
@@ -53,21 +53,15 @@ def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
         return ""
 
 
-def _is_finite(value: object) -> bool:
-    """Whether a value is a number that a float can hold."""
-    try:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(cast("float", value))
-    except OverflowError:
-        return False
-
-
 def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> None:
     """Raise InvalidRequestError naming each of these fields that is not a positive number."""
     problems = {}
     for name in names:
         value = getattr(policy, name)
-        if not _is_finite(value) or value < 0 or (value == 0 and not may_be_zero):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Neither NaN nor an infinity nor an int that no float can hold passes the comparison.
+        is_finite = is_number and 0 <= value <= sys.float_info.max
+        if not is_finite or (value == 0 and not may_be_zero):
             least = "zero or positive" if may_be_zero else "positive"
             problems[name] = f"must be a {least} number, got {shown(value)}"
     if problems:
@@ -167,9 +161,9 @@ class Settings:
 
     api_key: str = attrs.field(repr=False)
     base_url: URL
-    time_scale: float = 1.0
-    credit_path: str = "/api/v1/common/credit"
-    upload_url: str | None = None
+    time_scale: float
+    credit_path: str
+    upload_url: str | None
 
 
 def settings(
@@ -186,62 +180,60 @@ def settings(
     """
     problems: dict[str, str] = {}
     key = _api_key(api_key, problems)
-    url = _base_url(base_url or environment("MIDAPI_BASE_URL"), problems, allow_http=allow_http)
-    scale = _time_scale(time_scale, url, problems)
-    if problems:
-        raise InvalidRequestError(problems)
-    chosen = Settings(api_key=key, base_url=url, time_scale=scale)
-    host = url.host or ""
-    if host == "kie.ai" or host.endswith(".kie.ai"):  # MidAPI's sister
-        return attrs.evolve(
-            chosen, credit_path="/api/v1/chat/credit", upload_url="https://kieai.redpandaai.co"
-        )
-    # A sandbox takes uploads itself; no upload host of MidAPI's own is known.
-    return attrs.evolve(chosen, upload_url=str(url.origin())) if is_loopback(url) else chosen
 
-
-def _api_key(given: object, problems: dict[str, str]) -> str:
-    if not isinstance(given, str | None):
-        problems["api_key"] = f"must be a str, got {type(given).__name__}"
-        return ""
-    key = given if given is not None else secret_from_env("MIDAPI_API_KEY", problems, "api_key")
-    key = key.strip()
-    if not key:
-        problems.setdefault(
-            "api_key", "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"
-        )
-    elif not key.isascii() or not key.isprintable() or " " in key:
-        problems["api_key"] = "holds a character that no API key has (a blank, a line break, …)"
-    return key
-
-
-def _base_url(given: str, problems: dict[str, str], *, allow_http: bool) -> URL:
-    text = given or DEFAULT_BASE_URL
+    # The base URL: https, unless it is this machine or the user says otherwise.
+    text = base_url or environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
     if problem := url_problem(text, is_bare=True):
         problems["base_url"] = f"{problem}, like {DEFAULT_BASE_URL}"
-        return URL(DEFAULT_BASE_URL)
+        text = DEFAULT_BASE_URL
     url = URL(text)
-    if url.scheme == "http" and not is_loopback(url):
-        # Beyond this machine the API key could be read on the way.
+    url = url.with_path(url.raw_path.rstrip("/") or "/", encoded=True)
+    is_local = is_loopback(url)
+    if url.scheme == "http" and not is_local:
         if allow_http or environment("MIDAPI_ALLOW_HTTP").casefold() in {"1", "true", "yes", "on"}:
-            warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=4)
+            warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=3)
         else:
             problems["base_url"] = (
                 "must be https, else the API key could be read on the way; plain http is for "
                 "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a network of your own"
             )
-    return url.with_path(url.raw_path.rstrip("/") or "/", encoded=True)
 
-
-def _time_scale(given: float | None, url: URL, problems: dict[str, str]) -> float:
-    chosen = given if given is not None else environment("MIDAPI_TIME_SCALE") or 1.0
+    # The time scale: only a sandbox can run faster than the real time.
+    chosen = time_scale if time_scale is not None else environment("MIDAPI_TIME_SCALE") or 1.0
     try:
         scale = math.nan if isinstance(chosen, bool) else float(chosen)
     except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if not math.isfinite(scale) or scale <= 0:
         problems["time_scale"] = f"must be a positive number, got {shown(chosen)}"
-        return 1.0
-    if scale != 1.0 and not is_loopback(url):
+    elif scale != 1.0 and not is_local:
         problems["time_scale"] = "is for a sandbox on loopback; the real service keeps its own time"
-    return scale
+    if problems:
+        raise InvalidRequestError(problems)
+
+    # The paths that differ: MidAPI's sister kie.ai has an upload host, and a sandbox is one.
+    credit_path, upload_url = "/api/v1/common/credit", str(url.origin()) if is_local else None
+    if f".{url.host}".endswith(".kie.ai"):
+        credit_path, upload_url = "/api/v1/chat/credit", "https://kieai.redpandaai.co"
+    return Settings(
+        api_key=key,
+        base_url=url,
+        time_scale=scale,
+        credit_path=credit_path,
+        upload_url=upload_url,
+    )
+
+
+def _api_key(given: object, problems: dict[str, str]) -> str:
+    if given is None:
+        given = secret_from_env("MIDAPI_API_KEY", problems, "api_key")
+    if not isinstance(given, str):
+        problems["api_key"] = f"must be a str, got {type(given).__name__}"
+        return ""
+    key = given.strip()
+    if not key:
+        missing = "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"
+        problems.setdefault("api_key", missing)
+    elif not key.isascii() or not key.isprintable() or " " in key:
+        problems["api_key"] = "holds a character that no API key has (a blank, a line break, …)"
+    return key

@@ -35,8 +35,6 @@ _TASK_TYPES: Mapping[type[Request], str] = {
     Vary: "mj_vary",
     ExtendVideo: "mj_video_extend_auto",
 }
-# These two are our own names: the paths say it, their bodies hold no taskType.
-_PATH_ONLY = frozenset({Upscale, Vary})
 _BY_TASK_TYPE: Mapping[object, type[Request]] = {
     **{name: cls for cls, name in _TASK_TYPES.items()},
     "mj_video_hd": ImageToVideo,
@@ -80,8 +78,8 @@ def request_to_json(request: Request) -> JSONObject:
 def submit_body(request: Request, callback_url: str | None) -> bytes:
     """The body of a request's POST."""
     body = request_to_json(request)
-    if type(request) in _PATH_ONLY:
-        del body["taskType"]
+    if isinstance(request, Upscale | Vary):
+        del body["taskType"]  # it is a name of our own: at MidAPI the path says it
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return dumps(body)
@@ -118,7 +116,10 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     misspelt = [str(name) for name in body if name not in _ALL_NAMES]
     if misspelt:
         raise InvalidRequestError(
-            {name: f"is no field of MidAPI's{_did_you_mean(name, _ALL_NAMES)}" for name in misspelt}
+            {
+                name: f"is not a field of MidAPI's{_did_you_mean(name, _ALL_NAMES)}"
+                for name in misspelt
+            }
         )
     cls = _class_of(body, kind)
     names = _FIELD_NAMES[cls]
@@ -162,34 +163,24 @@ def _class_of(body: Mapping[str, object], kind: type[Request] | None) -> type[Re
     return ExtendVideo if "taskId" in body else TextToImage
 
 
-# The names that each request takes, and those that it cannot do without.
-_FIELDS: Mapping[type[Request], tuple[frozenset[str], frozenset[str]]] = {
-    cls: (
-        frozenset(attrs.fields_dict(cls)),
-        frozenset(f.name for f in attrs.fields(cls) if f.default is attrs.NOTHING),
-    )
-    for cls in REQUESTS
-}
-
-
 def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
     """A request from named fields.
 
     Raises:
         InvalidRequestError: naming every field that is wrong, missing or unknown.
     """
-    known, needed = _FIELDS[cls]
-    if not (known >= fields.keys() >= needed):
-        names = list(attrs.fields_dict(cls))
-        unknown = {
-            name: f"is no field of {cls.__name__}{_did_you_mean(name, names)}"
-            for name in fields
-            if name not in known
-        }
-        missing = dict.fromkeys(
-            sorted(needed - fields.keys()), f"is missing; {cls.__name__} needs it"
-        )
-        raise InvalidRequestError(unknown | missing)
+    known = attrs.fields_dict(cls)
+    problems = {
+        name: f"is not a field of {cls.__name__}{_did_you_mean(name, known)}"
+        for name in fields
+        if name not in known
+    } | {
+        name: f"is missing; {cls.__name__} needs it"
+        for name, field in known.items()
+        if field.default is attrs.NOTHING and name not in fields
+    }
+    if problems:
+        raise InvalidRequestError(problems)
     return cast("Callable[..., Request]", cls)(**fields)
 
 

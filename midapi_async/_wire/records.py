@@ -181,23 +181,16 @@ class Record:
     @property
     def status(self) -> TaskStatus:
         """0 is generating, 1 success, 2 and 3 failure; what is new or missing is generating."""
-        return _STATUS.get(self.success_flag, TaskStatus.GENERATING)
+        if self.success_flag == 1:
+            return TaskStatus.SUCCEEDED
+        return TaskStatus.FAILED if self.success_flag in {2, 3} else TaskStatus.GENERATING
 
 
-_STATUS: Mapping[int | None, TaskStatus] = {
-    1: TaskStatus.SUCCEEDED,
-    2: TaskStatus.FAILED,
-    3: TaskStatus.FAILED,
-}
 KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})
 
 # The name of each field on the wire, and what reads its value or raises TypeError or ValueError.
 _FIELDS: Mapping[type, Mapping[str, tuple[str, Callable[[Any], object]]]] = {
-    Envelope: {
-        "code": ("code", _whole),
-        "msg": ("msg", _text),
-        "data": ("data", lambda value: value),
-    },
+    Envelope: {"code": ("code", _whole), "msg": ("msg", _text), "data": ("data", lambda it: it)},
     Record: {
         "task_id": ("taskId", _task_id),
         "task_type": ("taskType", _text),
@@ -212,37 +205,32 @@ _FIELDS: Mapping[type, Mapping[str, tuple[str, Callable[[Any], object]]]] = {
     },
 }
 
+_converter = Converter(detailed_validation=True)
+
 
 def _structure_hook(cls: type) -> Callable[[Any, Any], Any]:
-    """What makes a class of ours from a JSON object; null counts as missing."""
+    def read_from(name: str, read: Callable[[Any], object]) -> Any:  # noqa: ANN401 - cattrs' own
+        return override(rename=name, struct_hook=lambda value, _: read(value))
 
-    def hook(
-        read: Callable[[object], object], default: object
-    ) -> Callable[[object, object], object]:
-        if default is attrs.NOTHING:
-            return lambda value, _: read(value)
-        return lambda value, _: default if value is None else read(value)
-
-    overrides = {}
-    for field in attrs.fields(cls):
-        if field.name in _FIELDS[cls]:
-            name, read = _FIELDS[cls][field.name]
-            overrides[field.name] = override(rename=name, struct_hook=hook(read, field.default))
-        else:
-            overrides[field.name] = override(omit=True)
+    overrides = {field.name: override(omit=True) for field in attrs.fields(cls)}
+    overrides |= {field: read_from(*how) for field, how in _FIELDS[cls].items()}
     return make_dict_structure_fn(cls, _converter, **cast("Any", overrides))
 
 
-_converter = Converter(detailed_validation=True)
 _STRUCTURE = {cls: _structure_hook(cls) for cls in _FIELDS}
 
 
 def _read(value: object, cls: type[T], path: str) -> T:
-    """Structure a JSON object; a value of the wrong kind is a ProtocolError with its path."""
+    """Structure a JSON object, in which null counts as missing.
+
+    Raises:
+        ProtocolError: with the path of what is of the wrong kind.
+    """
     if not isinstance(value, dict):
         raise ProtocolError(path or "body", f"must be an object, is {described(value)}")
+    given = {name: each for name, each in value.items() if each is not None}
     try:
-        return cast("T", _STRUCTURE[cls](value, cls))
+        return cast("T", _STRUCTURE[cls](given, cls))
     except ClassValidationError as error:
         problem, note = error.group_exceptions()[0][0]
     # Outside the handler: cattrs' errors hold the values, with the token in them.
@@ -296,23 +284,11 @@ def _reason(error: ValueError) -> str:
 
 def details_of(record: Record) -> TaskDetails:
     """The public snapshot of a record, without our callback URL, which is a secret."""
-    if record.is_plain:
-        return _snapshot(record)
-    raw = cast("JSONObject", without_callback(record.raw))
-    # A task id stays as it is: it leads to what was paid for.
-    return details_from_raw({**raw, "taskId": record.task_id})
-
-
-def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:
-    """The snapshot whose ``TaskDetails.raw`` this is, equal in every field.
-
-    Raises:
-        ProtocolError: it is not the ``raw`` of a snapshot.
-    """
-    return _snapshot(attrs.evolve(_read(dict(raw), Record, "data"), raw=raw))
-
-
-def _snapshot(record: Record) -> TaskDetails:
+    if not record.is_plain:
+        # Everything is read again from what is left, so that no field can hold the secret. The task
+        # id stays as it is: it leads to what was paid for.
+        raw = {**cast("JSONObject", without_callback(record.raw)), "taskId": record.task_id}
+        return details_from_raw(raw)
     status, code = record.status, record.error_code
     return TaskDetails(
         task_id=record.task_id,
@@ -326,6 +302,16 @@ def _snapshot(record: Record) -> TaskDetails:
         error_message=readable(record.error_message) or None,
         raw=record.raw,
     )
+
+
+def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:
+    """The snapshot whose ``TaskDetails.raw`` this is, equal in every field.
+
+    Raises:
+        ProtocolError: it is not the ``raw`` of a snapshot.
+    """
+    record = _read(dict(raw), Record, "data")
+    return details_of(attrs.evolve(record, raw=raw, is_plain=True))
 
 
 def readable(text: str | None, limit: int = 500) -> str:
