@@ -2,7 +2,7 @@
 
 Each of these environment variables is read here and nowhere else, without blanks around its value:
 
-| variable | stands for |
+| variable | default of |
 |---|---|
 | ``MIDAPI_API_KEY``, or the file that ``MIDAPI_API_KEY_FILE`` names | ``api_key`` of a client |
 | ``MIDAPI_BASE_URL`` | ``base_url`` of a client |
@@ -91,7 +91,7 @@ class Timeouts:
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """When a submission is given up that certainly was not bought (not sent, 429, 455).
+    """How long a submission that was certainly not bought is tried again (not sent, 429, 455).
 
     Attributes:
         give_up_after: seconds of trying; waiting for a turn at the gate does not count.
@@ -107,9 +107,9 @@ class RetryPolicy:
 class PollPolicy:
     """How a result is looked for.
 
-    With more looks due than ``looks_per_second`` allows, tasks whose callback has come are looked
-    at first, then the others in the order in which they came due: none twice before every other
-    one had its turn. One line of the log says so, at most once an hour.
+    When more looks are due than ``looks_per_second`` allows, tasks whose callback has come go
+    first, then the others in the order in which they became due, each once before any of them
+    twice. A warning says so, at most once an hour.
 
     Attributes:
         look_price: how many seconds of delay one look is worth; more of it, fewer looks.

@@ -11,7 +11,7 @@ import attrs
 
 
 class TaskStatus(StrEnum):
-    """Where a task stands."""
+    """The state of a task."""
 
     GENERATING = "generating"
     SUCCEEDED = "succeeded"
@@ -54,7 +54,7 @@ class TaskDetails:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will come: failed, or succeeded with its files."""
+        """Whether it will not change any more: failed, or succeeded with its files."""
         return self.status is TaskStatus.FAILED or bool(
             self.status is TaskStatus.SUCCEEDED and self.urls
         )

@@ -1,6 +1,8 @@
 """Settings are checked before anything is sent, and a key is never shown."""
 
+import ast
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from yarl import URL
 
+from midapi_async import config
 from midapi_async._runtime.urls import is_loopback
 from midapi_async.config import PollPolicy, RateLimit, RetryPolicy, Timeouts, settings
 from midapi_async.errors import InvalidRequestError
@@ -28,12 +31,33 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems_of(make: Callable[[], object]) -> dict[str, str]:
-    """What is told when a call is refused; the key is not in it."""
+    """The problems that a refused call reports; the key is not in them."""
     with pytest.raises(InvalidRequestError) as caught:
         make()
     secrets.assert_none_in(caught.value)
     assert str(caught.value).isprintable()
     return caught.value.problems
+
+
+def test_each_environment_variable_is_in_the_table() -> None:
+    """`config` is the only reader, and its docstring names each variable that anything asks for."""
+    folder = Path(config.__file__).parent
+    asked, readers = set(), set()
+    for file in sorted(folder.rglob("*.py")):
+        room = file.relative_to(folder).parts[0]
+        if room in {"cli", "sandbox"}:  # they read what their own commands need
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
+                readers.add(room)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+                name = getattr(node.args[0], "value", None)
+                if node.func.id == "environment" and isinstance(name, str):
+                    asked.add(name)
+                elif node.func.id == "secret_from_env" and isinstance(name, str):
+                    asked |= {name, name + "_FILE"}
+    assert readers == {"config.py"}
+    assert asked == set(re.findall(r"MIDAPI_[A-Z_]+", config.__doc__ or ""))
 
 
 # ─── the API key ─────────────────────────────────────────────────────────────────────────────────
@@ -70,11 +94,11 @@ def test_a_file_with_a_byte_order_mark_is_read(
 
 
 @pytest.mark.parametrize("given_key", [None, "", "  ", "\n"])
-def test_no_key_is_told(given_key: str | None) -> None:
+def test_no_key_is_reported(given_key: str | None) -> None:
     """With each of the three ways to give one."""
-    told = problems_of(lambda: settings(given_key))
-    assert set(told) == {"api_key"}
-    assert all(way in told["api_key"] for way in ("api_key=", "MIDAPI_API_KEY ", "_FILE"))
+    found = problems_of(lambda: settings(given_key))
+    assert set(found) == {"api_key"}
+    assert all(way in found["api_key"] for way in ("api_key=", "MIDAPI_API_KEY ", "_FILE"))
 
 
 @pytest.mark.parametrize("more", [" x", "\tx", "\nHost: evil", "\x00", "é", "\ud800"])
@@ -86,11 +110,11 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused(more: str) -> None:
 @pytest.mark.parametrize("key", [b"bytes", 5, ["x"], True])
 def test_a_key_of_another_kind_is_refused(key: object) -> None:
     """Nothing is turned into a str."""
-    told = problems_of(lambda: settings(key))  # type: ignore[arg-type]  # what is tested
-    assert "must be a str" in told["api_key"]
+    found = problems_of(lambda: settings(key))  # type: ignore[arg-type]  # what is tested
+    assert "must be a str" in found["api_key"]
 
 
-def test_a_key_file_that_cannot_be_read_is_told(
+def test_a_key_file_that_cannot_be_read_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Absent, a folder, no text, empty: named with the file and the reason."""
@@ -105,9 +129,9 @@ def test_a_key_file_that_cannot_be_read_is_told(
         (empty, "is missing"),
     ]:
         monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
-        told = problems_of(settings)["api_key"]
-        assert reason in told
-        assert file is empty or str(file) in told
+        found = problems_of(settings)["api_key"]
+        assert reason in found
+        assert file is empty or str(file) in found
 
 
 # ─── the base URL ────────────────────────────────────────────────────────────────────────────────
@@ -170,9 +194,9 @@ def test_a_base_url_is_taken(given_url: str | None, expected: str) -> None:
 )
 def test_a_base_url_is_refused(given_url: object, tells: str) -> None:
     """With what is wrong, and without the URL, which may hold a password."""
-    told = problems_of(lambda: settings(API_KEY, given_url))  # type: ignore[arg-type]  # tested
-    assert set(told) == {"base_url"}
-    assert tells in told["base_url"]
+    found = problems_of(lambda: settings(API_KEY, given_url))  # type: ignore[arg-type]  # tested
+    assert set(found) == {"base_url"}
+    assert tells in found["base_url"]
 
 
 def test_http_beyond_loopback_is_allowed_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +221,7 @@ def test_allowed_http_warns_only_where_it_is_used() -> None:
 
 
 def test_the_base_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument beats MIDAPI_BASE_URL; a bad one of either is told."""
+    """An argument beats MIDAPI_BASE_URL; a bad one of either is found."""
     monkeypatch.setenv("MIDAPI_BASE_URL", f" {LOCAL} ")
     assert URL(LOCAL) == settings(API_KEY).base_url
     assert settings(API_KEY, "https://h").base_url.host == "h"
@@ -241,14 +265,14 @@ BAD_IDS = ["zero", "negative", "nan", "inf", "bool", "str", "bytes", "list", "hu
 
 
 @pytest.mark.parametrize("scale", BAD_NUMBERS, ids=BAD_IDS)
-def test_a_bad_time_scale_is_told(scale: object) -> None:
+def test_a_bad_time_scale_is_reported(scale: object) -> None:
     """Whatever it is, the error is ours."""
-    told = problems_of(lambda: settings(API_KEY, LOCAL, scale))  # type: ignore[arg-type]  # tested
-    assert set(told) == {"time_scale"}
+    found = problems_of(lambda: settings(API_KEY, LOCAL, scale))  # type: ignore[arg-type]  # tested
+    assert set(found) == {"time_scale"}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "fast", "1,5"])
-def test_a_bad_time_scale_in_the_environment_is_told(
+def test_a_bad_time_scale_in_the_environment_is_reported(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an argument's is."""
@@ -256,10 +280,10 @@ def test_a_bad_time_scale_in_the_environment_is_told(
     assert set(problems_of(lambda: settings(API_KEY, LOCAL))) == {"time_scale"}
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     """One error names each setting that is wrong."""
-    told = problems_of(lambda: settings("a b", "http://h", -1))
-    assert set(told) == {"api_key", "base_url", "time_scale"}
+    found = problems_of(lambda: settings("a b", "http://h", -1))
+    assert set(found) == {"api_key", "base_url", "time_scale"}
 
 
 @hypothesis_settings(deadline=None)
@@ -270,11 +294,11 @@ def test_any_text_as_a_base_url_is_taken_or_told(text: str) -> None:
         try:
             made = settings(API_KEY, url).base_url
         except InvalidRequestError as error:
-            told = set(error.problems)
+            found = set(error.problems)
         else:
-            told = {"base_url"}
+            found = {"base_url"}
             assert made.scheme == "https" or is_loopback(made)
-        assert told == {"base_url"}
+        assert found == {"base_url"}
 
 
 # ─── the policies ────────────────────────────────────────────────────────────────────────────────
@@ -297,7 +321,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("value", [*BAD_NUMBERS, None], ids=[*BAD_IDS, "none"])
 @pytest.mark.parametrize(("policy", "name", "may_be_zero"), NUMBERS)
-def test_a_bad_number_is_told(
+def test_a_bad_number_is_reported(
     policy: Callable[..., object], name: str, may_be_zero: bool, value: object
 ) -> None:
     """Every number of every policy is finite and positive; the error names it."""
@@ -323,7 +347,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert RateLimit(20, per=10.0) == RateLimit(20)
 
 
-def test_all_bad_timeouts_are_told_at_once() -> None:
+def test_all_bad_timeouts_are_reported_at_once() -> None:
     """One error, three fields."""
     made = problems_of(lambda: Timeouts(connect=0, submit=-1, wait=float("nan")))
     assert set(made) == {"connect", "submit", "wait"}

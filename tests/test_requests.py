@@ -262,7 +262,7 @@ def test_there_are_eight() -> None:
 
 
 @pytest.mark.parametrize("cls", REQUESTS)
-def test_all_problems_are_told_at_once(cls: type[Request]) -> None:
+def test_all_problems_are_reported_at_once(cls: type[Request]) -> None:
     """With every field wrong, one error names every field."""
     with pytest.raises(InvalidRequestError) as caught:
         make(cls, **{name: BAD[name][-1] for name in FIELDS[cls]})
@@ -325,8 +325,8 @@ def test_a_changed_copy_is_checked_too() -> None:
 @pytest.mark.parametrize("cls", REQUESTS)
 def test_each_field_has_a_line_in_a_docstring(cls: type[Request]) -> None:
     """Of its own class, or of `TextToImage` where it says so."""
-    told = (inspect.getdoc(cls) or "") + (inspect.getdoc(TextToImage) or "")
-    assert not [name for name in FIELDS[cls] if f"{name}: " not in told]
+    found = (inspect.getdoc(cls) or "") + (inspect.getdoc(TextToImage) or "")
+    assert not [name for name in FIELDS[cls] if f"{name}: " not in found]
 
 
 @pytest.mark.parametrize("value", GOOD["task_id"])

@@ -47,13 +47,13 @@ def url_problem(value: object, *, is_bare: bool = False) -> str | None:
 
 
 def host_in_url(host: str) -> str:
-    """A host as it is written in a URL: an IPv6 address stands in brackets."""
+    """A host as it is written in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
-def is_loopback(place: URL | str) -> bool:
+def is_loopback(target: URL | str) -> bool:
     """Whether a URL or a host is this machine, as a literal address or as localhost."""
-    host = place if isinstance(place, str) else place.host or ""
+    host = target if isinstance(target, str) else target.host or ""
     if host == "localhost":
         return True
     try:

@@ -62,7 +62,7 @@ class Api:
         return read_credits(await self._ask(Call("GET", self._credit_path)))
 
     async def download_url(self, url: str) -> str:
-        """A link to a result that anybody can open for 20 minutes."""
+        """A link to a result that opens without a key, for 20 minutes."""
         return read_url(await self._ask(Call("POST", DOWNLOAD_URL, dumps({"url": url}))))
 
     def _ask(self, call: Call) -> Awaitable[Answer]:

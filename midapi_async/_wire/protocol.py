@@ -219,7 +219,7 @@ def read_data(answer: Answer) -> object:
     """The ``data`` of a good, whole answer to anything but a submission.
 
     Raises:
-        APIError: MidAPI, or somebody before it, answered with an error.
+        APIError: MidAPI, or a proxy before it, answered with an error.
         ProtocolError: the answer is cut, or not MidAPI's.
     """
     if answer.flaw is not None:
@@ -241,7 +241,7 @@ def read_look(answer: Answer, task_id: str) -> Record | None:
     """The record of a task; None while MidAPI does not know it.
 
     Raises:
-        APIError: MidAPI, or somebody before it, answered with an error.
+        APIError: MidAPI, or a proxy before it, answered with an error.
         ProtocolError: the answer is not MidAPI's, or about another task.
     """
     try:
@@ -260,7 +260,7 @@ def read_credits(answer: Answer) -> float:
     """The account's credits.
 
     Raises:
-        APIError: MidAPI, or somebody before it, answered with an error.
+        APIError: MidAPI, or a proxy before it, answered with an error.
         ProtocolError: the answer is not a number.
     """
     data = read_data(answer)
@@ -274,7 +274,7 @@ def read_url(answer: Answer) -> str:
     """A download link.
 
     Raises:
-        APIError: MidAPI, or somebody before it, answered with an error.
+        APIError: MidAPI, or a proxy before it, answered with an error.
         ProtocolError: the answer is not a URL.
     """
     data = read_data(answer)
@@ -306,7 +306,7 @@ def read_callback(body: bytes) -> Callback:
     one that holds neither results nor a flag is the acknowledgement that comes before the real one.
 
     Raises:
-        ProtocolError: it is no callback.
+        ProtocolError: it is not a callback.
     """
     try:
         whole = loads(body)
@@ -357,7 +357,7 @@ def fits(
         callback_url_matches: whether the record's callback URL is ours; None if it shows none.
         since: when it was submitted, in epoch seconds.
     """
-    # Our token in the callback URL decides: nobody else can know it.
+    # A callback URL decides: our token in it cannot be guessed.
     if callback_url_matches is not None:
         return callback_url_matches
     if record.create_time is not None and record.create_time.timestamp() < since - CLOCK_SKEW:

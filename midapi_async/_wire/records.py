@@ -1,7 +1,7 @@
 """What MidAPI answers with: envelopes, and records of tasks.
 
-Read liberally in shape (each variant was seen in somebody's program) and strictly in kind: a value
-of the wrong kind is an error that names its path, and nothing is coerced.
+Read liberally in shape (programs that use MidAPI handle each of the variants) and strictly in kind:
+a value of the wrong kind is an error that names its path, and nothing is coerced.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Tokens: unguessable names of intents, carried in their callback URLs. Each is a secret.
+"""Tokens: unguessable names of intents, part of their callback URLs. Each is a secret.
 
-Their form can be recognised, so that a token can be taken out of any text before somebody reads it.
+Their form can be recognised, so that a token can be taken out of any text before it is shown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{16,}")
 
 
 def new_token() -> str:
-    """A name of 256 random bits that nobody can guess, safe in a URL's path."""
+    """A new token: 256 random bits, safe in a URL's path."""
     return f"mjt_{secrets.token_urlsafe(32)}"
 
 

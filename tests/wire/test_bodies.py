@@ -217,7 +217,7 @@ FILES = ["https://example.com/image.jpg"]
         ),
     ],
 )
-def test_the_documentations_own_sample(changes: dict[str, object], expected: Request) -> None:
+def test_the_sample_of_the_documentation(changes: dict[str, object], expected: Request) -> None:
     """Irrelevant fields and all; its callBackUrl is dropped."""
     body = {**SAMPLE, **changes}
     assert request_from_json(body) == expected
@@ -306,7 +306,7 @@ def test_other_bodies_of_the_documentation(
         ({"prompt": "x", "nonsense": 1, 5: 1}, {"nonsense", "5"}),
     ],
 )
-def test_what_is_wrong_in_a_body_is_told(body: Any, names: set[str]) -> None:  # noqa: ANN401 - any JSON
+def test_what_is_wrong_in_a_body_is_reported(body: Any, names: set[str]) -> None:  # noqa: ANN401 - any JSON
     """Every field that is wrong or missing, in one error on one line."""
     with pytest.raises(InvalidRequestError) as caught:
         request_from_json(body)
@@ -323,7 +323,7 @@ def test_a_body_and_a_kind_must_agree() -> None:
 
 
 @pytest.mark.parametrize("body", [None, [], "x", 5, [("prompt", "x")]])
-def test_what_is_no_mapping_is_told(body: Any) -> None:  # noqa: ANN401 - any JSON
+def test_a_body_that_is_not_a_mapping_is_reported(body: Any) -> None:  # noqa: ANN401 - any JSON
     """As a problem like any other."""
     with pytest.raises(InvalidRequestError, match="must be a mapping"):
         request_from_json(body)
@@ -354,7 +354,7 @@ def test_a_misspelt_name_is_an_error_with_a_suggestion(misspelt: str, meant: str
     assert caught.value.problems[misspelt].endswith(f"did you mean {meant}?")
 
 
-def test_an_unknown_field_of_ours_is_told_with_a_suggestion() -> None:
+def test_an_unknown_field_of_ours_is_reported_with_a_suggestion() -> None:
     """As ``client.generate("…", aspectratio=…)`` would give it."""
     with pytest.raises(InvalidRequestError) as caught:
         make_request(TextToImage, {"aspectratio": "1:1", "\n": 1})

@@ -65,7 +65,7 @@ def test_json_is_read(text: bytes | str, expected: object) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
+def test_what_is_not_json_is_a_value_error(text: bytes) -> None:
     """Cut, deep, doubled names, NaN, UTF-16, huge numbers: one kind of error (S11)."""
     with pytest.raises(ValueError):
         loads(text)

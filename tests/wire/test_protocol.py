@@ -266,7 +266,7 @@ def test_no_credits_as_500(status: int, code: int, text: str | None, refused: bo
 
 
 @pytest.mark.fault("S9")
-def test_the_credits_text_on_a_strangers_page_proves_nothing() -> None:
+def test_the_credits_text_on_a_page_of_a_proxy_proves_nothing() -> None:
     """Only MidAPI's own envelope does."""
     for page in (NO_CREDITS.encode(), f"<html>{NO_CREDITS}".encode()):
         assert isinstance(outcome_of(answer(500, page)), Unsure)
@@ -280,7 +280,7 @@ def test_a_good_answer_is_its_data(data: object) -> None:
         assert read_data(answer(status, body("200", data))) == data
 
 
-def test_a_servers_text_is_made_harmless() -> None:
+def test_text_of_a_server_in_an_error_is_made_harmless() -> None:
     """Newlines, ESC, a token and a mebibyte of it stay out of the error (I5)."""
     text = f"first\nsecond\x1b[2J\u202e {CALLBACK} " + "x" * (1 << 20)
     with pytest.raises(BadRequestError) as caught:
@@ -489,7 +489,7 @@ def test_a_success_without_a_usable_id_is_unknown(data: object) -> None:
     ids=lambda text: repr(text)[:40],
 )
 def test_garbage_is_unknown(text: bytes) -> None:
-    """No JSON, cut, deep, doubled names, NaN, UTF-16 (S11): nobody can know."""
+    """No JSON, cut, deep, doubled names, NaN, UTF-16 (S11): it cannot be known."""
     assert isinstance(outcome_of(answer(200, text)), Unsure)
 
 
@@ -578,7 +578,7 @@ def test_any_other_answer_cut_at_every_byte(whole: bytes, status: int) -> None:
     ],
 )
 def test_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
-    """A second id or another code behind the first: nobody can know which one counts."""
+    """A second id or another code behind the first: it cannot be known which one counts."""
     text = f'{{"code":200,"data":{{"taskId":"{TASK}"'.encode()
     assert outcome_of(answer(200, text, "cut")) == TASK
     assert isinstance(outcome_of(answer(200, text + behind.encode(), "cut")), Unsure)
@@ -610,7 +610,7 @@ def test_an_echo_of_our_request_is_no_answer(status: int) -> None:
 
 
 @pytest.mark.fault("S11")
-def test_many_ids_are_read_in_one_breath() -> None:
+def test_many_ids_are_read_in_one_pass() -> None:
     """A mebibyte of ids is looked at once, not once for each."""
     many = b'{"code":200,"data":[' + b'{"taskId":"x"},' * 70_000
     assert isinstance(outcome_of(answer(200, many, "cut")), Unsure)
@@ -632,7 +632,7 @@ def test_many_ids_are_read_in_one_breath() -> None:
 def test_any_answer_has_one_of_three_outcomes(
     status: int, text: bytes, flaw: str | None, headers: Mapping[str, str]
 ) -> None:
-    """An id, a proven refusal, or nobody knows; and to look, a value or one of two errors."""
+    """An id, a proven refusal, or neither; and to look, a value or one of two errors."""
     given_answer = Answer(status, headers, text, flaw)
     outcome = outcome_of(given_answer)
     if isinstance(outcome, APIError):
@@ -688,7 +688,7 @@ def test_midapi_does_not_know_the_task(status: int, text: bytes) -> None:
 
 @pytest.mark.fault("P7")
 @pytest.mark.parametrize("status", [404, 422])
-def test_a_strangers_404_is_not_midapis(status: int) -> None:
+def test_a_404_page_of_a_proxy_is_not_midapis(status: int) -> None:
     """Only MidAPI's own envelope says that a task is unknown."""
     with pytest.raises(APIError) as caught:
         read_look(answer(status, HTML), TASK)
@@ -724,7 +724,7 @@ def test_a_page_or_a_cut_record_is_refused(text: bytes, flaw: str | None) -> Non
 
 
 @pytest.mark.fault("P11")
-def test_whose_401_it_is() -> None:
+def test_a_401_says_whether_midapi_wrote_it() -> None:
     """The tracker ends all waits only on MidAPI's own word."""
     for text, own in ((body(401), True), (HTML, False), (b"{}", False)):
         with pytest.raises(AuthenticationError) as caught:
@@ -760,7 +760,7 @@ def test_a_link_is_a_url() -> None:
 @pytest.mark.parametrize(
     "data", [None, 5, "", "x", "file:///x", "https://", "https://h\nx", [URLS[0]]]
 )
-def test_what_is_no_url_is_no_link(data: object) -> None:
+def test_what_is_not_a_url_is_not_a_link(data: object) -> None:
     """Also one that cannot be shown or asked for."""
     with pytest.raises(ProtocolError) as caught:
         read_url(answer(200, body(200, data)))
@@ -841,7 +841,7 @@ def test_every_shape_of_a_callback(sent: object, expected: Callback) -> None:
     ],
     ids=lambda text: repr(text)[:40],
 )
-def test_what_is_no_callback_is_refused(text: bytes) -> None:
+def test_what_is_not_a_callback_is_refused(text: bytes) -> None:
     """Deep, doubled, cut or of another kind: a `ProtocolError`, which the receiver makes a 400."""
     with pytest.raises(ProtocolError) as caught:
         read_callback(text)

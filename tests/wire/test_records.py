@@ -74,10 +74,10 @@ def details(**changes: object) -> TaskDetails:
     return details_of(record_of(**changes))
 
 
-def everything_of(told: TaskDetails) -> str:
+def everything_of(found: TaskDetails) -> str:
     """Every way in which a snapshot may be shown or stored."""
-    stored = json.dumps([told.to_dict(), dict(told.raw)])
-    return f"{told} {told!r} {told.to_dict()} {dict(told.params)} {dict(told.raw)} {stored}"
+    stored = json.dumps([found.to_dict(), dict(found.raw)])
+    return f"{found} {found!r} {found.to_dict()} {dict(found.params)} {dict(found.raw)} {stored}"
 
 
 # ─── the envelope ────────────────────────────────────────────────────────────────────────────────
@@ -125,7 +125,7 @@ def test_an_envelope_is_read(body: object, expected: tuple[object, ...]) -> None
         (b'{"code": 200, "msg": {}}', "msg"),
     ],
 )
-def test_what_is_no_envelope_is_refused_with_its_path(body: bytes, path: str) -> None:
+def test_what_is_not_an_envelope_is_refused_with_its_path(body: bytes, path: str) -> None:
     """A value of the wrong kind is named, never coerced; the text is one short line."""
     with pytest.raises(ProtocolError) as caught:
         read_envelope(body)
@@ -240,7 +240,7 @@ def test_only_the_task_id_is_needed(member: str) -> None:
 
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("data", [None, "", "null", " null "])
-def test_null_is_no_record(data: object) -> None:
+def test_null_is_not_a_record(data: object) -> None:
     """Also as the string that holds it: MidAPI does not know the task."""
     assert read_record(data) is None
 
@@ -251,10 +251,10 @@ def test_a_record_may_be_a_string() -> None:
     assert record is not None
     assert record == record_of()
     assert record.raw == RECORD
-    told = details_of(record)
-    assert details() == told
-    assert details().raw == told.raw
-    assert not secrets.found_in(everything_of(told))
+    found = details_of(record)
+    assert details() == found
+    assert details().raw == found.raw
+    assert not secrets.found_in(everything_of(found))
 
 
 INT, STR, LIST, DICT = 5, "x", [1], {"a": 1}
@@ -295,7 +295,7 @@ def test_what_is_of_the_wrong_kind_is_refused_with_its_path(
 
 
 @pytest.mark.parametrize("data", [5, True, 1.5, [], [RECORD], "x", "5", "[]", "{", "[" * 5000])
-def test_what_is_no_object_is_no_record(data: object) -> None:
+def test_what_is_not_an_object_is_not_a_record(data: object) -> None:
     """Refused at its place."""
     with pytest.raises(ProtocolError) as caught:
         read_record(data)
@@ -303,7 +303,7 @@ def test_what_is_no_object_is_no_record(data: object) -> None:
 
 
 def test_the_path_of_a_missing_member() -> None:
-    """Told as missing, in MidAPI's spelling."""
+    """Reported as missing, in MidAPI's spelling."""
     with pytest.raises(ProtocolError, match=r"data\.taskId is missing"):
         read_record({})
 
@@ -346,9 +346,9 @@ def test_our_callback_url_is_taken_out_however_it_is_spelt(name: str) -> None:
     inside = {"prompt": "a fox", name: url}
     text = json.dumps(inside)
     for value in (inside, text, f" {text}", json.dumps(text)):
-        told = everything_of(details(paramJson=value))
-        assert "bot.example" not in told
-        assert "a fox" in told
+        found = everything_of(details(paramJson=value))
+        assert "bot.example" not in found
+        assert "a fox" in found
         assert "bot.example" not in str(without_callback({"x": [value]}))
 
 
@@ -373,14 +373,14 @@ def test_our_callback_url_is_taken_out_however_it_is_spelt(name: str) -> None:
 )
 def test_a_broken_text_shows_no_token(text: str) -> None:
     """A cut, doubled, escaped, nested or deep text: no part of the token is left (I5)."""
-    for told in (
+    for found in (
         str(without_callback(text)),
         everything_of(details(paramJson=text)),
         everything_of(details(somethingNew=[text])),
     ):
-        assert TOKEN[:12] not in told
-        assert TOKEN[4:30] not in told
-        assert "mjt\\u005f" not in told
+        assert TOKEN[:12] not in found
+        assert TOKEN[4:30] not in found
+        assert "mjt\\u005f" not in found
 
 
 @pytest.mark.parametrize(
@@ -394,8 +394,8 @@ def test_a_prompt_stays_readable(prompt: str) -> None:
 
 def test_a_lone_surrogate_costs_nothing_of_raw() -> None:
     """MidAPI may cut an emoji in half; the rest of the text is kept."""
-    told = details(paramJson=json.dumps({"callBackUrl": CALLBACK, "prompt": "x\ud83e", "z": 1}))
-    assert json.loads(str(told.raw["paramJson"])) == {"prompt": "x\ud83e", "z": 1}
+    found = details(paramJson=json.dumps({"callBackUrl": CALLBACK, "prompt": "x\ud83e", "z": 1}))
+    assert json.loads(str(found.raw["paramJson"])) == {"prompt": "x\ud83e", "z": 1}
 
 
 KEYS = st.sampled_from([*RECORD, *PARAMS, "callbackurl", "x", TOKEN, CALLBACK]) | st.text(
@@ -451,7 +451,7 @@ def assert_harmless(error: ProtocolError) -> None:
 @hypothesis_settings(deadline=None, max_examples=400)
 @given(ANY_RECORD, st.booleans())
 def test_no_token_in_anything_public(data: dict[str, Any], as_text: bool) -> None:
-    """Whatever record MidAPI sends, it is refused as such or told without a secret (I5)."""
+    """Whatever record MidAPI sends, it is refused or shown without a secret (I5)."""
     given_data: object = json.dumps(data) if as_text else data
     try:
         record = read_record(given_data)
@@ -459,13 +459,13 @@ def test_no_token_in_anything_public(data: dict[str, Any], as_text: bool) -> Non
         assert_harmless(error)
         return
     assert record is not None
-    told = details_of(record)
-    assert not secrets.found_in(everything_of(told))
-    assert told == pickle.loads(pickle.dumps(told))  # noqa: S301 - ours
-    for text in (told.task_type, told.error_message, str(told.error_code), *told.urls):
+    found = details_of(record)
+    assert not secrets.found_in(everything_of(found))
+    assert found == pickle.loads(pickle.dumps(found))  # noqa: S301 - ours
+    for text in (found.task_type, found.error_message, str(found.error_code), *found.urls):
         assert text is None or text.isprintable()
-    json.dumps(told.to_dict(), allow_nan=False)
-    hash(told)
+    json.dumps(found.to_dict(), allow_nan=False)
+    hash(found)
 
 
 @hypothesis_settings(deadline=None, max_examples=400)
@@ -542,7 +542,7 @@ def test_texts_within_texts_do_not_use_up_the_stack() -> None:
     assert not secrets.found_in(everything_of(details(other=text, paramJson=text)))
 
 
-def test_a_wide_record_is_read_in_one_breath() -> None:
+def test_a_wide_record_is_read_in_one_pass() -> None:
     """1 MiB of nested JSON costs a few steps a byte: counted, not timed."""
     wide = json.dumps({"a": [{"b": [1]}] * 50_000, "callBackUrl": CALLBACK})
     assert len(wide) > 500_000
@@ -554,11 +554,11 @@ def test_a_wide_record_is_read_in_one_breath() -> None:
 
     sys.setprofile(count)
     try:
-        told = details(paramJson=wide)
+        found = details(paramJson=wide)
     finally:
         sys.setprofile(None)
     assert steps < 2 * len(wide)
-    assert len(told.params["a"]) == 50_000  # type: ignore[arg-type]  # a list, as above
+    assert len(found.params["a"]) == 50_000  # type: ignore[arg-type]  # a list, as above
 
 
 # ─── texts ───────────────────────────────────────────────────────────────────────────────────────
@@ -580,7 +580,7 @@ def test_a_wide_record_is_read_in_one_breath() -> None:
         ("狐🦊", "狐🦊"),
     ],
 )
-def test_another_ones_text_is_made_readable(text: str | None, expected: str) -> None:
+def test_text_of_a_server_is_made_readable(text: str | None, expected: str) -> None:
     """Short, one line, no controls, no marks, no token (D12)."""
     assert readable(text) == expected
 
@@ -647,7 +647,7 @@ def test_a_task_id_or_none(data: object, expected: str | None) -> None:
 
 
 def test_no_infinity_gets_into_a_snapshot() -> None:
-    """1e999 is JSON to Python, and no JSON to anybody who reads what we write."""
+    """Python reads 1e999 as infinity, which no other JSON reader accepts."""
     with pytest.raises(ProtocolError):
         read_record('{"taskId": "x", "cost": 1e999}')
     assert math.isfinite(float(str(loads(b"1e308"))))
