@@ -16,6 +16,8 @@ nox.options.error_on_missing_interpreters = False
 # What runs is what is installed here; no interpreter is fetched behind anybody's back.
 nox.options.download_python = "never"
 
+# The package before the refactoring of issue 9.
+OLD_COMMIT = "9a8411b"
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))["project"]
 PYTHONS: list[str] = [
     found[1]
@@ -93,11 +95,33 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run every benchmark, each against its reference in the same run; arguments name some."""
+    """Run every benchmark beside its reference, or those that the arguments name.
+
+    Each prints whether its figures hold; a figure that does not is no error.
+    """
     session.install("-e", ".[dev,bench]")
     programs = session.posargs or sorted(map(str, Path("benchmarks").glob("[!_]*.py")))
     for program in programs:
         session.run("python", program)
+
+
+@nox.session
+def differential(session: nox.Session) -> None:
+    """Play the same scenarios with the package before its refactoring and with this one.
+
+    Arguments go to tests/differential/compare.py: how many, ``--shrink``, ``--causes``. Not in CI.
+    """
+    session.install("-e", ".[dev]")
+    folder = Path(session.create_tmp()).resolve()
+    archive = folder / "old.tar"
+    session.run("git", "archive", "-o", str(archive), OLD_COMMIT, external=True)
+    shutil.rmtree(folder / "old", ignore_errors=True)
+    shutil.unpack_archive(archive, folder / "old")
+    session.run("python", "-m", "venv", "--clear", str(folder / "venv"))
+    old_python = str(next((folder / "venv").glob("[bS]*/python*")))
+    session.run(old_python, "-m", "pip", "install", "-q", str(folder / "old"), external=True)
+    compare = "tests/differential/compare.py"
+    session.run("python", compare, old_python, "python", *session.posargs)
 
 
 @nox.session

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from looks import Played, Point
 
-# The colours of Okabe and Ito, which everybody can tell apart; and shapes, for print.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart; and shapes, for print.
 BLACK, ORANGE, BLUE, GREEN, GREY = "#000000", "#D55E00", "#0072B2", "#009E73", "#767676"
 LABELLED = (2.0, 5.0, 10.0, 30.0)  # intervals whose dot says which it is
 PANELS = 9
 
 
 def draw(results: Sequence[Played], file: Path) -> None:
-    """Write the picture; more worlds than panels are in the table only."""
+    """Write the picture. If there are more worlds than panels, the others are left out."""
     worlds = chosen(list(dict.fromkeys(each.world for each in results)))
     rows = -(-len(worlds) // 3)
     figure, grid = plt.subplots(rows, min(3, len(worlds)), figsize=(11, 3.5 * rows + 0.9),
@@ -47,7 +47,7 @@ def draw(results: Sequence[Played], file: Path) -> None:
 
 
 def chosen(worlds: list[str]) -> list[str]:
-    """At most nine; an evening of one kind tells what that of another does."""
+    """At most nine; evenings of different kinds look alike."""
     spare = [world for world in worlds if "evening" in world and not world.startswith("fast")]
     spare += [world for world in worlds if "humps" in world and world[0] in "tr"]
     while spare and len(worlds) > PANELS:
@@ -90,7 +90,7 @@ def curve(
 
 
 def frame(axes: Axes, results: Sequence[Played]) -> None:
-    """What is worth seeing: the decades around our curves, with plain numbers."""
+    """Limit the axes to the surroundings of our curves, with plain numbers."""
     ours = [point for each in results for point in (each.ours, each.optimum)]
     ours += [each.first for each in results if each.is_steady]
     delays, looks = zip(*ours, strict=True)

@@ -1,10 +1,10 @@
-"""Where callbacks arrive: at a bare handler, or at a client with a receiver. Both wait alike."""
+"""Where callbacks arrive: at a bare handler, or at a client with a receiver. Both have one API."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
@@ -19,18 +19,38 @@ from _raw import (
     served,
 )
 from _server import Service
-from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, PollPolicy, TaskHandle
+from midapi_async import CallbackReceiver, MidAPIClient, PollPolicy, TaskHandle
 from midapi_async._wire.tokens import new_token
 
-# So fast that nothing waits for its turn: what a look costs is measured, not their pace.
+T = TypeVar("T")
+A = TypeVar("A")
+
+# No look waits for its turn: what is measured is the cost of looks, not their rate.
 UNPACED = PollPolicy(looks_per_second=10_000.0)
 
 
+async def each(work: Callable[[A], Awaitable[T]], items: Sequence[A], at_once: int) -> list[T]:
+    """Do something with every item, so many at once; the results in order."""
+    results: dict[int, T] = {}
+    queue = iter(enumerate(items))
+
+    async def take() -> None:
+        for index, item in queue:
+            results[index] = await work(item)
+
+    await asyncio.gather(*(take() for _ in range(at_once)))
+    return [results[index] for index in range(len(items))]
+
+
 class End(Protocol):
-    """One of both."""
+    """Submits tasks with a callback URL, and waits for the callbacks."""
 
     async def order(self, times: int) -> Sequence[str]:
         """Submit so many tasks; their ids."""
+        ...
+
+    def taken(self) -> int:
+        """How many of them were called back."""
         ...
 
     async def wait(self, task_id: str) -> object:
@@ -39,7 +59,7 @@ class End(Protocol):
 
 
 class RawEnd:
-    """A future for each token, a handler that resolves it, and one GET then."""
+    """A future for each token, a handler that resolves it, and then one GET."""
 
     def __init__(self, client: RawClient, receiver: RawReceiver, url: str) -> None:
         self._client, self._receiver, self._url = client, receiver, url
@@ -48,7 +68,7 @@ class RawEnd:
     async def order(self, times: int) -> Sequence[str]:
         """Submit so many tasks; their ids."""
         tokens = [new_token() for _ in range(times)]
-        task_ids = [await self._client.submit(f"{self._url}/{token}") for token in tokens]
+        task_ids = await each(self._client.submit, [f"{self._url}/{t}" for t in tokens], 32)
         self._futures = dict(zip(task_ids, self._receiver.expect(tokens), strict=True))
         return task_ids
 
@@ -72,7 +92,7 @@ class OurEnd:
 
     async def order(self, times: int) -> Sequence[str]:
         """Submit so many tasks; their ids."""
-        handles = [await self._client.generate(PROMPT) for _ in range(times)]
+        handles = await each(self._client.generate, [PROMPT] * times, 32)
         self._handles = {handle.task_id: handle for handle in handles}
         self._before = self._client.stats().callbacks
         return list(self._handles)
@@ -104,23 +124,27 @@ async def our_end(
     polling: PollPolicy = UNPACED,
 ) -> AsyncIterator[OurEnd]:
     """A client with the receiver's own server; without a folder, the journal is in memory."""
-    async with open_client(service, CallbackReceiver(None, port=0), journal, polling) as client:
+    receiver = CallbackReceiver(None, port=0)
+    async with open_client(service.url, receiver, journal, polling) as client:
         yield OurEnd(client)
 
 
 def open_client(
-    service: Service,
+    url: str,
     receiver: CallbackReceiver | None = None,
     journal: str | os.PathLike[str] | None = None,
     polling: PollPolicy = UNPACED,
+    time_scale: float = 1.0,
 ) -> MidAPIClient:
-    """A client without a limit, whatever the environment says."""
+    """A client without a rate limit; environment variables do not change it."""
+    # A variable of the environment would name a folder.
+    os.environ.pop("MIDAPI_JOURNAL", None)
     return MidAPIClient(
         API_KEY,
-        base_url=service.url,
+        base_url=url,
         receiver=receiver,
-        journal=MemoryJournal() if journal is None else journal,
+        journal=journal,
         rate_limit=None,
         polling=polling,
-        time_scale=1.0,
+        time_scale=time_scale,
     )

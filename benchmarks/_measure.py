@@ -1,6 +1,7 @@
-"""CPU time of several ways to do one thing, by turns in short slices.
+"""CPU time of several ways to do one thing, measured by turns in short slices.
 
-What else the machine does falls on all of them, and a ratio is that of two neighbours in time.
+Other load on the machine slows all ways alike, and a ratio compares two slices that ran one after
+the other.
 """
 
 import gc
@@ -12,7 +13,7 @@ import attrs
 
 
 async def _nothing(times: int) -> None:
-    """There is nothing to prepare."""
+    """Prepare nothing."""
 
 
 @attrs.frozen
@@ -21,8 +22,8 @@ class Way:
 
     Attributes:
         name: for the table.
-        run: does it so many times.
-        prepare: what has to be there first, and is not measured.
+        run: does it as often as its argument says.
+        prepare: is run before it and not measured.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Way:
 
 
 def one_by_one(name: str, once: Callable[[], Awaitable[object]]) -> Way:
-    """A way that does the thing once, made one that does it many times."""
+    """A way that awaits `once` again and again."""
 
     async def run(times: int) -> None:
         for _ in range(times):
@@ -46,9 +47,9 @@ class Cost:
 
     Attributes:
         us: µs of CPU, user and system, for one time; the median of the slices.
-        ratio: the same over the reference's neighbouring slices; the median.
-        low: a quarter of the slices' ratios lie below this one.
-        high: and a quarter above this one.
+        ratio: `us` divided by that of the reference's neighbouring slice; the median.
+        low: the lower quartile of the ratios.
+        high: the upper quartile of the ratios.
     """
 
     us: float
@@ -60,8 +61,7 @@ class Cost:
 async def slice_of(way: Way, times: int) -> float:
     """µs of CPU for one time, the mean of a slice.
 
-    What was there before is hidden from the garbage collector, so that nobody pays for the objects
-    of others; what the slice itself leaves behind is collected as ever.
+    Older objects are hidden from the garbage collector, so that a slice pays for its own only.
     """
     await way.prepare(times)
     gc.collect()
@@ -74,13 +74,13 @@ async def slice_of(way: Way, times: int) -> float:
 async def compare(
     ways: Sequence[Way], slices: int, seconds: float, most: int = 100_000
 ) -> Mapping[str, Cost]:
-    """Measure all ways by turns; the first is the reference.
+    """Measure all ways by turns; the first one is the reference.
 
     Args:
         ways: the ways.
-        slices: how many slices each gets.
+        slices: how many slices each way gets.
         seconds: of CPU for about one slice.
-        most: times in a slice.
+        most: largest number of times in a slice.
     """
     times = {}
     for way in ways:
@@ -92,10 +92,11 @@ async def compare(
         for way in ways if number % 2 else reversed(ways):
             costs[way.name].append(await slice_of(way, times[way.name]))
     reference = costs[ways[0].name]
-    return {name: _cost(each, reference) for name, each in costs.items()}
+    return {name: cost_of(each, reference) for name, each in costs.items()}
 
 
-def _cost(mine: Sequence[float], reference: Sequence[float]) -> Cost:
+def cost_of(mine: Sequence[float], reference: Sequence[float]) -> Cost:
+    """The figures of one way from its slices and the neighbouring ones of the reference."""
     ratios = [one / other for one, other in zip(mine, reference, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Cost(statistics.median(mine), middle, low, high)

@@ -1,6 +1,6 @@
 """Other SDKs, each pointed at the same local server: one POST and one GET of each.
 
-Which are installed is up to the machine; the extra ``bench`` has them all.
+The extra ``bench`` installs them all.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,7 +20,7 @@ class Peer:
     Attributes:
         name: as it is called on PyPI.
         submit: one POST that orders a picture.
-        look: one GET that tells what became of it.
+        look: one GET that returns its state.
         post: what `submit` calls.
         get: what `look` calls.
     """
@@ -93,7 +93,7 @@ _MAKERS = {"fal-client": _fal, "replicate": _replicate, "openai": _openai, "runw
 
 @asynccontextmanager
 async def peers(url: str) -> AsyncIterator[list[Peer]]:
-    """Those that are installed; of the others one line says that they are not."""
+    """Those that are installed; a line is printed for each of the others."""
     async with AsyncExitStack() as exits:
         found = []
         for name, maker in _MAKERS.items():

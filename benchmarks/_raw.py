@@ -1,4 +1,4 @@
-"""The reference: what a program without any SDK does, with bare aiohttp and the same bytes."""
+"""The reference: what a program without an SDK does, with bare aiohttp and the same bytes."""
 
 import asyncio
 import json
@@ -22,16 +22,26 @@ HEADERS = {
 
 
 class RawClient:
-    """MidAPI's two calls, written down as they stand in its documentation."""
+    """MidAPI's two calls, written down as they stand in its documentation.
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    Args:
+        session: for looks.
+        paid_session: for submits; it opens a connection for each.
+        url: of the service.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, paid_session: aiohttp.ClientSession, url: str
+    ) -> None:
         self._session = session
+        self._paid_session = paid_session
         self._url = url
 
     async def submit(self, callback_url: str | None = None) -> str:
         """One POST; the task id."""
         body = BODY if callback_url is None else {**BODY, "callBackUrl": callback_url}
-        async with self._session.post(f"{self._url}/api/v1/mj/generate", json=body) as response:
+        url = f"{self._url}/api/v1/mj/generate"
+        async with self._paid_session.post(url, json=body) as response:
             return str((await response.json())["data"]["taskId"])
 
     async def look(self, task_id: str) -> dict[str, object]:
@@ -44,14 +54,21 @@ class RawClient:
 
 @asynccontextmanager
 async def raw_client(url: str) -> AsyncIterator[RawClient]:
-    """A session with the SDK's headers, and JSON spelt as the SDK spells it."""
+    """Two sessions with the SDK's headers, and JSON spelt as the SDK spells it."""
     compact = partial(json.dumps, separators=(",", ":"), ensure_ascii=False)
-    async with aiohttp.ClientSession(headers=HEADERS, json_serialize=compact) as session:
-        yield RawClient(session, url)
+    async with (
+        aiohttp.ClientSession(headers=HEADERS) as session,
+        aiohttp.ClientSession(
+            headers={**HEADERS, "Accept-Encoding": "identity"},
+            json_serialize=compact,
+            connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        ) as paid_session,
+    ):
+        yield RawClient(session, paid_session, url)
 
 
 class RawReceiver:
-    """Callbacks that resolve a future: by their path, once their body is read."""
+    """Callbacks that resolve a future, found by the path, after the body is read."""
 
     def __init__(self) -> None:
         self._futures: dict[str, asyncio.Future[None]] = {}
@@ -81,9 +98,7 @@ class RawReceiver:
 
 
 @asynccontextmanager
-async def served(
-    runner: web.AppRunner | web.ServerRunner,
-) -> AsyncIterator[str]:
+async def served(runner: web.AppRunner | web.ServerRunner) -> AsyncIterator[str]:
     """The URL of what a runner serves on loopback."""
     await runner.setup()
     try:

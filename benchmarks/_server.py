@@ -1,8 +1,8 @@
-"""A MidAPI of canned answers in a process of its own, for what is measured against it.
+"""A MidAPI of canned answers in a process of its own.
 
-No framework: an `asyncio.Protocol` that knows each request by its first bytes, so that it costs as
-little as a server can, and the same for everybody. It answers MidAPI's two calls that matter and,
-under their own paths, one POST and one GET of each SDK that is compared. It calls back on command:
+It is an `asyncio.Protocol` without a framework, so that it costs as little as a server can. It
+answers a submit and a look of MidAPI and, under their own paths, one POST and one GET of each SDK
+that is compared. It also sends callbacks:
 
     async with Service() as service:
         ...                                  # submit to service.url, with a callBackUrl
@@ -17,156 +17,202 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import attrs
 
-PARAMS = json.dumps({"prompt": "a red fox in the snow", "speed": "fast", "taskType": "mj_txt2img"})
-FILES = [f"https://tempfile.aiquickdraw.com/m/{'0' * 32}_0_{number}.jpeg" for number in range(4)]
-ID = "0" * 32  # in the canned texts; every task has one of its own in its place
-RECORD = {
-    "code": 200,
-    "msg": "success",
-    "data": {
-        "taskId": ID,
-        "taskType": "mj_txt2img",
-        "paramJson": PARAMS,
-        "completeTime": 1760608373000,
-        "resultInfoJson": {"resultUrls": [{"resultUrl": url} for url in FILES]},
-        "successFlag": 1,
-        "createTime": 1760608306000,
+CREATED = 1_760_608_306_000  # epoch milliseconds
+TOOK = 67.0  # seconds
+ID = "0" * 32  # stands for the task id in the canned texts
+MOMENT = "2025-10-16T10:00:00Z"
+
+
+def files(task_id: str) -> list[str]:
+    """The URLs of a task's pictures."""
+    return [f"https://tempfile.aiquickdraw.com/m/{task_id}_0_{number}.jpeg" for number in range(4)]
+
+
+def record(
+    task_id: str,
+    created: int,
+    took: float | None,
+    task_type: str = "mj_txt2img",
+    speed: str | None = "fast",
+) -> dict[str, object]:
+    """The data of record-info, as MidAPI sends it.
+
+    Args:
+        task_id: of which task.
+        created: when it was accepted, in epoch milliseconds.
+        took: seconds; None while it is generating.
+        task_type: of the task.
+        speed: as it was asked for, or None.
+    """
+    params = {"prompt": "a red fox in the snow", "taskType": task_type}
+    result = {"resultUrls": [{"resultUrl": url} for url in files(task_id)]}
+    return {
+        "taskId": task_id,
+        "taskType": task_type,
+        "paramJson": json.dumps(params | ({"speed": speed} if speed else {})),
+        "completeTime": None if took is None else created + round(took * 1000),
+        "resultInfoJson": None if took is None else result,
+        "successFlag": 0 if took is None else 1,
+        "createTime": created,
         "errorCode": None,
         "errorMessage": None,
-    },
-}
-CALLBACK = {
-    "code": 200,
-    "msg": "success",
-    "data": {"taskId": ID, "promptJson": PARAMS, "resultUrls": FILES},
-}
-MOMENT = "2025-10-16T10:00:00Z"
-PREDICTION = {
-    "id": "p",
-    "model": "owner/model",
-    "version": "v",
-    "status": "succeeded",
-    "input": {"prompt": "a red fox in the snow"},
-    "output": FILES,
-    "logs": "",
-    "error": None,
-    "created_at": MOMENT,
-    "urls": {"get": "https://example.org/p", "cancel": "https://example.org/p/cancel"},
-}
-QUEUED = {
-    "request_id": "r",
-    "response_url": "BASE/owner/app/requests/r",
-    "status_url": "BASE/owner/app/requests/r/status",
-    "cancel_url": "BASE/owner/app/requests/r/cancel",
-    "queue_position": 0,
-}
-VIDEO = {
-    "id": "v",
-    "object": "video",
-    "model": "sora-2",
-    "status": "completed",
-    "progress": 100,
-    "created_at": 1760608306,
-    "completed_at": 1760608373,
-    "seconds": "4",
-    "size": "720x1280",
-}
-PEERS = {
-    b"POST /fal/": QUEUED,
-    b"GET /fal/": {"status": "COMPLETED", "logs": None, "metrics": {}, "request_id": "r"},
-    b"POST /replicate/": PREDICTION,
-    b"GET /replicate/": PREDICTION,
-    b"POST /openai/": {"created": 1760608306, "data": [{"url": url} for url in FILES]},
-    b"GET /openai/": VIDEO,
-    b"POST /runwayml/": {"id": "r", "estimatedCost": {"credits": 8}},
-    b"GET /runwayml/": {
-        "id": "r",
-        "status": "SUCCEEDED",
-        "createdAt": MOMENT,
-        "output": FILES,
-        "cost": {"credits": 8},
-    },
-}
+    }
+
+
+def callback(task_id: str) -> bytes:
+    """The body of a callback."""
+    data = {"taskId": task_id, "promptJson": "{}", "resultUrls": files(task_id)}
+    return _dump({"code": 200, "msg": "success", "data": data})
+
+
+def answer(data: object) -> bytes:
+    """MidAPI's answer with this data, as it goes over the wire."""
+    return _response({"code": 200, "msg": "success", "data": data})
+
+
+def _response(value: object) -> bytes:
+    body = _dump(value)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
 def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _answer(body: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    return head % len(body) + body
+class Connection(asyncio.Protocol):
+    """One client's connection, without pipelining.
 
+    Args:
+        respond: makes the response to a request's head and body.
+        delay: seconds until the response is sent.
+    """
 
-class _Answers:
-    """What is answered to a request, and the callback URLs that submissions named."""
-
-    def __init__(self) -> None:
-        self.callback_urls: dict[str, str] = {}
-        self.last: dict[bytes, bytes] = {}  # the last request of each method, as it came
-        self._numbers = itertools.count(1)
-        self._record = _answer(_dump(RECORD))
-        self._peers = {start: _answer(_dump(body)) for start, body in PEERS.items()}
-
-    def stand_at(self, url: str) -> None:
-        """Answers that hold URLs are told which."""
-        queued = _dump(QUEUED).replace(b"BASE", f"{url}/fal".encode())
-        self._peers[b"POST /fal/"] = _answer(queued)
-
-    def to(self, head: bytes, body: bytes) -> bytes:
-        """The answer to one request."""
-        if head.startswith(b"GET /api/v1/mj/record-info?taskId="):
-            return self._record.replace(ID.encode(), head[34:66])
-        if head.startswith(b"POST /api/"):
-            return self._submit(body)
-        start = head[: head.find(b"/", head.find(b"/") + 1) + 1]
-        return self._peers[start]
-
-    def _submit(self, body: bytes) -> bytes:
-        task_id = f"{next(self._numbers):032x}"
-        if found := re.search(rb'"callBackUrl": ?"([^"]+)"', body):
-            self.callback_urls[task_id] = found[1].decode()
-        return _answer(_dump({"code": 200, "msg": "success", "data": {"taskId": task_id}}))
-
-
-class _Connection(asyncio.Protocol):
-    """One client's connection."""
-
-    def __init__(self, answers: _Answers) -> None:
-        self._answers = answers
+    def __init__(self, respond: Callable[[bytes, bytes], bytes], delay: float = 0.0) -> None:
+        self._respond = respond
+        self._delay = delay
         self._buffer = b""
         self._transport: asyncio.WriteTransport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answer a request when all of it is here."""
         self._buffer += data
-        for head, body in self._requests():
-            self._answers.last[head[:4].strip()] = head + b"\r\n\r\n" + body
-            self._transport.write(self._answers.to(head, body))
+        head, end, body = self._buffer.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        if not end or len(body) < int(length[1] if length else 0):
+            return
+        self._buffer = b""
+        response = self._respond(head, body)
+        if self._delay:
+            asyncio.get_running_loop().call_later(self._delay, self._transport.write, response)
+        else:
+            self._transport.write(response)
 
-    def _requests(self) -> Iterator[tuple[bytes, bytes]]:
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end]
-            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-            whole = end + 4 + (int(length[1]) if length else 0)
-            if len(self._buffer) < whole:
-                return
-            body, self._buffer = self._buffer[end + 4 : whole], self._buffer[whole:]
-            yield head, body
+
+async def listen(connection: Callable[[], Connection]) -> tuple[asyncio.Server, str]:
+    """A server on loopback, and its URL."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(connection, "127.0.0.1", 0, backlog=1024)
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+# ─── in the process of the server ────────────────────────────────────────────────────────────────
+
+
+def _peers(url: str) -> dict[bytes, bytes]:
+    """The answers to other SDKs, by the beginning of the request."""
+    queue = f"{url}/fal/owner/app/requests/r"
+    prediction = {
+        "id": "p",
+        "model": "owner/model",
+        "version": "v",
+        "status": "succeeded",
+        "input": {"prompt": "a red fox in the snow"},
+        "output": files(ID),
+        "logs": "",
+        "error": None,
+        "created_at": MOMENT,
+        "urls": {"get": "https://example.org/p", "cancel": "https://example.org/p/cancel"},
+    }
+    answers: dict[bytes, object] = {
+        b"POST /fal/": {
+            "request_id": "r",
+            "response_url": queue,
+            "status_url": f"{queue}/status",
+            "cancel_url": f"{queue}/cancel",
+            "queue_position": 0,
+        },
+        b"GET /fal/": {"status": "COMPLETED", "logs": None, "metrics": {}, "request_id": "r"},
+        b"POST /replicate/": prediction,
+        b"GET /replicate/": prediction,
+        b"POST /openai/": {"created": 1760608306, "data": [{"url": each} for each in files(ID)]},
+        b"GET /openai/": {
+            "id": "v",
+            "object": "video",
+            "model": "sora-2",
+            "status": "completed",
+            "progress": 100,
+            "created_at": 1760608306,
+            "completed_at": 1760608373,
+            "seconds": "4",
+            "size": "720x1280",
+        },
+        b"POST /runwayml/": {"id": "r", "estimatedCost": {"credits": 8}},
+        b"GET /runwayml/": {
+            "id": "r",
+            "status": "SUCCEEDED",
+            "createdAt": MOMENT,
+            "output": files(ID),
+            "cost": {"credits": 8},
+        },
+    }
+    return {start: _response(value) for start, value in answers.items()}
+
+
+class _Answers:
+    """The responses, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.callback_urls: dict[str, str] = {}  # by task id
+        self.last: dict[str, str] = {}  # the last request of each method
+        self.requests = 0
+        self.finished = 1.0  # the share of the tasks that are
+        self.peers: dict[bytes, bytes] = {}
+        self._numbers = itertools.count(1)
+        self._done = answer(record(ID, CREATED, TOOK))
+        self._generating = answer(record(ID, CREATED, None))
+
+    def respond(self, head: bytes, body: bytes) -> bytes:
+        """The response to a request."""
+        self.requests += 1
+        method = head[: head.find(b" ")].decode()
+        self.last[method] = f"{head.decode()}\r\n\r\n{body.decode()}"
+        if head.startswith(b"GET /api/v1/mj/record-info?taskId="):
+            task_id = head[34:66]
+            is_finished = int(task_id, 16) * 0.618034 % 1 < self.finished
+            return (self._done if is_finished else self._generating).replace(ID.encode(), task_id)
+        if head.startswith(b"POST /api/"):
+            name = f"{next(self._numbers):032x}"
+            if found := re.search(rb'"callBackUrl": ?"([^"]+)"', body):
+                self.callback_urls[name] = found[1].decode()
+            return answer({"taskId": name})
+        return self.peers[head[: head.find(b"/", head.find(b"/") + 1) + 1]]
 
 
 class _Line(asyncio.Protocol):
-    """One connection that is kept, and carries one callback after another."""
+    """A kept connection to a receiver that carries one callback after another."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -191,7 +237,7 @@ class _Line(asyncio.Protocol):
             self._status.set_exception(exc or ConnectionResetError("closed without an answer"))
 
     async def call(self, message: bytes) -> tuple[float, int]:
-        """When its bytes were written, and the status that was answered."""
+        """When the bytes were written, and the status of the answer."""
         self._buffer, self._status = b"", asyncio.get_running_loop().create_future()
         sent_at = time.monotonic()
         self._transport.write(message)
@@ -203,65 +249,61 @@ class _Caller:
 
     def __init__(self, callback_urls: dict[str, str]) -> None:
         self._urls = callback_urls
-        self._lines: dict[tuple[str, int], list[_Line]] = {}
+        self._lines: dict[str, list[_Line]] = {}  # by host and port
 
     async def call(self, task_ids: Sequence[str], at_once: int) -> dict[str, object]:
-        """Call back for each task, over so many connections, each one after another."""
+        """Call back for each task over so many connections, on each one after another."""
         messages = [self._message(task_id) for task_id in task_ids]
-        host, port = _place(self._urls[task_ids[0]])
-        lines = [await self._line(host, port) for _ in range(min(at_once, len(task_ids)))]
-        told: list[tuple[float, int]] = [(0.0, 0)] * len(messages)
+        place = urlsplit(self._urls[task_ids[0]])
+        kept = self._lines.setdefault(place.netloc, [])
+        lines = [line for line in kept if line.is_open][:at_once]
+        loop = asyncio.get_running_loop()
+        while len(lines) < min(at_once, len(task_ids)):
+            _, line = await loop.create_connection(_Line, place.hostname or "", place.port or 80)
+            lines.append(line)
+        answers: list[tuple[float, int]] = [(0.0, 0)] * len(messages)
         queue = iter(enumerate(messages))
 
         async def carry(line: _Line) -> None:
-            for number, message in queue:
-                told[number] = await line.call(message)
+            for index, message in queue:
+                answers[index] = await line.call(message)
 
         await asyncio.gather(*map(carry, lines))
-        self._lines[host, port] += lines
-        return {"sent_at": [at for at, _ in told], "statuses": sorted({s for _, s in told})}
-
-    async def _line(self, host: str, port: int) -> _Line:
-        kept = self._lines.setdefault((host, port), [])
-        while kept:
-            if (line := kept.pop()).is_open:
-                return line
-        return (await asyncio.get_running_loop().create_connection(_Line, host, port))[1]
+        kept[:] = {*kept, *lines}
+        sent_at, statuses = zip(*answers, strict=True)
+        return {"sent_at": sent_at, "statuses": sorted(set(statuses))}
 
     def _message(self, task_id: str) -> bytes:
-        url = self._urls[task_id]
-        host, port = _place(url)
-        body = _dump(CALLBACK).replace(ID.encode(), task_id.encode())
+        place, body = urlsplit(self._urls[task_id]), callback(task_id)
         head = (
-            f"POST {urlsplit(url).path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\n"
             "User-Agent: okhttp/4.9.0\r\nAccept: */*\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
 
 
-def _place(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or 80
-
-
 async def _serve() -> None:
     """Serve until stdin ends; each line of it is a command, each line of stdout its answer."""
-    loop, answers = asyncio.get_running_loop(), _Answers()
+    answers = _Answers()
     caller = _Caller(answers.callback_urls)
-    server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    answers.stand_at(url)
+    _, url = await listen(lambda: Connection(answers.respond))
+    answers.peers = _peers(url)
     commands = asyncio.StreamReader(limit=1 << 24)
+    loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    print(json.dumps({"url": url}), flush=True)
+    print(json.dumps(url), flush=True)
     while line := await commands.readline():
         command = json.loads(line)
         if "call" in command:
-            told = await caller.call(command["call"], command["at_once"])
+            result: object = await caller.call(command["call"], command["at_once"])
         else:
-            told = {method.decode(): each.decode() for method, each in answers.last.items()}
-        print(json.dumps(told), flush=True)
+            answers.finished = command.get("finished", answers.finished)
+            result = {"last": answers.last, "requests": answers.requests}
+        print(json.dumps(result), flush=True)
+
+
+# ─── in the process that measures ────────────────────────────────────────────────────────────────
 
 
 @attrs.frozen
@@ -278,11 +320,12 @@ class Calls:
 
 
 class Service:
-    """The process, while the block lasts."""
+    """The server's process, while the block lasts."""
 
     url: str
 
     async def __aenter__(self) -> Self:
+        """Start it."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             __file__,
@@ -290,7 +333,7 @@ class Service:
             stdout=subprocess.PIPE,
             limit=1 << 24,
         )
-        self.url = str((await self._told())["url"])
+        self.url = str(await self._read())
         return self
 
     async def __aexit__(
@@ -299,28 +342,36 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """End it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
 
     async def call(self, task_ids: Sequence[str], at_once: int = 1) -> Calls:
         """Call back for each of these tasks, over so many connections at once."""
-        told = await self._ask({"call": list(task_ids), "at_once": at_once})
-        return Calls(**told)
+        return Calls(**await self._ask({"call": list(task_ids), "at_once": at_once}))
 
     async def last(self, method: str) -> str:
         """The last request of a method, head and body, as it came."""
-        return str((await self._ask({}))[method])
+        return str((await self._ask({}))["last"][method])
+
+    async def requests(self) -> int:
+        """How many requests came until now."""
+        return int((await self._ask({}))["requests"])
+
+    async def finish(self, share: float) -> None:
+        """Let this share of the tasks be finished, the others not."""
+        await self._ask({"finished": share})
 
     async def _ask(self, command: object) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
-        return await self._told()
+        answers: dict[str, Any] = await self._read()
+        return answers
 
-    async def _told(self) -> dict[str, Any]:
+    async def _read(self) -> Any:  # noqa: ANN401 - JSON
         assert self._process.stdout is not None
-        told: dict[str, Any] = json.loads(await self._process.stdout.readline())
-        return told
+        return json.loads(await self._process.stdout.readline())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A MidAPI in virtual time: the real client, on real sockets, in the `VirtualLoop` that runs it.
 
-A look or a submit takes no time at all there, so that a delay is the schedule's and nothing else.
+A look or a submit takes no virtual time, so that all delay comes from the schedule.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 
-from _service import Connection, record
+from _server import Connection, answer, callback, listen, record
 
 BORN = int(time.time() * 1000)
 
@@ -25,7 +25,7 @@ class Fate:
         duration: how long it takes, in seconds.
         body: what was asked for.
         looks: how often it was looked at.
-        delay: seconds from its end to the moment its waiter went on.
+        delay: seconds from its end to the moment its waiter resumed.
     """
 
     begun: float
@@ -41,7 +41,7 @@ class Fate:
 
 
 class VirtualService:
-    """Tasks that take as long as they are told.
+    """Tasks with given durations.
 
     Args:
         durations: of the tasks, in the order in which they are submitted.
@@ -62,19 +62,20 @@ class VirtualService:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
         """Its URL, while it serves."""
-        server = await self._loop.create_server(lambda: Connection(self.answer), "127.0.0.1", 0)
+        server, url = await listen(lambda: Connection(self._respond))
         async with server:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield url
             if self._calls:
                 await asyncio.wait(self._calls)
 
-    def answer(self, submitted: bytes | None, task_id: str) -> object:
-        """The data of a submission, or of a look."""
-        if submitted is not None:
-            return {"taskId": self._accept(json.loads(submitted))}
+    def _respond(self, head: bytes, body: bytes) -> bytes:
+        """Answer a submission, or a look."""
+        if head.startswith(b"POST"):
+            return answer({"taskId": self._accept(json.loads(body))})
+        task_id = head.split(b" ", 2)[1].rpartition(b"taskId=")[2].decode()
         fate = self.fates[task_id]
         fate.looks += 1
-        return self._record(task_id, fate)
+        return answer(self._record(task_id, fate))
 
     def _accept(self, body: dict[str, object]) -> str:
         task_id = f"{len(self.fates):032x}"
@@ -88,19 +89,12 @@ class VirtualService:
         created = BORN + round(fate.begun * 1000)
         took = fate.duration if self._loop.time() >= fate.end else None
         speed = fate.body.get("speed")
-        return record(
-            task_id,
-            created,
-            took,
-            task_type=str(fate.body["taskType"]),
-            speed=None if speed is None else str(speed),
-        )
+        task_type = str(fate.body["taskType"])
+        return record(task_id, created, took, task_type, None if speed is None else str(speed))
 
     def _call(self, task_id: str, fate: Fate) -> None:
         assert self._call_back is not None
-        urls = [f"https://tempfile.aiquickdraw.com/m/{task_id}_0_{n}.jpeg" for n in range(4)]
-        data = {"taskId": task_id, "promptJson": "{}", "resultUrls": urls}
-        body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
-        call = asyncio.ensure_future(self._call_back(str(fate.body["callBackUrl"]), body))
+        url = str(fate.body["callBackUrl"])
+        call = asyncio.ensure_future(self._call_back(url, callback(task_id)))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)

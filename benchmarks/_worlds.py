@@ -1,6 +1,6 @@
-"""The worlds of `looks.py`: how long tasks really take there, and what to look best costs.
+"""The worlds of `looks.py`: how long tasks really take there, and the best times to look.
 
-The optimum here shares nothing with `midapi_async._tracking.schedule`: it knows the true
+The optimum here shares no code with `midapi_async._tracking.schedule`: it knows the true
 distribution, has ten times as many moments to look at, no least time between looks, and no jitter.
 """
 
@@ -68,8 +68,8 @@ def _below(deviations: float) -> float:
 def optimum(spread: Spread, price: float) -> tuple[float, ...]:
     """When to look if the truth is known: the least delay + price × looks there is.
 
-    A dynamic programme over what is still to pay after a look that found nothing: the look itself
-    for everybody who is still there, the delay of those whom the next look finds, and the rest.
+    A dynamic programme over the cost that remains after a look that found nothing: the next look
+    of the tasks that still run, the delay of those that it finds finished, and the rest.
     """
     times = spread.moments
     shares, sums = zip((0.0, 0.0), *map(spread.until, times[1:]), strict=True)
@@ -77,7 +77,7 @@ def optimum(spread: Spread, price: float) -> tuple[float, ...]:
     rest = [math.inf] * final + [0.0]
     after = [final] * final
     for here in range(final - 1, -1, -1):
-        # Σ of (next − duration) over those who finish between here and next.
+        # The sum of (next − duration) over the tasks that finish between here and next.
         gone, spent = shares[here], sums[here]
         best, after[here] = min(
             (times[to] * (shares[to] - gone) - sums[to] + rest[to], to)
@@ -119,8 +119,8 @@ class World:
         name: for tables.
         request: what is bought.
         spread: of the first tasks.
-        slower: times as slow as the first the n-th of so many measured tasks is.
-        settles: measured tasks that are for getting used to it, and are told apart.
+        slower: how many times slower than the first the n-th of so many measured tasks is.
+        settles: how many measured tasks are for adapting, and are counted apart.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The client: composes the rooms of the house. No parsing, no loops."""
+"""The client: what a user calls. Each method is a few steps; the other packages do the work."""
 
 from __future__ import annotations
 
@@ -6,41 +6,30 @@ import asyncio
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from ssl import SSLContext
-from types import EllipsisType
-from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+from types import EllipsisType, TracebackType
+from typing import Literal, Self, Unpack, overload
 
 import attrs
 
-from ._runtime.clock import Clock
 from ._runtime.urls import is_loopback, url_problem
-from ._submission.gate import Gate, shared_gate
-from ._submission.submitter import Order, Submitter, Ways
-from ._tracking.recorder import Outcomes
+from ._session import Session
 from ._tracking.schedule import Expected, Schedule
-from ._tracking.tracker import Tracker
 from ._wire.bodies import make_request
-from ._wire.endpoints import Api
-from ._wire.transport import Transport
 from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
-from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts, environment, settings
+from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
-from .files.download import Downloader
-from .handle import Desk, TaskHandle, check_seconds, handle_of, kind_of
-from .intents import Intents
-from .journal import Experience
+from .handle import TaskHandle, check_seconds, handle_of, kind_of
+from .intents import Intents, all_rows
+from .journal import BOUGHT, Journal
 from .journal.memory import MemoryJournal
 from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import TracebackType
-
-    from .journal import Journal
-    from .tasks import TaskDetails
+from .tasks import TaskDetails
 
 _log = logging.getLogger("midapi_async")
 
@@ -50,9 +39,6 @@ _DEFAULT_POLLING = PollPolicy()
 _DEFAULT_RATE_LIMIT = RateLimit(20, per=10.0)
 _DEFAULT_TIMEOUTS = Timeouts()
 
-CLOSE_PATIENCE = 20.0  # loop seconds that a POST on its way gets when the client closes
-RECORD_PATIENCE = 5.0  # loop seconds for what is still to be written then
-
 
 @attrs.frozen(kw_only=True)
 class ClientStats:
@@ -61,10 +47,10 @@ class ClientStats:
     Attributes:
         submits: POSTs that were sent to buy something, repeated ones included.
         looks: GETs of record-info.
-        callbacks: callbacks that were taken.
-        ignored_callbacks: callbacks with a good token that named a task of somebody else.
-        waiting: waits that are going on.
-        at_the_gate: submissions that wait for their turn.
+        callbacks: callbacks that were accepted.
+        ignored_callbacks: callbacks with a valid token that named another intent's task.
+        waiting: waits for a result that are going on.
+        at_the_gate: submissions that wait for a slot, or to be sent again.
     """
 
     submits: int
@@ -75,83 +61,44 @@ class ClientStats:
     at_the_gate: int
 
 
-class _Presence:
-    """Where a client is open: in one process, in one event loop, until it is closed."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.is_over = False
-        self._process = os.getpid()
-
-    def check(self) -> None:
-        """Raise if this is not the place."""
-        if self.is_over:
-            raise ClientClosed
-        if os.getpid() != self._process:
-            raise InvalidRequestError(
-                {"client": "was opened in the parent process: open one of its own after a fork"}
-            )
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is not self.loop:
-            raise InvalidRequestError(
-                {"client": "is open in another event loop: use it there, or make another client"}
-            )
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class _Rooms:
-    """What exists while a client is open."""
-
-    presence: _Presence
-    clock: Clock
-    api: Api
-    gate: Gate
-    tracker: Tracker
-    submitter: Submitter
-    inbox: ClientInbox
-    outcomes: Outcomes
-    downloader: Downloader
-    desk: Desk
-    intents: Intents
-    exits: AsyncExitStack
-
-
 class MidAPIClient:
-    """Buys pictures and videos of MidAPI, at most once each, and wakes when they are there.
+    """Buys pictures and videos from MidAPI, each at most once, and waits until they are ready.
 
-    Use it as ``async with MidAPIClient() as client:``. One event loop at a time; closed, it may be
-    opened again in another.
+    Use it as ``async with MidAPIClient() as client:``. It works in one event loop at a time; after
+    it was closed it may be opened again, also in another loop.
 
     Args:
-        api_key: else MIDAPI_API_KEY, or the file that MIDAPI_API_KEY_FILE names.
-        base_url: else MIDAPI_BASE_URL, else https://api.midapi.ai.
-        receiver: takes MidAPI's callbacks; without one results are found by looking alone.
-        journal: where submissions are remembered: a folder on a local disk, shared by all processes
-            of the machine; or a `Journal`, which stays yours to close; else MIDAPI_JOURNAL, a
-            folder; else in memory, as long as this client lives.
-        namespace: keys, ``resume`` and ``intents`` see only what has the same base URL and this.
-        ack: "auto": a result is taken when a wait has handed it over; "manual": when you say so
-            with ``handle.ack()``.
-        retry: when a submission is given up that certainly was not bought.
-        polling: how results are looked for.
-        rate_limit: submissions that the account may make; None for no limit of ours. Shared by all
-            clients of the account with the same limit in this event loop, and with a journal's
-            folder on this machine; those with different limits do not share.
-        timeouts: how long to wait for what.
-        ssl: a TLS context of your own.
-        proxy: an HTTP proxy's URL.
-        time_scale: else MIDAPI_TIME_SCALE; divides every wait. For a sandbox on loopback.
-        allow_http: else MIDAPI_ALLOW_HTTP; allows plain http beyond loopback, with a warning.
+        api_key: your key; the default is MIDAPI_API_KEY, or the file in MIDAPI_API_KEY_FILE.
+        base_url: MidAPI's address; the default is MIDAPI_BASE_URL, else https://api.midapi.ai.
+        receiver: takes MidAPI's callbacks; without one, results are found by looking only.
+        journal: where submissions are stored: a folder on a local disk, shared by all processes of
+            the machine; or a `Journal`, which you close yourself. The default is the folder in
+            MIDAPI_JOURNAL, else memory, for as long as this client lives.
+        namespace: keys, ``resume`` and ``intents`` see only submissions with the same base URL and
+            the same namespace.
+        ack: "auto": a result counts as taken when a wait has returned it; "manual": when you call
+            ``handle.ack()``.
+        retry: how long to retry a submission that was certainly not bought.
+        polling: how to look for results.
+        rate_limit: how many submissions the account may make; None for no limit on our side. It is
+            shared by all clients of the account in this event loop, or, with a journal's folder, on
+            this machine. If they have different limits, the smallest one holds.
+        timeouts: how long to wait for connections, answers and results.
+        ssl: your own TLS context.
+        proxy: the URL of an HTTP proxy.
+        time_scale: divides every waiting time, for a sandbox on loopback; the default is
+            MIDAPI_TIME_SCALE.
+        allow_http: allow plain http to other machines, with a warning; the default is
+            MIDAPI_ALLOW_HTTP.
 
     Raises:
         InvalidRequestError: naming each setting that is missing or wrong.
     """
 
-    _rooms: _Rooms | None = None
-    _opened = False
+    _session: Session | None = None
+    _inbox: ClientInbox
+    _exits: AsyncExitStack
+    _was_opened = False
     _is_opening = False
     _closing: asyncio.Task[None] | None = None
     _warned_of_keys = False
@@ -178,8 +125,10 @@ class MidAPIClient:
         self._receiver = receiver
         self._journal = _journal(journal)
         self._owns_journal = self._journal is not journal
-        self._scope = _scope(self._settings, namespace)
-        _check_kinds(
+        _check_options(
+            namespace,
+            ack,
+            proxy,
             receiver=(receiver, CallbackReceiver, None),
             retry=(retry, RetryPolicy),
             polling=(polling, PollPolicy),
@@ -187,23 +136,32 @@ class MidAPIClient:
             timeouts=(timeouts, Timeouts),
             ssl=(ssl, SSLContext, None),
         )
-        self._proxy = _proxy(proxy)
-        self._takes_at_once = _takes_at_once(ack)
-        self._retry = retry
-        self._polling = polling
-        self._rate_limit = rate_limit
-        self._timeouts = timeouts
-        self._ssl = ssl
         self._schedule = Schedule(
             price=polling.look_price, floor=polling.floor, ceiling=polling.ceiling
         )
+        # Called by `open`: everything that exists only while the client is open.
+        self._make_session = partial(
+            Session,
+            settings=self._settings,
+            journal=self._journal,
+            scope=f"{self._settings.base_url.origin()} {namespace}",
+            callback_url=receiver.callback_url if receiver else None,
+            takes_at_once=ack == "auto",
+            schedule=self._schedule,
+            polling=polling,
+            retry=retry,
+            rate_limit=rate_limit,
+            timeouts=timeouts,
+            ssl=ssl,
+            proxy=proxy,
+        )
 
     def __repr__(self) -> str:
-        state = "open" if self._rooms else "closed" if self._opened else "not opened"
+        state = "open" if self._session else "closed" if self._was_opened else "not opened"
         return f"<MidAPIClient {self._settings.base_url} {state}>"
 
     def __del__(self) -> None:
-        if getattr(self, "_rooms", None) is not None:
+        if getattr(self, "_session", None) is not None:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
 
     # ─── opening and closing ─────────────────────────────────────────────────────────────────────
@@ -221,18 +179,18 @@ class MidAPIClient:
         await self.aclose()
 
     async def open(self) -> None:
-        """What ``async with`` does first.
+        """Open the client, as ``async with`` does at its start.
 
         Raises:
-            ReceiverError: the receiver cannot listen.
+            ReceiverError: the receiver cannot listen on its port.
             JournalError: the journal cannot be used.
         """
-        if self._closing is not None:
+        if self._closing is not None and not self._closing.get_loop().is_closed():
             await asyncio.wait({self._closing})
-        if self._rooms is not None and self._rooms.presence.loop.is_closed():
-            self._rooms = None  # that loop ended without closing it
-        if self._rooms is not None or self._is_opening:
-            raise InvalidRequestError({"client": "is open already"})
+        if self._session is not None and self._session.loop.is_closed():
+            self._session = None  # that loop was closed and the client was not
+        if self._session is not None or self._is_opening:
+            raise InvalidRequestError({"client": "is already open"})
         self._is_opening = True
         try:
             await self._open()
@@ -240,177 +198,69 @@ class MidAPIClient:
             self._is_opening = False
 
     async def _open(self) -> None:
-        if self._receiver is not None and not is_loopback(self._settings.base_url):
-            self._receiver.check_reachable()
+        receiver = self._receiver
+        if receiver is not None and not is_loopback(self._settings.base_url):
+            receiver.check_reachable()
         async with AsyncExitStack() as exits:
             if self._owns_journal:
                 exits.push_async_callback(self._journal.aclose)
-            rooms = self._furnish(exits)
-            await self._journal.take_over(self._scope)
-            await self._recall()
-            if self._receiver is not None:
-                await self._receiver.attach(rooms.inbox)
-                exits.push_async_callback(self._receiver.detach, rooms.inbox)
-                rooms.inbox.open()
-            rooms.tracker.start()
-            self._rooms = attrs.evolve(rooms, exits=exits.pop_all())
-            self._opened = True
-
-    async def _recall(self) -> None:
-        """How long tasks took, as far as the journal knows; else what this client saw."""
-        if isinstance(self._journal, Experience):
-            origin = str(self._settings.base_url.origin())
-            for kind, durations in (await self._journal.durations(origin)).items():
-                self._schedule.recall(kind, durations)
-
-    def _furnish(self, exits: AsyncExitStack) -> _Rooms:
-        """Make every room, from the network inwards; they are left in the reverse order."""
-        presence = _Presence()
-        clock = Clock(self._settings.time_scale)
-        transport = self._make_transport(clock)
-        exits.push_async_callback(transport.aclose)
-        downloader = self._make_downloader()
-        exits.push_async_callback(downloader.aclose)
-        api = Api(transport, self._settings, self._timeouts)
-        gate = _gate(self._journal, self._settings, self._rate_limit, clock)
-        exits.callback(gate.close)
-        outcomes = self._make_outcomes()
-        tracker = Tracker(
-            look=api.look,
-            schedule=self._schedule,
-            policy=self._polling,
-            clock=clock,
-            keep=outcomes.keep_duration,
-        )
-        submitter = self._make_submitter(api, gate, tracker, clock)
-        desk = self._make_desk(api, tracker, outcomes, clock, presence)
-        return _Rooms(
-            presence=presence,
-            clock=clock,
-            api=api,
-            gate=gate,
-            tracker=tracker,
-            submitter=submitter,
-            inbox=self._make_inbox(api, tracker, submitter),
-            outcomes=outcomes,
-            downloader=downloader,
-            desk=desk,
-            intents=self._make_intents(submitter, desk),
-            exits=exits,
-        )
-
-    def _make_outcomes(self) -> Outcomes:
-        return Outcomes(
-            self._journal,
-            origin=str(self._settings.base_url.origin()),
-            takes_at_once=self._takes_at_once,
-        )
-
-    def _make_transport(self, clock: Clock) -> Transport:
-        return Transport(
-            self._settings,
-            clock,
-            connect_timeout=self._timeouts.connect,
-            ssl=self._ssl,
-            proxy=self._proxy,
-        )
-
-    def _make_downloader(self) -> Downloader:
-        return Downloader(
-            allow_http=is_loopback(self._settings.base_url),
-            connect_timeout=self._timeouts.connect,
-            read_timeout=self._timeouts.look,
-            total_timeout=self._timeouts.wait,
-            ssl=self._ssl,
-            proxy=self._proxy,
-        )
-
-    def _make_submitter(self, api: Api, gate: Gate, tracker: Tracker, clock: Clock) -> Submitter:
-        return Submitter(
-            journal=self._journal,
-            scope=self._scope,
-            gate=gate,
-            ways=Ways(
-                send=api.submit,
-                callback_url=self._receiver.callback_url if self._receiver else None,
-                slow_down=tracker.rest,
-            ),
-            clock=clock,
-            give_up_after=self._retry.give_up_after,
-        )
-
-    def _make_inbox(self, api: Api, tracker: Tracker, submitter: Submitter) -> ClientInbox:
-        return ClientInbox(
-            journal=self._journal,
-            scope=self._scope,
-            submitter=submitter,
-            tracker=tracker,
-            look=api.look,
-            is_shared=not isinstance(self._journal, MemoryJournal),
-        )
-
-    def _make_desk(
-        self, api: Api, tracker: Tracker, outcomes: Outcomes, clock: Clock, presence: _Presence
-    ) -> Desk:
-        return Desk(
-            tracker=tracker,
-            look=api.details,
-            outcomes=outcomes,
-            clock=clock,
-            patience=self._timeouts.wait,
-            check=presence.check,
-        )
-
-    def _make_intents(self, submitter: Submitter, desk: Desk) -> Intents:
-        return Intents(
-            journal=self._journal,
-            scope=self._scope,
-            submitter=submitter,
-            desk=desk,
-            patience=self._timeouts.wait,
-        )
+            session = self._make_session()
+            inbox = ClientInbox(session)
+            # They run in reverse order: the receiver must still answer callbacks while POSTs end.
+            exits.push_async_callback(session.close_connections)
+            await session.open()
+            exits.push_async_callback(inbox.aclose)
+            if receiver is not None:
+                await receiver.attach(inbox)
+                exits.push_async_callback(receiver.detach, inbox)
+                inbox.open()
+            exits.push_async_callback(session.finish)
+            session.tracker.start()
+            self._session, self._inbox, self._exits = session, inbox, exits.pop_all()
+            self._was_opened = True
 
     def stop_waiting(self) -> None:
-        """End every wait at once, later ones too; everything else works on.
+        """End every wait now, and every later one at once, and send nothing more.
 
-        For servers that let open requests end before they let you close the client, as uvicorn
-        does: call it when the server is told to stop. Each wait raises `ClientClosed` with its
-        task's id, and ``intents.settle`` raises `SubmissionUnknown`; the tasks go on and can be
-        awaited again by another client. Without effect while the client is not open.
+        Some servers, such as uvicorn, finish their open requests before you can close the client.
+        Call this when such a server begins to shut down. Each wait raises `ClientClosed` with its
+        task's id; so does a submission that waits to be sent, and every later one (without an id);
+        ``intents.settle`` raises `SubmissionUnknown`. POSTs that are under way finish. Tasks go on
+        and can be awaited by another client. Without effect while the client is not open.
         """
-        if self._rooms is not None:
-            self._rooms.submitter.stop_waiting()
-            self._rooms.tracker.stop_waiting()
+        if self._session is not None:
+            self._session.stop_waiting()
 
     async def aclose(self) -> None:
-        """Take no more work, let POSTs on their way answer, and let go of everything.
+        """Close the client: send nothing more, wait for the answers to POSTs, close everything.
 
-        Every wait gets `ClientClosed` with its task's id. A POST that has no answer after 20 s is
-        left as unknown. Closing twice is closing once; cancelled, it goes on by itself.
+        Every wait raises `ClientClosed` with its task's id. A POST without an answer after 20 s
+        becomes an unknown submission. A second call waits for the first one; if this is cancelled,
+        closing goes on in the background.
         """
-        rooms = self._rooms
-        if rooms is not None and rooms.presence.loop.is_closed():
-            self._rooms = rooms = None  # that loop ended without closing it, and all of it
-        if rooms is not None:
-            rooms.presence.check()
-            self._rooms, rooms.presence.is_over = None, True
-            self._closing = rooms.presence.loop.create_task(_close(rooms))
+        session = self._session
+        if session is not None and session.loop.is_closed():
+            self._session = session = None  # with its loop, everything in it has ended
+        if session is not None:
+            session.check()
+            self._session, session.is_over = None, True
+            self._closing = session.loop.create_task(self._exits.aclose())
         closing = self._closing
-        if closing is not None:
+        if closing is not None and not closing.get_loop().is_closed():
             await asyncio.wait({closing})
             self._closing = None
             closing.result()
 
-    def _open_rooms(self) -> _Rooms:
-        rooms = self._rooms
-        if rooms is None:
-            if self._opened:
+    def _opened(self) -> Session:
+        session = self._session
+        if session is None:
+            if self._was_opened:
                 raise ClientClosed
             raise InvalidRequestError(
                 {"client": "is not open: use it in 'async with client:', or await client.open()"}
             )
-        rooms.presence.check()
-        return rooms
+        session.check()
+        return session
 
     # ─── buying ──────────────────────────────────────────────────────────────────────────────────
 
@@ -423,6 +273,7 @@ class MidAPIClient:
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         callback_url: str | None = None,
+        timeout: float | None = None,
         **fields: Unpack[ImageFields],
     ) -> TaskHandle: ...
 
@@ -435,6 +286,7 @@ class MidAPIClient:
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         callback_url: str | None = None,
+        timeout: float | None = None,
     ) -> TaskHandle: ...
 
     async def generate(
@@ -445,35 +297,41 @@ class MidAPIClient:
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         callback_url: str | None = None,
+        timeout: float | None = None,
         **fields: object,
     ) -> TaskHandle:
         """Submit a request, once; return the handle of its task.
 
         Args:
             request: a prompt, or one of the eight requests.
-            key: your own name for it. The same key is never paid twice: again with the same
-                request, you get the same task's handle.
-            metadata: your own notes, at most 4 KiB; they come back with ``handle.metadata`` and
-                ``resume()`` and are never sent.
-            callback_url: a URL of yours in place of the receiver's; then no callback wakes us, and
-                none can tell what became of a lost answer.
+            key: your own name for the request. A key is never paid for twice: the second call with
+                the same key and request returns the handle of the first call's task.
+            metadata: your own notes, at most 4 KiB; you get them back from ``handle.metadata`` and
+                ``resume()``, and they are never sent.
+            callback_url: your own URL for callbacks, in place of the receiver's. Then no callback
+                reaches this client, and a lost answer cannot be settled by one.
+            timeout: seconds for everything: waiting for a slot, the POST, retries; None waits
+                without a limit.
             **fields: with a prompt, the other fields of `TextToImage`.
 
         Raises:
-            InvalidRequestError: something is wrong with it; `KeyConflict` if its key is.
-            SubmissionUnknown: nobody can know whether it was bought.
-            MidAPIError: any other means that nothing was bought.
+            InvalidRequestError: an argument is wrong; `KeyConflict` if the key belongs to another
+                request.
+            SubmissionUnknown: it cannot be known whether it was bought.
+            TaskExpired: the key was bought longer ago than MidAPI keeps results.
+            WaitTimeout: it took longer than ``timeout``. With an ``intent_id``, a POST is under
+                way, goes on, and may buy it; without one, nothing was bought.
+            MidAPIError: any other error means that nothing was bought.
         """
-        rooms = self._open_rooms()
-        order = Order(
-            request=_request(request, fields),
-            key=key,
-            metadata={} if metadata is None else metadata,
-            callback_url=callback_url,
-        )
-        if key is not None:
+        session = self._opened()
+        asked = _request(request, fields)
+        deadline = None if timeout is None else session.clock.time() + check_seconds(timeout)
+        if key:
             self._warn_of_keys_in_memory()
-        return handle_of(await rooms.submitter.submit(order), rooms.desk)
+        row, replayed = await session.submitter.submit(
+            asked, key=key, metadata=metadata, callback_url=callback_url, deadline=deadline
+        )
+        return handle_of(row, session, replayed=replayed)
 
     @overload
     async def generate_and_wait(
@@ -511,39 +369,49 @@ class MidAPIClient:
         wait_timeout: float | EllipsisType | None = ...,
         **fields: object,
     ) -> TaskDetails:
-        """Submit a request and wait for its result. With a receiver a lost answer costs nothing.
+        """Submit a request and wait for its result.
+
+        If the answer to the POST is lost and there is a receiver, it waits for the task's callback
+        before it raises `SubmissionUnknown`.
 
         Args:
             request: a prompt, or one of the eight requests.
             key: as for `generate`.
             metadata: as for `generate`.
             callback_url: as for `generate`.
-            wait_timeout: seconds to wait for the result; None for ever; left out,
-                ``Timeouts.wait``.
+            wait_timeout: seconds for everything: waiting for a slot, the POST, the callback after a
+                lost answer, the result; None waits without a limit; left out, ``Timeouts.wait``
+                counted from the acceptance of the task.
             **fields: with a prompt, the other fields of `TextToImage`.
 
         Raises:
-            MidAPIError: as `generate` and `TaskHandle.wait` raise it.
+            MidAPIError: as in `generate` and `TaskHandle.wait`.
         """
-        rooms = self._open_rooms()
+        session = self._opened()
         asked = _request(request, fields)
+        time, deadline = session.clock.time, None
         if wait_timeout is not None and not isinstance(wait_timeout, EllipsisType):
-            check_seconds(wait_timeout)
+            deadline = time() + check_seconds(wait_timeout)
+
+        def left() -> float | EllipsisType | None:
+            return wait_timeout if deadline is None else max(0.0, deadline - time())
+
         try:
             handle = await self.generate(
-                asked, key=key, metadata=metadata, callback_url=callback_url
+                asked,
+                key=key,
+                metadata=metadata,
+                callback_url=callback_url,
+                timeout=None if deadline is None else deadline - time(),
             )
         except SubmissionUnknown as unknown:
             if not unknown.can_settle:
                 raise
-            begun = rooms.clock.time()
-            handle = await rooms.intents.settle(unknown.intent_id, wait_timeout)
-            if isinstance(wait_timeout, int | float):
-                wait_timeout -= rooms.clock.time() - begun
-        return await handle.wait(wait_timeout)
+            handle = await self.intents.settle(unknown.intent_id, left())
+        return await handle.wait(left())
 
     def _warn_of_keys_in_memory(self) -> None:
-        if isinstance(self._journal, MemoryJournal) and not self._warned_of_keys:
+        if not self._journal.is_durable and not self._warned_of_keys:
             self._warned_of_keys = True
             _log.warning(
                 "keys are kept in memory only, as long as this client lives; journal='a folder' or "
@@ -556,125 +424,130 @@ class MidAPIClient:
         """The handle of a task whose id you have.
 
         Raises:
-            InvalidRequestError: it is no task id.
+            InvalidRequestError: it is not a valid task id.
         """
-        rooms = self._open_rooms()
+        session = self._opened()
         _check_task_id(task_id)
-        return TaskHandle(task_id=task_id, desk=rooms.desk)
+        return TaskHandle(task_id=task_id, session=session)
 
     async def details(self, task_id: str) -> TaskDetails:
         """One look at a task, whatever its state.
 
         Raises:
-            TaskNotFound: MidAPI does not know it (yet: a new task may take some seconds).
+            TaskNotFound: MidAPI does not know it, or not yet: a new task may take some seconds.
             MidAPIError: the look failed.
         """
-        rooms = self._open_rooms()
+        session = self._opened()
         _check_task_id(task_id)
-        return await rooms.api.details(task_id)
+        return await session.api.details(task_id)
 
     async def resume(self) -> list[TaskHandle]:
-        """The handle of everything in this namespace that nobody has taken yet, finished or not."""
-        rooms = self._open_rooms()
-        await rooms.outcomes.settle()
-        rows = await self._journal.take_over(self._scope)
-        return [handle_of(row, rooms.desk) for row in rows]
+        """The handles of all tasks in this namespace that are not taken yet, finished or not.
+
+        Tasks that belong to another process which is still running are left out.
+        """
+        session = self._opened()
+        await session.recorder.flush()
+        await session.journal.take_over(session.scope)
+        rows = await all_rows(session, states=sorted(BOUGHT), taken=False, mine=True)
+        return [handle_of(row, session) for row in rows]
 
     @property
     def intents(self) -> Intents:
-        """Submissions of which nobody knows whether they were accepted."""
-        return self._open_rooms().intents
+        """Submissions of which it is not known whether they were accepted."""
+        return Intents(self._opened())
 
     # ─── the rest ────────────────────────────────────────────────────────────────────────────────
 
     def expected(self, request: str | Request) -> Expected:
-        """How long such a request takes, in seconds: median and 90 % point, from what was seen."""
+        """How many seconds such a request takes: median and 90th percentile of those seen."""
         return self._schedule.expected(kind_of(_request(request, {})))
 
     def stats(self) -> ClientStats:
         """What this client has done since it was opened."""
-        rooms = self._open_rooms()
+        session = self._opened()
         return ClientStats(
-            submits=rooms.submitter.posts_sent,
-            looks=rooms.api.looks,
-            callbacks=rooms.inbox.taken,
-            ignored_callbacks=rooms.inbox.ignored,
-            waiting=rooms.tracker.waiting,
-            at_the_gate=rooms.gate.waiting,
+            submits=session.submitter.posts_sent,
+            looks=session.api.looks,
+            callbacks=self._inbox.taken,
+            ignored_callbacks=self._inbox.ignored,
+            waiting=session.tracker.waiting,
+            at_the_gate=session.submitter.at_the_gate,
         )
 
     async def download(
         self, details: TaskDetails, folder: str | os.PathLike[str] = "."
     ) -> list[Path]:
-        """Fetch the files of a task into a folder, which is made if it is missing.
+        """Download the files of a task into a folder, which is created if it is missing.
 
         Args:
             details: of a task that succeeded.
-            folder: where to; files there with the same names are replaced, each at once.
+            folder: where to put them; existing files with the same names are replaced atomically.
 
         Returns:
-            One path for each of ``details.urls``, in their order: ``TASKID_INDEX.jpeg`` and so on.
+            One path for each of ``details.urls``, in the same order: ``TASKID_INDEX.jpeg`` etc.
 
         Raises:
-            DownloadError: one could not be fetched; nothing half-written is left.
+            DownloadError: a file could not be fetched; no partial file is left.
         """
-        rooms = self._open_rooms()
+        session = self._opened()
         if not details.urls:
             raise InvalidRequestError(
                 {"details": f"task {details.task_id} is {details.status} and has no files"}
             )
-        return await rooms.downloader.fetch_all(details.task_id, details.urls, Path(folder))
+        return await session.downloader.fetch_all(details.task_id, details.urls, Path(folder))
 
     async def credits(self) -> float:
-        """The credits that the account has left; may be fractional.
+        """The credits that the account has left; may be a fraction.
 
         Raises:
-            MidAPIError: they could not be read.
+            MidAPIError: they could not be fetched.
         """
-        return await self._open_rooms().api.credits()
+        return await self._opened().api.credits()
 
     async def download_url(self, url: str) -> str:
-        """A link to one of MidAPI's files that anybody can open for 20 minutes.
+        """A link to one of MidAPI's files that opens without an API key, for 20 minutes.
 
         Raises:
             UnprocessableError: the URL is not one of MidAPI's.
-            MidAPIError: the link could not be made.
+            MidAPIError: the link could not be fetched.
         """
-        rooms = self._open_rooms()
+        session = self._opened()
         if problem := url_problem(url):
             raise InvalidRequestError({"url": problem})
-        return await rooms.api.download_url(url)
+        return await session.api.download_url(url)
 
 
-def _proxy(url: str | None) -> str | None:
-    if url is not None and (problem := url_problem(url)):
-        raise InvalidRequestError({"proxy": problem})
-    return url
+def _check_options(
+    namespace: object,
+    ack: object,
+    proxy: object,
+    **options: tuple[object, *tuple[type | None, ...]],
+) -> None:
+    """Check a client's options.
 
+    Args:
+        namespace: see `MidAPIClient`.
+        ack: see `MidAPIClient`.
+        proxy: see `MidAPIClient`.
+        **options: each is a value and the types that are allowed for it.
 
-def _takes_at_once(ack: object) -> bool:
-    if ack not in ("auto", "manual"):
-        raise InvalidRequestError({"ack": f"must be 'auto' or 'manual', got {ack!r:.60}"})
-    return ack == "auto"
-
-
-def _check_kinds(**options: tuple[object, *tuple[type | None, ...]]) -> None:
-    """Raise for each option that is of none of the kinds behind it."""
+    Raises:
+        InvalidRequestError: naming each option that is wrong.
+    """
     problems = {}
-    for name, (value, *kinds) in options.items():
-        if not any(value is kind or (kind and isinstance(value, kind)) for kind in kinds):
-            wanted = " or ".join(kind.__name__ if kind else "None" for kind in kinds)
+    if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
+        problems["namespace"] = "must be a non-empty, printable str"
+    if ack not in ("auto", "manual"):
+        problems["ack"] = f"must be 'auto' or 'manual', got {ack!r:.60}"
+    if proxy is not None and (problem := url_problem(proxy)):
+        problems["proxy"] = problem
+    for name, (value, *types) in options.items():
+        if not any(value is each or (each and isinstance(value, each)) for each in types):
+            wanted = " or ".join(each.__name__ if each else "None" for each in types)
             problems[name] = f"must be {wanted}, got {value!r:.60}"
     if problems:
         raise InvalidRequestError(problems)
-
-
-async def _close(rooms: _Rooms) -> None:
-    async with rooms.exits:
-        await rooms.tracker.aclose()
-        await rooms.submitter.aclose(CLOSE_PATIENCE)
-        await rooms.inbox.aclose()
-        await rooms.outcomes.aclose(RECORD_PATIENCE)
 
 
 def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
@@ -688,12 +561,6 @@ def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
     return SQLiteJournal(folder)
 
 
-def _scope(settings: Settings, namespace: object) -> str:
-    if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
-        raise InvalidRequestError({"namespace": "must be a non-empty, printable str"})
-    return f"{settings.base_url.origin()} {namespace}"
-
-
 def _check_task_id(task_id: str) -> None:
     if problem := task_id_problem(task_id):
         raise InvalidRequestError({"task_id": problem})
@@ -705,18 +572,12 @@ def _request(asked: object, fields: Mapping[str, object]) -> Request:
             return TextToImage(asked)
         return make_request(TextToImage, {"prompt": asked, **fields})
     if not isinstance(asked, REQUESTS):
-        kinds = ", ".join(cls.__name__ for cls in REQUESTS)
+        names = ", ".join(cls.__name__ for cls in REQUESTS)
         raise InvalidRequestError(
-            {"request": f"must be a prompt or one of {kinds}; got {type(asked).__name__}"}
+            {"request": f"must be a prompt or one of {names}; got {type(asked).__name__}"}
         )
     if fields:
         raise InvalidRequestError(
-            dict.fromkeys(fields, f"belongs into {type(asked).__name__}(…), not beside it")
+            dict.fromkeys(fields, f"must be given inside {type(asked).__name__}(…)")
         )
     return asked
-
-
-def _gate(journal: Journal, settings: Settings, limit: RateLimit | None, clock: Clock) -> Gate:
-    """The gate of the account; a journal that can, shares it with everybody who uses its folder."""
-    account = f"{settings.base_url.origin()}\n{settings.api_key}"
-    return shared_gate(account, limit, clock, getattr(journal, "slots", None))

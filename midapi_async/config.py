@@ -1,6 +1,6 @@
-"""Settings: what a client is given, checked before anything is sent.
+"""Settings: arguments and environment variables, checked before anything is sent.
 
-Each of these environment variables is read here and nowhere else, without blanks around its value:
+These environment variables are read here and nowhere else; blanks around their values are ignored:
 
 | variable | default of |
 |---|---|
@@ -32,14 +32,14 @@ DEFAULT_BASE_URL = "https://api.midapi.ai"
 
 
 def environment(name: str) -> str:
-    """An environment variable without blanks around it; '' if it is not set."""
+    """An environment variable, without the blanks around it; '' if it is not set."""
     return os.environ.get(name, "").strip()
 
 
 def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
     """The variable NAME, else the contents of the file that NAME_FILE names, else ''.
 
-    A file that cannot be read is a problem of `field`.
+    If the file cannot be read, that is added to `problems` under `field`.
     """
     if value := environment(name):
         return value
@@ -70,13 +70,13 @@ def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> No
 
 @attrs.frozen(kw_only=True)
 class Timeouts:
-    """How long we wait, in seconds.
+    """How long to wait, in seconds.
 
     Attributes:
         connect: for a connection, TLS included.
         submit: for the whole POST of a submission, its answer included.
         look: for any other request, its answer included.
-        wait: for a result, counted from the acceptance of the task; None waits for ever.
+        wait: for a result, counted from the acceptance of the task; None for no limit.
     """
 
     connect: float = 10.0
@@ -91,10 +91,10 @@ class Timeouts:
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How long a submission that was certainly not bought is tried again (not sent, 429, 455).
+    """How long to retry a submission that was certainly not bought (not sent, or 429, or 455).
 
     Attributes:
-        give_up_after: seconds of trying; waiting for a turn at the gate does not count.
+        give_up_after: seconds of attempts and pauses; waiting for a slot does not count.
     """
 
     give_up_after: float = 60.0
@@ -105,17 +105,17 @@ class RetryPolicy:
 
 @attrs.frozen(kw_only=True)
 class PollPolicy:
-    """How a result is looked for.
+    """How to look for results.
 
-    When more looks are due than ``looks_per_second`` allows, tasks whose callback has come go
-    first, then the others in the order in which they became due, each once before any of them
-    twice. A warning says so, at most once an hour.
+    If more looks are due than ``looks_per_second`` allows, tasks whose callback has come go first,
+    then the others in the order in which they became due; each of them once before any of them
+    again. A warning says so, at most once an hour.
 
     Attributes:
-        look_price: how many seconds of delay one look is worth; more of it, fewer looks.
+        look_price: how many seconds of delay one look is worth; a higher price means fewer looks.
         floor: least seconds between two looks at one task.
-        ceiling: most seconds between two looks at one task that takes longer than any did.
-        looks_per_second: most looks of the client in a second.
+        ceiling: most seconds between two looks at one task, after its first one.
+        looks_per_second: most looks that the client makes in a second.
     """
 
     look_price: float = 1.0
@@ -131,11 +131,11 @@ class PollPolicy:
 
 @attrs.frozen
 class RateLimit:
-    """How many submissions an account may make; the default is what MidAPI documents.
+    """How many submissions an account may make in a window of time; MidAPI documents 20 in 10 s.
 
     Attributes:
         count: submissions in a window.
-        per: the window in seconds.
+        per: the length of the window, in seconds.
     """
 
     count: int
@@ -149,14 +149,14 @@ class RateLimit:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What a client needs to know about its account and server; made by `settings`.
+    """A client's account and server, as `settings` has checked them.
 
     Attributes:
         api_key: the account's key.
-        base_url: where MidAPI is, without a slash at its end.
+        base_url: MidAPI's address, without a slash at its end.
         time_scale: service seconds in one second of the loop.
         credit_path: the path of the account's credits.
-        upload_url: the origin that takes uploads; None if no such host is known.
+        upload_url: the origin that takes uploads; None if none is known.
     """
 
     api_key: str = attrs.field(repr=False)
@@ -173,7 +173,7 @@ def settings(
     *,
     allow_http: bool = False,
 ) -> Settings:
-    """Fill what was not given from the environment, and check all of it.
+    """The settings; what was not given comes from the environment.
 
     Raises:
         InvalidRequestError: naming each setting that is missing or wrong.
@@ -181,7 +181,7 @@ def settings(
     problems: dict[str, str] = {}
     key = _api_key(api_key, problems)
 
-    # The base URL: https, unless it is this machine or the user says otherwise.
+    # The base URL: https, unless it is on this machine or the user allows http.
     text = base_url or environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
     if problem := url_problem(text, is_bare=True):
         problems["base_url"] = f"{problem}, like {DEFAULT_BASE_URL}"
@@ -194,11 +194,11 @@ def settings(
             warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=3)
         else:
             problems["base_url"] = (
-                "must be https, else the API key could be read on the way; plain http is for "
-                "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a network of your own"
+                "must be https, else others could read the API key; plain http is for loopback, or "
+                "set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a private network"
             )
 
-    # The time scale: only a sandbox can run faster than the real time.
+    # The time scale: only a sandbox can run faster than real time.
     chosen = time_scale if time_scale is not None else environment("MIDAPI_TIME_SCALE") or 1.0
     try:
         scale = math.nan if isinstance(chosen, bool) else float(chosen)
@@ -207,11 +207,12 @@ def settings(
     if not math.isfinite(scale) or scale <= 0:
         problems["time_scale"] = f"must be a positive number, got {shown(chosen)}"
     elif scale != 1.0 and not is_local:
-        problems["time_scale"] = "is for a sandbox on loopback; the real service keeps its own time"
+        problems["time_scale"] = "is only for a sandbox on loopback; leave it out for MidAPI"
     if problems:
         raise InvalidRequestError(problems)
 
-    # The paths that differ: MidAPI's sister kie.ai has an upload host, and a sandbox is one.
+    # kie.ai, MidAPI's sister, has another path for the credits, and an upload host of its own. A
+    # sandbox takes uploads itself.
     credit_path, upload_url = "/api/v1/common/credit", str(url.origin()) if is_local else None
     if f".{url.host}".endswith(".kie.ai"):
         credit_path, upload_url = "/api/v1/chat/credit", "https://kieai.redpandaai.co"
@@ -235,5 +236,5 @@ def _api_key(given: object, problems: dict[str, str]) -> str:
         missing = "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"
         problems.setdefault("api_key", missing)
     elif not key.isascii() or not key.isprintable() or " " in key:
-        problems["api_key"] = "holds a character that no API key has (a blank, a line break, …)"
+        problems["api_key"] = "contains a character that no API key has (a blank, a line break, …)"
     return key

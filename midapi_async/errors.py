@@ -1,7 +1,7 @@
 """Everything that can go wrong, one tree.
 
     MidAPIError
-    ├── InvalidRequestError (ValueError)   what was asked for cannot be sent
+    ├── InvalidRequestError (ValueError)   an argument or a setting is wrong
     │   └── KeyConflict                    the key belongs to another request
     ├── APIError                           MidAPI answered with an error
     │   ├── BadRequestError 400            ├── RateLimitError 429
@@ -10,15 +10,16 @@
     │   ├── NotFoundError 404              ├── ServerError 500, other 5xx
     │   ├── UnprocessableError 422         ├── GenerationFailedError 501
     │   └── FeatureDisabledError 505
-    ├── TransportError                     MidAPI could not be reached
-    ├── ProtocolError                      the server spoke something else
-    ├── SubmissionUnknown                  nobody can know whether a submission was accepted
+    ├── TransportError                     no answer came from MidAPI
+    ├── ProtocolError                      the server's answer is not MidAPI's
+    ├── SubmissionUnknown                  it cannot be known whether a submission was accepted
     ├── TaskError                          one task has no result
     │   ├── TaskFailed
     │   │   └── PromptRejected
     │   ├── TaskNotFound
+    │   ├── TaskExpired
     │   └── ResultMissing
-    ├── WaitTimeout (TimeoutError)         we stopped waiting; the task goes on
+    ├── WaitTimeout (TimeoutError)         the wait timed out; the task goes on
     ├── ReceiverError                      callbacks cannot be received
     ├── JournalError                       the journal cannot be read or written
     ├── DownloadError                      a result file could not be fetched
@@ -26,10 +27,12 @@
     │   └── UnexpectedContent
     └── ClientClosed                       the client was closed
 
-From ``generate``, every ``MidAPIError`` but ``SubmissionUnknown`` means: nothing was bought.
+If ``generate`` raises a ``MidAPIError``, nothing was bought, except for ``SubmissionUnknown``,
+``TaskExpired`` and a ``WaitTimeout`` with an ``intent_id``.
 
 Each class keeps the facts it was made from in ``args``, so that errors can be pickled, and builds
-its text from them.
+its text from them. `InvalidRequestError`, `ReceiverError`, `JournalError` and `DownloadError` get
+the part that says what is wrong from the code that raises them.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ def shown(value: object, limit: int = 60) -> str:
     """A wrong value for an error's text: its `repr`, cut, on one line."""
     try:
         return repr(value)[:limit]
-    except Exception:  # noqa: BLE001 - an int of 5,000 digits has none; other people's have bugs
+    except Exception:  # noqa: BLE001 - an int of 5,000 digits, or a class whose repr has a bug
         return f"a {type(value).__name__} that cannot be shown"
 
 
@@ -55,7 +58,7 @@ class MidAPIError(Exception):
 
 
 class InvalidRequestError(MidAPIError, ValueError):
-    """What was asked for cannot be sent. Nothing was sent.
+    """An argument or a setting is wrong. Nothing was sent.
 
     Attributes:
         problems: what is wrong and what to do, by the name of the field.
@@ -78,8 +81,8 @@ class KeyConflict(InvalidRequestError):
     def __init__(self, key: str) -> None:
         super().__init__(
             {
-                "key": f"{key!r} belongs to another request; the same key must name the same "
-                "request, and another request needs a key of its own"
+                "key": f"{key!r} was used for another request; a different request needs a key of "
+                "its own"
             }
         )
         self.args = (key,)
@@ -96,7 +99,7 @@ class APIError(MidAPIError):
         own_envelope: False for a page that MidAPI did not write (a proxy, a login page).
     """
 
-    advice: ClassVar[str] = "The code is in no table of MidAPI's; ask their support"
+    advice: ClassVar[str] = "MidAPI does not document this code; ask their support"
 
     def __init__(
         self, code: int, message: str = "", http_status: int = 200, *, own_envelope: bool = True
@@ -116,7 +119,7 @@ class APIError(MidAPIError):
 class BadRequestError(APIError):
     """400: a field is missing or wrong."""
 
-    advice = "Correct the field that the text names"
+    advice = "Correct the field that this message names"
 
 
 class AuthenticationError(APIError):
@@ -132,7 +135,7 @@ class InsufficientCreditsError(APIError):
 
 
 class NotFoundError(APIError):
-    """404: no such path or task."""
+    """404: MidAPI does not know the path or the task."""
 
     advice = "Check the task id and the base URL"
 
@@ -140,17 +143,17 @@ class NotFoundError(APIError):
 class UnprocessableError(APIError):
     """422: MidAPI refused a value."""
 
-    advice = "Correct the value that the text names"
+    advice = "Correct the value that this message names"
 
 
 class RateLimitError(APIError):
-    """429: more requests than the account may make.
+    """429: the account has made too many requests.
 
     Attributes:
-        retry_after: seconds after which MidAPI wants to be asked again; None if it did not say.
+        retry_after: seconds that MidAPI asks to wait; None if it did not say.
     """
 
-    advice = "Wait, then try again; MidAPI takes 20 submits per 10 s and account"
+    advice = "Wait, then try again; MidAPI accepts 20 submissions in 10 s from one account"
 
     def __init__(
         self,
@@ -167,11 +170,11 @@ class RateLimitError(APIError):
     def __str__(self) -> str:
         if self.retry_after is None:
             return super().__str__()
-        return f"{super().__str__()} It asks for {self.retry_after:g} s."
+        return f"{super().__str__()} It asks to wait {self.retry_after:g} s."
 
 
 class SpendingCapError(APIError):
-    """433: this API key has reached its own spending cap."""
+    """433: the API key has reached its spending cap."""
 
     advice = "Raise the cap of this key, or use another one"
 
@@ -180,7 +183,7 @@ class MaintenanceError(APIError):
     """455: MidAPI is under maintenance.
 
     Attributes:
-        retry_after: seconds after which MidAPI wants to be asked again; None if it did not say.
+        retry_after: seconds that MidAPI asks to wait; None if it did not say.
     """
 
     advice = "Try again later"
@@ -188,9 +191,9 @@ class MaintenanceError(APIError):
 
 
 class ServerError(APIError):
-    """500 and every other 5xx that has no class of its own."""
+    """500, and every other 5xx that has no class of its own."""
 
-    advice = "The fault is MidAPI's; try again later"
+    advice = "The error is on MidAPI's side; try again later"
 
 
 class GenerationFailedError(APIError):
@@ -200,7 +203,7 @@ class GenerationFailedError(APIError):
 
 
 class FeatureDisabledError(APIError):
-    """505: the feature is switched off at MidAPI."""
+    """505: MidAPI has switched the feature off."""
 
     advice = "Use another kind of request until MidAPI enables it again"
 
@@ -226,7 +229,7 @@ def api_error(
     own_envelope: bool = True,
     retry_after: float | None = None,
 ) -> APIError:
-    """The error for one of MidAPI's codes; `APIError` itself for a code that is in no table."""
+    """The error for one of MidAPI's codes; `APIError` itself for a code that is not documented."""
     if code == 429:
         return RateLimitError(
             code, message, http_status, own_envelope=own_envelope, retry_after=retry_after
@@ -239,7 +242,7 @@ def api_error(
 
 
 class TransportError(MidAPIError):
-    """MidAPI could not be reached, or stopped talking.
+    """No answer came from MidAPI.
 
     Attributes:
         reason: what happened, in a few words.
@@ -256,11 +259,11 @@ class TransportError(MidAPIError):
 
 
 class ProtocolError(MidAPIError):
-    """The server spoke something that is not MidAPI's language.
+    """The server's answer is not one that MidAPI would give.
 
     Attributes:
-        path: where in the answer, as in ``data.successFlag``; ``body`` for the whole.
-        problem: what is wrong there.
+        path: the part of the answer that is wrong, as in ``data.successFlag``; ``body`` for all.
+        problem: what is wrong with that part.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -271,17 +274,17 @@ class ProtocolError(MidAPIError):
     def __str__(self) -> str:
         return (
             f"The server's answer is not MidAPI's: {self.path} {self.problem}. "
-            "Check the base URL and what stands between."
+            "Check the base URL, and any proxy in between."
         )
 
 
 class SubmissionUnknown(MidAPIError):
-    """Nobody can know whether this submission was accepted. It is never sent again by itself.
+    """It cannot be known whether MidAPI accepted a submission. It is not sent again by itself.
 
     Attributes:
-        intent_id: the journal's name of the submission, for ``client.intents``.
+        intent_id: the submission's id in the journal, for ``client.intents``.
         key: the user's own name for it, or None.
-        can_settle: whether a callback may still tell (there is a receiver).
+        can_settle: whether a callback may still show that it was accepted (there is a receiver).
         reason: what happened to the answer, in a few words.
     """
 
@@ -289,7 +292,7 @@ class SubmissionUnknown(MidAPIError):
         self,
         intent_id: str,
         key: str | None = None,
-        can_settle: bool = False,  # noqa: FBT001, FBT002 - facts stand in args, in order
+        can_settle: bool = False,  # noqa: FBT001, FBT002 - errors keep their facts in args
         reason: str = "",
     ) -> None:
         super().__init__(intent_id, key, can_settle, reason)
@@ -301,14 +304,14 @@ class SubmissionUnknown(MidAPIError):
     def __str__(self) -> str:
         named = f"intent {self.intent_id}" + (f", key {self.key!r}" if self.key else "")
         why = f" ({self.reason})" if self.reason else ""
-        settle = "await client.intents.settle(intent_id) to wait for its callback, " * (
-            self.can_settle
-        )
+        settle = ""
+        if self.can_settle:
+            settle = "await client.intents.settle(intent_id) to wait for its callback, "
         return (
-            f"Nobody can know whether MidAPI accepted this submission ({named}){why}; it may have "
-            f"been paid and was not sent again. Do one of: {settle}client.intents.adopt(intent_id, "
-            "task_id) if MidAPI's log shows its task, .resubmit(intent_id) to pay again, "
-            ".dismiss(intent_id) to forget it."
+            f"It cannot be known whether MidAPI accepted this submission ({named}){why}. It may "
+            f"have been paid for and was not sent again. Do one of: {settle}"
+            "client.intents.adopt(intent_id, task_id) if MidAPI's log shows its task, "
+            ".resubmit(intent_id) to pay again, .dismiss(intent_id) to give it up."
         )
 
 
@@ -332,7 +335,7 @@ class TaskError(MidAPIError):
 
 
 class TaskFailed(TaskError):
-    """MidAPI took the task and could not finish it."""
+    """MidAPI accepted the task and could not finish it."""
 
     advice: ClassVar[str] = "Change the request, or submit it again under a new key"
 
@@ -346,25 +349,23 @@ class TaskFailed(TaskError):
         details = self.details
         code = f" with code {details.error_code}" if details and details.error_code else ""
         said = f": {details.error_message}" if details and details.error_message else ""
-        advice = (
-            "The fault is passing: submit it again, under a new key"
-            if self.transient
-            else self.advice
-        )
+        advice = self.advice
+        if self.transient:
+            advice = "This is likely to be temporary: submit it again under a new key"
         return f"Task {self.task_id} failed{code}{said.rstrip('. ')}. {advice}."
 
 
 class PromptRejected(TaskFailed):
-    """The task failed because its prompt or picture was found improper."""
+    """The task failed because MidAPI's moderation rejected its prompt or picture."""
 
-    advice = "Change the prompt or the picture; the same one will be refused again"
+    advice = "Change the prompt or the picture; the same one will be rejected again"
 
 
 class TaskNotFound(TaskError):
-    """MidAPI does not know the task, also after the grace that new tasks get."""
+    """MidAPI does not know the task. A new task may take some seconds to appear."""
 
     text = (
-        "is unknown to MidAPI. Check the task id, and that the API key is the one that it was "
+        "is not known to MidAPI. Check the task id, and that the API key is the one that it was "
         "submitted with"
     )
 
@@ -374,30 +375,53 @@ class ResultMissing(TaskError):
 
     text = (
         "succeeded, but its record shows no file. Look again later with client.details(task_id), "
-        "and ask MidAPI's support if it stays so"
+        "and ask MidAPI's support if there is still none"
+    )
+
+
+class TaskExpired(TaskError):
+    """The key's task was bought more than 15 days ago, and MidAPI has deleted its results."""
+
+    text = (
+        "was bought under this key, and MidAPI has deleted its results, which it keeps for 15 "
+        "days. Use another key to buy it again"
     )
 
 
 class WaitTimeout(MidAPIError, TimeoutError):
-    """We stopped waiting. The task goes on, stays in the journal and can be awaited again.
+    """The timeout passed. A task, or a POST that is under way, goes on.
 
     Attributes:
-        task_id: which task.
+        task_id: the task, which goes on and can be awaited again; None if it is not known.
+        intent_id: without a ``task_id``, the submission whose POST is under way and may buy it;
+            None if nothing was bought.
     """
 
-    def __init__(self, task_id: str) -> None:
-        super().__init__(task_id)
+    def __init__(self, task_id: str | None = None, intent_id: str | None = None) -> None:
+        super().__init__(task_id, intent_id)
         self.task_id = task_id
+        self.intent_id = intent_id
 
     def __str__(self) -> str:
+        if self.task_id is not None:
+            return (
+                f"Task {self.task_id} was not finished in time. It goes on: wait again with "
+                f"client.task({self.task_id!r}).wait()."
+            )
+        if self.intent_id is not None:
+            return (
+                f"Submission {self.intent_id} was not answered in time. It goes on, and may be "
+                "accepted and paid for: wait for it with the same key, or with "
+                f"client.intents.settle({self.intent_id!r})."
+            )
         return (
-            f"Task {self.task_id} was not finished in time. It goes on: wait again with "
-            f"client.task({self.task_id!r}).wait()."
+            "The timeout passed while the submission waited to be sent. Nothing was bought; submit "
+            "it again."
         )
 
 
 class ReceiverError(MidAPIError):
-    """Callbacks cannot be received: a port is taken, or the receiver is set up wrongly."""
+    """Callbacks cannot be received: the port is in use, or the receiver is set up wrongly."""
 
 
 class JournalError(MidAPIError):
@@ -405,14 +429,14 @@ class JournalError(MidAPIError):
 
 
 class DownloadError(MidAPIError):
-    """A result file could not be fetched. Nothing half-written was left.
+    """A result file could not be fetched. No partial file is left.
 
     Attributes:
         url: the file's address.
         reason: what happened, in a few words.
     """
 
-    advice: ClassVar[str] = "Nothing was left of it; try again"
+    advice: ClassVar[str] = "No partial file is left; try again"
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)
@@ -426,20 +450,20 @@ class DownloadError(MidAPIError):
 class ResultExpired(DownloadError):
     """The file is gone: MidAPI keeps results for 15 days, uploads for 3."""
 
-    advice = "MidAPI keeps results for 15 days and uploads for 3; it has to be generated again"
+    advice = "MidAPI keeps results for 15 days and uploads for 3; it must be generated again"
 
 
 class UnexpectedContent(DownloadError):
-    """What came is not a picture or a video."""
+    """The file's content is neither a picture nor a video."""
 
-    advice = "It was not kept; see what stands between, and whether the URL is the result's"
+    advice = "It was not kept; check that the URL is a result's, and any proxy in between"
 
 
 class ClientClosed(MidAPIError):
     """The client was closed. A task that was waited for goes on and can be awaited again.
 
     Attributes:
-        task_id: the task that was waited for; None if it was none.
+        task_id: the task that was waited for; None if nothing was waited for.
     """
 
     def __init__(self, task_id: str | None = None) -> None:
@@ -448,8 +472,11 @@ class ClientClosed(MidAPIError):
 
     def __str__(self) -> str:
         if self.task_id is None:
-            return "The client was closed before anything was sent. Open it again and repeat this."
+            return (
+                "The client was closed before this call bought anything. Open it again and repeat "
+                "the call."
+            )
         return (
-            f"The client was closed while task {self.task_id} was waited for. The task goes on: "
+            f"The client was closed during the wait for task {self.task_id}. The task goes on: "
             f"open a client and wait with client.task({self.task_id!r}).wait()."
         )

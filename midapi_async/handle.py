@@ -1,88 +1,65 @@
-"""The awaitable for one task."""
+"""`TaskHandle`: the awaitable for one task."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import attrs
 
-from ._runtime.clock import Clock
-from ._tracking.recorder import Outcomes
+from ._session import Session
 from ._tracking.schedule import Kind
-from ._tracking.tracker import Tracker
 from ._wire.bodies import task_type
 from ._wire.protocol import failure
 from .errors import ClientClosed, InvalidRequestError, JournalError, shown
-from .journal import TOLD
+from .journal import Intent, State
 from .requests import Request
 from .tasks import TaskDetails, TaskStatus
-
-if TYPE_CHECKING:
-    from ._tracking.verdict import Wait
-    from .journal import Intent
-
-
-@attrs.frozen(kw_only=True)
-class Desk:
-    """What a handle needs of its client.
-
-    Attributes:
-        tracker: tells when the task is final.
-        look: one look at a task.
-        outcomes: tells the journal what was handed over.
-        clock: the client's clock.
-        patience: seconds from acceptance for which a wait goes on if it is not told; None for ever.
-        check: raises if the client is not open here.
-    """
-
-    tracker: Tracker
-    look: Callable[[str], Awaitable[TaskDetails]]
-    outcomes: Outcomes
-    clock: Clock
-    patience: float | None
-    check: Callable[[], object]
-
 
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
-@attrs.define(eq=False, repr=False, kw_only=True, on_setattr=attrs.setters.NO_OP)
+@attrs.define(eq=False, repr=False, kw_only=True, on_setattr=attrs.setters.frozen)
 class TaskHandle:
-    """One task of yours: await it for its result.
+    """One task: await it for its result.
 
     Attributes:
+        task_id: MidAPI's id of the task.
         request: what was asked for; None if only the task id is known.
-        key: your own name for it, or None.
+        key: your own name for the request, or None.
         metadata: your own notes, as you gave them to ``generate``.
-        intent_id: the journal's name of its submission; None if only the task id is known.
-        submitted_at: when MidAPI's answer named the task; aware, UTC; None if not known.
+        intent_id: the id of its submission in the journal; None if only the task id is known.
+        submitted_at: when MidAPI accepted the task; aware, UTC; None if that is not known.
+        replayed: whether the key had been used before, so that this call bought nothing.
     """
 
-    _task_id: str
+    task_id: str
     request: Request | None = None
     key: str | None = None
     metadata: Mapping[str, str] = _NO_METADATA
     intent_id: str | None = None
     submitted_at: datetime | None = None
-    _desk: Desk
+    replayed: bool = False
+    _session: Session
     _kind: Kind | None = None
     _since: float | None = None
     _has_callback: bool = False
-    _final: TaskDetails | None = attrs.field(default=None, init=False)
+    _final: TaskDetails | None = attrs.field(default=None, on_setattr=attrs.setters.NO_OP)
+    _is_recorded: bool = attrs.field(default=False, on_setattr=attrs.setters.NO_OP)
 
     def __repr__(self) -> str:
         key = f" key={self.key!r}" if self.key is not None else ""
-        return f"<TaskHandle {self.task_id}{key} {self._final.status if self._final else ''}>"
+        status = f" {self._final.status}" if self._final else ""
+        return f"<TaskHandle {self.task_id}{key}{status}>"
 
     @property
-    def task_id(self) -> str:
-        """MidAPI's name of the task."""
-        return self._task_id
+    def final(self) -> TaskDetails | None:
+        """The final details if they are already known, else None; makes no request."""
+        return self._final
 
     def __await__(self) -> Generator[object, None, TaskDetails]:
         """The same as ``wait()``."""
@@ -91,81 +68,82 @@ class TaskHandle:
     async def wait(self, timeout: float | EllipsisType | None = ...) -> TaskDetails:
         """Wait until the task has succeeded; return its details.
 
-        A wait that is cancelled or runs out never ends the task; wait again at any time.
+        If a wait is cancelled or times out, the task goes on; wait again at any time.
 
         Args:
-            timeout: seconds from now; None for ever; left out, ``Timeouts.wait`` counted from the
-                acceptance of the task, and one look at least.
+            timeout: seconds from now; None waits without a limit; left out, ``Timeouts.wait``
+                counted from the acceptance of the task, but until one look has been made.
 
         Raises:
             WaitTimeout: it was not finished in time.
-            TaskFailed: it failed; `PromptRejected` if its prompt or picture was found improper.
-            TaskNotFound: MidAPI does not know it, also after a grace of two minutes.
-            ResultMissing: it succeeded, and its record never showed a file.
-            AuthenticationError: the API key was refused twice in a row.
+            TaskFailed: it failed; `PromptRejected` if moderation rejected its prompt or picture.
+            TaskNotFound: MidAPI has not known it for two minutes.
+            ResultMissing: it succeeded, and its record has shown no file for two minutes.
+            AuthenticationError: MidAPI refused the API key in two looks in a row.
             ClientClosed: the client was closed.
         """
-        if self._final is None:
-            wait = self._join(timeout)
+        details = self._final
+        if details is None:
+            self._check()
+            tracker = self._session.tracker
+            wait = tracker.join(
+                self.task_id,
+                kind=self._kind,
+                since=self._since,
+                deadline=self._deadline(timeout),
+                looks_once=timeout is ...,
+                has_callback=self._has_callback,
+            )
             try:
-                self._final = await wait
+                details = await wait
             finally:
-                self._desk.tracker.leave(wait)
-            self._desk.outcomes.hand_over(self.task_id, self.intent_id, self._final)
-        if self._final.status is TaskStatus.FAILED:
-            raise failure(self._final)
-        return self._final
-
-    def _join(self, timeout: float | EllipsisType | None) -> Wait:
-        self._check()
-        return self._desk.tracker.join(
-            self.task_id,
-            kind=self._kind,
-            since=self._since,
-            deadline=self._deadline(timeout),
-            looks_once=timeout is ...,
-            has_callback=self._has_callback,
-        )
+                tracker.leave(wait)
+            self._final = details
+        if not self._is_recorded and not self._session.is_over:
+            self._is_recorded = True
+            self._session.recorder.hand_over(self.task_id, self.intent_id, details)
+        if details.status is TaskStatus.FAILED:
+            raise failure(details)
+        return details
 
     def _deadline(self, timeout: float | EllipsisType | None) -> float | None:
-        now = self._desk.clock.time()
-        if timeout is None or (isinstance(timeout, EllipsisType) and self._desk.patience is None):
-            return None
+        now = self._session.clock.time()
         if isinstance(timeout, EllipsisType):
+            patience = self._session.timeouts.wait
             since = now if self._since is None else self._since
-            return since + (self._desk.patience or 0.0)
-        return now + check_seconds(timeout)
+            return None if patience is None else since + patience
+        return None if timeout is None else now + check_seconds(timeout)
 
     async def details(self) -> TaskDetails:
         """One look at the task, whatever its state.
 
         Raises:
-            TaskNotFound: MidAPI does not know it (yet).
+            TaskNotFound: MidAPI does not know it, or not yet.
             MidAPIError: the look failed.
         """
         self._check()
-        return await self._desk.look(self.task_id)
+        return await self._session.api.details(self.task_id)
 
     async def ack(self) -> None:
-        """Say that you have what you need of the result; `resume` will not give it again.
+        """Mark the result as taken, so that ``resume`` leaves the task out from now on.
 
-        With ``ack="auto"`` a finished wait says so by itself.
+        With ``ack="auto"`` a finished wait does this by itself.
         """
         self._check()
-        await self._desk.outcomes.take(self.task_id, self.intent_id)
+        await self._session.recorder.take(self.task_id, self.intent_id)
 
     def _check(self) -> None:
         try:
-            self._desk.check()
+            self._session.check()
         except ClientClosed:
             raise ClientClosed(self.task_id) from None
 
 
 def check_seconds(timeout: object) -> float:
-    """A timeout that is a number.
+    """A timeout as a float.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is not a number.
     """
     try:
         seconds = float(timeout) if isinstance(timeout, int | float) else math.nan
@@ -176,12 +154,13 @@ def check_seconds(timeout: object) -> float:
     return seconds
 
 
-def handle_of(row: Intent, desk: Desk) -> TaskHandle:
+def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskHandle:
     """The handle of an accepted intent."""
     if row.task_id is None or row.accepted_at is None:
         raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
-    age = max(0.0, time.time() - row.accepted_at) * desk.clock.scale
-    is_over = row.state in TOLD  # then a wait need not wait to look
+    age = max(0.0, time.time() - row.accepted_at) * session.clock.scale
+    # Without `since` a wait looks at once: after a callback, or a final look, it may be finished.
+    may_be_final = row.state is not State.ACCEPTED
     return TaskHandle(
         task_id=row.task_id,
         request=row.request,
@@ -189,13 +168,16 @@ def handle_of(row: Intent, desk: Desk) -> TaskHandle:
         metadata=row.metadata,
         intent_id=row.intent_id,
         submitted_at=datetime.fromtimestamp(row.accepted_at, UTC),
-        desk=desk,
+        replayed=replayed,
+        session=session,
         kind=kind_of(row.request) if row.request is not None else None,
-        since=None if is_over else desk.clock.time() - age,
+        since=None if may_be_final else session.clock.time() - age,
         has_callback=row.token_hash is not None,
+        final=row.details,
+        is_recorded=row.taken,
     )
 
 
 def kind_of(request: Request) -> Kind:
-    """The kind of task that a request makes, for the plan of looks."""
+    """The task type and speed of a request, by which the schedule learns when to look."""
     return task_type(request), getattr(request, "speed", None)

@@ -1,123 +1,125 @@
-"""``client.intents``: submissions of which nobody knows whether they were accepted."""
+"""``client.intents``: what to do about unknown submissions, which may have been accepted."""
 
 from __future__ import annotations
 
 from types import EllipsisType
 
-from ._submission.submitter import Order, Submitter
+from ._session import Session
 from .errors import InvalidRequestError
-from .handle import Desk, TaskHandle, check_seconds, handle_of
-from .journal import Intent, Journal, State
+from .handle import TaskHandle, check_seconds, handle_of
+from .journal import Intent, State
 from .requests import task_id_problem
 
 
 class Intents:
-    """The intents of one client's namespace.
+    """The intents of one client's namespace."""
 
-    Args:
-        journal: where they live.
-        scope: which of them are the client's.
-        submitter: buys, settles and binds.
-        desk: what handles need.
-        patience: seconds that `settle` waits if it is not told; None for ever.
-    """
-
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        scope: str,
-        submitter: Submitter,
-        desk: Desk,
-        patience: float | None,
-    ) -> None:
-        self._journal = journal
-        self._scope = scope
-        self._submitter = submitter
-        self._desk = desk
-        self._patience = patience
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     async def unknown(self) -> list[Intent]:
-        """The submissions of which nobody knows whether they were accepted, oldest first."""
-        self._desk.check()
-        return await self._journal.rows(self._scope, State.UNKNOWN)
+        """The submissions that MidAPI may have accepted or not, oldest first."""
+        self._session.check()
+        return await all_rows(self._session, states=[State.UNKNOWN])
 
     async def settle(
-        self,
-        intent_id: str,
-        timeout: float | EllipsisType | None = ...,
+        self, intent_id: str, timeout: float | EllipsisType | None = ...
     ) -> TaskHandle:
-        """Wait until a callback tells that an unknown submission was accepted.
+        """Wait until a callback shows that an unknown submission was accepted; sends nothing.
 
         Args:
-            intent_id: as in `SubmissionUnknown`.
-            timeout: seconds; None for ever; left out, ``Timeouts.wait``.
+            intent_id: of `SubmissionUnknown`, or of a submission that is still being sent.
+            timeout: seconds; None waits without a limit; left out, ``Timeouts.wait``.
 
         Raises:
-            SubmissionUnknown: no callback came in time. Nothing was sent.
+            SubmissionUnknown: no callback came in time.
         """
-        seconds = self._patience if isinstance(timeout, EllipsisType) else timeout
-        if seconds is not None:
-            check_seconds(seconds)
-        row = await self._submitter.settle(await self._row(intent_id), seconds)
-        return handle_of(row, self._desk)
+        session = self._session
+        seconds = session.timeouts.wait if isinstance(timeout, EllipsisType) else timeout
+        row = await self._row(intent_id)
+        deadline = None if seconds is None else session.clock.time() + check_seconds(seconds)
+        return handle_of(await session.submitter.settle(row, deadline), session)
 
     async def adopt(self, intent_id: str, task_id: str) -> TaskHandle:
-        """Say which task an unknown submission became, as MidAPI's own log shows it.
+        """Say which task an unknown submission became, as you found it in MidAPI's own log.
 
         Raises:
-            InvalidRequestError: the task id is none, or belongs to another intent; or the intent is
-                not unknown.
+            InvalidRequestError: the task id is malformed or belongs to another intent, or the
+                intent is not unknown.
         """
         if problem := task_id_problem(task_id):
             raise InvalidRequestError({"task_id": problem})
         row = await self._row(intent_id)
-        holder = await self._journal.find(task_id=task_id)
+        holder = await self._session.journal.find(task_id=task_id)
         if holder is not None and holder.intent_id != intent_id:
             raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
         if row.state not in (State.UNKNOWN, State.SUPERSEDED) and row.task_id != task_id:
-            raise _not_unknown(row)
-        return handle_of(await self._submitter.bind(row, task_id), self._desk)
+            raise _wrong_state(row, "only an unknown one can be changed")
+        bound = await self._session.submitter.bind(row, task_id)
+        if bound.task_id is None:
+            raise InvalidRequestError({"task_id": "belongs to another intent"})
+        return handle_of(bound, self._session)
 
     async def resubmit(self, intent_id: str) -> TaskHandle:
-        """Buy what an unknown submission asked for, again: it may then be paid twice.
+        """Submit an unknown or a failed submission again; an unknown one may then be paid twice.
 
-        A new intent with a new token takes over the key. A callback of the old one is still taken:
-        its task then shows up in ``client.resume()``.
+        A new intent with a new token takes over the key. If a callback for the old intent still
+        comes, ``client.resume()`` returns its task.
 
         Raises:
-            SubmissionUnknown: of the new submission.
-            MidAPIError: any other means that nothing was bought by this.
+            SubmissionUnknown: it cannot be known whether the new submission was accepted.
+            MidAPIError: any other error means that the new submission bought nothing.
         """
         row = await self._row(intent_id)
-        if row.state is not State.UNKNOWN:
-            raise _not_unknown(row)
+        if row.state not in (State.UNKNOWN, State.FAILED):
+            raise _wrong_state(row, "only an unknown or a failed one can be submitted again")
         if row.request is None:
-            raise InvalidRequestError({"intent_id": "its request was not stored; submit it anew"})
-        order = Order(request=row.request, key=row.key, metadata=row.metadata)
-        row = await self._submitter.submit(order, supersedes=intent_id)
-        return handle_of(row, self._desk)
+            raise InvalidRequestError(
+                {"intent_id": "its request was not stored: call generate() with it"}
+            )
+        bought, _ = await self._session.submitter.submit(
+            row.request, key=row.key, metadata=row.metadata, supersedes=intent_id
+        )
+        return handle_of(bought, self._session)
 
     async def dismiss(self, intent_id: str) -> None:
-        """Forget an unknown submission; its key stays spent.
+        """Give up an unknown submission; its key cannot be used again.
 
         Raises:
             InvalidRequestError: the intent is not unknown.
         """
-        row = await self._journal.advance((await self._row(intent_id)).intent_id, State.DISMISSED)
+        row = await self._row(intent_id)
+        row = await self._session.journal.advance(row.intent_id, State.DISMISSED)
         if row.state is not State.DISMISSED:
-            raise _not_unknown(row)
+            raise _wrong_state(row, "only an unknown one can be changed")
 
     async def _row(self, intent_id: str) -> Intent:
-        self._desk.check()
-        row = await self._journal.find(intent_id=intent_id)
-        if row is None or row.scope != self._scope:
+        self._session.check()
+        row = await self._session.journal.find(intent_id=intent_id)
+        if row is None or row.scope != self._session.scope:
             raise InvalidRequestError(
-                {"intent_id": f"no intent {intent_id!r:.60} in this namespace"}
+                {"intent_id": f"no intent {intent_id!r:.60} exists in this namespace"}
             )
         return row
 
 
-def _not_unknown(row: Intent) -> InvalidRequestError:
-    told = f"intent {row.intent_id} is {row.state}; only an unknown one can be changed"
-    return InvalidRequestError({"intent_id": told})
+async def all_rows(
+    session: Session,
+    *,
+    states: list[State],
+    taken: bool | None = None,
+    mine: bool = False,
+) -> list[Intent]:
+    """All rows of a client's namespace that match, oldest first, read in pages."""
+    rows: list[Intent] = []
+    after = None
+    while page := await session.journal.rows(
+        session.scope, states=states, taken=taken, mine=mine, after=after
+    ):
+        rows += page
+        after = page[-1].intent_id
+    return rows
+
+
+def _wrong_state(row: Intent, rule: str) -> InvalidRequestError:
+    return InvalidRequestError({"intent_id": f"intent {row.intent_id} is {row.state}; {rule}"})

@@ -1,8 +1,9 @@
 """The eight requests: frozen values, checked when they are made.
 
-The rules are those of MidAPI's documentation of ``/api/v1/mj/generate`` and its three sisters
-(docs.midapi.ai). What it only suggests, such as multiples of 50 for the stylization, is not
-enforced; flags inside a prompt (``--ar``, ``--sref``, …) are passed on untouched.
+The rules are those of MidAPI's documentation of ``/api/v1/mj/generate``, ``generateUpscale``,
+``generateVary`` and ``generateVideoExtend`` (docs.midapi.ai). What it only recommends, such as
+multiples of 50 for the stylization, is not enforced; flags inside a prompt (``--ar``, ``--sref``,
+…) are sent unchanged.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ Speed: TypeAlias = Literal["relaxed", "fast", "turbo"]
 AspectRatio: TypeAlias = Literal[
     "1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1"
 ]
-# A type checker completes the known versions, and takes the next one that MidAPI brings.
+# A type checker suggests the known versions and accepts future ones.
 Version: TypeAlias = Literal["7", "6.1", "6", "5.2", "5.1", "niji6", "niji7"] | str
 Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
 
 MAX_PROMPT = 2000  # characters, as documented
-# One of our tokens is not a task id: it would show a secret wherever ids are shown.
+# A token of ours (mjt_…) must not pass as a task id: it is a secret, and task ids are logged.
 TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
-_LARGEST_INDEX = 2**31 - 1  # no limit is documented; more fits into no 32-bit integer
+_LARGEST_INDEX = 2**31 - 1  # no limit is documented; this is the largest 32-bit integer
 
 # A rule returns what is wrong with a value, or None.
 Rule: TypeAlias = Callable[[object], str | None]
@@ -44,7 +45,7 @@ def _text(value: object) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "holds half of a character (a lone surrogate) that cannot be sent"
+        return "contains a lone surrogate (half of a character), which cannot be sent"
     return None
 
 
@@ -113,7 +114,9 @@ def _urls(exactly: int | None = None) -> Rule:
             return f"must hold {wanted}, has {len(value)}"
         for index, each in enumerate(value):
             if problem := url_problem(each):
-                return f"[{index}] {problem}; MidAPI must be able to fetch it: upload a local file"
+                return (
+                    f"[{index}] {problem}; MidAPI must be able to fetch it, so upload local files"
+                )
         return None
 
     return rule
@@ -147,7 +150,7 @@ def _as_tuple(value: Sequence[str]) -> tuple[str, ...]:
 
 @attrs.frozen
 class _Request:
-    """Checks every field against its rule, all problems at once."""
+    """Checks every field against its rule and reports all problems together."""
 
     _own_rules: ClassVar[Mapping[str, Rule]] = {}
 
@@ -156,7 +159,7 @@ class _Request:
         for field in self.__attrs_attrs__:
             value = getattr(self, field.name)
             if value is field.default:
-                continue  # a default is right
+                continue  # a default needs no check
             rule = self._own_rules.get(field.name) or _RULES[field.name]
             if problem := rule(value):
                 problems[field.name] = problem
@@ -182,13 +185,13 @@ class TextToImage(_Image):
     """Four pictures from a prompt.
 
     Attributes:
-        prompt: what to draw, 1 to 2,000 characters; Midjourney's own ``--flags`` may stand in it.
-        speed: "relaxed", "fast" (the default) or "turbo". It sets the price.
-        aspect_ratio: width to height, as in "16:9"; None leaves it to Midjourney.
+        prompt: what to draw, 1 to 2,000 characters; may contain Midjourney's own ``--flags``.
+        speed: "relaxed", "fast" (the default) or "turbo". The price depends on it.
+        aspect_ratio: width to height, as in "16:9"; None lets Midjourney choose.
         version: Midjourney's model, as in "7", "6.1" or "niji6"; None is the newest.
-        variety: how much the four differ, 0 to 100 in steps of 5.
+        variety: how much the four pictures differ, 0 to 100 in steps of 5.
         stylization: how strong Midjourney's own style is, 0 to 1000.
-        weirdness: 0 to 3000.
+        weirdness: how unusual the pictures are, 0 to 3000.
         water_mark: a text to mark the pictures with.
         enable_translation: have MidAPI translate the prompt to English first.
 
@@ -225,11 +228,11 @@ class StyleReference(_Image):
 
 @attrs.frozen
 class OmniReference(_Image):
-    """Four pictures from a prompt, with a person or thing of another picture in them.
+    """Four pictures from a prompt that show a person or thing from another picture.
 
     Attributes:
-        file_urls: the pictures to take it from, as http(s) URLs that MidAPI can reach.
-        ow: omni weight, how closely to follow them, 1 to 1000.
+        file_urls: pictures of that person or thing, as http(s) URLs that MidAPI can reach.
+        ow: omni weight: how closely to follow those pictures, 1 to 1000.
 
     The other fields, and what is raised, are those of `TextToImage`.
     """
@@ -248,7 +251,7 @@ class ImageToVideo(_Request):
         hd: True for the high-definition mode.
         motion: "high" (the default) or "low".
         video_batch_size: how many videos: 1 (the default), 2 or 4.
-        aspect_ratio: width to height, as in "16:9"; None leaves it to Midjourney.
+        aspect_ratio: width to height, as in "16:9"; None lets Midjourney choose.
         water_mark: a text to mark the videos with.
         enable_translation: have MidAPI translate the prompt to English first.
 
@@ -270,7 +273,7 @@ class ImageToVideo(_Request):
 
 @attrs.frozen
 class Upscale(_Request):
-    """One of the four pictures of a task, larger.
+    """An enlarged version of one of the four pictures of a task.
 
     Attributes:
         task_id: the finished task.
@@ -293,7 +296,7 @@ class Vary(_Request):
     Attributes:
         task_id: the finished task.
         image_index: which of its pictures. MidAPI documents it both as 0 to 3 (its schema) and as
-            1 to 4 (its notes and sample), so 0 to 4 is taken and passed through unchanged.
+            1 to 4 (its notes and sample), so 0 to 4 is accepted and sent unchanged.
         water_mark: a text to mark the pictures with.
 
     Raises:
@@ -309,7 +312,7 @@ class Vary(_Request):
 
 @attrs.frozen
 class ExtendVideo(_Request):
-    """A longer version of a task's video, as the prompt says, or as Midjourney chooses without one.
+    """A longer version of a task's video.
 
     Attributes:
         task_id: the finished video task.

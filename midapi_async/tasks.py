@@ -1,4 +1,4 @@
-"""What MidAPI says about a task: immutable snapshots."""
+"""`TaskDetails`: an immutable snapshot of what MidAPI says about a task."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def _read_only(mapping: Mapping[str, object]) -> Mapping[str, object]:
 
 @attrs.frozen(kw_only=True)
 class TaskDetails:
-    """A snapshot of one task, as MidAPI's record-info gave it.
+    """A snapshot of one task, from one look at MidAPI's record-info.
 
     Attributes:
-        task_id: MidAPI's name of the task.
-        task_type: as in ``mj_txt2img``; None where the record does not say.
+        task_id: MidAPI's id of the task.
+        task_type: as in ``mj_txt2img``; None if the record does not say.
         status: generating, succeeded or failed.
-        urls: the result files, kept by MidAPI for 15 days; empty until the task succeeded.
+        urls: the result files, kept by MidAPI for 15 days; empty until the task has succeeded.
         params: the request as MidAPI stored it, in its own camelCase, without the callback URL.
-        created_at: when MidAPI took the task; aware, UTC; None where the record does not say.
+        created_at: when MidAPI accepted the task; aware, UTC; None if the record does not say.
         completed_at: when it was finished; aware, UTC; None while generating.
-        error_code: MidAPI's code of a failure, or None.
-        error_message: MidAPI's text of a failure, or None.
+        error_code: MidAPI's code for the failure, or None.
+        error_message: MidAPI's text for the failure, or None.
         raw: the whole record, without the callback URL.
     """
 
@@ -54,7 +54,7 @@ class TaskDetails:
 
     @property
     def is_final(self) -> bool:
-        """Whether it will not change any more: failed, or succeeded with its files."""
+        """Whether the task is over: it failed, or it succeeded and its files are there."""
         return self.status is TaskStatus.FAILED or bool(
             self.status is TaskStatus.SUCCEEDED and self.urls
         )
@@ -67,7 +67,7 @@ class TaskDetails:
         return self.completed_at - self.created_at
 
     def to_dict(self) -> dict[str, object]:
-        """Everything but ``raw``, as values that ``json.dumps`` takes; times as ISO strings."""
+        """All fields except ``raw``, ready for ``json.dumps``; times as ISO strings."""
         return {
             "task_id": self.task_id,
             "task_type": self.task_type,

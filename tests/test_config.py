@@ -250,7 +250,7 @@ def test_the_host_chooses_the_endpoints(given_url: str, credit: str, upload: str
 
 
 def test_a_time_scale_is_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real service keeps its own time, whoever says so; 1 is no scale."""
+    """Only a sandbox on loopback may be scaled; 1 is no scale."""
     assert settings(API_KEY, LOCAL, 60).time_scale == 60.0
     assert settings(API_KEY, None, 1.0).time_scale == 1.0
     assert set(problems_of(lambda: settings(API_KEY, None, 60))) == {"time_scale"}

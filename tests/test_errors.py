@@ -32,6 +32,7 @@ from midapi_async.errors import (
     SpendingCapError,
     SubmissionUnknown,
     TaskError,
+    TaskExpired,
     TaskFailed,
     TaskNotFound,
     TransportError,
@@ -67,6 +68,7 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     TaskFailed: (TaskError,),
     PromptRejected: (TaskFailed,),
     TaskNotFound: (TaskError,),
+    TaskExpired: (TaskError,),
     ResultMissing: (TaskError,),
     WaitTimeout: (MidAPIError, TimeoutError),
     ReceiverError: (MidAPIError,),
@@ -126,7 +128,10 @@ EXAMPLES: list[tuple[MidAPIError, str]] = [
     (PromptRejected("t1", FAILED), "Change the prompt"),
     (TaskNotFound("t1"), "Check the task id"),
     (ResultMissing("t1", FAILED), "client.details(task_id)"),
+    (TaskExpired("t1"), "Use another key"),
     (WaitTimeout("t1"), "client.task('t1').wait()"),
+    (WaitTimeout(None, "i1"), "client.intents.settle('i1')"),
+    (WaitTimeout(), "Nothing was bought"),
     (ReceiverError("port 1 is taken"), "port 1 is taken"),
     (JournalError("the disk is full"), "the disk is full"),
     (DownloadError("https://x/1.png", "HTTP 500"), "try again"),
@@ -212,7 +217,7 @@ def test_a_text_shows_http_status_only_where_it_adds_something() -> None:
 
 def test_s05_a_rate_limit_says_when() -> None:
     """The seconds stand in the text where MidAPI said any."""
-    assert "It asks for 30 s." in str(RateLimitError(retry_after=30.0))
+    assert "It asks to wait 30 s." in str(RateLimitError(retry_after=30.0))
     assert "asks for" not in str(RateLimitError())
 
 
@@ -241,7 +246,7 @@ def test_a_failure_knows_whether_it_is_passing(message: str | None, transient: b
     """Only the one text on record is; the advice follows it."""
     error = TaskFailed("t1", TaskDetails(task_id="t1", error_message=message))
     assert transient is error.transient
-    assert transient is ("The fault is passing" in str(error))
+    assert transient is ("likely to be temporary" in str(error))
     assert not TaskFailed("t1").transient
 
 

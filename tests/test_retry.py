@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midapi_async._submission.retry import LONGEST_RETRY_AFTER, Patience
+from midapi_async._submission.retry import RetryBudget
+from midapi_async._wire.protocol import LONGEST_RETRY_AFTER
 
 CHANCES = st.floats(0, 1, exclude_max=True)
 
 
 def pauses(budget: float, chance: float, count: int) -> list[float | None]:
     """The first pauses without a Retry-After."""
-    patience = Patience(budget, lambda: chance)
+    patience = RetryBudget(budget, lambda: chance)
     return [patience.pause() for _ in range(count)]
 
 
@@ -26,17 +27,17 @@ def test_s06_pauses_grow_and_are_jittered() -> None:
 @given(CHANCES)
 def test_s02_pauses_stay_inside_the_budget(chance: float) -> None:
     """However the dice fall, all pauses together are no longer than the budget."""
-    patience = Patience(60.0, lambda: chance)
+    patience = RetryBudget(60.0, lambda: chance)
     spent = sum(itertools.takewhile(bool, (patience.pause() or 0.0 for _ in range(100))))
     assert 0 < spent <= 60.0
 
 
 def test_s02_attempts_cost_budget_too() -> None:
     """What an attempt took is no longer there for pauses."""
-    patience = Patience(60.0, lambda: 0.0)
+    patience = RetryBudget(60.0, lambda: 0.0)
     patience.spend(59.6)
     assert patience.pause() is None
-    patience = Patience(60.0, lambda: 0.0)
+    patience = RetryBudget(60.0, lambda: 0.0)
     patience.spend(59.5)
     assert patience.pause() == 0.5
     assert patience.pause() is None
@@ -44,14 +45,14 @@ def test_s02_attempts_cost_budget_too() -> None:
 
 def test_no_budget_is_no_second_attempt() -> None:
     """`give_up_after=0` sends once."""
-    assert Patience(0.0, lambda: 0.0).pause() is None
-    assert Patience(0.0, lambda: 0.0).pause(0.0) == 0.0  # told to come back at once
+    assert RetryBudget(0.0, lambda: 0.0).pause() is None
+    assert RetryBudget(0.0, lambda: 0.0).pause(0.0) == 0.0  # told to come back at once
 
 
 @given(CHANCES, st.floats(0, LONGEST_RETRY_AFTER))
 def test_s05_a_retry_after_is_a_minimum(chance: float, asked: float) -> None:
     """Jitter only lengthens it, by a second at the most."""
-    pause = Patience(1e9, lambda: chance).pause(asked)
+    pause = RetryBudget(1e9, lambda: chance).pause(asked)
     assert pause is not None
     assert asked <= pause <= asked + 1.0
 
@@ -59,11 +60,11 @@ def test_s05_a_retry_after_is_a_minimum(chance: float, asked: float) -> None:
 @pytest.mark.parametrize("asked", [120.001, 1e9, float("inf")])
 def test_s05_a_long_retry_after_is_told_at_once(asked: float) -> None:
     """Above the cap nobody waits, however large the budget."""
-    assert Patience(1e12, lambda: 0.0).pause(asked) is None
+    assert RetryBudget(1e12, lambda: 0.0).pause(asked) is None
 
 
 def test_s05_a_retry_after_beyond_the_budget_is_told_at_once() -> None:
     """There is no use in a pause that the budget does not hold; a shorter one still fits."""
-    patience = Patience(60.0, lambda: 0.0)
+    patience = RetryBudget(60.0, lambda: 0.0)
     assert patience.pause(61.0) is None
     assert patience.pause(60.0) == 60.0

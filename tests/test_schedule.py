@@ -1,4 +1,4 @@
-"""When to look: the plan against distributions whose truth is known, in a pure calculation."""
+"""When to look: plans against known distributions, in a pure calculation."""
 
 import math
 import random
@@ -24,7 +24,7 @@ FAST, RELAXED = ("mj_txt2img", "fast"), ("mj_txt2img", "relaxed")
 
 
 def cost(looks: Sequence[float], durations: Sequence[float], price: float) -> tuple[float, float]:
-    """What a plan costs, delay and looks together, and how many looks that is, on average."""
+    """What a plan costs on average, delay and looks together, and how many looks it makes."""
     total, count = 0.0, 0
     for duration in durations:
         at, made = 0.0, 0
@@ -41,7 +41,7 @@ def log_normal(median: float, sigma: float) -> Callable[[random.Random], float]:
     return lambda chance: math.exp(chance.gauss(math.log(median), sigma))
 
 
-def two_humps(chance: random.Random) -> float:
+def two_modes(chance: random.Random) -> float:
     return log_normal(45, 0.12)(chance) if chance.random() < 0.5 else log_normal(150, 0.12)(chance)
 
 
@@ -50,14 +50,14 @@ WORLDS: dict[str, tuple[Callable[[random.Random], float], Prior]] = {
     "fast": (log_normal(63, 0.15), Prior(60)),
     "relaxed": (log_normal(214, 0.35), Prior(250)),
     "video": (log_normal(200, 0.5), prior(("mj_video", None))),
-    "two_humps": (two_humps, Prior(60)),
+    "two_modes": (two_modes, Prior(60)),
 }
 
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("price", [0.3, 1.0, 5.0])
-def test_learned_it_beats_every_fixed_interval(world: str, price: float) -> None:
-    """After 50 tasks it costs less than the best fixed interval that there is."""
+def test_learned_plan_beats_every_fixed_interval(world: str, price: float) -> None:
+    """After 50 tasks a plan costs less than the best fixed interval."""
     draw, before = WORLDS[world]
     chance = random.Random(5)
     seen, truth = [draw(chance) for _ in range(50)], [draw(chance) for _ in range(2000)]
@@ -70,8 +70,8 @@ def test_learned_it_beats_every_fixed_interval(world: str, price: float) -> None
 
 
 @pytest.mark.parametrize("world", ["turbo", "fast", "relaxed", "video"])
-def test_before_learning_the_prior_beats_fixed_intervals_as_late(world: str) -> None:
-    """From the first task on: fewer looks than the fixed interval with the same delay."""
+def test_prior_beats_fixed_intervals_with_the_same_delay(world: str) -> None:
+    """The first task already needs fewer looks than with a fixed interval."""
     draw, before = WORLDS[world]
     chance = random.Random(6)
     truth = [draw(chance) for _ in range(2000)]
@@ -87,10 +87,10 @@ def test_before_learning_the_prior_beats_fixed_intervals_as_late(world: str) -> 
     price=st.floats(0.01, 100),
     floor=st.floats(0.01, 20),
 )
-def test_property_any_plan_is_sane(
+def test_property_any_plan_is_valid(
     durations: list[float], median: float, price: float, floor: float
 ) -> None:
-    """Rising by the floor at least but for its last step, never empty, finite, repeatable."""
+    """It is finite, repeatable and not empty, and rises by the floor except in its last step."""
     times = plan(durations, Prior(median), price, floor)
     assert times
     assert all(0 < time < math.inf for time in times)
@@ -100,7 +100,7 @@ def test_property_any_plan_is_sane(
 
 
 def optimum(durations: Sequence[float], price: float, floor: float) -> float:
-    """The least that any plan costs on average, by a fine programme over what really happened."""
+    """The least that any plan costs on average: a fine programme over the true durations."""
     truth, steps = sorted(durations), 400
     times = [0.0, *(truth[0] * (truth[-1] / truth[0]) ** (n / (steps - 1)) for n in range(steps))]
     times[-1] = truth[-1]
@@ -134,10 +134,10 @@ HARD_WORLDS = {
 
 
 @pytest.mark.parametrize("world", HARD_WORLDS)
-def test_learned_it_costs_little_more_than_the_optimum(world: str) -> None:
-    """After 50 tasks: 1.15 × what a plan would cost that knows the true distribution (mean of 8).
+def test_learned_plan_costs_little_more_than_the_optimum(world: str) -> None:
+    """After 50 tasks: at most 1.15 × a plan that knows the true distribution (mean of 8).
 
-    Two fifths more where a few tasks in a hundred take 25 times as long as the others.
+    1.4 × where three tasks in a hundred take 25 times as long as the others.
     """
     draw, before = HARD_WORLDS[world]
     truth = [draw(random.Random(n)) for n in range(1500)]
@@ -150,8 +150,8 @@ def test_learned_it_costs_little_more_than_the_optimum(world: str) -> None:
     assert sum(ratios) / len(ratios) <= (1.4 if world == "outliers" else 1.15)
 
 
-def test_a_plan_is_remade_as_tasks_finish() -> None:
-    """After every fifth, also with 64 seen; never one without the others."""
+def test_plan_is_remade_after_every_fifth_task() -> None:
+    """Also when the memory for durations is full."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     firsts = []
     for n in range(150):
@@ -161,8 +161,8 @@ def test_a_plan_is_remade_as_tasks_finish() -> None:
     assert changes == list(range(4, 150, 5))
 
 
-def test_what_no_task_can_have_taken_is_not_learned() -> None:
-    """Nor does a look in a plan wait longer than the ceiling, once the first one was made."""
+def test_impossible_durations_are_not_learned() -> None:
+    """And after the first look no gap is longer than the ceiling, however long tasks take."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     assert not any(schedule.learn(FAST, wrong) for wrong in (1e308, 5e-324, 1e9))
     for _ in range(5):
@@ -174,8 +174,8 @@ def test_what_no_task_can_have_taken_is_not_learned() -> None:
         elapsed = following
 
 
-def test_what_was_learned_before_is_recalled() -> None:
-    """A schedule that is told what another one learned makes the same plan."""
+def test_recalled_durations_make_the_same_plan() -> None:
+    """They replace what the schedule had learned."""
     first, second = (Schedule(price=1.0, floor=1.0, ceiling=60.0) for _ in range(2))
     durations = [40.0 + n for n in range(20)]
     for seconds in durations:
@@ -186,42 +186,42 @@ def test_what_was_learned_before_is_recalled() -> None:
     assert first.expected(FAST) == second.expected(FAST)
 
 
-def test_trusted_callbacks_make_looks_dear() -> None:
-    """Three in time in a row, and one that was not undoes it."""
+def test_trusted_callbacks_put_off_looks() -> None:
+    """Three in a row have to be in time; one that is not ends the trust."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
-    told = [True, True, False, True, True, True, True, False]
+    callbacks = [True, True, False, True, True, True, True, False]
     trusted = []
-    for in_time in told:
+    for in_time in callbacks:
         schedule.note_callback(in_time=in_time)
         trusted.append(schedule.trusts_callbacks)
     assert trusted == [False] * 5 + [True, True, False]
-    assert schedule.next_look(FAST, 0, is_dear=True) > schedule.next_look(FAST, 0)
+    assert schedule.next_look(FAST, 0, callback_expected=True) > schedule.next_look(FAST, 0)
 
 
-def test_dearer_looks_are_fewer() -> None:
-    """The price buys looks for delay."""
+def test_higher_price_means_fewer_looks() -> None:
+    """The price of a look trades looks against delay."""
     counts = [len(plan((), Prior(60), price, 1.0)) for price in (0.1, 1.0, 10.0)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[2]
 
 
-def test_equal_durations_are_looked_at_right_behind() -> None:
-    """The first look that can find something comes just after the time that all took."""
+def test_equal_durations_are_looked_at_just_after_them() -> None:
+    """A look comes soon after the time that all tasks took."""
     times = plan([63.0] * 60, Prior(60), 1.0, 1.0)
     assert any(63 <= time <= 67 for time in times)
 
 
-def test_an_outlier_does_not_move_the_plan() -> None:
-    """One task that took an hour among 63 of a minute."""
+def test_outlier_hardly_changes_the_plan() -> None:
+    """One task of an hour among 63 of a minute."""
     chance = random.Random(8)
     seen = [log_normal(60, 0.1)(chance) for _ in range(63)]
-    calm, _ = cost(plan([*seen, 60.0], Prior(60), 1.0, 1.0), seen, 1.0)
-    shaken, _ = cost(plan([*seen, 3600.0], Prior(60), 1.0, 1.0), seen, 1.0)
-    assert shaken < 1.25 * calm
+    without, _ = cost(plan([*seen, 60.0], Prior(60), 1.0, 1.0), seen, 1.0)
+    with_outlier, _ = cost(plan([*seen, 3600.0], Prior(60), 1.0, 1.0), seen, 1.0)
+    assert with_outlier < 1.25 * without
 
 
-def test_a_drift_is_followed() -> None:
-    """A service that gets three times slower: the plan forgets the old times."""
+def test_drift_is_followed() -> None:
+    """When the service gets much slower, the plan forgets the old durations."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     chance = random.Random(9)
     for _ in range(100):
@@ -234,8 +234,8 @@ def test_a_drift_is_followed() -> None:
     assert 280 <= schedule.expected(FAST).median <= 320
 
 
-def test_past_its_plan_it_never_stops_and_keeps_the_ceiling() -> None:
-    """1.15 × the elapsed time, at most the ceiling apart, for ever."""
+def test_looks_go_on_after_the_plan_with_the_ceiling() -> None:
+    """They come at 1.15 × the elapsed time, at most the ceiling apart, for ever."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     elapsed = 10_000.0
     for _ in range(100):
@@ -244,15 +244,15 @@ def test_past_its_plan_it_never_stops_and_keeps_the_ceiling() -> None:
         elapsed = following
 
 
-def test_the_floor_holds_between_any_two_looks() -> None:
+def test_floor_holds_between_any_two_looks() -> None:
     """Also between a late look and the next planned one."""
     schedule = Schedule(price=0.01, floor=5.0, ceiling=60.0)
     for elapsed in range(0, 400, 3):
         assert schedule.next_look(FAST, float(elapsed)) - elapsed >= 5.0
 
 
-def test_kinds_are_learned_apart_and_nonsense_is_not_learned() -> None:
-    """Durations of one kind say nothing of another; zero, negative and NaN say nothing at all."""
+def test_kinds_are_learned_separately() -> None:
+    """A duration of one kind does not count for another; zero, negative and NaN never count."""
     schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
     for seconds in (0.0, -1.0, math.nan, math.inf):
         schedule.learn(FAST, seconds)
@@ -276,5 +276,5 @@ def test_kinds_are_learned_apart_and_nonsense_is_not_learned() -> None:
     ],
 )
 def test_priors(kind: tuple[str, str | None], median: float) -> None:
-    """What the design says of each kind; what is new is taken for fast."""
+    """Each kind has its prior; an unknown kind has that of fast."""
     assert median == prior(kind).median

@@ -1,1 +1,1 @@
-"""What every room stands on: the clock, and background tasks with an owner."""
+"""What every other package uses: the clock, background tasks with an owner, checks of URLs."""

@@ -1,15 +1,13 @@
-"""Background tasks with an owner: strongly referenced, awaited at the end, never silent."""
+"""Background tasks with an owner, which keeps them alive, awaits them and logs their failures."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from contextvars import Context
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _EAGERLY: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
@@ -17,7 +15,7 @@ _log = logging.getLogger("midapi_async")
 
 
 class OwnedTasks:
-    """The background tasks of one owner. ``await finish()`` leaves none behind."""
+    """The background tasks of one owner. After ``await finish()`` none is running."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
@@ -32,13 +30,13 @@ class OwnedTasks:
         context: Context | None = None,
         eagerly: bool = False,
     ) -> asyncio.Task[T]:
-        """Run a coroutine in the background; a failure of it is logged.
+        """Run a coroutine in the background and log its failure.
 
         Args:
             work: the coroutine.
             context: to run it in; a copy of the current one if None.
-            eagerly: run it here and now as far as it gets, which saves a turn of the loop; needs
-                Python 3.12.
+            eagerly: run it at once up to its first wait, which saves a turn of the loop; without
+                effect before Python 3.12.
         """
         options = _EAGERLY if eagerly else {}
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=context, **options)
@@ -54,13 +52,13 @@ class OwnedTasks:
         if not task.cancelled() and (failure := task.exception()) is not None:
             _log.error("a background task failed", exc_info=failure)
 
-    async def settle(self) -> None:
-        """Wait for what runs just now."""
+    async def join(self) -> None:
+        """Wait for the tasks that are running now."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def finish(self, patience: float = 0.0) -> None:
-        """Wait so many seconds of the loop for what still runs, then cancel it."""
+        """Wait up to `patience` seconds of the loop for the tasks, then cancel the rest."""
         if self._tasks and patience > 0:
             await asyncio.wait(self._tasks, timeout=patience)
         while self._tasks:

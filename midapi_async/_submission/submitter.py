@@ -1,10 +1,10 @@
 """Submitting: at most one accepted POST per intent, and nothing that was paid for is lost.
 
-The way of one submission: the gate, a row in the journal, the POST, a row in the journal. From the
-first row on it runs in a task of ours, so that no cancellation of the caller's can lose an answer
-that was paid for. Whoever waits for the outcome, waits for the same arrival: the caller, a second
-caller with the same key, and `settle`. It comes from the POST's answer or from a callback,
-whichever is first.
+A submission waits in the line for a slot; the journal writes its row together with the slot; the
+POST is sent; its outcome is written to the journal. All this runs in a background task, so that an
+answer is not lost when the caller is cancelled. But a POST is sent, or sent again, only while a
+caller waits for it. All callers with the same key wait for one future, the outcome. The answer to
+the POST resolves it, or a callback if that comes first.
 """
 
 from __future__ import annotations
@@ -14,566 +14,633 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
 
 import attrs
 
 from .._runtime.background import OwnedTasks
+from .._runtime.clock import Clock
 from .._runtime.urls import url_problem
-from .._wire import protocol as _protocol
+from .._wire import protocol
 from .._wire.bodies import fingerprint
 from .._wire.json import dumps
-from .._wire.protocol import Answer, Call, Unsure
+from .._wire.protocol import Answer, Call
 from .._wire.tokens import new_token, token_hash
+from ..config import RateLimit
 from ..errors import (
     APIError,
     ClientClosed,
     InvalidRequestError,
     JournalError,
     KeyConflict,
-    MaintenanceError,
-    RateLimitError,
     SubmissionUnknown,
+    TaskExpired,
     TransportError,
+    WaitTimeout,
 )
-from ..journal import BOUGHT, Intent, Journal, State
+from ..journal import BOUGHT, PENDING, Busy, Intent, Journal, Standing, State
+from ..journal.watcher import Watcher
 from ..requests import Request
-from .retry import Patience
+from .line import Line
+from .retry import RetryBudget
 
-if TYPE_CHECKING:
-    from .._runtime.clock import Clock
-    from .gate import Gate
+_log = logging.getLogger("midapi_async.submission")
 
-_log = logging.getLogger("midapi_async")
 MAX_METADATA = 4096  # bytes
 MAX_KEY = 200  # characters
-_REWRITE_AFTER = 1.0  # seconds until a failed write of a paid task id is tried again
+_RECHECK_INTERVAL = 0.05  # seconds between two reads of a row that is waited for
+_REWRITE_AFTER = 1.0  # seconds until a failed write of an outcome is tried again
+_POST_MARGIN = 5.0  # seconds that a POST may take beyond its timeout, on a busy machine
 
 
-@attrs.frozen(kw_only=True)
-class Order:
-    """What the user asked `generate` for, checked.
+def _check_arguments(key: object, metadata: object, callback_url: object) -> None:
+    """Check the arguments that come with a request.
 
-    Attributes:
-        request: what to buy.
-        key: the user's own name for it, or None.
-        metadata: the user's own notes.
-        callback_url: the user's own callback URL, in place of ours.
+    Raises:
+        InvalidRequestError: naming each argument that is wrong.
     """
-
-    request: Request
-    key: str | None = None
-    metadata: Mapping[str, str] = attrs.field(factory=dict)
-    callback_url: str | None = None
-
-    def __attrs_post_init__(self) -> None:
-        key, metadata = _key_problem(self.key), _metadata_problem(self.metadata)
-        callback_url = _callback_problem(self.callback_url)
-        if key or metadata or callback_url:
-            found = {"key": key, "metadata": metadata, "callback_url": callback_url}
-            raise InvalidRequestError({name: each for name, each in found.items() if each})
-
-
-def _key_problem(key: object) -> str | None:
-    if key is None or (isinstance(key, str) and 0 < len(key) <= MAX_KEY and key.isprintable()):
-        return None
-    return f"must be a str of 1 to {MAX_KEY} printable characters"
-
-
-def _metadata_problem(metadata: object) -> str | None:
-    if not metadata and isinstance(metadata, dict):
-        return None
+    problems = {}
+    is_short = isinstance(key, str) and 0 < len(key) <= MAX_KEY
+    if key is not None and not (is_short and str(key).isprintable()):
+        problems["key"] = f"must be a str of 1 to {MAX_KEY} printable characters"
+    pairs = metadata.items() if isinstance(metadata, Mapping) else ()
     if not isinstance(metadata, Mapping) or not all(
-        isinstance(part, str) for pair in metadata.items() for part in pair
+        isinstance(each, str) for each in sum(pairs, ())
     ):
-        return "must be a mapping of str to str"
-    try:
-        size = len(dumps(dict(metadata)))
-    except UnicodeEncodeError:
-        return "holds half of a character (a lone surrogate) that cannot be stored"
-    return None if size <= MAX_METADATA else f"must be at most {MAX_METADATA:,} bytes, is {size:,}"
+        problems["metadata"] = "must be a mapping of str to str"
+    elif metadata:
+        try:
+            size = len(dumps(dict(metadata)))
+        except UnicodeEncodeError:
+            problems["metadata"] = (
+                "contains a lone surrogate (half of a character), which cannot be stored"
+            )
+        else:
+            if size > MAX_METADATA:
+                problems["metadata"] = f"must be at most {MAX_METADATA:,} bytes, is {size:,}"
+    if callback_url is not None and (problem := url_problem(callback_url)):
+        problems["callback_url"] = problem
+    if problems:
+        raise InvalidRequestError(problems)
 
 
-def _callback_problem(url: object) -> str | None:
-    return None if url is None else url_problem(url)
+class _Submission:
+    """One submission of this client, from the line to its outcome."""
 
-
-@attrs.frozen(kw_only=True)
-class Ways:
-    """How a submitter reaches the rest of the house.
-
-    Attributes:
-        send: sends one submission and reads its answer.
-        callback_url: makes the callback URL for a token; None without a receiver.
-        slow_down: told for how many seconds MidAPI wants nothing from us.
-    """
-
-    send: Callable[[Call], Awaitable[Answer]]
-    callback_url: Callable[[str], str] | None
-    slow_down: Callable[[float], None]
+    def __init__(self, intent: Intent, call: Call) -> None:
+        loop = asyncio.get_running_loop()
+        self.intent = intent
+        self.call = call
+        self.slot: str | None = None  # the last one that it got; its row exists since the first
+        # From a POST's start until it is proven that it bought nothing, or its outcome is written.
+        self.is_posting = False
+        self.callers = 0  # how many wait for the outcome
+        # The accepted row, or the row that has the key, or an error. It is cancelled if the last
+        # caller has left before anything was bought.
+        self.outcome: asyncio.Future[Intent | Standing] = loop.create_future()
+        self.stop: asyncio.Future[None] = loop.create_future()  # done: send nothing from now on
 
 
 class Submitter:
-    """Turns orders into accepted intents.
+    """Turns requests into accepted intents.
 
     Args:
-        journal: where intents live.
-        scope: the account's origin and namespace.
-        gate: the account's gate.
-        ways: how to reach the rest of the house.
+        journal: stores the intents.
+        watcher: watches the journal for changes.
+        scope: the service's origin and the namespace.
+        account: a hash of the service's origin and the API key.
+        line: the account's line.
+        rate_limit: slots in a window of service seconds; None for no limit on our side.
+        send: sends one POST and returns its answer.
+        post_timeout: service seconds that a POST may take.
+        callback_url: makes the callback URL for a token; None without a receiver.
+        slow_down: called after a 429 or 455 with the seconds for which to make no looks.
+        give_up_after: service seconds of attempts and pauses after which to give up.
         clock: the client's clock.
-        give_up_after: seconds of sending again after a proof that nothing was bought.
     """
 
     def __init__(
         self,
         *,
         journal: Journal,
+        watcher: Watcher,
         scope: str,
-        gate: Gate,
-        ways: Ways,
-        clock: Clock,
+        account: str,
+        line: Line,
+        rate_limit: RateLimit | None,
+        send: Callable[[Call], Awaitable[Answer]],
+        post_timeout: float,
+        callback_url: Callable[[str], str] | None,
+        slow_down: Callable[[float], None],
         give_up_after: float,
+        clock: Clock,
     ) -> None:
         self._journal = journal
+        self._watcher = watcher
         self._scope = scope
-        self._gate = gate
-        self._ways = ways
-        self._clock = clock
+        self._account = account
+        self._line = line
+        # The journal counts in seconds of the machine.
+        self._limit = rate_limit and attrs.evolve(rate_limit, per=rate_limit.per / clock.scale)
+        self._longest_post = _POST_MARGIN + clock.network_seconds(post_timeout)
+        self._send = send
+        self._callback_url = callback_url
+        self._slow_down = slow_down
         self._give_up_after = give_up_after
-        self._arrivals: dict[str, _Arrival] = {}
-        self._posts = OwnedTasks()
-        self._others = OwnedTasks()
-        self._watcher: asyncio.Task[None] | None = None
-        self._closing: asyncio.Future[None] = clock.loop.create_future()
-        self._settling: set[asyncio.Timeout] = set()
-        self._settles_at_once = False
+        self._clock = clock
+        self._submissions: dict[str, _Submission] = {}  # by intent id
+        self._tasks = OwnedTasks()
+        self._rewrites = OwnedTasks()
+        self._wakeups: set[asyncio.Event] = set()  # of the callers in `_wait_for_change`
+        self._unwritten: dict[str, Intent] = {}  # accepted by `bind`, not in the journal yet
+        self._is_stopped = False
+        self._is_closing = False
+        self._closed: asyncio.Future[None] = clock.loop.create_future()
         self.posts_sent = 0
 
-    # ─── the way of one submission ───────────────────────────────────────────────────────────────
+    @property
+    def at_the_gate(self) -> int:
+        """How many submissions have not been sent yet, or wait to be sent again."""
+        return sum(not each.is_posting for each in self._submissions.values())
 
-    async def submit(self, order: Order, *, supersedes: str | None = None) -> Intent:
-        """Buy what an order asks for, once, and return its accepted intent.
+    # ─── what callers wait for ───────────────────────────────────────────────────────────────────
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        supersedes: str | None = None,
+        deadline: float | None = None,
+    ) -> tuple[Intent, bool]:
+        """Buy what a request asks for, once.
 
         Args:
-            order: what to buy.
-            supersedes: the unknown intent whose place it takes, or None.
+            request: what to buy.
+            key: the user's own name for it, or None.
+            metadata: the user's own notes, or None.
+            callback_url: the user's own callback URL, in place of ours.
+            supersedes: the intent that it replaces, or None.
+            deadline: when to stop waiting, on the client's clock; None for never.
+
+        Returns:
+            An intent whose task is known, and whether the key had been used before.
 
         Raises:
-            SubmissionUnknown: nobody can know whether it was bought.
-            MidAPIError: any other means that nothing was bought.
+            InvalidRequestError: an argument is wrong, or the key belongs to another request.
+            SubmissionUnknown: it cannot be known whether it was bought.
+            WaitTimeout: the deadline passed. With an ``intent_id``, a POST is under way.
+            MidAPIError: any other error means that nothing was bought.
         """
-        while True:
-            if supersedes is None and (row := await self._standing(order)) is not None:
-                return row
-            intent, callback_url = self._intent(order, supersedes)
-            await self._gate.enter()
-            # From here on nothing depends on the caller, who may be cancelled at any await.
-            arrival = self._arrivals[intent.intent_id] = _Arrival(self._clock.loop)
-            call = _protocol.submit_call(order.request, callback_url)
-            self._posts.start(self._carry_out(intent, call, arrival), eagerly=True)
-            row = await arrival.outcome()
-            if row.intent_id == intent.intent_id:
-                return row
-            if supersedes is not None:
-                return self._bought(row)
-            # Somebody else got the key while this one waited at the gate.
+        metadata = {} if metadata is None else metadata
+        _check_arguments(key, metadata, callback_url)
+        intent, call = self._prepare(request, key, metadata, callback_url, supersedes)
+        waiting_for: str | None = None
+        submission: _Submission | None = None
+        scope = asyncio.timeout_at(None if deadline is None else deadline / self._clock.scale)
+        try:
+            async with scope:
+                while True:
+                    submission = self._start(intent, call)
+                    waiting_for = None
+                    try:
+                        row = await self._outcome(submission)
+                    finally:
+                        if submission.is_posting:
+                            waiting_for = intent.intent_id
+                    if isinstance(row, Intent):
+                        return row, False
+                    # Another row has the key. If that is refused in the end, submit after all.
+                    holder = row.intent
+                    if not row.same:
+                        raise KeyConflict(key or "")
+                    if holder.state in PENDING:
+                        waiting_for = holder.intent_id
+                        holder = await self._wait_for_change(holder, PENDING)
+                    if holder.state is not State.REFUSED:
+                        return self._require_task(holder), True
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        # The outcome may have come in the same turn of the loop as the deadline.
+        if submission is not None and submission.outcome.done():
+            found = None if submission.outcome.cancelled() else submission.outcome.result()
+            if isinstance(found, Intent):
+                return found, False
+        raise WaitTimeout(intent_id=waiting_for)
 
-    async def _standing(self, order: Order) -> Intent | None:
-        """The accepted intent that holds the order's key; None if the order is to be submitted."""
-        if order.key is None:
-            return None
-        asked = fingerprint(order.request)
-        row = await self._journal.find(key=(self._scope, order.key), fingerprint=asked)
-        if row is None or row.state is State.REFUSED:
-            return None
-        if row.fingerprint != asked:
-            raise KeyConflict(order.key)
-        if row.state is State.SENDING:
-            row = await self._change_of(row, while_in=frozenset({State.SENDING}))
-        return None if row.state is State.REFUSED else self._bought(row)
+    async def settle(self, row: Intent, deadline: float | None) -> Intent:
+        """Wait until an intent that is unknown, or is being sent, has been accepted.
 
-    def _intent(self, order: Order, supersedes: str | None) -> tuple[Intent, str | None]:
-        token, callback_url = None, order.callback_url
-        if callback_url is None and self._ways.callback_url is not None:
+        Args:
+            row: the intent.
+            deadline: when to stop waiting, on the client's clock; None for never.
+
+        Raises:
+            SubmissionUnknown: no callback came before the deadline.
+        """
+        unsettled = PENDING | {State.UNKNOWN}
+        scope = asyncio.timeout_at(None if deadline is None else deadline / self._clock.scale)
+        try:
+            async with scope:
+                row = await self._wait_for_change(row, unsettled)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        if row.state in unsettled and self._is_closing:
+            raise ClientClosed
+        if row.state in unsettled:
+            raise self._unknown_error(row, "no callback came in time")
+        return self._require_task(row)
+
+    async def bind(self, row: Intent, task_id: str) -> Intent:
+        """Accept a task for an intent, after a callback or the user has named it.
+
+        Returns:
+            The row; it has no task if that is another intent's.
+
+        Raises:
+            JournalError: it cannot be written; callers that wait in this client still get the task.
+        """
+        now = time.time()
+        bound = attrs.evolve(row, state=State.ACCEPTED, task_id=task_id, accepted_at=now)
+        self._unwritten[row.intent_id] = bound
+        try:
+            bound = await self._journal.advance(row.intent_id, State.ACCEPTED, task_id=task_id)
+            del self._unwritten[row.intent_id]
+        finally:
+            if bound.task_id is not None:
+                submission = self._submissions.get(row.intent_id)
+                if submission is not None and not submission.outcome.done():
+                    submission.outcome.set_result(bound)
+            for changed in self._wakeups:
+                changed.set()
+        if bound.task_id is None:
+            _log.critical(
+                "a callback for intent %s names task %s, which is another intent's: it is ignored",
+                row.intent_id,
+                task_id,
+            )
+        return bound
+
+    def stop(self, *, is_closing: bool = False) -> None:
+        """Send nothing more: callers that wait for a slot get `ClientClosed`, and later ones, too.
+
+        Args:
+            is_closing: whether callers of `settle` get `ClientClosed` or `SubmissionUnknown`.
+        """
+        self._is_stopped, self._is_closing = True, is_closing
+        for changed in self._wakeups:
+            changed.set()
+        for submission in self._submissions.values():
+            if not submission.stop.done():
+                submission.stop.set_result(None)
+
+    async def aclose(self, patience: float) -> None:
+        """Wait for the answers to POSTs that are under way, and give every caller an outcome.
+
+        Args:
+            patience: seconds of the loop; a POST without an answer by then becomes UNKNOWN.
+        """
+        self.stop(is_closing=True)
+        await self._tasks.finish(patience)
+        if not self._closed.done():
+            self._closed.set_result(None)
+        await self._rewrites.finish(_REWRITE_AFTER)
+
+    async def _outcome(self, submission: _Submission) -> Intent | Standing:
+        """Wait for a submission's outcome. When the last caller leaves, nothing more is sent."""
+        submission.callers += 1
+        try:
+            await asyncio.wait({submission.outcome})
+            return submission.outcome.result()
+        finally:
+            submission.callers -= 1
+            if not submission.callers and not submission.stop.done():
+                submission.stop.set_result(None)
+
+    async def _wait_for_change(self, row: Intent, states: frozenset[State]) -> Intent:
+        """Wait until a row has left these states, or until `stop`; return the row as it is then."""
+        submission = self._submissions.get(row.intent_id)
+        if submission is not None and not submission.stop.done():
+            try:
+                found = await self._outcome(submission)
+            except SubmissionUnknown:
+                if State.UNKNOWN not in states:
+                    raise  # else its callback may still come
+            else:
+                if isinstance(found, Intent):
+                    return found
+        changed = asyncio.Event()
+        self._wakeups.add(changed)
+        self._watcher.add(changed.set)
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                if row.intent_id in self._unwritten:
+                    return self._unwritten[row.intent_id]
+                try:
+                    now = await self._journal.find(intent_id=row.intent_id)
+                except JournalError:
+                    if self._is_stopped:
+                        raise
+                    # Its POST may be under way, which no failure of the journal may hide.
+                    self._clock.loop.call_later(_REWRITE_AFTER, changed.set)
+                    continue
+                if now is None:
+                    raise JournalError(f"intent {row.intent_id} is gone from the journal")
+                if now.state not in states or self._is_stopped:
+                    return now
+                # Hundreds may wait while hundreds of rows are written.
+                await asyncio.sleep(_RECHECK_INTERVAL)
+        finally:
+            self._watcher.remove(changed.set)
+            self._wakeups.discard(changed)
+
+    def _require_task(self, row: Intent) -> Intent:
+        """Return the row if its task is known, else raise the error for its state."""
+        if row.state in BOUGHT:
+            return row
+        if row.state is State.UNKNOWN:
+            raise self._unknown_error(row)
+        if row.state is State.EXPIRED and row.task_id is not None:
+            raise TaskExpired(row.task_id)
+        if row.state in PENDING:
+            raise ClientClosed
+        problem = f"intent {row.intent_id} is {row.state}; use another key to submit it again"
+        raise InvalidRequestError({"key" if row.key else "intent_id": problem})
+
+    def _unknown_error(self, intent: Intent, reason: str = "") -> SubmissionUnknown:
+        can_settle = intent.token_hash is not None and self._callback_url is not None
+        return SubmissionUnknown(intent.intent_id, intent.key, can_settle, reason)
+
+    # ─── one submission ──────────────────────────────────────────────────────────────────────────
+
+    def _prepare(
+        self,
+        request: Request,
+        key: str | None,
+        metadata: Mapping[str, str],
+        callback_url: str | None,
+        supersedes: str | None,
+    ) -> tuple[Intent, Call]:
+        token = None
+        if callback_url is None and self._callback_url is not None:
             token = new_token()
-            callback_url = self._ways.callback_url(token)
+            callback_url = self._callback_url(token)
         intent = Intent(
             intent_id=os.urandom(16).hex(),
             scope=self._scope,
-            request=order.request,
-            fingerprint=fingerprint(order.request) if order.key is not None else "",
+            request=request,
+            fingerprint=fingerprint(request) if key is not None else "",
             token_hash=token_hash(token) if token is not None else None,
             created_at=time.time(),
-            key=order.key,
-            metadata=MappingProxyType(dict(order.metadata)),
+            key=key,
+            metadata=dict(metadata),
             supersedes=supersedes,
         )
-        return intent, callback_url
+        return intent, protocol.submit_call(request, callback_url)
 
-    async def _carry_out(self, intent: Intent, call: Call, arrival: _Arrival) -> None:
-        """Everything from the first row to the outcome; the arrival gets what the caller gets."""
-        is_claimed = False
+    def _start(self, intent: Intent, call: Call) -> _Submission:
+        if self._is_stopped:
+            raise ClientClosed
+        submission = _Submission(intent, call)
+        self._submissions[intent.intent_id] = submission
+        self._tasks.start(self._run(submission), eagerly=True)
+        return submission
+
+    async def _run(self, submission: _Submission) -> None:
+        """Carry out a submission, and resolve its outcome whatever happens."""
+        outcome = submission.outcome
         try:
-            row = await self._claim(intent)
-            is_claimed = True
-            if row.intent_id == intent.intent_id:
-                row = await self._send_and_record(intent, call)
-        except Exception as error:  # noqa: BLE001 - it is the caller's, wherever that waits
-            arrival.fail(error)
+            row = await self._buy(submission)
+            if outcome.done():
+                return  # a callback came first
+            if row is not None:
+                outcome.set_result(row)
+            elif self._is_stopped:
+                outcome.set_exception(ClientClosed())
+            else:
+                outcome.cancel()  # all callers have left
+        except Exception as error:  # noqa: BLE001 - the callers get it
+            if not outcome.done():
+                outcome.set_exception(error)
         except BaseException:
-            await self._abandon(intent, arrival, is_claimed=is_claimed)
+            # This task was cancelled: the client closes, or the loop ends.
+            if not outcome.done():
+                outcome.set_exception(await self._interrupted(submission))
             raise
-        else:
-            arrival.succeed(row)
         finally:
-            self._arrivals.pop(intent.intent_id, None)
+            submission.is_posting = False
+            self._submissions.pop(submission.intent.intent_id, None)
+            if outcome.done() and not outcome.cancelled():
+                outcome.exception()  # the callers may have left
 
-    async def _claim(self, intent: Intent) -> Intent:
-        """The row that holds the key; unless that is ours, the turn at the gate is not used."""
-        row = None
-        try:
-            row = await self._journal.claim(intent)
-        finally:
-            if row is None or row.intent_id != intent.intent_id:
-                self._gate.hand_back()
-        return row
+    async def _buy(self, submission: _Submission) -> Intent | Standing | None:
+        """Claim a slot, send the POST and record its outcome; repeat while it may be sent again.
 
-    async def _send_and_record(self, intent: Intent, call: Call) -> Intent:
-        try:
-            task_id = await self._deliver(intent, call)
-        except Unsure as error:
-            why = str(error)
-        except (APIError, TransportError, JournalError, ClientClosed):
-            await self._record_refusal(intent)
-            raise
-        except Exception as error:  # noqa: BLE001 - after the POST only one thing is certain: unknown
-            _log.exception("a defect struck intent %s on its way", intent.intent_id)
-            why = f"a defect: {type(error).__name__}"
-        else:
-            return await self._record_acceptance(intent, task_id)
-        return await self._record_unknown(intent, why)
+        The POST is sent again only after a proof that nothing was bought.
 
-    async def _deliver(self, intent: Intent, call: Call) -> str:
-        """The task id. The call is sent again only after a proof that nothing was bought.
+        Returns:
+            The accepted row; or the row that has the key; or None if `stop` came first.
 
         Raises:
-            APIError, TransportError, ClientClosed: the last proof.
-            JournalError: it was not sent again, since the gate's file cannot be used.
-            Unsure: nobody can know.
+            APIError, TransportError: the last proof that nothing was bought.
+            JournalError: the journal cannot be used, so the POST was not sent, or not again.
+            SubmissionUnknown: it cannot be known whether it was bought.
         """
-        patience = None
+        intent, budget, ticket = submission.intent, None, self._line.ticket()
+        ask = partial(
+            self._journal.claim,
+            intent,
+            self._account,
+            self._limit,
+            longest_post=self._longest_post,
+        )
+        per = self._limit.per if self._limit else 0.0
+        holder = None
+        if intent.key is not None and not self._line.is_open:
+            holder = await self._journal.find(key=(intent.scope, intent.key))
+        # What is known already need not wait for a slot.
+        is_known = holder is not None and holder.state is not State.REFUSED
         while True:
+            try:
+                answer = await ask() if is_known else None
+                if answer is None or isinstance(answer, Busy):
+                    answer = await self._line.claim(ask, ticket, per, submission.stop)
+            except Exception:
+                if submission.slot is None:
+                    withdraw = partial(self._withdraw, submission)
+                    self._rewrites.start(self._write_until_it_succeeds(withdraw))
+                elif (row := await self._record_refused(submission)) is not None:
+                    return row
+                raise
+            is_known = False
+            if isinstance(answer, Standing):
+                # Another row has the key; or this one was accepted by a callback during a pause.
+                is_own = answer.intent.intent_id == intent.intent_id
+                return self._require_task(answer.intent) if is_own else answer
+            if answer is not None:
+                submission.slot = answer.slot
+            if answer is None or submission.stop.done():
+                # The last caller has left, or the client closes.
+                return await self._record_refused(submission) if submission.slot else None
             started = self._clock.time()
             try:
-                return await self._post_once(call)
+                task_id = protocol.read_submit(await self._post(submission))
             except (APIError, TransportError) as proof:
-                patience = patience or Patience(self._give_up_after, self._clock.chance)
-                patience.spend(self._clock.time() - started)
-                pause = self._pause_after(proof, patience)
+                submission.is_posting = False
+                budget = budget or RetryBudget(self._give_up_after, self._clock.chance)
+                budget.spend(self._clock.time() - started)
+                pause = await self._pause_after(submission, proof, budget)
                 if pause is None:
+                    if (row := await self._record_refused(submission)) is not None:
+                        return row
                     raise
-            await self._rest(pause)
-            if (task_id := await self._called_back(intent)) is not None:
-                return task_id
-            await self._gate.enter(again=True)
+            except protocol.Unsure as error:
+                return await self._record_unknown(submission, str(error))
+            except Exception as error:  # noqa: BLE001 - the POST may have been accepted
+                _log.exception("a bug: the POST of intent %s failed", intent.intent_id)
+                return await self._record_unknown(submission, f"a bug: {type(error).__name__}")
+            else:
+                return await self._record_accepted(submission, task_id)
+            await asyncio.wait({submission.stop}, timeout=pause / self._clock.scale)
 
-    async def _called_back(self, intent: Intent) -> str | None:
-        """The task that a callback named though MidAPI refused: then it was bought all the same."""
-        with suppress(Exception):  # no callback could be written there either
-            row = await self._journal.find(intent_id=intent.intent_id)
-            return row.task_id if row is not None else None
-        return None
-
-    async def _post_once(self, call: Call) -> str:
+    async def _post(self, submission: _Submission) -> Answer:
         self.posts_sent += 1
+        submission.is_posting = True
         try:
-            return _protocol.read_submit(await self._ways.send(call))
+            return await self._send(submission.call)
         except TransportError as error:
             if error.sent:
-                raise Unsure(error.reason) from None
+                raise protocol.Unsure(error.reason) from None
             raise
-        finally:
-            self._gate.leave()
 
-    def _pause_after(self, proof: APIError | TransportError, patience: Patience) -> float | None:
-        """Seconds until the call is sent again; None where that is not to be."""
-        if isinstance(proof, APIError) and not _protocol.may_pass(proof):
-            return None
-        if not isinstance(proof, RateLimitError | MaintenanceError):
-            return patience.pause()
-        pause = patience.pause(proof.retry_after)
-        rest = pause if pause is not None else min(proof.retry_after or 0.0, 120.0)
-        self._gate.slow_down(rest)
-        self._ways.slow_down(rest)
+    async def _pause_after(
+        self, submission: _Submission, proof: APIError | TransportError, budget: RetryBudget
+    ) -> float | None:
+        """Release the slot and return the seconds until the POST is sent again; None to give up.
+
+        Raises:
+            JournalError: the journal cannot be used, so the POST cannot be sent again.
+        """
+        sent, gate_pause = True, None
+        if protocol.is_retryable(proof):
+            pause = budget.pause(proof.retry_after)
+            rest = (
+                min(proof.retry_after or 0.0, protocol.LONGEST_RETRY_AFTER)
+                if pause is None
+                else pause
+            )
+            self._slow_down(rest)
+            gate_pause = rest / self._clock.scale
+        elif isinstance(proof, TransportError):
+            pause, sent = budget.pause(), False
+        else:
+            return None  # MidAPI would refuse it again; the slot is released with the outcome
+        try:
+            await self._journal.release(submission.slot or "", sent=sent, pause=gate_pause)
+        except Exception:
+            await self._record_refused(submission)
+            raise
         return pause
 
-    async def _rest(self, seconds: float) -> None:
-        """Pause, unless the client closes first."""
-        await asyncio.wait({self._closing}, timeout=seconds / self._clock.scale)
-        if self._closing.done():
-            raise ClientClosed
+    # ─── outcomes ────────────────────────────────────────────────────────────────────────────────
 
-    # ─── what became of it ───────────────────────────────────────────────────────────────────────
+    async def _record(
+        self, submission: _Submission, to: State, *, task_id: str | None = None
+    ) -> Intent:
+        """Write an outcome; return the row as it is then.
 
-    async def _record_acceptance(self, intent: Intent, task_id: str) -> Intent:
-        """The task id is in the journal before anybody gets it; if that fails, it is not lost."""
+        If the journal fails, the outcome is returned all the same, and is written later.
+        """
+        intent = submission.intent
+        write = partial(
+            self._journal.advance, intent.intent_id, to, slot=submission.slot, task_id=task_id
+        )
         try:
-            row = await self._journal.advance(intent.intent_id, State.ACCEPTED, task_id=task_id)
-        except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
-            _log.critical(
-                "task %s of intent %s was paid for and could not be written to the journal; it is "
-                "kept in memory and written again",
-                task_id,
+            return await write()
+        except Exception:  # noqa: BLE001 - whatever a journal raises, the outcome must not be lost
+            lost = f"task {task_id} of intent {intent.intent_id} was never written to the journal"
+            self._rewrites.start(self._write_until_it_succeeds(write, lost if task_id else None))
+            _log.log(
+                logging.CRITICAL if task_id else logging.ERROR,
+                "intent %s is %s%s, but writing the journal failed; trying again every second",
                 intent.intent_id,
+                to,
+                f" and its task {task_id} was paid for" if task_id else "",
                 exc_info=True,
             )
-            accept = partial(
-                self._journal.advance, intent.intent_id, State.ACCEPTED, task_id=task_id
+            return attrs.evolve(intent, state=to, task_id=task_id, accepted_at=time.time())
+
+    async def _record_accepted(self, submission: _Submission, task_id: str) -> Intent:
+        row = await self._record(submission, State.ACCEPTED, task_id=task_id)
+        if row.task_id is None:
+            _log.critical(
+                "MidAPI's answer for intent %s names task %s, which belongs to another intent: it "
+                "cannot be known what was bought",
+                row.intent_id,
+                task_id,
             )
-            last_word = f"task {task_id} of intent {intent.intent_id} is in no journal"
-            self._others.start(self._write_again(accept, last_word))
-            return _accepted(intent, task_id)
+            raise self._unknown_error(row, f"the answer names task {task_id} of another intent")
         if row.task_id != task_id:
             _log.critical(
                 "intent %s has two tasks, %s and %s: both may have been paid for",
-                intent.intent_id,
+                row.intent_id,
                 row.task_id,
                 task_id,
             )
         return row
 
-    async def _record_refusal(self, intent: Intent) -> None:
-        """Nothing was bought; a process that dies before this is written leaves an UNKNOWN."""
+    async def _record_refused(self, submission: _Submission) -> Intent | None:
+        """Record that nothing was bought; return the row if a callback has shown the opposite.
+
+        If the process dies before this is written, the intent becomes UNKNOWN.
+        """
+        row = await self._record(submission, State.REFUSED)
+        return row if row.state in BOUGHT else None
+
+    async def _record_unknown(self, submission: _Submission, reason: str) -> Intent:
+        """Record that a POST may have been accepted; return the row if a callback has shown it.
+
+        Raises:
+            SubmissionUnknown: no callback has come.
+        """
+        row = await self._record(submission, State.UNKNOWN)
+        if row.state in BOUGHT:
+            return row
+        _log.warning("it cannot be known whether intent %s was accepted: %s", row.intent_id, reason)
+        raise self._unknown_error(row, reason)
+
+    async def _interrupted(self, submission: _Submission) -> Exception:
+        """The error for the callers if the client closes before the POST was sent or answered."""
+        if submission.slot is None:
+            with suppress(Exception):
+                await self._withdraw(submission)
+            return ClientClosed()
         try:
-            await self._refuse(intent)
-        except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
-            _log.exception("the journal is not told yet: intent %s was refused", intent.intent_id)
-            self._others.start(self._write_again(partial(self._refuse, intent)))
+            row = await self._record_unknown(submission, "the client was closed before the answer")
+        except SubmissionUnknown as error:
+            return error
+        return ClientClosed(row.task_id)
 
-    async def _refuse(self, intent: Intent) -> None:
-        if intent.supersedes is not None:
-            # First, so that the key of what may have been paid for is free at no time.
-            await self._journal.advance(intent.supersedes, State.UNKNOWN)
-        await self._journal.advance(intent.intent_id, State.REFUSED)
+    async def _withdraw(self, submission: _Submission) -> None:
+        """After a claim that failed: refuse the row, in case it was written; nothing was sent."""
+        if await self._journal.find(intent_id=submission.intent.intent_id) is not None:
+            await self._journal.advance(submission.intent.intent_id, State.REFUSED)
 
-    async def _record_unknown(self, intent: Intent, reason: str) -> Intent:
-        """The row as UNKNOWN, unless its callback came first."""
-        try:
-            row = await self._journal.advance(intent.intent_id, State.UNKNOWN)
-        except Exception:  # noqa: BLE001 - what a journal raises must not lose what is known
-            _log.exception("the journal is not told yet: intent %s is unknown", intent.intent_id)
-            forget = partial(self._journal.advance, intent.intent_id, State.UNKNOWN)
-            self._others.start(self._write_again(forget))
-        else:
-            if row.state in BOUGHT:
-                return row
-        _log.warning("nobody can know whether intent %s was accepted: %s", intent.intent_id, reason)
-        raise self._unknown(intent, reason)
-
-    async def _write_again(
-        self, write: Callable[[], Awaitable[object]], last_word: str | None = None
+    async def _write_until_it_succeeds(
+        self, write: Callable[[], Awaitable[object]], lost: str | None = None
     ) -> None:
-        """What the journal did not take, every second until it does or the client closes."""
-        while not self._closing.done():
-            await asyncio.wait({self._closing}, timeout=_REWRITE_AFTER)
+        """Repeat a failed write every second until it succeeds or the client closes."""
+        while not self._closed.done():
+            await asyncio.wait({self._closed}, timeout=_REWRITE_AFTER)
             with suppress(Exception):
                 await write()
                 return
-        if last_word is not None:
-            _log.critical(last_word)
-
-    async def _abandon(self, intent: Intent, arrival: _Arrival, *, is_claimed: bool) -> None:
-        """The client closes, or the loop ends, with the POST on its way, or before it."""
-        if not is_claimed:
-            with suppress(Exception):  # most likely it was not even written
-                await self._refuse(intent)
-            arrival.fail(ClientClosed())
-            return
-        try:
-            row = await self._record_unknown(intent, "the client was closed before the answer came")
-        except SubmissionUnknown as error:
-            arrival.fail(error)
-        else:
-            arrival.succeed(row)
-
-    def _unknown(self, intent: Intent, reason: str = "") -> SubmissionUnknown:
-        can_settle = intent.token_hash is not None and self._ways.callback_url is not None
-        return SubmissionUnknown(intent.intent_id, intent.key, can_settle, reason)
-
-    # ─── rows that are there already ─────────────────────────────────────────────────────────────
-
-    def _bought(self, row: Intent) -> Intent:
-        """The row, if its task is known; else the error that says where it stands."""
-        if row.state in BOUGHT:
-            return row
-        if row.state is State.UNKNOWN:
-            raise self._unknown(row)
-        told = f"intent {row.intent_id} is {row.state}; a new submission needs a key of its own"
-        raise InvalidRequestError({"key" if row.key else "intent_id": told})
-
-    async def settle(self, row: Intent, seconds: float | None) -> Intent:
-        """Wait until an unknown intent turns out to be accepted.
-
-        Args:
-            row: the intent.
-            seconds: how long to wait; None for ever.
-
-        Raises:
-            SubmissionUnknown: it did not, in so many seconds.
-        """
-        waiting = frozenset({State.SENDING, State.UNKNOWN})
-        seconds = 0.0 if self._settles_at_once else seconds
-        scope = asyncio.timeout(None if seconds is None else seconds / self._clock.scale)
-        try:
-            async with scope:
-                self._settling.add(scope)
-                row = await self._change_of(row, while_in=waiting)
-        except TimeoutError:
-            raise self._unknown(row, "no callback came in time") from None
-        finally:
-            self._settling.discard(scope)
-        return self._bought(row)
-
-    def stop_waiting(self) -> None:
-        """Whoever settles, now or later, is told at once what is known."""
-        self._settles_at_once = True
-        for scope in self._settling:
-            scope.reschedule(self._clock.loop.time())
-
-    async def bind(self, row: Intent, task_id: str) -> Intent:
-        """A callback with the intent's token named its task, and the task's record fits.
-
-        Raises:
-            JournalError: it cannot be written; who waits here gets the task all the same.
-        """
-        bound = _accepted(row, task_id)
-        try:
-            bound = await self._journal.advance(row.intent_id, State.ACCEPTED, task_id=task_id)
-        finally:
-            if arrival := self._arrivals.get(row.intent_id):
-                arrival.succeed(bound)
-        return bound
-
-    async def _change_of(self, row: Intent, while_in: frozenset[State]) -> Intent:
-        """Wait until a row has left these states, here or in another process."""
-        while row.state in while_in:
-            arrival = self._arrivals.get(row.intent_id) or self._watch_for(row)
-            arrival.waiting += 1  # before any await: as long as somebody counts, it stays known
-            try:
-                # Registered first and read then: nothing that happens in between is missed.
-                now = await self._journal.find(intent_id=row.intent_id)
-                if now is None:
-                    raise JournalError(f"intent {row.intent_id} is gone from the journal")
-                row = await arrival.outcome() if now.state is row.state else now
-            finally:
-                arrival.waiting -= 1
-                self._unwatch(row.intent_id, arrival)
-        return row
-
-    def _watch_for(self, row: Intent) -> _Arrival:
-        arrival = self._arrivals[row.intent_id] = _Arrival(self._clock.loop, row.state)
-        if self._watcher is None or self._watcher.done():
-            self._watcher = self._others.start(self._watch())
-        return arrival
-
-    def _unwatch(self, intent_id: str, arrival: _Arrival) -> None:
-        if arrival.is_ours or (arrival.waiting and not arrival.is_done):
-            return
-        if self._arrivals.get(intent_id) is arrival:
-            del self._arrivals[intent_id]
-        if self._watcher and all(each.is_ours for each in self._arrivals.values()):
-            self._watcher.cancel()
-            self._watcher = None
-
-    async def _watch(self) -> None:
-        """Tell those who wait what somebody else did to their rows."""
-        while True:
-            try:
-                async with aclosing(self._journal.changes()) as changes:
-                    async for _ in changes:
-                        await self._tell_changes()
-            except Exception:  # noqa: BLE001 - whatever a journal raises, somebody still waits
-                _log.exception("the journal cannot be watched; trying again")
-                await asyncio.sleep(_REWRITE_AFTER)
-
-    async def _tell_changes(self) -> None:
-        for intent_id, arrival in list(self._arrivals.items()):
-            if not arrival.is_ours:
-                row = await self._journal.find(intent_id=intent_id)
-                if row is not None and row.state is not arrival.state:
-                    arrival.succeed(row)
-
-    async def aclose(self, patience: float) -> None:
-        """Let POSTs on their way answer, and give everybody who still waits an outcome.
-
-        Args:
-            patience: seconds of the loop that a POST gets; what has no answer then is UNKNOWN.
-        """
-        self._gate.close()
-        if not self._closing.done():
-            self._closing.set_result(None)
-        await self._posts.finish(patience)
-        for arrival in self._arrivals.values():
-            arrival.fail(ClientClosed())
-        self._arrivals.clear()
-        await self._others.finish(_REWRITE_AFTER)
-
-
-def _accepted(row: Intent, task_id: str) -> Intent:
-    return attrs.evolve(row, state=State.ACCEPTED, task_id=task_id, accepted_at=time.time())
-
-
-class _Arrival:
-    """The outcome of one submission, for whoever waits for it.
-
-    Args:
-        loop: the client's event loop.
-        state: the state that somebody else's submission was seen in; None for one of ours, which a
-            task of this client carries out.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, state: State | None = None) -> None:
-        self.state = state
-        self.waiting = 0
-        self.is_done = False
-        self._loop = loop
-        self._outcome: Intent | Exception | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether a task of this client carries the submission out."""
-        return self.state is None
-
-    async def outcome(self) -> Intent:
-        """Wait for it. Cancelled, only this wait ends."""
-        if not self.is_done:
-            waiter = self._loop.create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.remove(waiter)
-        if isinstance(self._outcome, Intent):
-            return self._outcome
-        raise cast("Exception", self._outcome)
-
-    def succeed(self, row: Intent) -> None:
-        """The row as it is now; the first outcome counts."""
-        self._settle(row)
-
-    def fail(self, error: Exception) -> None:
-        """The error that everybody who waits gets; the first outcome counts."""
-        self._settle(error)
-
-    def _settle(self, outcome: Intent | Exception) -> None:
-        if self.is_done:
-            return
-        self._outcome, self.is_done = outcome, True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if lost is not None:
+            _log.critical(lost)

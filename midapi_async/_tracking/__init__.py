@@ -1,1 +1,1 @@
-"""Tracking: when to look at a task, and who waits for it."""
+"""Tracking: when to look at tasks, and who waits for them."""

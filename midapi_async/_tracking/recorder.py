@@ -1,75 +1,106 @@
-"""What became of accepted intents: the journal is told what was seen and handed over."""
+"""Writes results into the journal: how a task ended, and that its result was taken."""
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
 
 from .._runtime.background import OwnedTasks
 from ..errors import JournalError
-from ..journal import Experience, State
+from ..journal import Journal, State
 from ..tasks import TaskDetails, TaskStatus
+from .schedule import REMEMBERED, Kind, Schedule
 
-if TYPE_CHECKING:
-    from ..journal import Journal, Kind
+_log = logging.getLogger("midapi_async.journal")
 
-_log = logging.getLogger("midapi_async")
+_DURATION = "duration"  # the kind of notes that hold how long tasks took
 
 
-class Outcomes:
-    """Writes final states, and that results are taken.
+class ResultRecorder:
+    """Writes final states, taken results, and how long tasks took.
 
     Args:
-        journal: where the intents live.
-        origin: of the service that the tasks are at.
-        takes_at_once: whether a result is taken when a wait has handed it over.
+        journal: stores the intents.
+        origin: the origin of the service's base URL.
+        takes_at_once: whether a result counts as taken when a wait has returned it.
+        schedule: learns how long tasks take.
     """
 
-    def __init__(self, journal: Journal, *, origin: str, takes_at_once: bool) -> None:
+    def __init__(
+        self, journal: Journal, *, origin: str, takes_at_once: bool, schedule: Schedule
+    ) -> None:
         self._journal = journal
         self._origin = origin
         self._takes_at_once = takes_at_once
+        self._schedule = schedule
         self._writes = OwnedTasks()
+        self._new_durations: dict[Kind, list[float]] = {}  # not written yet
 
     def hand_over(self, task_id: str, intent_id: str | None, details: TaskDetails) -> None:
-        """A wait is about to return these details.
+        """Record that a wait returns these details; the write runs in the background.
 
-        Written behind its back, and begun only after the caller has gone on: an await between this
-        and the return could be cancelled, or the process be killed before the caller's next line,
-        and the result would count as taken though nobody got it. So it may be given again.
+        It begins only after the caller has continued. If the wait awaited the write, the caller
+        could be cancelled or killed in between: the result would count as taken although the caller
+        never got it. This way a result may be returned twice, but is never lost.
         """
         final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
-        self._writes.start(self._write(task_id, intent_id, final, taken=self._takes_at_once))
-
-    def keep_duration(self, kind: Kind, seconds: float) -> None:
-        """A task of this kind took so long; a journal that can, keeps it for the next process."""
-        if isinstance(self._journal, Experience):
-            self._writes.start(self._keep(self._journal, kind, seconds))
-
-    async def _keep(self, experience: Experience, kind: Kind, seconds: float) -> None:
-        try:
-            await experience.learn(self._origin, kind, seconds)
-        except JournalError:
-            _log.debug("the journal did not take that a task took %.0f s", seconds, exc_info=True)
+        taken = self._takes_at_once
+        self._writes.start(self._write(task_id, intent_id, final, details, taken=taken))
 
     async def take(self, task_id: str, intent_id: str | None) -> None:
-        """The user has what is needed of a result; return when that is safe."""
-        await self._write(task_id, intent_id, None, taken=True)
+        """Record that the user has taken the result; return when that is durable."""
+        await self._write(task_id, intent_id, None, None, taken=True)
 
     async def _write(
-        self, task_id: str, intent_id: str | None, final: State | None, *, taken: bool
+        self,
+        task_id: str,
+        intent_id: str | None,
+        final: State | None,
+        details: TaskDetails | None,
+        *,
+        taken: bool,
     ) -> None:
         if intent_id is None:
             row = await self._journal.find(task_id=task_id)
             if row is None:
-                return  # a task of somebody else: nothing of it is remembered here
+                return  # a task of another program has no row here
             intent_id = row.intent_id
-        await self._journal.advance(intent_id, final, taken=taken)
+        await self._journal.advance(intent_id, final, details=details, taken=taken)
 
-    async def settle(self) -> None:
+    async def recall_durations(self) -> None:
+        """Give the schedule the durations that earlier processes saw."""
+        for name, value in (await self._journal.notes(self._origin, _DURATION)).items():
+            task_type, _, speed = name.partition(" ")
+            self._schedule.recall((task_type, speed or None), _durations(value))
+
+    def keep_duration(self, kind: Kind, seconds: float) -> None:
+        """Keep how long a task of a kind took, for the next process."""
+        new = self._new_durations.setdefault(kind, [])
+        new.append(round(seconds, 3))
+        if len(new) == 1:  # else the write that waits for its turn takes this one along
+            self._writes.start(self._keep(kind))
+
+    async def _keep(self, kind: Kind) -> None:
+        name = " ".join(filter(None, kind))
+        try:
+            notes = await self._journal.notes(self._origin, _DURATION)
+            new = self._new_durations.pop(kind)
+            value = json.dumps([*_durations(notes.get(name, "[]")), *new][-REMEMBERED:])
+            await self._journal.note(self._origin, _DURATION, name, value)
+        except JournalError:
+            _log.debug("how long tasks took could not be written", exc_info=True)
+
+    async def flush(self) -> None:
         """Wait until what was handed over so far is written."""
-        await self._writes.settle()
+        await self._writes.join()
 
     async def aclose(self, patience: float) -> None:
-        """Give what is still to be written so many seconds of the loop."""
+        """Wait up to `patience` seconds of the loop for what is still being written."""
         await self._writes.finish(patience)
+
+
+def _durations(value: str) -> list[float]:
+    try:
+        return [float(seconds) for seconds in json.loads(value)]
+    except (TypeError, ValueError):
+        return []  # not written by us; the next write replaces it

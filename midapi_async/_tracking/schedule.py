@@ -1,58 +1,59 @@
-"""When to look: a plan for each kind of task, from how long such tasks took.
+"""When to look: a plan for each kind of task, made from how long such tasks took.
 
-Pure: times go in, times come out; nothing here waits or looks.
+Pure: times go in, times come out; nothing here waits or makes a request.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import deque
-from functools import lru_cache, partial
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from operator import add
-from statistics import NormalDist, median, pstdev
-from typing import TYPE_CHECKING
 
 import attrs
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 # Task type and speed, as MidAPI names them.
 Kind = tuple[str, str | None]
 
-REMEMBERED = 64  # durations of a kind
-HALF_LIFE = 20  # durations after which one counts half, so that a drift is followed
-FRESH = 5  # new durations after which a plan is made anew
-SHORTEST, LONGEST = 0.001, 1e6  # seconds; what else a record may say is a mistake
-GROWTH = 1.15  # past the plan each look comes at so many times the elapsed time
-GRID = 128  # times at which a plan may look
-TRUSTED_AFTER = 3  # callbacks in time, until looks are left to them
-DEARER = 20.0  # a look, while callbacks are trusted
+REMEMBERED = 64  # durations per kind
+HALF_LIFE = 20  # a duration has half the weight of one that came 20 later, to follow a drift
+REPLAN_AFTER = 5  # new durations
+SHORTEST, LONGEST = 0.001, 1e6  # seconds; any other duration in a record is an error
+GROWTH = 1.15  # after the plan's end, each look comes at the elapsed time multiplied by this
+GRID = 128  # how many times a plan chooses from
+TRUSTED_AFTER = 3  # callbacks in time, in a row
+TRUSTED_FACTOR = 20.0  # a look costs this many times its price while callbacks are trusted
 
-PRIOR_WEIGHT = 8.0  # durations that the prior stands for before what is seen tells otherwise
-LEAST_PRIOR = 0.3  # durations that it always stands for
-DOUBT, DOUBT_SHIFT, DOUBT_WIDTH = 0.1, 0.5, 1.0  # a part of the prior: later, and very broad
-NEIGHBOUR, CLOSENESS = 4, 0.5  # a kernel is as wide as half the way to its fourth neighbour
+PRIOR_WEIGHT = 8.0  # the prior weighs as much as this many durations, until they contradict it
+LEAST_PRIOR = 0.3  # and always as much as this many
+# A part of the prior is later and much broader, in case the prior is wrong.
+DOUBT_SHARE, DOUBT_SHIFT, DOUBT_WIDTH = 0.1, 0.5, 1.0
+NEIGHBOUR, CLOSENESS = 4, 0.5  # a kernel's width is half the distance to its fourth neighbour
 LONE_WIDTH, LEAST_WIDTH, MOST_WIDTH = 0.15, 0.01, 0.5  # of a kernel, in log time
-NORMAL_QUARTER = 0.637  # the densest quarter of a normal distribution, in deviations
+NORMAL_QUARTER = 0.637  # width of the densest quarter of a normal distribution, in deviations
+NORMAL_P90 = 1.2815515655446004  # the 90 % point of a normal distribution, in deviations
+
+# Log-normal components of a distribution: (weight, mean of the logarithm, its deviation).
+_Mixture = tuple[tuple[float, float, float], ...]
 
 
 @attrs.frozen
 class Prior:
-    """How long tasks of a kind take before any was seen: log-normal.
+    """The assumed duration of a kind of task, before any was observed: a log-normal distribution.
 
     Attributes:
         median: seconds.
-        sigma: of the logarithm.
+        sigma: the deviation of the logarithm.
     """
 
     median: float
     sigma: float = 0.3
 
 
-# Measured from recordings and stated by a reseller; no figure for video is known.
+# From recordings, and from what a reseller states; the figures for video are guesses.
 _BY_SPEED: Mapping[str | None, Prior] = {
     "turbo": Prior(30),
     "fast": Prior(60),
@@ -68,7 +69,7 @@ _BY_TYPE: Mapping[str, Prior] = {
 
 
 def prior(kind: Kind) -> Prior:
-    """What is assumed of a kind of task before any was seen."""
+    """How long tasks of a kind are assumed to take before any was observed."""
     return _BY_TYPE.get(kind[0]) or _BY_SPEED.get(kind[1]) or _BY_SPEED["fast"]
 
 
@@ -85,69 +86,52 @@ class Expected:
     p90: float
 
 
-@attrs.frozen
-class _Mixture:
-    """Log-normal pieces, each with a weight: what is believed of a duration.
-
-    Attributes:
-        pieces: (weight, mean of the logarithm, its deviation); the weights sum to 1.
-    """
-
-    pieces: tuple[tuple[float, float, float], ...]
-
-    @classmethod
-    def of(cls, durations: Sequence[float], prior: Prior) -> _Mixture:
-        """Gaussian kernels in log time over what was seen, the newest last, and the prior."""
-        assumed = math.log(prior.median), prior.sigma
-        if not durations:
-            return cls(_assumed(1.0, *assumed))
-        ages = range(len(durations) - 1, -1, -1)
-        seen = sorted(
-            (math.log(seconds), math.pow(0.5, age / HALF_LIFE))
-            for seconds, age in zip(durations, ages, strict=True)
-        )
-        logs, counts = [log for log, _ in seen], [count for _, count in seen]
-        kernels = list(zip(counts, logs, _widths(logs), strict=True))
-        share, total = _share_of_prior(kernels, assumed), sum(counts)
-        left = (1 - share) / total
-        seen_pieces = ((left * count, log, width) for count, log, width in kernels)
-        return cls((*_assumed(share, *assumed), *seen_pieces))
-
-    def below(self, times: Sequence[float]) -> tuple[list[float], list[float]]:
-        """How probable what is below each of these times is, and the mean of that, times it."""
-        logs = [math.log(seconds) for seconds in times]
-        mass, moment = [0.0] * len(logs), [0.0] * len(logs)
-        passed = [0.0] * (len(logs) + 1), [0.0] * (len(logs) + 1)
-        for weight, mean, width in self.pieces:
-            whole = weight * math.exp(mean + width * width / 2)
-            first = bisect_left(logs, mean - 6 * width)
-            behind = bisect_left(logs, mean + (6 + width) * width)
-            passed[0][behind] += weight
-            passed[1][behind] += whole
-            for place in range(first, behind):
-                deviations = (logs[place] - mean) / width
-                mass[place] += weight * _normal(deviations)
-                moment[place] += whole * _normal(deviations - width)
-        return (
-            list(map(add, mass, accumulate(passed[0]))),
-            list(map(add, moment, accumulate(passed[1]))),
-        )
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Before the first there is hardly a duration, behind the second hardly one more."""
-        sure = [(mean, width) for _, mean, width in self.pieces if width < DOUBT_WIDTH]
-        first = min(mean - 3 * width for mean, width in sure)
-        last = max(
-            mean + (3 if width < DOUBT_WIDTH else 2) * width for _, mean, width in self.pieces
-        )
-        return math.exp(first), math.exp(last)
+def _distribution(durations: Sequence[float], prior: Prior) -> _Mixture:
+    """Gaussian kernels in log time over the observed durations, the newest last, and the prior."""
+    mean, sigma = math.log(prior.median), prior.sigma
+    ages = range(len(durations) - 1, -1, -1)
+    observed = sorted(
+        (math.log(seconds), math.pow(0.5, age / HALF_LIFE))
+        for seconds, age in zip(durations, ages, strict=True)
+    )
+    logs, counts = [log for log, _ in observed], [count for _, count in observed]
+    kernels = list(zip(counts, logs, _widths(logs), strict=True)) if logs else []
+    share = _share_of_prior(kernels, (mean, sigma)) if kernels else 1.0
+    scale = (1 - share) / sum(counts) if kernels else 0.0
+    return (
+        (share * (1 - DOUBT_SHARE), mean, sigma),
+        (share * DOUBT_SHARE, mean + DOUBT_SHIFT, DOUBT_WIDTH),
+        *((scale * count, log, width) for count, log, width in kernels),
+    )
 
 
-def _assumed(share: float, mean: float, width: float) -> tuple[tuple[float, float, float], ...]:
-    """The prior, and the doubt in it: what outlasts the one is looked for as the other says."""
-    doubt = share * DOUBT, mean + DOUBT_SHIFT, DOUBT_WIDTH
-    return (share * (1 - DOUBT), mean, width), doubt
+def _below(mixture: _Mixture, times: Sequence[float]) -> tuple[list[float], list[float]]:
+    """For each time: the probability of a shorter duration, and that times the mean of those."""
+    logs = [math.log(seconds) for seconds in times]
+    mass, moment = [0.0] * len(logs), [0.0] * len(logs)
+    passed = [0.0] * (len(logs) + 1), [0.0] * (len(logs) + 1)
+    for weight, mean, width in mixture:
+        whole = weight * math.exp(mean + width * width / 2)
+        # A component counts only where it is neither nearly zero nor nearly complete.
+        first = bisect_left(logs, mean - 6 * width)
+        behind = bisect_left(logs, mean + (6 + width) * width)
+        passed[0][behind] += weight
+        passed[1][behind] += whole
+        for index in range(first, behind):
+            deviations = (logs[index] - mean) / width
+            mass[index] += weight * _normal(deviations)
+            moment[index] += whole * _normal(deviations - width)
+    return (
+        list(map(add, mass, accumulate(passed[0]))),
+        list(map(add, moment, accumulate(passed[1]))),
+    )
+
+
+def _span(mixture: _Mixture) -> tuple[float, float]:
+    """Two times in seconds; nearly all durations are between them."""
+    first = min(mean - 3 * width for _, mean, width in mixture if width < DOUBT_WIDTH)
+    last = max(mean + (3 if width < DOUBT_WIDTH else 2) * width for _, mean, width in mixture)
+    return math.exp(first), math.exp(last)
 
 
 def _normal(deviations: float) -> float:
@@ -155,33 +139,35 @@ def _normal(deviations: float) -> float:
 
 
 def _density(log: float, mean: float, width: float) -> float:
-    """Of a normal distribution, but for a factor that all share."""
+    """The density of a normal distribution, without its constant factor."""
     return math.exp(-(((log - mean) / width) ** 2) / 2) / width
 
 
 def _widths(logs: Sequence[float]) -> list[float]:
-    """How wide each kernel is: by Silverman's rule, and wider where its neighbours are far.
+    """The width of each kernel: by Silverman's rule, or more if its neighbours are far away.
 
-    So an outlier stands for a long stretch and not for a needle's width of it.
+    So an outlier makes a long span of time slightly likely, instead of one moment very likely.
     """
     common, reach = _bandwidth(logs), min(NEIGHBOUR, len(logs) - 1)
     most = max(common, MOST_WIDTH)
     widths = []
-    for place, log in enumerate(logs):
-        firsts = range(max(0, place - reach), min(place, len(logs) - 1 - reach) + 1)
+    for index, log in enumerate(logs):
+        firsts = range(max(0, index - reach), min(index, len(logs) - 1 - reach) + 1)
         near = min(max(log - logs[first], logs[first + reach] - log) for first in firsts)
         widths.append(min(max(common, CLOSENESS * near), most))
     return widths
 
 
 def _bandwidth(logs: Sequence[float]) -> float:
-    """Silverman's rule; the spread is that of the densest quarter where that is less.
+    """A width by Silverman's rule, with the spread of the densest quarter if that is less.
 
-    So neither outliers nor a second hump make all kernels wide.
+    So neither outliers nor a second mode make all kernels wide.
     """
     if len(logs) < 2:
         return LONE_WIDTH
-    spread, near = pstdev(logs), len(logs) // 4
+    mean = math.fsum(logs) / len(logs)
+    spread = math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / len(logs))
+    near = len(logs) // 4
     if near > 1:
         densest = min(far - close for close, far in zip(logs, logs[near:], strict=False))
         spread = min(spread, densest / NORMAL_QUARTER)
@@ -191,24 +177,24 @@ def _bandwidth(logs: Sequence[float]) -> float:
 def _share_of_prior(
     kernels: Sequence[tuple[float, float, float]], prior: tuple[float, float]
 ) -> float:
-    """How much of the whole the prior is: less, the worse it explains what was seen.
+    """The weight of the prior: the worse it explains the observed durations, the less.
 
-    Three rounds of expectation maximisation between the prior and the kernels, in which no duration
-    is explained by its own kernel: else the kernels would explain everything.
+    Three rounds of expectation maximisation between the prior and the kernels. A duration's own
+    kernel does not count for it, because the kernels would then explain everything.
     """
     total = sum(count for count, _, _ in kernels)
-    rivals = []
+    densities = []
     for count, log, width in kernels:
         others = -count / width
         for many, mean, wide in kernels:
             if -6 < (log - mean) / wide < 6:
                 others += many * _density(log, mean, wide)
-        rivals.append((count, _density(log, *prior), others / max(total - count, 1e-9)))
+        densities.append((count, _density(log, *prior), others / max(total - count, 1e-9)))
     share = PRIOR_WEIGHT / (PRIOR_WEIGHT + total)
     for _ in range(3):
         explained = sum(
-            count * share * ours / (share * ours + (1 - share) * max(theirs, 1e-12) + 1e-300)
-            for count, ours, theirs in rivals
+            count * share * by_prior / (share * by_prior + (1 - share) * max(rest, 1e-12) + 1e-300)
+            for count, by_prior, rest in densities
         )
         share = (LEAST_PRIOR + explained) / (LEAST_PRIOR + total)
     return share
@@ -217,23 +203,26 @@ def _share_of_prior(
 def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -> tuple[float, ...]:
     """When to look at a task, in seconds after its acceptance, rising.
 
-    The optimal inspection problem of Barlow, Hunter and Proschan (1963): minimise the expected
-    delay plus the price of the expected looks. Their recursion follows the first look to all
-    others; it needs a log-concave density and fails on two humps. A dynamic programme over 128
-    log-spaced times does not: from each time, backwards, the best next one.
+    This is the optimal inspection problem of Barlow, Hunter and Proschan (1963): minimise the
+    expected delay plus the price of the expected looks. Their recursion from the first look to all
+    others needs a log-concave density and fails with two modes. A dynamic programme over log-spaced
+    times does not: it goes backwards and finds the best next look after each time.
 
     Args:
         durations: how long the last tasks of the kind took, in seconds, the newest last.
-        prior: what is assumed before any was seen.
-        price: seconds of delay that one look is worth.
+        prior: what is assumed before any was observed.
+        price: how many seconds of delay one look is worth.
         floor: least seconds between two looks.
+
+    Returns:
+        The times of the looks.
     """
-    believed = _Mixture.of(durations, prior)
-    first, last = believed.span
+    mixture = _distribution(durations, prior)
+    first, last = _span(mixture)
     ratio = math.pow(last / first, 1 / (GRID - 1))
     times = [0.0, *(first * math.pow(ratio, step) for step in range(GRID))]
-    mass, moment = ([0.0, *sums] for sums in believed.below(times[1:]))
-    # From the last time on looks grow with the elapsed time; what it costs there hardly counts.
+    mass, moment = ([0.0, *sums] for sums in _below(mixture, times[1:]))
+    # After the last time the gaps grow with the elapsed time; the cost there hardly matters.
     cost = [0.0] * GRID + [(1 - mass[-1]) * (price + (GROWTH - 1) * last)]
     following = [GRID] * (GRID + 1)
     for here in reversed(range(GRID)):
@@ -241,7 +230,7 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
         for to in range(bisect_left(times, times[here] + floor, here + 1, GRID), GRID + 1):
             delay = times[to] * (mass[to] - mass[here]) - (moment[to] - moment[here])
             if delay >= best:
-                break  # it only grows from here on
+                break  # the delay only grows from here on
             if delay + cost[to] < best:
                 best, following[here] = delay + cost[to], to
         cost[here] = best + price * (1 - mass[here])
@@ -251,106 +240,99 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
     return tuple(times[look] for look in looks)
 
 
-@attrs.define(slots=True)
-class _Seen:
-    """How long the tasks of a kind took, and the plans that were made of it, by price."""
+@attrs.define
+class _Learned:
+    """How long the tasks of a kind took, and the plans that were made from it, by price."""
 
     durations: deque[float] = attrs.field(factory=partial(deque, maxlen=REMEMBERED))
-    fresh: int = 0
+    new: int = 0  # durations that were learned
     plans: dict[float, tuple[float, ...]] = attrs.field(factory=dict)
 
 
 class Schedule:
-    """Plans for every kind of task, learned as tasks finish.
+    """Plans for every kind of task, learned from tasks that finish.
 
-    A receiver whose callbacks were in time three times in a row makes looks 20 times dearer, so
-    that they are few; one finish without a callback undoes that.
+    After three callbacks in a row that were in time, looks cost 20 times as much, so that few are
+    made. One task that finishes without its callback ends that.
 
     Args:
-        price: seconds of delay that one look is worth.
+        price: how many seconds of delay one look is worth.
         floor: least seconds between two looks at a task.
-        ceiling: most seconds between two looks at a task past its plan.
+        ceiling: most seconds between two looks at a task after its first one.
     """
 
     def __init__(self, *, price: float, floor: float, ceiling: float) -> None:
         self._price = price
         self._floor = floor
         self._ceiling = ceiling
-        self._seen: dict[Kind, _Seen] = {}
-        self._in_time = 0
+        self._learned: defaultdict[Kind, _Learned] = defaultdict(_Learned)
+        self._callbacks_in_time = 0
 
-    # ─── what is learned ─────────────────────────────────────────────────────────────────────────
+    # ─── durations ───────────────────────────────────────────────────────────────────────────────
 
     def learn(self, kind: Kind, seconds: float) -> bool:
-        """A task of this kind took so long; whether that can be."""
+        """Learn how long a task of this kind took; return False if that cannot be right."""
         if not (SHORTEST <= seconds <= LONGEST):
             return False
-        seen = self._seen.setdefault(kind, _Seen())
-        seen.durations.append(seconds)
-        seen.fresh += 1
-        if seen.fresh >= FRESH:
-            seen.fresh = 0
-            seen.plans.clear()
+        learned = self._learned[kind]
+        learned.durations.append(seconds)
+        learned.new += 1
+        if learned.new % REPLAN_AFTER == 0 or len(learned.durations) == 1:
+            learned.plans.clear()
         return True
 
     def recall(self, kind: Kind, durations: Sequence[float]) -> None:
-        """How long tasks of this kind took before, the newest last; forget what was learned."""
-        self._seen[kind] = _Seen()
+        """Replace what was learned about a kind by these durations, the newest last."""
+        self._learned[kind] = _Learned()
         for seconds in durations:
             self.learn(kind, seconds)
-        self._seen[kind].plans.clear()
+        self._learned[kind].plans.clear()
 
     def expected(self, kind: Kind) -> Expected:
         """How long tasks of this kind take."""
-        seen = self._seen.get(kind)
-        durations = sorted(seen.durations) if seen else []
-        if len(durations) < FRESH:
+        durations = sorted(self._learned[kind].durations)
+        if len(durations) < REPLAN_AFTER:
             assumed = prior(kind)
-            p90 = assumed.median * math.exp(assumed.sigma * NormalDist().inv_cdf(0.9))
+            p90 = assumed.median * math.exp(assumed.sigma * NORMAL_P90)
             return Expected(assumed.median, p90)
-        return Expected(median(durations), durations[math.ceil(0.9 * len(durations)) - 1])
+        middle = durations[len(durations) // 2], durations[(len(durations) - 1) // 2]
+        return Expected(sum(middle) / 2, durations[math.ceil(0.9 * len(durations)) - 1])
 
     # ─── callbacks ───────────────────────────────────────────────────────────────────────────────
 
     @property
     def trusts_callbacks(self) -> bool:
-        """Whether callbacks were in time often enough to leave looks to them."""
-        return self._in_time >= TRUSTED_AFTER
+        """Whether the last callbacks were all in time, so that few looks are needed."""
+        return self._callbacks_in_time >= TRUSTED_AFTER
 
     def note_callback(self, *, in_time: bool) -> None:
-        """A task that was to be called back is finished, and was, or was not."""
-        self._in_time = self._in_time + 1 if in_time else 0
+        """A task with a callback URL has finished, and its callback was in time or not."""
+        self._callbacks_in_time = self._callbacks_in_time + 1 if in_time else 0
 
     # ─── when to look ────────────────────────────────────────────────────────────────────────────
 
-    def next_look(self, kind: Kind, elapsed: float, *, is_dear: bool = False) -> float:
-        """Seconds after its acceptance when a task is to be looked at next.
+    def next_look(self, kind: Kind, elapsed: float, *, callback_expected: bool = False) -> float:
+        """When to look at a task next, in seconds after its acceptance.
 
         Args:
             kind: of the task.
-            elapsed: seconds after its acceptance now.
-            is_dear: whether a callback will most likely come first.
+            elapsed: seconds since its acceptance.
+            callback_expected: whether a callback is expected and callbacks are trusted.
         """
-        times = self._plan(kind, self._price * DEARER if is_dear else self._price)
-        place = bisect_right(times, elapsed)
-        moment = times[place] if place < len(times) else elapsed * GROWTH
-        if place:  # before the first look there is nothing to see, however long that is
-            moment = min(moment, elapsed + self._ceiling * (math.sqrt(DEARER) if is_dear else 1.0))
+        factor = TRUSTED_FACTOR if callback_expected else 1.0
+        times = self._plan(kind, self._price * factor)
+        index = bisect_right(times, elapsed)
+        moment = times[index] if index < len(times) else elapsed * GROWTH
+        if index:  # before the plan's first look nothing can be finished: no ceiling
+            moment = min(moment, elapsed + self._ceiling * math.sqrt(factor))
         return max(moment, elapsed + self._floor)
 
     def first_look(self, kind: Kind) -> float:
-        """Seconds after its acceptance before which no look at a task is worth it."""
+        """When to look at a new task first, in seconds after its acceptance."""
         return self._plan(kind, self._price)[0]
 
     def _plan(self, kind: Kind, price: float) -> tuple[float, ...]:
-        seen = self._seen.get(kind)
-        if seen is None:
-            return _plan_unseen(prior(kind), price, self._floor)
-        if price not in seen.plans:
-            seen.plans[price] = plan(tuple(seen.durations), prior(kind), price, self._floor)
-        return seen.plans[price]
-
-
-@lru_cache(maxsize=64)
-def _plan_unseen(assumed: Prior, price: float, floor: float) -> tuple[float, ...]:
-    return plan((), assumed, price, floor)
+        learned = self._learned[kind]
+        if price not in learned.plans:
+            learned.plans[price] = plan(learned.durations, prior(kind), price, self._floor)
+        return learned.plans[price]

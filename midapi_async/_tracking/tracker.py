@@ -1,13 +1,9 @@
-"""Tracking: one scheduler for all waiters, one look per task however many wait.
+"""The tracker: one scheduler for all waits; each look serves every wait for its task.
 
-A waiter is a plain future in its task's entry, and a task has one place in one heap: where its next
-look or its first deadline is due. What moves a look forward is a hint (a callback); the truth is
-always record-info. A look that fails is not repeated, it is scheduled again, and never ends a wait
-before its deadline.
-
-With more looks due than `PollPolicy.looks_per_second` allows, hinted tasks are looked at first, in
-the order of their hints, then the others in the order in which they came due. Each task has one
-look due at most, so none is looked at twice before every other one had its turn.
+A wait is a future that belongs to a task. A task has one valid entry in a heap: the time of its
+next look or of its first deadline, whichever is earlier. When a look is due, the task goes to the
+`Looker`, which limits the rate. A hint (a callback) only moves a look forward; the result always
+comes from the record. A look that fails is planned again and ends no wait before its deadline.
 """
 
 from __future__ import annotations
@@ -17,107 +13,55 @@ import heapq
 import itertools
 import logging
 import math
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
-from typing import TYPE_CHECKING
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import BLOCKED_LOOP, Clock
 from .._wire.protocol import CLOCK_SKEW
-from ..errors import (
-    AuthenticationError,
-    ClientClosed,
-    MidAPIError,
-    ProtocolError,
-    RateLimitError,
-    WaitTimeout,
-)
+from .._wire.records import KNOWN_FLAGS, Record
+from ..config import PollPolicy
+from ..errors import AuthenticationError, ClientClosed, MidAPIError, ProtocolError, WaitTimeout
 from ..tasks import TaskDetails, TaskStatus
-from .verdict import NEW_KIND, Failure, Judge, Tracked, Wait
+from .looker import Looker
+from .schedule import Kind, Schedule
+from .verdict import Failure, age_of, kind_of, read_answer
+from .waits import Phase, TrackedTask, Wait
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+_log = logging.getLogger("midapi_async.tracking")
 
-    from .._wire.records import Record
-    from ..config import PollPolicy
-    from .schedule import Kind, Schedule
-
-_log = logging.getLogger("midapi_async")
-
-LOOKS_AT_ONCE = 16
-HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12  # how often a hint may move a task's look forward
-# After a callback that a look did not confirm: 1, 2, 4, 8 s later with a floor of 1 s.
-QUICK_LOOKS, QUICK_HINTS = 4, 2
-LATE_CALLBACK = 5.0  # seconds after a look has found the result that its callback is still in time
-MISSED = 3  # callbacks that did not come, and none that did, before it is said
-REMEMBERED = 1_000  # tasks that nobody waits for just now
-REMEMBERED_HINTS = 20_000
-FORGIVEN = 30.0  # seconds that a wait goes on whose deadline passed while the process stood still
-LONGEST_REST = 120.0  # seconds that MidAPI's 429 can stop all looks for
-LATE_LOOK, SAID_AGAIN = 10.0, 3600.0  # seconds that looks may come late before it is said
-SLEEP_CHECK = 10.0  # loop seconds between two looks at whether the machine has slept
-AT_ONCE = 500  # tasks that one turn of the event loop deals with
-_DEAD_SHARE = 0.5  # of the agenda before it is made anew
-
-
-class _Agenda:
-    """A heap of tasks by when there is something to do for them, each once.
-
-    What has died in it is thrown out when it is half of all.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, Tracked]] = []
-        self._dead = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    @property
-    def next_moment(self) -> float:
-        """When something is to be done, at the earliest."""
-        return self._heap[0][0] if self._heap else math.inf
-
-    def put(self, task: Tracked) -> bool:
-        """Give a task its place, unless it has an earlier one; whether it is the first one now."""
-        moment = min(task.due if task.due != -math.inf else math.inf, task.deadline)
-        if moment >= task.queued:
-            return False
-        self.drop(task)
-        task.queued = moment
-        heapq.heappush(self._heap, (moment, task))
-        return self._heap[0][1] is task
-
-    def drop(self, task: Tracked) -> None:
-        """There is nothing to do for a task any more."""
-        if task.queued == math.inf:
-            return
-        task.queued = math.inf
-        self._dead += 1
-        if self._dead > max(1000, _DEAD_SHARE * len(self._heap)):
-            self._heap = [item for item in self._heap if item[1].queued == item[0]]
-            heapq.heapify(self._heap)
-            self._dead = 0
-
-    def pop(self) -> Tracked | None:
-        """The first task; None if it has died, or has another place."""
-        moment, task = heapq.heappop(self._heap)
-        if task.queued != moment:
-            self._dead = max(0, self._dead - 1)
-            return None
-        task.queued = math.inf
-        return task
+# A hint may move a task's look forward every 5 s, and 12 times in all.
+HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12
+# If the look after a hint does not show the end, four more follow after 1, 2, 4 and 8 s (times the
+# floor), but only for the first two hints of a task. The same if the first look at a task fails
+# whose age is not known.
+RETRIES, HINTS_WITH_RETRIES = 4, 2
+# A task that MidAPI does not know, or that succeeded without files, is an error after this many
+# seconds and looks.
+GRACE, GRACE_LOOKS = 120.0, 5
+LATE_CALLBACK = 5.0  # seconds after a result was found in which its callback still is in time
+MISSED_CALLBACKS = 3  # how many callbacks must be missing, with none that came, before a warning
+FORGIVEN = 30.0  # seconds more for a wait whose deadline passed while the process stood still
+SLEEP_CHECK = 10.0  # loop seconds between two checks whether the machine has slept
+RECENT_TASKS = 5_000  # how many tasks are remembered that no wait is going on for
+AT_ONCE = 500  # how many tasks are served in one turn of the event loop
 
 
 class Tracker:
-    """Wakes every waiter of a task when its record is final.
+    """Ends every wait for a task when its record is final.
 
     Args:
         look: one GET of a task's record; None while MidAPI does not know the task.
         schedule: when to look.
         policy: how fast to look.
         clock: the client's clock.
-        keep: told the kind of each task that succeeded, and how many seconds it took.
+        keep: called with the kind of each task that the schedule has learned from, and its seconds.
+
+    Attributes:
+        waits_changed: called when the first wait for a task begins, and when no task is waited for
+            any more.
     """
 
     def __init__(
@@ -129,54 +73,51 @@ class Tracker:
         clock: Clock,
         keep: Callable[[Kind, float], object] | None = None,
     ) -> None:
+        self.waits_changed: Callable[[], None] | None = None
         self._look = look
         self._schedule = schedule
         self._policy = policy
         self._clock = clock
         self._keep = keep
-        self._judge = Judge(clock)
-        self._active: dict[str, Tracked] = {}
-        self._idle: OrderedDict[str, Tracked] = OrderedDict()
-        self._agenda = _Agenda()
-        self._early: dict[str, None] = {}  # hints for tasks that nobody ever waited for
-        self._uncalled: dict[str, float] = {}  # finished without a callback; until when it is late
-        self._missed_callbacks = 0.0
-        self._urgent: deque[Tracked] = deque()
-        self._ready: deque[Tracked] = deque()
-        self._looking = 0
-        self._begun: deque[float] = deque()  # when the last looks began
-        self._rests_until = -math.inf
-        self._says_late_from = -math.inf
-        self._faults_in_a_row = 0
-        self._refusals_in_a_row = 0
+        self._tasks: dict[str, TrackedTask] = {}  # the tasks that are waited for
+        # Tasks that were waited for, so that their next wait continues their plan; and tasks that
+        # got a hint before they were waited for.
+        self._recent: OrderedDict[str, TrackedTask] = OrderedDict()
+        self._looker = Looker(policy, clock)
+        # (time, tie-breaker, task); an entry is valid if its time is the task's `wakes_at`.
+        self._heap: list[tuple[float, int, TrackedTask]] = []
+        self._numbers = itertools.count()
+        # Tasks that finished before their callback, and until when it is still in time.
+        self._late_callbacks: dict[str, float] = {}
+        self._missed_callbacks = 0
+        self._got_callback = False
+        self._consecutive_refusals = 0  # looks in a row for which MidAPI refused the API key
+        self._unknown_flags: set[int | None] = set()  # each is logged once
         self._slept = clock.slept()
-        self._wakes_at = math.inf  # when the scheduler is to wake by itself
-        self._stalled = (math.inf, math.inf)  # from when to when the process last stood still
-        self._looks = OwnedTasks()
-        self._scheduler = OwnedTasks()
+        self._wakes_at = math.inf  # when the scheduler's timer wakes it
+        self._stall = (math.inf, math.inf)  # when the process last stood still: from, to
         self._wake = asyncio.Event()
         self._is_over = False
-        # Told when a task begins to be waited for, and when none is any more.
-        self.waits_changed: Callable[[], None] | None = None
+        self._background = OwnedTasks()  # the scheduler, and the looks under way
 
     def __repr__(self) -> str:
-        return f"<Tracker {self.waiting} waiting for {len(self._active)} tasks>"
+        return f"<Tracker {self.waiting} waiting for {len(self._tasks)} tasks>"
 
     @property
     def waiting(self) -> int:
         """How many waits are going on."""
-        return sum(len(task.waits) for task in self._active.values())
+        return sum(len(task.waits) for task in self._tasks.values())
 
     @property
     def waited_for(self) -> Collection[str]:
-        """The ids of the tasks that somebody waits for."""
-        return self._active.keys()
+        """The ids of the tasks that are waited for, as a live view."""
+        return self._tasks.keys()
+
+    # ─── waits and hints ─────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Start the scheduler, in an empty context: it is nobody's request."""
-        self._scheduler.start(self._supervise(), context=Context())
-
-    # ─── what others ask of it ───────────────────────────────────────────────────────────────────
+        """Start the scheduler, in an empty context, since it serves all callers."""
+        self._background.start(self._run(), context=Context())
 
     def join(
         self,
@@ -190,439 +131,388 @@ class Tracker:
     ) -> Wait:
         """A future of the final details of a task; `leave` must follow.
 
-        A plain future and no coroutine, since 100,000 may wait.
-
         Args:
             task_id: which task.
             kind: its type and speed, for the plan; None if not known.
-            since: when MidAPI took it, on the client's clock; None if not known.
+            since: when MidAPI accepted it, on the client's clock; None if not known.
             deadline: when to stop waiting, on the client's clock; None for never.
-            looks_once: stop only after a look that began during this wait.
-            has_callback: whether MidAPI was told to call us back.
+            looks_once: time out only after a look that began during this wait.
+            has_callback: whether MidAPI has a callback URL of ours for it.
+
+        Returns:
+            A future; `TaskHandle.wait` lists the errors that it can get.
 
         Raises:
-            ClientClosed: nobody can wait any more. The future raises it when that comes first, and
-                WaitTimeout when the deadline does; TaskNotFound or ResultMissing when MidAPI does
-                not know the task or shows no file; AuthenticationError when it refuses the API key.
+            ClientClosed: the client is closing.
         """
         if self._is_over:
             raise ClientClosed(task_id)
         now = self._clock.time()
-        task = self._active.get(task_id) or self._activate(task_id, kind, since, now)
-        if has_callback and task.called_since is None:
-            task.called_since = now
-        wait = Wait(task, self._clock.loop)
+        task = self._tasks.get(task_id) or self._begin_tracking(task_id, kind, since, now)
+        if has_callback and task.callback_expected_since is None:
+            task.callback_expected_since = now
+        wait = Wait(task)
         if deadline is not None:
             wait.deadline = max(deadline, now)
-            wait.wants_look_since = now if looks_once else None
-        task.add(wait)
-        self._put(task)
+            wait.needs_look_since = now if looks_once else None
+        task.waits[wait] = None
+        task.deadline = min(task.deadline, wait.deadline)
+        self._wake_for(task)
         return wait
 
+    def _begin_tracking(
+        self, task_id: str, kind: Kind | None, since: float | None, now: float
+    ) -> TrackedTask:
+        task = self._recent.pop(task_id, None) or TrackedTask(task_id, now)
+        task.callback_expected_since = None
+        if not task.is_seen:
+            task.accepted_at, task.is_age_unknown = now if since is None else since, since is None
+            if kind is not None:
+                task.kind, task.is_kind_unknown = kind, False
+        if task.phase is not Phase.LOOKING:
+            if task.look_ended > -math.inf:
+                # Continue the plan of an earlier wait.
+                looked = max(task.look_ended - task.accepted_at, 0.0)
+                due = task.accepted_at + self._schedule.next_look(task.kind, looked)
+            elif since is not None:
+                due = task.accepted_at + self._schedule.first_look(task.kind)
+            else:
+                # It may have finished long ago: look at once, and soon again if that look fails.
+                due, task.retries_left = now, RETRIES
+            self._plan(task, max(due, now, task.look_ended + self._policy.floor))
+        self._tasks[task_id] = task
+        if self.waits_changed is not None:
+            self.waits_changed()
+        return task
+
     def leave(self, wait: Wait) -> None:
-        """A wait has ended, whatever ended it."""
+        """Remove a wait that has ended for any reason."""
         task = wait.task
-        task.remove(wait)
-        if not task.is_awaited and self._active.get(task.task_id) is task:
-            self._retire(task)
-            task.take_overdue()
-            self._remember(task)  # so that the next wait keeps to the floor
+        if wait in task.waits:  # else `_end` has removed all waits for the task
+            del task.waits[wait]
+            if not task.waits:
+                self._stop_tracking(task)
+                self._remember(task)
+
+    def _remember(self, task: TrackedTask) -> None:
+        self._recent[task.task_id] = task
+        if len(self._recent) > RECENT_TASKS:
+            self._recent.popitem(last=False)
+
+    def _stop_tracking(self, task: TrackedTask) -> None:
+        del self._tasks[task.task_id]
+        if not self._tasks and self.waits_changed is not None:
+            self.waits_changed()
+        self._looker.remove(task)
+        task.deadline = task.wakes_at = math.inf
+        if len(self._heap) > 2 * len(self._tasks) + 1000:  # most entries are not valid any more
+            self._heap = [entry for entry in self._heap if entry[0] == entry[2].wakes_at]
+            heapq.heapify(self._heap)
 
     def hint(self, task_id: str) -> None:
-        """Word that a task may have changed: look at it soon, if anybody waits for it."""
-        self._missed_callbacks = -math.inf  # they do come
-        task = self._active.get(task_id)
+        """The task may have changed: look at it soon, or when it is waited for next."""
+        self._got_callback = True
+        now = self._clock.time()
+        if (in_time_until := self._late_callbacks.pop(task_id, None)) is not None:
+            self._schedule.note_callback(in_time=now <= in_time_until)
+        task = self._tasks.get(task_id) or self._recent.get(task_id)
         if task is None:
-            self._remember_hint(task_id)
-            return
-        task.notes.was_called_back = True
-        if task.is_looking:
-            task.notes.is_hinted = True
+            task = TrackedTask(task_id, now)
+            self._remember(task)
+        task.is_called_back = True
+        if task.phase in {Phase.PLANNED, Phase.QUEUED}:
+            self._move_forward(task)
         else:
-            self._plan_hinted(task)
+            task.is_hinted = True  # for the next look: the one under way may have an older answer
 
-    def _remember_hint(self, task_id: str) -> None:
-        if (in_time_until := self._uncalled.pop(task_id, None)) is not None:
-            self._schedule.note_callback(in_time=self._clock.time() <= in_time_until)
+    def _move_forward(self, task: TrackedTask) -> None:
+        """Move the next look at a hinted task forward, within the limits for hints."""
+        if (task.is_hinted and task.phase is Phase.QUEUED) or task.hints >= HINTS_PER_TASK:
             return
-        self._early[task_id] = None
-        if len(self._early) > REMEMBERED_HINTS:
-            del self._early[next(iter(self._early))]
-
-    def _plan_hinted(self, task: Tracked) -> None:
-        notes = task.notes
-        floor = task.looked_at + self._policy.floor
-        moment = max(self._clock.time(), floor, notes.hinted_at + HINT_INTERVAL)
-        is_queued = task.due == -math.inf and not notes.is_urgent
-        if notes.hints >= HINTS_PER_TASK or not (moment < task.due or is_queued):
+        floor = task.look_ended + self._policy.floor
+        moment = max(self._clock.time(), floor, task.hinted_at + HINT_INTERVAL)
+        if task.phase is Phase.PLANNED and moment > task.due:
             return
-        notes.hints += 1
-        if notes.hints <= QUICK_HINTS:
-            notes.quick_looks = QUICK_LOOKS
-        notes.hinted_at, notes.is_urgent = moment, True
-        if is_queued:
-            self._urgent.append(task)  # its place among those that are due is skipped then
+        task.hints += 1
+        task.is_hinted, task.hinted_at = True, moment
+        if task.hints <= HINTS_WITH_RETRIES:
+            task.retries_left = RETRIES
+        if task.phase is Phase.QUEUED:
+            self._looker.add(task)
             self._wake.set()
         else:
-            self._plan_look(task, moment)
+            task.due = moment
+            self._wake_for(task)
 
     def rest(self, seconds: float) -> None:
-        """MidAPI wants nothing from us for so long."""
-        until = self._clock.time() + min(seconds, LONGEST_REST)
-        self._rests_until = max(self._rests_until, until)
+        """Begin no look for some seconds, because MidAPI has asked for a pause."""
+        self._looker.rest(seconds)
+
+    # ─── the end ─────────────────────────────────────────────────────────────────────────────────
 
     def stop_waiting(self) -> None:
-        """Everybody who waits, and whoever comes later, gets `ClientClosed` with the task's id."""
+        """End every wait, and each later one, with `ClientClosed` and its task's id."""
         self._is_over = True
-        self._fail_all(ClientClosed)
+        self._background.start(self._fail_all(ClientClosed), context=Context())
 
     async def aclose(self) -> None:
         """Stop waiting and looking."""
         self._is_over = True
-        while self._active:
-            for task in list(itertools.islice(self._active.values(), AT_ONCE)):
-                self._fail(task, ClientClosed)
-            await asyncio.sleep(0)
-        await self._scheduler.finish()
-        await self._looks.finish()
+        await self._fail_all(ClientClosed)
+        await self._background.finish()
 
-    # ─── entries ─────────────────────────────────────────────────────────────────────────────────
+    async def _fail_all(self, error: Failure) -> None:
+        """End all current waits, a limited number in each turn of the event loop."""
+        for number, task in enumerate(list(self._tasks.values()), 1):
+            self._end(task, error)
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
 
-    def _activate(
-        self, task_id: str, kind: Kind | None, since: float | None, now: float
-    ) -> Tracked:
-        task = self._idle.pop(task_id, None) or Tracked(task_id, NEW_KIND, now)
-        task.called_since = None
-        if not task.is_seen:
-            task.kind, task.since = kind or task.kind, now if since is None else since
-            task.is_of_unknown_age = since is None
-        self._active[task_id] = task
-        if self.waits_changed is not None:
-            self.waits_changed()
-        if not task.is_looking:
-            first = self._first_look(task, now, is_new=since is not None)
-            self._plan_look(task, max(first, task.looked_at + self._policy.floor))
-        return task
-
-    def _first_look(self, task: Tracked, now: float, *, is_new: bool) -> float:
-        """Where the plan begins, or goes on for a task that was looked at; else at once."""
-        if is_known := task.looked_at > -math.inf:
-            planned = self._schedule.next_look(task.kind, max(task.looked_at - task.since, 0.0))
-        else:
-            planned = self._schedule.first_look(task.kind)
-        if task.noted.is_hinted or task.task_id in self._early:
-            self._early.pop(task.task_id, None)
-            notes = task.notes
-            notes.is_urgent, notes.was_called_back = True, True
-            notes.hints, notes.quick_looks = notes.hints + 1, QUICK_LOOKS
-            notes.is_hinted, notes.hinted_at = False, now
-            return now
-        if is_new or is_known:
-            return max(task.since + planned, now)
-        task.notes.quick_looks = QUICK_LOOKS  # if this one fails
-        return now
-
-    def _retire(self, task: Tracked) -> None:
-        if self._active.get(task.task_id) is task:
-            del self._active[task.task_id]
-            if not self._active and self.waits_changed is not None:
-                self.waits_changed()
-        self._agenda.drop(task)
-        task.due = math.inf
-
-    def _remember(self, task: Tracked) -> None:
-        self._idle[task.task_id] = task
-        self._idle.move_to_end(task.task_id)
-        if len(self._idle) > REMEMBERED:
-            self._idle.popitem(last=False)
-
-    def _plan_look(self, task: Tracked, moment: float) -> None:
-        task.due = moment
-        self._put(task)
-
-    def _put(self, task: Tracked) -> None:
-        if self._agenda.put(task):
-            self._wake.set()
+    def _end(self, task: TrackedTask, outcome: TaskDetails | Failure) -> None:
+        """End all waits for a task, with its details or with an error."""
+        if task.waits:
+            self._stop_tracking(task)
+        for wait in task.waits:
+            if wait.done():
+                continue  # it was cancelled or has timed out; `leave` will follow
+            if isinstance(outcome, TaskDetails):
+                wait.set_result(outcome)
+            else:
+                wait.set_exception(outcome(task.task_id))
+        task.waits.clear()
 
     # ─── the scheduler ───────────────────────────────────────────────────────────────────────────
 
-    async def _supervise(self) -> None:
-        while True:
-            try:
-                await self._run()
-            except Exception:  # noqa: BLE001 - whatever it was, the waiters need a scheduler
-                _log.exception("the scheduler failed and is started again")
-                await self._clock.sleep(1.0)
-                self._find_lost()
+    def _plan(self, task: TrackedTask, moment: float) -> None:
+        task.phase, task.due = Phase.PLANNED, moment
+        if task.is_hinted:  # a hint came while no look was planned
+            task.is_hinted = False
+            self._move_forward(task)
+        self._wake_for(task)
 
-    def _find_lost(self) -> None:
-        """What the scheduler had in its hands when it failed gets its place again."""
-        for task in self._active.values():
-            if task.due == math.inf and not task.is_looking:
-                self._plan_next(task)
-            self._put(task)
+    def _wake_for(self, task: TrackedTask) -> None:
+        """Make the scheduler wake for a task's next look or first deadline."""
+        moment = min(task.due if task.phase is Phase.PLANNED else math.inf, task.deadline)
+        if moment >= task.wakes_at:
+            return  # its entry in the heap comes early enough
+        task.wakes_at = moment
+        heapq.heappush(self._heap, (moment, next(self._numbers), task))
+        if moment < self._wakes_at:
+            self._wake.set()
 
     async def _run(self) -> None:
+        """Serve what is due, then sleep until more is due; go on after a bug, for the waits."""
         while True:
-            self._wake.clear()
-            moment = self._do_what_is_due()
             timer = None
-            if moment < math.inf:
-                timer = self._clock.call_at(moment, self._wake.set)
             try:
+                self._wake.clear()
+                self._wakes_at = self._do_what_is_due()
+                if self._wakes_at < math.inf:
+                    timer = self._clock.call_at(self._wakes_at, self._wake.set)
                 await self._wake.wait()
+            except Exception:  # noqa: BLE001 - whatever the bug is, the waits need a scheduler
+                _log.exception("a bug: the scheduler failed; it is started again")
+                await asyncio.sleep(1.0 / self._clock.scale)
+                for task in self._tasks.values():
+                    if task.phase is Phase.IDLE:  # planning its look has failed
+                        self._plan_next(task)
+                    self._wake_for(task)  # a task that was being served has no entry in the heap
             finally:
-                if timer:
+                if timer is not None:
                     timer.cancel()
 
     def _do_what_is_due(self) -> float:
-        """End what has run out, begin the looks whose turn it is; tell when more is due."""
+        """Serve the tasks that are due and begin looks; return when more is due."""
         now = self._clock.time()
         if now - self._wakes_at > BLOCKED_LOOP * self._clock.scale:
-            self._stalled = self._wakes_at, now
-        self._note_sleep()
-        self._judge_uncalled(now)
+            self._stall = self._wakes_at, now
+        self._account_for_sleep(now)
+        self._count_missed_callbacks(now)
         for _ in range(AT_ONCE):
-            if self._agenda.next_moment > now:
+            if not self._heap or self._heap[0][0] > now:
                 break
-            if (task := self._agenda.pop()) is not None:
-                self._serve(task, now)
-        self._say_late(now)
-        more = self._begin_looks(now)
-        soon = now + SLEEP_CHECK * self._clock.scale if self._active else math.inf
-        self._wakes_at = min(more, soon, self._agenda.next_moment)
-        return self._wakes_at
+            moment, _, due = heapq.heappop(self._heap)
+            if moment == due.wakes_at:
+                due.wakes_at = math.inf
+                self._serve(due, now)
+        self._looker.warn_if_behind(now)
+        while (task := self._looker.begin(now)) is not None:
+            self._background.start(self._look_at(task), context=Context())
+        next_entry = self._heap[0][0] if self._heap else math.inf
+        next_check = now + SLEEP_CHECK * self._clock.scale if self._tasks else math.inf
+        return min(self._looker.next_moment, next_entry, next_check)
 
-    def _serve(self, task: Tracked, now: float) -> None:
-        """A deadline of a task has come, or its look is due, or both."""
-        if task.deadline <= now:
-            for wait in task.waits:
-                if wait.deadline <= now:
-                    self._run_out(wait, now)
-            task.renew_deadline()
-        if -math.inf < task.due <= now:
-            self._line_up(task, now)
-        if self._active.get(task.task_id) is task:
-            self._put(task)
-
-    def _line_up(self, task: Tracked, now: float) -> None:
-        """A look is due; unless it can be left to the callback, it waits for its turn."""
-        if self._is_left_to_callback(task, now):
-            task.due = task.since + self._schedule.next_look(task.kind, now - task.since)
-            return
-        task.due = -math.inf
-        (self._urgent if task.noted.is_urgent else self._ready).append(task)
-        if len(self._ready) > 2 * len(self._active) + AT_ONCE:  # most of it nobody waits for now
-            self._ready = deque(each for each in self._ready if each.due == -math.inf)
-
-    def _is_left_to_callback(self, task: Tracked, now: float) -> bool:
-        """Whether its callback is trusted to come, and comes before anybody gives up."""
-        if task.called_since is None or task.noted.hints or not self._schedule.trusts_callbacks:
-            return False
-        elapsed = now - task.since
-        if task.deadline <= task.since + self._schedule.next_look(task.kind, elapsed):
-            return False
-        seen_until = max(task.looked_at - task.since, 0.0)
-        dear = self._schedule.next_look(task.kind, seen_until, is_dear=True)
-        return dear > elapsed
-
-    def _run_out(self, wait: Wait, now: float) -> None:
-        """A deadline that passed while the process stood still: the result was held up, too.
-
-        Then the wait ends with a look, if that comes within half a minute; where one look was
-        promised, with that look whenever it comes.
-        """
-        task, since = wait.task, wait.wants_look_since
-        stood_still = self._stalled[0] <= wait.deadline <= self._stalled[1]
-        if since is None and stood_still:
-            wait.deadline = now + FORGIVEN
-        elif since is not None and (task.begun_at < since or task.is_looking):
-            wait.deadline = math.inf
-        else:
-            wait.deadline = math.inf
-            if not wait.done():
-                wait.set_exception(WaitTimeout(task.task_id))
-            return
-        task.notes.overdue.append(wait)
-        self._look_soon(task)
-
-    def _look_soon(self, task: Tracked) -> None:
-        """A wait is over but for its look: what is planned for later is made now."""
-        moment = max(self._clock.time(), task.looked_at + self._policy.floor)
-        if not task.is_looking and moment < task.due:
-            self._plan_look(task, moment)
-
-    def _begin_looks(self, now: float) -> float:
-        """Begin the looks whose turn it is; return when the next may begin."""
-        for _ in range(AT_ONCE):
-            if not (queue := self._urgent or self._ready):
-                return math.inf
-            task = queue[0]
-            if task.due != -math.inf:
-                queue.popleft()  # nobody waits for it any more, or a hint came before its turn
-                continue
-            if self._looking >= LOOKS_AT_ONCE:
-                return math.inf  # the end of a look wakes the scheduler
-            turn = max(self._rests_until, self._next_turn())
-            if turn > now:
-                return turn
-            queue.popleft()
-            self._begun.append(now)
-            task.due, task.begun_at = math.inf, now
-            if task.noted.is_urgent:
-                task.notes.is_urgent = False
-            self._looking += 1
-            self._looks.start(self._look_at(task), context=Context())
-        return now
-
-    def _next_turn(self) -> float:
-        """When one more look keeps to `looks_per_second`, in whatever second one counts."""
-        pace = self._policy.looks_per_second
-        count = max(1, int(pace))
-        while len(self._begun) > count:
-            self._begun.popleft()
-        return self._begun[0] + count / pace if len(self._begun) == count else -math.inf
-
-    def _say_late(self, now: float) -> None:
-        """More looks are due than can be made: say so, once an hour."""
-        due = len(self._urgent) + len(self._ready)
-        pace = self._policy.looks_per_second
-        if due < LATE_LOOK * pace or now < self._says_late_from:
-            return
-        self._says_late_from = now + SAID_AGAIN
-        _log.warning(
-            "%d looks are due and %.3g a second are allowed (PollPolicy.looks_per_second): results "
-            "may be seen %.0f s late; looked at are tasks with a callback first, then all others "
-            "in the order in which they came due",
-            due,
-            pace,
-            due / pace,
-        )
-
-    def _note_sleep(self) -> None:
-        """A machine that slept: its tasks are older than the loop's clock tells."""
+    def _account_for_sleep(self, now: float) -> None:
+        """Correct the ages of tasks after the machine slept and the loop's clock stood still."""
         total = self._clock.slept()
         slept, self._slept = total - self._slept, total
         if slept < BLOCKED_LOOP * self._clock.scale:
             return
         _log.info("this machine slept for %.0f s; every task is that much older", slept)
-        for task in self._active.values():
-            task.since -= slept
-            if math.isfinite(task.due):
-                self._plan_look(task, max(self._clock.time(), task.due - slept))
+        for task in self._tasks.values():
+            task.accepted_at -= slept
+            if task.phase is Phase.PLANNED:
+                task.due = max(now, task.due - slept)
+                self._wake_for(task)
+
+    def _serve(self, task: TrackedTask, now: float) -> None:
+        """Serve a task whose look is due, or for which a deadline has passed, or both."""
+        if task.deadline <= now:
+            for wait in task.waits:
+                if wait.deadline <= now:
+                    self._end_or_extend(wait, now)
+            task.deadline = min(wait.deadline for wait in task.waits)
+        if task.phase is Phase.PLANNED and task.due <= now:
+            if self._leaves_look_to_callback(task, now):
+                elapsed = now - task.accepted_at
+                task.due = task.accepted_at + self._schedule.next_look(task.kind, elapsed)
+            else:
+                self._looker.add(task)
+        self._wake_for(task)
+
+    def _end_or_extend(self, wait: Wait, now: float) -> None:
+        """End a wait whose deadline has passed, or extend it until a look has ended."""
+        task, since = wait.task, wait.needs_look_since
+        if since is not None and (task.look_began < since or task.phase is Phase.LOOKING):
+            # It still has no look of its own: it ends with that look, whenever that is.
+            wait.deadline = math.inf
+        elif since is None and self._stall[0] <= wait.deadline <= self._stall[1]:
+            # The process stood still when it passed, so the result may be late, too: it ends with
+            # the next look, or after half a minute.
+            wait.deadline = now + FORGIVEN
+        else:
+            wait.deadline = math.inf
+            if not wait.done():
+                wait.set_exception(WaitTimeout(task.task_id))
+            return
+        wait.ends_with_look = True
+        if task.phase is Phase.PLANNED:
+            task.due = min(task.due, max(now, task.look_ended + self._policy.floor))
+
+    def _leaves_look_to_callback(self, task: TrackedTask, now: float) -> bool:
+        """Whether to skip a look that is due, because the callback will most likely come first.
+
+        That is so if callbacks are trusted and this one has not come; no wait ends before the next
+        planned look; and no look is due by the plan in which looks cost twenty times as much.
+        """
+        if (
+            task.callback_expected_since is None
+            or task.hints
+            or not self._schedule.trusts_callbacks
+            or any(wait.ends_with_look for wait in task.waits)
+        ):
+            return False
+        elapsed = now - task.accepted_at
+        if task.deadline <= task.accepted_at + self._schedule.next_look(task.kind, elapsed):
+            return False
+        looked = max(task.look_ended - task.accepted_at, 0.0)
+        return self._schedule.next_look(task.kind, looked, callback_expected=True) > elapsed
 
     # ─── one look ────────────────────────────────────────────────────────────────────────────────
 
-    async def _look_at(self, task: Tracked) -> None:
+    async def _look_at(self, task: TrackedTask) -> None:
         try:
-            found = await self._look(task.task_id)
+            record = await self._look(task.task_id)
         except MidAPIError as error:
-            self._judge_fault(task, error)
+            _log.debug("a look at task %s failed: %s", task.task_id, error)
+            task.consecutive_failures += 1
+            if not isinstance(error, ProtocolError):  # which would concern only this task
+                self._looker.failed(error)
+            if not (isinstance(error, AuthenticationError) and error.own_envelope):
+                self._consecutive_refusals = 0
+                return
+            # MidAPI itself has refused the API key: twice in a row ends all waits.
+            self._consecutive_refusals += 1
+            if self._consecutive_refusals >= 2:
+                self._consecutive_refusals = 0
+                refusal = (error.code, error.message, error.http_status)
+                await self._fail_all(lambda _: AuthenticationError(*refusal))
         else:
-            self._faults_in_a_row = self._refusals_in_a_row = 0
-            task.clear_faults()
-            self._act_on(task, self._judge.verdict(task, found))
-            if task.noted.was_called_back and not task.noted.is_hinted:
-                task.notes.was_called_back = False  # it was too early, and says nothing of the end
-            if task.noted.quick_looks and not task.noted.hints:
-                task.notes.quick_looks = 0  # they were for a look that fails
+            self._looker.succeeded()
+            self._consecutive_refusals = task.consecutive_failures = 0
+            self._take_answer(task, record)
         finally:
+            self._looker.end(task)
             self._wake.set()
-            task.looked_at = max(self._clock.time(), task.begun_at)
-            self._looking -= 1
-            for wait in task.take_overdue():
-                if not wait.done():
+            for wait in task.waits:
+                if wait.ends_with_look and not wait.done():
                     wait.set_exception(WaitTimeout(task.task_id))
-            if self._active.get(task.task_id) is task:
+            if task.waits:
                 self._plan_next(task)
 
-    def _judge_fault(self, task: Tracked, error: MidAPIError) -> None:
-        """A passing fault: looks become rarer, for the task and for the account."""
-        task.notes.faults += 1
-        if not isinstance(error, ProtocolError):  # a record that is no record is its task's alone
-            self._rest_after(error)
-        refused = isinstance(error, AuthenticationError) and error.own_envelope
-        self._refusals_in_a_row = self._refusals_in_a_row + 1 if refused else 0
-        _log.debug("a look at task %s failed: %s", task.task_id, error)
-        if isinstance(error, AuthenticationError) and self._refusals_in_a_row >= 2:
-            said = (error.code, error.message, error.http_status)
-            self._fail_all(lambda _: AuthenticationError(*said))
-            self._refusals_in_a_row = 0
+    def _take_answer(self, task: TrackedTask, record: Record | None) -> None:
+        """End the waits if the answer is final; else update the task from it."""
+        now, answer = self._clock.time(), read_answer(record, is_seen=task.is_seen)
+        if record is not None:
+            self._learn_from(task, record, now)
+        if isinstance(answer, TaskDetails):
+            self._finish(task, answer, now)
+            return
+        if answer is not None:
+            task.missing_since = now if task.missing_since is None else task.missing_since
+            task.missing_looks += 1
+            if task.missing_looks >= GRACE_LOOKS and now - task.missing_since >= GRACE:
+                self._end(task, answer)
+                return
+        if not task.is_hinted:
+            task.is_called_back = False  # the callback came before the end of the task
+        if not task.hints:
+            task.retries_left = 0  # they were in case that the first look failed
 
-    def _rest_after(self, error: MidAPIError) -> None:
-        """One fault may be chance; from the second one in a row on the whole account rests."""
-        self._faults_in_a_row += 1
-        pause = self._policy.floor * (2 ** min(self._faults_in_a_row - 1, 10) - 1)
-        if isinstance(error, RateLimitError):
-            pause = max(pause, self._policy.floor, error.retry_after or 0.0)
-        if pause:
-            self.rest(min(pause, LONGEST_REST) * (1 + self._clock.chance() / 10))
+    def _learn_from(self, task: TrackedTask, record: Record, now: float) -> None:
+        task.is_seen = True
+        if task.is_age_unknown:
+            task.is_age_unknown = False
+            if self._clock.scale == 1.0 and (age := age_of(record, time.time())) is not None:
+                task.accepted_at = min(task.accepted_at, now - age)
+        if task.is_kind_unknown and (kind := kind_of(record)) is not None:
+            task.kind, task.is_kind_unknown = kind, False
+        flag = record.success_flag
+        if flag not in KNOWN_FLAGS and flag not in self._unknown_flags:
+            self._unknown_flags.add(flag)
+            _log.warning("MidAPI sent an unknown successFlag %s; it is read as generating", flag)
 
-    def _plan_next(self, task: Tracked) -> None:
+    def _plan_next(self, task: TrackedTask) -> None:
+        """Plan the look after one that has ended."""
         now = self._clock.time()
-        elapsed = now - task.since
+        elapsed = now - task.accepted_at
         gap = self._schedule.next_look(task.kind, elapsed) - elapsed
-        if faults := task.noted.faults:
-            gap = min(gap * 2 ** min(faults, 10), max(gap, self._policy.ceiling))
-        if left := task.noted.quick_looks:
-            task.notes.quick_looks -= 1
-            gap = min(gap, self._policy.floor * 2 ** (QUICK_LOOKS - left))
-        self._plan_look(task, now + gap * (1 + self._clock.chance() / 20))
-        if task.noted.is_hinted:
-            task.notes.is_hinted = False
-            self._plan_hinted(task)
+        if failures := task.consecutive_failures:  # the gap doubles, up to the ceiling
+            gap = min(gap * 2 ** min(failures, 10), max(gap, self._policy.ceiling))
+        if task.retries_left:
+            gap = min(gap, self._policy.floor * 2 ** (RETRIES - task.retries_left))
+            task.retries_left -= 1
+        self._plan(task, now + gap * (1 + self._clock.chance() / 20))
 
-    # ─── outcomes ────────────────────────────────────────────────────────────────────────────────
+    # ─── results and callbacks ───────────────────────────────────────────────────────────────────
 
-    def _act_on(self, task: Tracked, verdict: TaskDetails | Failure | None) -> None:
-        if isinstance(verdict, TaskDetails):
-            self._finish(task, verdict)
-        elif verdict is not None:
-            self._fail(task, verdict)
-
-    def _finish(self, task: Tracked, details: TaskDetails) -> None:
+    def _finish(self, task: TrackedTask, details: TaskDetails, now: float) -> None:
+        """End the waits with the result; learn how long it took and whether its callback came."""
+        self._end(task, details)
         if details.duration is not None:
             seconds = details.duration.total_seconds()
-            self._note_callback(task, seconds)
-            is_good = details.status is TaskStatus.SUCCEEDED
-            # No task takes longer than we have known it; with a clock that is off, a little.
-            is_good &= seconds <= self._clock.time() - task.since + CLOCK_SKEW
-            if is_good and self._schedule.learn(task.kind, seconds) and self._keep:
-                self._keep(task.kind, seconds)
-        self._retire(task)
-        for wait in task.take_waits():
-            if not wait.done():
-                wait.set_result(details)
+            expected_since = task.callback_expected_since
+            if task.is_called_back:
+                self._schedule.note_callback(in_time=True)
+            # A task that finished before it was waited for shows nothing about callbacks.
+            elif expected_since is not None and task.accepted_at + seconds >= expected_since:
+                self._late_callbacks[task.task_id] = now + LATE_CALLBACK
+            # A task cannot have taken longer than since its acceptance, except for a clock's error.
+            is_credible = seconds <= now - task.accepted_at + CLOCK_SKEW
+            if details.status is TaskStatus.SUCCEEDED and is_credible:
+                is_learned = self._schedule.learn(task.kind, seconds)
+                if is_learned and self._keep is not None:
+                    self._keep(task.kind, seconds)
 
-    def _note_callback(self, task: Tracked, seconds: float) -> None:
-        """Whether its callback was in time; what finished before anybody waited tells nothing."""
-        if task.noted.was_called_back:
-            self._schedule.note_callback(in_time=True)
-        elif task.called_since is not None and task.since + seconds >= task.called_since:
-            self._uncalled[task.task_id] = self._clock.time() + LATE_CALLBACK
-
-    def _judge_uncalled(self, now: float) -> None:
-        while self._uncalled:
-            task_id, in_time_until = next(iter(self._uncalled.items()))
-            if now <= in_time_until:
-                return
-            del self._uncalled[task_id]
+    def _count_missed_callbacks(self, now: float) -> None:
+        """Count finished tasks whose callback did not come in time; warn if none ever comes."""
+        for task_id in [each for each, until in self._late_callbacks.items() if until < now]:
+            del self._late_callbacks[task_id]
             self._schedule.note_callback(in_time=False)
             self._missed_callbacks += 1
-            if self._missed_callbacks == MISSED:
+            if self._missed_callbacks == MISSED_CALLBACKS and not self._got_callback:
                 _log.warning(
-                    "%d tasks finished and no callback came for any: does MidAPI reach the "
-                    "receiver? 'midapi doctor' tells; until then results are found by looking",
-                    MISSED,
+                    "%d tasks finished and no callback came. Can MidAPI reach the receiver? Run "
+                    "'midapi doctor' to find out; until then results are found by looking.",
+                    MISSED_CALLBACKS,
                 )
-
-    def _fail(self, task: Tracked, error: Failure) -> None:
-        """Everybody who waits for a task gets an error of their own."""
-        self._retire(task)
-        for wait in task.take_waits():
-            if not wait.done():
-                wait.set_exception(error(task.task_id))
-
-    def _fail_all(self, error: Failure) -> None:
-        for task in list(self._active.values()):
-            self._fail(task, error)

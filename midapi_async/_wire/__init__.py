@@ -1,1 +1,1 @@
-"""The wire: JSON, records, request bodies, the rules of the protocol, the HTTP session."""
+"""The wire: JSON, tokens, records, request bodies, the rules of the protocol, HTTP."""

@@ -1,4 +1,4 @@
-"""Requests as MidAPI spells them: the bodies of submissions, written and read."""
+"""Requests as JSON in MidAPI's spelling: written for submissions, read back from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _camel(name: str) -> str:
     return first + "".join(part.capitalize() for part in rest)
 
 
-# MidAPI's spelling of each field of each request; `hd` is part of the task type there.
+# The name of each field by MidAPI's spelling; MidAPI puts `hd` into the task type.
 _FIELD_NAMES: Mapping[type[Request], Mapping[str, str]] = {
     cls: {_camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
 }
@@ -57,7 +57,7 @@ _ALL_NAMES = sorted(
 
 
 def task_type(request: Request) -> str:
-    """MidAPI's name for what a request asks for."""
+    """MidAPI's name for the type of task that a request makes."""
     if isinstance(request, ImageToVideo) and request.hd:
         return "mj_video_hd"
     if isinstance(request, ExtendVideo) and request.prompt is not None:
@@ -66,10 +66,10 @@ def task_type(request: Request) -> str:
 
 
 def request_to_json(request: Request) -> JSONObject:
-    """A request as MidAPI spells it, with its task type; what `request_from_json` reads."""
+    """A request in MidAPI's spelling, with its task type, as `request_from_json` reads it."""
     body: JSONObject = {"taskType": task_type(request)}
     for name, field in _FIELD_NAMES[type(request)].items():
-        # None was not set; every other default is sent, because MidAPI's own defaults vary.
+        # None means not set. Every other default is sent, because MidAPI's own defaults vary.
         if (value := getattr(request, field)) is not None:
             body[name] = value
     return body
@@ -79,14 +79,14 @@ def submit_body(request: Request, callback_url: str | None) -> bytes:
     """The body of a request's POST."""
     body = request_to_json(request)
     if isinstance(request, Upscale | Vary):
-        del body["taskType"]  # it is a name of our own: at MidAPI the path says it
+        del body["taskType"]  # our own name; MidAPI has a path for each of these
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return dumps(body)
 
 
 def fingerprint(request: Request) -> str:
-    """A hash of what the user set; equal for requests that ask for the same."""
+    """A hash of the fields that the user set; equal for equal requests."""
     chosen = {
         field.name: getattr(request, field.name)
         for field in attrs.fields(type(request))
@@ -97,19 +97,19 @@ def fingerprint(request: Request) -> str:
 
 
 def request_from_json(body: Mapping[str, object], kind: type[Request] | None = None) -> Request:
-    """The request that a JSON body asks for, as in MidAPI's documentation.
+    """The request for a JSON body as MidAPI documents it.
 
-    Fields that MidAPI knows and this kind of task does not take are dropped, as MidAPI ignores
-    them, and so is ``callBackUrl``. A ``fileUrl`` becomes the one of ``file_urls``.
+    A field that MidAPI knows but this type of task does not have is dropped, since MidAPI ignores
+    it; so is ``callBackUrl``. A ``fileUrl`` becomes the only one of ``file_urls``.
 
     Args:
         body: the fields in MidAPI's spelling.
-        kind: which request it is, if the body does not say: those of `Upscale` and `Vary` look
-            alike. If it does say, both must agree.
+        kind: the class of the request, needed if the body has no ``taskType``: the fields of
+            `Upscale` and `Vary` are the same. If both are given they must agree.
 
     Raises:
         InvalidRequestError: naming every field that is wrong, missing or misspelt. MidAPI itself
-            ignores a misspelt field in silence.
+            silently ignores a misspelt field.
     """
     if not isinstance(body, Mapping):
         raise InvalidRequestError({"body": f"must be a mapping, got {type(body).__name__}"})
@@ -128,23 +128,23 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     }
     if "fileUrls" in names and not fields.get("file_urls") and body.get("fileUrl"):
         fields["file_urls"] = [body["fileUrl"]]
-    # MidAPI takes the number 7 for the text "7".
+    # MidAPI accepts the number 7 for the text "7".
     version = fields.get("version")
     if type(version) in {int, float} and abs(cast("float", version)) < 1000:
         fields["version"] = str(version).removesuffix(".0")
-    # Three task types say what is a field of ours.
+    # Three task types stand for a field of ours.
     named = body.get("taskType")
     if cls is ImageToVideo:
         fields["hd"] = named == "mj_video_hd"
     elif named == "mj_video_extend_auto":
         fields.pop("prompt", None)
     elif named == "mj_video_extend_manual":
-        fields.setdefault("prompt", "")  # refused as empty; without a prompt it would be "auto"
+        fields.setdefault("prompt", "")  # an error; without a prompt the type would be "auto"
     return make_request(cls, fields)
 
 
 def _class_of(body: Mapping[str, object], kind: type[Request] | None) -> type[Request]:
-    """Which request a body is, by its task type, else by `kind`, else by its fields."""
+    """The class of a body's request: by its task type, else by `kind`, else by its fields."""
     named = body.get("taskType")
     if named is not None:
         cls = _BY_TASK_TYPE.get(named) if isinstance(named, str) else None
@@ -158,7 +158,7 @@ def _class_of(body: Mapping[str, object], kind: type[Request] | None) -> type[Re
         return kind
     if "imageIndex" in body:
         raise InvalidRequestError(
-            {"taskType": "is missing, and Upscale and Vary look alike: pass kind=Upscale or Vary"}
+            {"taskType": "is missing: pass kind=Upscale or kind=Vary, which have the same fields"}
         )
     return ExtendVideo if "taskId" in body else TextToImage
 
@@ -185,6 +185,7 @@ def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
+
     def letters(text: str) -> str:
         return text.casefold().replace("_", "").replace("-", "")
 

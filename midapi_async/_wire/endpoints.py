@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable
 
+from ..config import Settings, Timeouts
 from ..errors import TaskNotFound
+from ..tasks import TaskDetails
 from .json import dumps
-from .protocol import DOWNLOAD_URL, RECORD_INFO, Call, read_credits, read_look, read_url
-from .records import details_of
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-    from ..config import Settings, Timeouts
-    from ..tasks import TaskDetails
-    from .protocol import Answer
-    from .records import Record
-    from .transport import Transport
+from .protocol import DOWNLOAD_URL, RECORD_INFO, Answer, Call, read_credits, read_look, read_url
+from .records import Record, details_of
+from .transport import Transport
 
 
 class Api:
-    """What one account can ask of MidAPI. Nothing here is sent twice.
+    """MidAPI's endpoints for one account. Nothing here is sent twice.
 
     Args:
-        transport: sends calls.
+        transport: sends the calls.
         settings: has the path of the credits.
         timeouts: how long a call may take.
 
@@ -38,7 +32,7 @@ class Api:
         self.looks = 0
 
     def submit(self, call: Call) -> Awaitable[Answer]:
-        """Send a POST that costs money, and return whatever came back."""
+        """Send a POST that costs money; return the answer unread."""
         return self._transport.call(call, self._timeouts.submit)
 
     async def look(self, task_id: str) -> Record | None:
@@ -51,7 +45,7 @@ class Api:
         """One look, as the public snapshot.
 
         Raises:
-            TaskNotFound: MidAPI does not know the task (yet).
+            TaskNotFound: MidAPI does not know the task, or not yet.
         """
         if (record := await self.look(task_id)) is None:
             raise TaskNotFound(task_id)

@@ -1,4 +1,4 @@
-"""JSON in UTF-8, read strictly: what another program would read differently is an error."""
+"""Strict JSON in UTF-8: a text that other programs may read differently is an error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def loads(text: bytes | str) -> object:
     """The value of a JSON text in UTF-8.
 
     Raises:
-        ValueError: for everything else, including deep nesting, duplicate names and NaN.
+        ValueError: it is anything else, or has deep nesting, duplicate names or NaN.
     """
     problem = "it is nested too deeply"
     try:
@@ -54,12 +54,12 @@ def loads(text: bytes | str) -> object:
     else:
         if text.count("[") + text.count("{") <= DEEPEST or not _is_deep(value):
             return value
-    # Outside the handlers: the decoder's errors hold the whole text, with the token in it.
+    # Raised outside the handlers: the decoder's errors contain the text, with the token in it.
     raise ValueError(problem)
 
 
 def _is_deep(value: object) -> bool:
-    """Whether walking a value, or showing it, could use up the stack."""
+    """Whether a value is nested so deeply that a recursive function could exhaust the stack."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
         insides = (each.values() if isinstance(each, dict) else each for each in level)
@@ -69,7 +69,7 @@ def _is_deep(value: object) -> bool:
     return True
 
 
-# A value as compact JSON text; halves of characters (lone surrogates) stay as they are.
+# A value as compact JSON text; lone surrogates stay as they are.
 compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -77,6 +77,6 @@ def dumps(value: object) -> bytes:
     """A value as compact JSON in UTF-8.
 
     Raises:
-        UnicodeEncodeError: a string holds half of a character (a lone surrogate).
+        UnicodeEncodeError: a string contains a lone surrogate (half of a character).
     """
     return compact(value).encode()

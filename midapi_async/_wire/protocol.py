@@ -1,7 +1,7 @@
 """The rules of the wire as pure functions: build a call, read an answer.
 
-Nothing here does I/O or waits. Which code means what is MidAPI's documented table, with what was
-seen beside it (HTTP 200 around an error is common, so status and code are both judged).
+Nothing here does I/O or waits. What a code means follows MidAPI's documented table and what was
+observed: errors often come with HTTP 200, so both the HTTP status and the envelope's code count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TypeGuard
 
 import attrs
 
@@ -20,14 +20,18 @@ from .._runtime.urls import is_http_url
 from ..errors import (
     APIError,
     InsufficientCreditsError,
+    MaintenanceError,
     NotFoundError,
     PromptRejected,
     ProtocolError,
+    RateLimitError,
     TaskFailed,
+    TransportError,
     UnprocessableError,
     api_error,
 )
 from ..requests import ExtendVideo, Request, Upscale, Vary
+from ..tasks import TaskDetails
 from .bodies import submit_body, task_type
 from .json import loads
 from .records import (
@@ -42,9 +46,6 @@ from .records import (
     task_id_in,
 )
 
-if TYPE_CHECKING:
-    from ..tasks import TaskDetails
-
 GENERATE = "/api/v1/mj/generate"
 RECORD_INFO = "/api/v1/mj/record-info"
 DOWNLOAD_URL = "/api/v1/common/download-url"
@@ -55,10 +56,8 @@ _SUBMIT_PATHS: Mapping[type[Request], str] = {
     ExtendVideo: "/api/v1/mj/generateVideoExtend",
 }
 
-# A submission that was answered with one of these was refused, whatever the HTTP status.
+# MidAPI's codes for a submission that was refused, whatever the HTTP status; see `proves_refusal`.
 REFUSING_CODES = frozenset({400, 401, 402, 404, 422, 429, 433, 455, 501, 505})
-# Refusals of the moment: the same submission may be taken later.
-PASSING_CODES = frozenset({429, 455})
 
 
 @attrs.frozen
@@ -69,7 +68,7 @@ class Call:
         method: "GET" or "POST".
         path: the path below the base URL, with its query.
         body: the JSON text, or None.
-        is_paid: whether it costs money, and so goes over a connection of its own.
+        is_paid: whether it costs money; such a call gets a connection of its own.
     """
 
     method: str
@@ -80,13 +79,13 @@ class Call:
 
 @attrs.frozen
 class Answer:
-    """What came back, as far as it came.
+    """What came back for a call.
 
     Attributes:
         status: the HTTP status.
         headers: the HTTP headers.
-        body: the bytes that came.
-        flaw: what cut the body short, in a few words; None if it is whole.
+        body: the bytes that arrived.
+        flaw: what cut the body short, in a few words; None if it is complete.
     """
 
     status: int
@@ -112,7 +111,7 @@ def submit_call(request: Request, callback_url: str | None) -> Call:
 
 
 def _error_in(answer: Answer, envelope: Envelope | None) -> APIError:
-    """The error that an answer stands for; without an envelope MidAPI did not write it."""
+    """The error that an answer means; an answer without an envelope is not from MidAPI."""
     status, wait = answer.status, retry_after(answer.headers)
     if envelope is None:
         what = "a page that is not MidAPI's"
@@ -121,15 +120,18 @@ def _error_in(answer: Answer, envelope: Envelope | None) -> APIError:
     code = status if envelope.code == 200 else envelope.code
     message = readable(envelope.msg)
     words = message.casefold()
-    # The text of code 402 was seen once with code 500.
+    # MidAPI was seen to send the text of code 402 with code 500.
     no_credits = ("credits insufficient", "current balance isn't enough")
     if code == 500 and any(text in words for text in no_credits):
         return InsufficientCreditsError(code, message, status)
     return api_error(code, message, status, retry_after=wait)
 
 
+LONGEST_RETRY_AFTER = 120.0  # seconds; a longer Retry-After is not waited for
+
+
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for; None without one, and for garbage.
+    """Seconds that a Retry-After header asks for; None if it is missing or malformed.
 
     RFC 9110 allows whole seconds and an HTTP date.
 
@@ -159,9 +161,9 @@ def proves_refusal(error: APIError) -> bool:
     )
 
 
-def may_pass(error: APIError) -> bool:
-    """Whether a refused submission may be sent again later: 429 and 455."""
-    return error.code in PASSING_CODES
+def is_retryable(error: APIError | TransportError) -> TypeGuard[RateLimitError | MaintenanceError]:
+    """Whether a refused submission may be sent again later: after 429 and 455."""
+    return isinstance(error, RateLimitError | MaintenanceError)
 
 
 # ─── answers ─────────────────────────────────────────────────────────────────────────────────────
@@ -174,13 +176,13 @@ def read_submit(answer: Answer) -> str:
         APIError: a proof that nothing was bought.
         Unsure: it cannot be known whether something was bought.
     """
-    # A redirect is never followed, and what its body says is not MidAPI's word.
+    # A redirect is never followed, and its body does not come from MidAPI.
     if 300 <= answer.status <= 399:
         raise Unsure(f"the answer is a redirect (HTTP {answer.status}), which is never followed")
 
-    # A body that was cut is closed behind its first complete task id and then read like any other,
-    # so that an id counts only where MidAPI puts it: not one that a proxy's page, or MidAPI itself,
-    # repeats from our own request. A second id or another code leaves nothing to read.
+    # A body that was cut short: end it after its first complete task id and read it like any other.
+    # So an id counts only where MidAPI puts it, and not where a proxy's page or MidAPI repeats our
+    # own request. With a second id, or a code other than 200, nothing of the body is read.
     body = answer.body
     if answer.flaw is not None:
         first = _CUT_ID.search(body)
@@ -192,18 +194,18 @@ def read_submit(answer: Answer) -> str:
     try:
         envelope = read_envelope(body)
     except ProtocolError as unread:
-        # A page with a good status: a portal, a login, a proxy.
+        # A page that is not MidAPI's, with a good status: from a portal, a login or a proxy.
         if answer.flaw is None and answer.status < 400:
             raise Unsure(f"the answer is not MidAPI's: {unread.path} {unread.problem}") from unread
 
     if envelope is not None and envelope.code == 200:
-        # Accepted. It was paid for, even if a proxy made an HTTP error of it.
+        # Accepted and paid for, even if a proxy changed the HTTP status into an error.
         if (task_id := task_id_in(envelope.data)) is not None:
             return task_id
         if answer.flaw is None and answer.status < 400:
             raise Unsure("the answer names no task")
 
-    # Everything else is an error. Of a body that was cut only the HTTP status is believed.
+    # Everything else is an error. If the body was cut short, only the HTTP status counts.
     error = _error_in(answer, envelope if answer.flaw is None else None)
     if proves_refusal(error):
         raise error
@@ -216,11 +218,11 @@ _CUT_CODE = re.compile(rb'"code"\s*:\s*"?(-?[0-9]+)["\s,}]')
 
 
 def read_data(answer: Answer) -> object:
-    """The ``data`` of a good, whole answer to anything but a submission.
+    """The ``data`` of a complete answer without an error; not for submissions.
 
     Raises:
-        APIError: MidAPI, or a proxy before it, answered with an error.
-        ProtocolError: the answer is cut, or not MidAPI's.
+        APIError: MidAPI, or a proxy in between, answered with an error.
+        ProtocolError: the answer was cut short, or is not MidAPI's.
     """
     if answer.flaw is not None:
         raise ProtocolError("body", f"is cut short ({answer.flaw})")
@@ -241,14 +243,14 @@ def read_look(answer: Answer, task_id: str) -> Record | None:
     """The record of a task; None while MidAPI does not know it.
 
     Raises:
-        APIError: MidAPI, or a proxy before it, answered with an error.
+        APIError: MidAPI, or a proxy in between, answered with an error.
         ProtocolError: the answer is not MidAPI's, or about another task.
     """
     try:
         data = read_data(answer)
     except (NotFoundError, UnprocessableError) as error:
         if error.own_envelope:
-            return None  # also "recordInfo is null", for a task that is too new
+            return None  # 422 "recordInfo is null" is MidAPI's answer for a task that is too new
         raise
     record = read_record(data, is_plain=not may_hold_secret(answer.body.decode("latin-1")))
     if record is not None and record.task_id != task_id:
@@ -260,7 +262,7 @@ def read_credits(answer: Answer) -> float:
     """The account's credits.
 
     Raises:
-        APIError: MidAPI, or a proxy before it, answered with an error.
+        APIError: MidAPI, or a proxy in between, answered with an error.
         ProtocolError: the answer is not a number.
     """
     data = read_data(answer)
@@ -274,7 +276,7 @@ def read_url(answer: Answer) -> str:
     """A download link.
 
     Raises:
-        APIError: MidAPI, or a proxy before it, answered with an error.
+        APIError: MidAPI, or a proxy in between, answered with an error.
         ProtocolError: the answer is not a URL.
     """
     data = read_data(answer)
@@ -288,7 +290,7 @@ def read_url(answer: Answer) -> str:
 
 @attrs.frozen
 class Callback:
-    """What is read of a callback; all else is read from record-info.
+    """The part of a callback that is used; everything else comes from record-info.
 
     Attributes:
         task_id: the task that it is about.
@@ -300,10 +302,10 @@ class Callback:
 
 
 def read_callback(body: bytes) -> Callback:
-    """What a callback says.
+    """Read a callback's body.
 
-    The task id may stand at ``data.taskId``, ``data.task_id``, ``taskId`` or ``task_id``. A good
-    one that holds neither results nor a flag is the acknowledgement that comes before the real one.
+    The task id may be at ``data.taskId``, ``data.task_id``, ``taskId`` or ``task_id``. A callback
+    with code 200 and neither results nor a flag is the acknowledgement that MidAPI sends first.
 
     Raises:
         ProtocolError: it is not a callback.
@@ -326,7 +328,7 @@ def read_callback(body: bytes) -> Callback:
 
 # ─── tasks ───────────────────────────────────────────────────────────────────────────────────────
 
-# No text of a moderation refusal is on record; these are what users' programs look for.
+# No text of a moderation failure was recorded yet; other programs search for these words.
 _MODERATION = ("nsfw", "moderat", "sensitive", "safety", "content policy", "violat", "prohibit",
                "banned")  # fmt: skip
 
@@ -338,8 +340,7 @@ def failure(details: TaskDetails) -> TaskFailed:
     return kind(details.task_id, details)
 
 
-# How much the clocks of MidAPI and of this machine may differ before a record does not fit.
-CLOCK_SKEW = 300.0
+CLOCK_SKEW = 300.0  # seconds by which MidAPI's clock and this machine's may differ
 
 
 def fits(
@@ -349,22 +350,22 @@ def fits(
     callback_url_matches: bool | None,
     since: float,
 ) -> bool:
-    """Whether a record can be what became of a submission whose answer was lost.
+    """Whether a record can belong to a submission whose answer was lost.
 
     Args:
         record: what record-info says.
-        request: what was submitted; None if it is not kept.
-        callback_url_matches: whether the record's callback URL is ours; None if it shows none.
+        request: what was submitted; None if it was not stored.
+        callback_url_matches: whether the record's callback URL is ours; None if it has none.
         since: when it was submitted, in epoch seconds.
     """
-    # A callback URL decides: our token in it cannot be guessed.
+    # If the record has a callback URL, that decides: the token in ours cannot be guessed.
     if callback_url_matches is not None:
         return callback_url_matches
     if record.create_time is not None and record.create_time.timestamp() < since - CLOCK_SKEW:
         return False
     if request is None:
         return True
-    # MidAPI does not document what it calls an upscale and a variation.
+    # MidAPI does not document the task types of upscales and variations.
     is_named = record.task_type is not None and not isinstance(request, Upscale | Vary)
     if is_named and record.task_type != task_type(request):
         return False

@@ -1,7 +1,7 @@
 """What MidAPI answers with: envelopes, and records of tasks.
 
-Read liberally in shape (programs that use MidAPI handle each of the variants) and strictly in kind:
-a value of the wrong kind is an error that names its path, and nothing is coerced.
+Several shapes are accepted (other programs that use MidAPI handle each of these variants), but
+types are strict: a value of a wrong type is an error that names its path, and nothing is coerced.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .tokens import without_tokens
 
 T = TypeVar("T")
 
-# ─── kinds of values on the wire ─────────────────────────────────────────────────────────────────
+# ─── types of values on the wire ─────────────────────────────────────────────────────────────────
 
 _DIGITS = re.compile(r"-?[0-9]{1,9}")
 _LARGEST = 999_999_999
 
 
 def described(value: object) -> str:
-    """A wrong value in a few words, for an error's text; a string may be a secret."""
+    """A wrong value in a few words, for an error's text; shows no string: it may be a secret."""
     if value is None:
         return "null"
     if isinstance(value, bool | int | float):
@@ -64,7 +64,7 @@ def _whole(value: object) -> int:
 
 
 def _code(value: object) -> int | str | None:
-    """A whole number if it is one, else the string as it is; a huge number is a string."""
+    """A whole number if it is one, else the string as it is; a huge number becomes a string."""
     if isinstance(value, int) and abs(value) > _LARGEST:
         value = str(value)
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
@@ -73,7 +73,7 @@ def _code(value: object) -> int | str | None:
 
 
 def _time(value: object) -> datetime:
-    """Epoch milliseconds, as recorded, or an ISO string, as documented."""
+    """Epoch milliseconds, as MidAPI sends, or an ISO string, as it documents."""
     try:
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
@@ -82,7 +82,7 @@ def _time(value: object) -> datetime:
         if isinstance(value, int) and not isinstance(value, bool):
             return datetime.fromtimestamp(value / 1000, UTC)
     except (ValueError, OverflowError, OSError):
-        pass  # the error below shows the value's kind
+        pass  # the error below describes the value
     raise TypeError(f"must be a time, is {described(value)}")
 
 
@@ -104,7 +104,7 @@ def object_in(value: object) -> JSONObject:
 
 
 def _params(value: object) -> JSONObject:
-    # A broken text must not cost the result: it only repeats our request.
+    # A string that cannot be read must not cost the result: it only repeats our request.
     return object_in(value) if isinstance(value, str) else _object(value)
 
 
@@ -133,7 +133,7 @@ def _nested_urls(value: object) -> tuple[str, ...]:
 
 
 def task_id_in(data: object, name: str = "taskId") -> str | None:
-    """The task id that an object holds under a name; None if there is no usable one."""
+    """The task id that an object has under a name; None if there is no valid one."""
     found = object_in(data).get(name)
     return found if isinstance(found, str) and TASK_ID.fullmatch(found) else None
 
@@ -152,12 +152,12 @@ class Envelope:
 
 @attrs.frozen
 class Record:
-    """What record-info says of a task.
+    """What record-info says about a task.
 
     Attributes:
-        params: the request as MidAPI stored it; our callback URL may be in it.
-        raw: the JSON object that the record was read from; our callback URL may be in it.
-        is_plain: whether it is known that no callback URL and no token is in it.
+        params: the request as MidAPI stored it; may contain our callback URL.
+        raw: the JSON object that the record was read from; may contain our callback URL.
+        is_plain: whether it certainly contains no callback URL and no token.
     """
 
     task_id: str
@@ -175,12 +175,12 @@ class Record:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The files, wherever the record holds them."""
+        """The result files, from whichever field has them."""
         return self.nested_urls or self.result_urls
 
     @property
     def status(self) -> TaskStatus:
-        """0 is generating, 1 success, 2 and 3 failure; what is new or missing is generating."""
+        """By successFlag: 1 is success, 2 and 3 failure; 0, none and any other are generating."""
         if self.success_flag == 1:
             return TaskStatus.SUCCEEDED
         return TaskStatus.FAILED if self.success_flag in {2, 3} else TaskStatus.GENERATING
@@ -224,7 +224,7 @@ def _read(value: object, cls: type[T], path: str) -> T:
     """Structure a JSON object, in which null counts as missing.
 
     Raises:
-        ProtocolError: with the path of what is of the wrong kind.
+        ProtocolError: naming the path of the value that is wrong.
     """
     if not isinstance(value, dict):
         raise ProtocolError(path or "body", f"must be an object, is {described(value)}")
@@ -233,7 +233,7 @@ def _read(value: object, cls: type[T], path: str) -> T:
         return cast("T", _STRUCTURE[cls](given, cls))
     except ClassValidationError as error:
         problem, note = error.group_exceptions()[0][0]
-    # Outside the handler: cattrs' errors hold the values, with the token in them.
+    # Raised outside the handler: cattrs' errors would keep the values, with the token in them.
     path = f"{path}.{_FIELDS[cls][note.name][0]}".removeprefix(".")
     if isinstance(problem, ProtocolError):  # of an object inside this one
         raise ProtocolError(f"{path}.{problem.path}", problem.problem)
@@ -259,10 +259,10 @@ def read_record(data: object, *, is_plain: bool = False) -> Record | None:
 
     Args:
         data: the ``data`` of an answered look.
-        is_plain: whether it is known that no callback URL and no token is in it.
+        is_plain: whether it certainly contains no callback URL and no token.
 
     Raises:
-        ProtocolError: naming the path of what is of the wrong kind.
+        ProtocolError: naming the path of the value that is wrong.
     """
     try:
         value = loads(data or "null") if isinstance(data, str) else data
@@ -275,7 +275,7 @@ def read_record(data: object, *, is_plain: bool = False) -> Record | None:
 
 
 def _reason(error: ValueError) -> str:
-    """Why a text is not JSON, without a part of it."""
+    """Why a text is not JSON, without quoting it."""
     return str(error).partition(":")[0][:80]
 
 
@@ -285,8 +285,8 @@ def _reason(error: ValueError) -> str:
 def details_of(record: Record) -> TaskDetails:
     """The public snapshot of a record, without our callback URL, which is a secret."""
     if not record.is_plain:
-        # Everything is read again from what is left, so that no field can hold the secret. The task
-        # id stays as it is: it leads to what was paid for.
+        # Every field is read again from what is left, so that none can contain the secret. The task
+        # id stays as it is: without it, what was paid for could not be found.
         raw = {**cast("JSONObject", without_callback(record.raw)), "taskId": record.task_id}
         return details_from_raw(raw)
     status, code = record.status, record.error_code
@@ -305,7 +305,7 @@ def details_of(record: Record) -> TaskDetails:
 
 
 def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:
-    """The snapshot whose ``TaskDetails.raw`` this is, equal in every field.
+    """The snapshot that has this ``TaskDetails.raw``, equal in every field.
 
     Raises:
         ProtocolError: it is not the ``raw`` of a snapshot.
@@ -315,7 +315,7 @@ def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:
 
 
 def readable(text: str | None, limit: int = 500) -> str:
-    """Somebody else's text, safe to log and print: short, one line, no tokens, no controls."""
+    """A text from outside, safe to print: short, one line, no tokens or control characters."""
     if not text:
         return ""
     text = without_tokens(text)
@@ -329,11 +329,11 @@ def readable(text: str | None, limit: int = 500) -> str:
 
 
 def may_hold_secret(text: str) -> bool:
-    """Whether a callback URL or a token may be in a text: a cheap check, since most hold none."""
+    """A cheap check whether a text may contain a callback URL or a token."""
     return "mjt_" in text or "\\u" in text or "back" in text.lower()  # an escape may hide anything
 
 
-# As MidAPI spells it, and as others do: callbackurl, call_back_url, callback.
+# callBackUrl, and other spellings: callbackurl, call_back_url, callback.
 _CALLBACK = re.compile(r"call[-_ ]?back", re.IGNORECASE)
 
 
@@ -342,7 +342,7 @@ def without_callback(value: object, levels: int = 2) -> object:
 
     Args:
         value: the JSON value.
-        levels: how many strings within strings are opened; MidAPI has one.
+        levels: how deep strings within strings are read; MidAPI sends one level.
     """
     if isinstance(value, dict):
         return {
@@ -355,7 +355,7 @@ def without_callback(value: object, levels: int = 2) -> object:
     if not isinstance(value, str) or not may_hold_secret(value):
         return value
     found = _CALLBACK.search(value)
-    # A text that is not JSON has no callback field to take out, but may hold a token.
+    # A text that is not JSON has no callback field to remove, but may contain a token.
     if (not found and "\\u" not in value) or value.lstrip()[:1] not in {"{", "[", '"'}:
         return without_tokens(value)
     if not levels:
@@ -363,5 +363,5 @@ def without_callback(value: object, levels: int = 2) -> object:
     try:
         return without_tokens(compact(without_callback(loads(value), levels - 1)))
     except ValueError:
-        # Half a JSON text cannot be cut precisely, and may hold half of a token.
+        # In broken JSON the end of the field cannot be found, so everything from it on is removed.
         return without_tokens(value[: found.start()] + "…" if found else value)

@@ -1,6 +1,6 @@
-"""Tokens: unguessable names of intents, part of their callback URLs. Each is a secret.
+"""Tokens: the unguessable part of an intent's callback URL. Each is a secret.
 
-Their form can be recognised, so that a token can be taken out of any text before it is shown.
+They all begin with ``mjt_``, so that a token can be removed from any text before it is shown.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import re
 import secrets
 
-# Also the first part of one, from where the rest could be guessed.
+# Matches also a token that was cut off, since its rest could be guessed.
 _TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{16,}")
 
 
@@ -19,10 +19,10 @@ def new_token() -> str:
 
 
 def token_hash(token: str) -> str:
-    """What the journal keeps in place of the token."""
+    """The hash of a token, which the journal stores in its place."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
 def without_tokens(text: str) -> str:
-    """The text with every token taken out."""
+    """The text with every token removed."""
     return _TOKEN.sub("mjt_…", text) if "mjt_" in text else text

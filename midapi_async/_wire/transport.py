@@ -1,41 +1,36 @@
 """The HTTP sessions that talk to MidAPI: one for what costs money, one for everything else.
 
-One call, one exchange: nothing is sent a second time here, no redirect is followed, and an error
-says the one thing that matters for money, whether anything may have been sent.
+Each call is sent once: nothing is sent a second time here, and no redirect is followed. An error
+says whether anything may have been sent, which decides whether money may have been spent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING
+from ssl import SSLContext
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import BytesPayload
 from yarl import URL
 
+from .._runtime.clock import Clock
 from .._version import __version__
+from ..config import Settings
 from ..errors import TransportError
 from .protocol import Answer, Call
 
-if TYPE_CHECKING:
-    from ssl import SSLContext
-
-    from aiohttp.abc import AbstractStreamWriter
-
-    from .._runtime.clock import Clock
-    from ..config import Settings
-
 # MidAPI's answers are a few kilobytes; a larger one must not fill our memory.
 LARGEST_ANSWER = 1 << 20
-LARGEST_HEADER = 1 << 16  # bytes of one line; proxies and WAFs add long ones
-SHORTEST_REAL_KEY = 16
-# Servers close idle connections, and a look on one that was just closed is made twice.
+LARGEST_HEADER = 1 << 16  # bytes of one header; proxies and firewalls add long ones
+SHORTEST_REAL_KEY = 16  # characters
+# Seconds. Servers close idle connections, and a look on a closed connection has to be repeated.
 LONGEST_IDLE = 2.0
 
 
 class _WatchedPayload(BytesPayload):
-    """A body that knows whether aiohttp began to write it: the proof of "not sent"."""
+    """A body that records whether aiohttp began to write it; if not, the call was not sent."""
 
     written = False
 
@@ -57,8 +52,8 @@ class Transport:
         settings: the key and the base URL.
         clock: the client's clock.
         connect_timeout: seconds for a connection, TLS included.
-        ssl: a context of the user's, or None for the usual checks.
-        proxy: an HTTP proxy's URL, or None.
+        ssl: the user's TLS context, or None for the usual checks.
+        proxy: the URL of an HTTP proxy, or None.
     """
 
     def __init__(
@@ -83,7 +78,7 @@ class Transport:
         def session(connector: aiohttp.TCPConnector, **headers: str) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
                 connector=connector,
-                # Of the session, and not of each call: aiohttp then copies them without a loop.
+                # Given to the session and not to each call, because aiohttp copies them faster so.
                 headers={
                     "Authorization": f"Bearer {settings.api_key}",
                     "User-Agent": f"midapi-async/{__version__}",
@@ -98,23 +93,24 @@ class Transport:
             )
 
         self._session = session(aiohttp.TCPConnector(keepalive_timeout=LONGEST_IDLE, ssl=checks))
-        # A connection for each call that costs money: none that the server has just closed, and
-        # none with an answer to something else in it. No limit: the journal's row is written, so
-        # the call must go out now. A compressed answer would be one more way not to read it.
+        # Each call that costs money gets a new connection: a reused one may have been closed by the
+        # server, or contain the answer to another call. There is no limit of connections, because
+        # the journal's row is written by then and the call must be sent at once. The answer must
+        # not be compressed, so that its beginning can be read even if the rest is lost.
         self._paid_session = session(
             aiohttp.TCPConnector(force_close=True, limit=0, ssl=checks),
             **{"Accept-Encoding": "identity"},
         )
 
     async def call(self, call: Call, timeout: float) -> Answer:
-        """Send one call, once, and read its answer as far as it comes.
+        """Send one call, once, and read as much of its answer as arrives.
 
         Args:
             call: what to send.
             timeout: seconds for everything, the answer's body included.
 
         Raises:
-            TransportError: no answer came; its `sent` is False only if MidAPI cannot have got it.
+            TransportError: no answer came; `sent` is False only if MidAPI cannot have received it.
         """
         payload = _WatchedPayload(call.body, content_type="application/json") if call.body else None
         session = self._paid_session if call.is_paid else self._session
@@ -137,7 +133,7 @@ class Transport:
                         response.release()
         except Exception as error:  # noqa: BLE001 - whatever breaks a paid POST must be judged
             flaw = _describe_error(error)
-        # Outside the handler: aiohttp's errors show the API key, and must not hang on to ours.
+        # Raised outside the handler: aiohttp's error, which contains the API key, is not its cause.
         if response is None:
             sent = payload is None or payload.written
             raise TransportError(flaw or "no answer came", sent=sent)
@@ -146,7 +142,7 @@ class Transport:
         return Answer(response.status, response.headers, self._without_key(body), flaw)
 
     def _without_key(self, body: bytearray) -> bytes:
-        """The body without our key, if a server echoes it; a test's short one may be a word."""
+        """The body without our API key, which a server may repeat."""
         if self._key is None or self._key_part not in body.lower():
             return bytes(body)
         return self._key.sub(b"***", body)
@@ -160,7 +156,7 @@ class Transport:
 
 
 def _describe_error(error: Exception) -> str:
-    """An error in a few words, without anything that aiohttp's own texts may show."""
+    """An error in a few words; aiohttp's own texts may contain secrets."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the server closed the connection without an answer"
     if isinstance(error, aiohttp.ClientPayloadError):
@@ -175,7 +171,7 @@ def _describe_error(error: Exception) -> str:
 
 
 def _key_pattern(key: str) -> re.Pattern[bytes] | None:
-    """A key, however a JSON library may have written it; None for one that may be a word."""
+    """Matches a key with any escapes of JSON; None if it is so short that it may be a word."""
     if len(key) < SHORTEST_REAL_KEY:
         return None
     spellings = (

@@ -1,6 +1,18 @@
-"""Callbacks come in here, as hints: the receiver, its mounts, and MidAPI's signature."""
+"""Callbacks: the receiver that takes them, its mounts for web frameworks, MidAPI's signature."""
 
-from .receiver import CallbackReceiver
+from .._wire.protocol import Callback, read_callback
+from .._wire.tokens import without_tokens
+from .http.answer import Body, Headers
+from .receiver import CallbackReceiver, Inbox
 from .signature import sign_callback
 
-__all__ = ["CallbackReceiver", "sign_callback"]
+__all__ = [
+    "Body",
+    "Callback",
+    "CallbackReceiver",
+    "Headers",
+    "Inbox",
+    "read_callback",
+    "sign_callback",
+    "without_tokens",
+]

@@ -1,76 +1,79 @@
-"""Callbacks come in here, as hints.
+"""The receiver checks MidAPI's callbacks and gives them to the clients.
 
-`CallbackReceiver.handle` is the whole of it: whatever owns the socket, the standalone server or a
-web framework, hands it a token, headers and a body, and answers with the status that it returns. A
-callback is never believed: it makes the tracker look.
+`CallbackReceiver.handle` does all of this. The standalone server and the mounts for web frameworks
+give it a token, headers and a body, and answer with the status that it returns. The contents of a
+callback are not trusted: a callback only makes the tracker look at the task.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from yarl import URL
 
 from .._runtime.urls import host_in_url, is_loopback, url_problem
-from .._wire import protocol as _protocol
+from .._wire.protocol import Callback, read_callback
 from .._wire.tokens import token_hash
 from ..config import environment, secret_from_env
 from ..errors import InvalidRequestError, JournalError, ProtocolError, ReceiverError
+from .http.answer import LARGEST_BODY, Body, Headers
 from .signature import SIGNATURE_HEADER, is_signed
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from .._wire.protocol import Callback
-    from ..journal import Intent
     from .http.asgi import ASGIApplication
     from .http.server import CallbackServer
 
-_log = logging.getLogger("midapi_async")
+T = TypeVar("T")
+_log = logging.getLogger("midapi_async.callbacks")
 
-LARGEST_BODY = 64 * 1024
-
-# What to do about a callback with so a signature, where a webhook key is set.
+READ_SECONDS = 4.0  # for a body
+_LONGEST_TOKEN = 128  # characters
 _ADVICE = {
-    "no": "webhook_key is set here; is the key set at MidAPI too?",
-    "a wrong": "was the key changed at MidAPI? Give webhook_key the old and the new one meanwhile",
+    "missing": "webhook_key is set here; is the key set at MidAPI too?",
+    "wrong": "Was the key changed at MidAPI? Give webhook_key the old and the new key meanwhile.",
 }
 
-# A body, or what reads it when it is wanted; that may raise `BodyTooLarge`.
-Body = bytes | Callable[[], Awaitable[bytes]]
-Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
+class Inbox(Protocol[T]):
+    """Takes callbacks from a receiver, after `CallbackReceiver.attach`.
 
-class BodyTooLarge(Exception):
-    """A body is larger than `LARGEST_BODY`."""
+    A client's inbox takes those for its intents; that of `midapi listen` takes any token.
+    """
 
+    async def find(self, token_hash: str) -> T | None:
+        """What a token belongs to, as an argument for `take`; None if the token is not known here.
 
-class Inbox(Protocol):
-    """Where a client takes its callbacks."""
-
-    async def find(self, token_hash: str) -> Intent | None:
-        """The intent that a token names, if it is one of this client's."""
+        Raises:
+            JournalError: it cannot be known now.
+        """
         ...
 
-    async def take(self, row: Intent, callback: Callback) -> int:
-        """Act on a callback with this intent's token; return the status to answer."""
+    async def take(self, found: T, callback: Callback, /) -> int:
+        """Handle a callback; return the HTTP status for the answer.
+
+        Raises:
+            JournalError: it cannot be recorded now.
+        """
         ...
 
 
 class CallbackReceiver:
-    """Takes MidAPI's callbacks for the clients that it is given to.
+    """Takes MidAPI's callbacks for one or several clients.
 
     Args:
-        public_url: the http(s) URL under which MidAPI reaches this receiver. Callbacks come to
-            ``public_url/TOKEN``; what a proxy puts before the last segment is ignored. None with a
-            port on loopback, for the sandbox.
-        host: where the server listens.
-        port: on which port; 0 picks one; None starts no server: mount `aiohttp_app` or `asgi` in
-            your own web application, or feed `handle` yourself.
-        webhook_key: the key that signs callbacks, as set at MidAPI, or several while one replaces
-            another; None leaves signatures unchecked.
+        public_url: the http(s) URL at which MidAPI reaches this receiver. Callbacks come to
+            ``public_url/TOKEN``; only the last segment of the path matters, so a proxy may change
+            the rest. May be None with a port on loopback, for the sandbox.
+        host: the host on which the server listens.
+        port: the port; 0 picks a free one; None starts no server: mount `aiohttp_app` or `asgi` in
+            your own web application, or call `handle` yourself.
+        webhook_key: the key that signs callbacks, as set at MidAPI, or several keys while one
+            replaces another; None does not check signatures.
 
     Raises:
         InvalidRequestError: naming each argument that is wrong.
@@ -84,27 +87,44 @@ class CallbackReceiver:
         port: int | None = None,
         webhook_key: str | Sequence[str] | None = None,
     ) -> None:
-        problems = _problems(public_url, host, port)
-        self._keys = _webhook_keys(webhook_key, problems)
+        problems = {}
+        if port is not None and not (type(port) is int and 0 <= port <= 65535):
+            problems["port"] = f"must be 0 to 65535, or None; got {port!r}"
+        if public_url is not None:
+            if problem := url_problem(public_url, is_bare=True):
+                problems["public_url"] = problem
+        elif port is None:
+            problems["public_url"] = "is missing: give the URL at which MidAPI reaches the receiver"
+        elif not is_loopback(str(host)):
+            problems["public_url"] = "is missing; it may be left out only if the host is loopback"
+        keys: Sequence[object] = (
+            webhook_key if isinstance(webhook_key, list | tuple) else (webhook_key,)
+        )
+        if webhook_key is None:
+            keys = ()
+        elif not (keys and all(isinstance(key, str) and key and key.isprintable() for key in keys)):
+            problems["webhook_key"] = "must be a non-empty str without line breaks, or several"
         if problems:
             raise InvalidRequestError(problems)
         self._public_url = public_url
         self._host = host
         self._port = port
-        self._inboxes: list[Inbox] = []
+        self._keys = tuple(str(key).encode() for key in keys)
+        self._inboxes: dict[Inbox[Any], asyncio.AbstractEventLoop] = {}
+        self._starting: asyncio.Task[CallbackServer] | None = None
         self._server: CallbackServer | None = None
-        self._told_of_signatures: set[str] = set()
+        self._warned_of: set[str] = set()  # kinds of bad signatures; each is logged once
 
     def __repr__(self) -> str:
-        place = self._public_url or f"port {self._port}"
-        return f"<CallbackReceiver {place} for {len(self._inboxes)} clients>"
+        where = self._public_url or f"port {self._port}"
+        return f"<CallbackReceiver {where} for {len(self._inboxes)} clients>"
 
     @classmethod
     def from_env(cls) -> CallbackReceiver | None:
-        """A receiver as MIDAPI_PUBLIC_URL, MIDAPI_CALLBACK_PORT and MIDAPI_WEBHOOK_KEY say.
+        """A receiver from the environment; None without MIDAPI_PUBLIC_URL.
 
-        The key may stand in a file that MIDAPI_WEBHOOK_KEY_FILE names; several, while one replaces
-        another, stand one on a line. Without a URL: None.
+        MIDAPI_CALLBACK_PORT is the port. MIDAPI_WEBHOOK_KEY, or the file that
+        MIDAPI_WEBHOOK_KEY_FILE names, holds the webhook key, or several keys, one per line.
 
         Raises:
             InvalidRequestError: naming what is wrong.
@@ -122,17 +142,16 @@ class CallbackReceiver:
         keys = key.splitlines() or None
         return cls(public_url, port=int(port) if port else None, webhook_key=keys)
 
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
-        return self._public_url is None or is_loopback(URL(self._public_url))
-
     def check_reachable(self) -> None:
-        """Raise ReceiverError if the real MidAPI cannot reach it."""
-        if self.is_local:
+        """Check that MidAPI can reach the receiver.
+
+        Raises:
+            ReceiverError: it is on loopback.
+        """
+        if self._public_url is None or is_loopback(URL(self._public_url)):
             raise ReceiverError(
-                "MidAPI cannot call back to a receiver on loopback: give it the public_url under "
-                "which this machine is reached"
+                "MidAPI cannot reach a receiver on loopback: set its public_url to a URL at which "
+                "MidAPI reaches this machine"
             )
 
     @property
@@ -140,61 +159,98 @@ class CallbackReceiver:
         """The prefix of every callback URL.
 
         Raises:
-            ReceiverError: there is none before the server has picked its port.
+            ReceiverError: the server has not picked its port yet.
         """
         if self._public_url is not None:
             return self._public_url.rstrip("/")
         if self._server is None:
-            raise ReceiverError("the receiver has no URL before its first client is open")
+            raise ReceiverError("the receiver has no URL until its first client is open")
         return f"http://{host_in_url(self._host)}:{self._server.port}"
 
     def callback_url(self, token: str) -> str:
-        """Where MidAPI is to call back for the intent that a token names. It is a secret."""
+        """The callback URL with this token. It is a secret."""
         return f"{self.url}/{token}"
 
     async def handle(self, token: str, headers: Headers, body: Body) -> int:
-        """Take one callback; return the HTTP status to answer.
+        """Take one callback; return the HTTP status for the answer.
+
+        It may be called in any event loop, also in another thread than the client's.
 
         Args:
             token: the last non-empty segment of the path.
             headers: the HTTP headers.
-            body: the body, or what reads it; it is not read before the token is known.
+            body: the body, or a function that reads it. It is called only after the token and the
+                headers were accepted, and must end within 4 s. It may stop after 64 KiB and one
+                byte, and must raise ConnectionError if the sender disconnects.
 
         Returns:
-            200 taken, or nothing to do; 400 no callback; 401 signature; 404 token; 413 too large;
-            415 encoded; 503 not now, send it again.
+            200 taken, or nothing to do; 400 malformed; 401 not signed; 404 unknown token;
+            408 too slow; 413 too large; 415 compressed; 503 not possible now: MidAPI will send it
+            again.
         """
-        if not self._inboxes:
+        # Cheap checks first, so that a sender without a valid token causes little work.
+        running = [each for each in self._inboxes.items() if each[1].is_running()]
+        if not running:
             return 503
-        try:
-            inbox, row = await self._find(token)
-        except JournalError:
-            _log.exception("the journal cannot be read; MidAPI will send this callback again")
-            return 503
-        if inbox is None or row is None:
+        if not token.isascii() or len(token) > _LONGEST_TOKEN:
             return 404
-        values = _by_lower_name(headers)
-        if any(
-            value.strip().casefold() != "identity" for value in values.get("content-encoding", ())
-        ):
-            return 415
+        hashed = token_hash(token)
+        inboxes = iter(running)
         try:
-            callback = _protocol.read_callback(body if isinstance(body, bytes) else await body())
-        except BodyTooLarge:
-            return 413
-        except ProtocolError as error:
-            _log.warning("a callback is none: its %s %s", error.path, error.problem)
-            return 400
-        if not self._is_signed(values, callback.task_id):
-            return 401
-        return await self._hand_out(token_hash(token), inbox, row, callback)
+            for inbox, loop in inboxes:
+                if (row := await _run_in(loop, inbox.find(hashed))) is not None:
+                    break
+            else:
+                return 404
+
+            # The token is known. Check the headers, then read the body.
+            named = _by_lower_name(headers)
+            encodings, lengths = named.get("content-encoding", ()), named.get("content-length", ())
+            if any(each.strip().casefold() != "identity" for each in encodings):
+                return 415
+            if any(each.isdecimal() and int(each[:20]) > LARGEST_BODY for each in lengths):
+                return 413
+            if not isinstance(body, bytes):
+                try:
+                    async with asyncio.timeout(READ_SECONDS):
+                        body = await body()
+                except TimeoutError:
+                    return 408
+                except ConnectionError:
+                    return 400
+            if len(body) > LARGEST_BODY:
+                return 413
+            try:
+                callback = read_callback(body)
+            except ProtocolError as error:
+                _log.warning("Rejected malformed callback: %s %s", error.path, error.problem)
+                return 400
+
+            # The signature can only be checked now, because it covers the task id in the body.
+            if self._keys and not is_signed(self._keys, named, callback.task_id):
+                kind = "wrong" if SIGNATURE_HEADER in named else "missing"
+                if kind not in self._warned_of:
+                    self._warned_of.add(kind)
+                    _log.warning("Rejected callback: its signature is %s. %s", kind, _ADVICE[kind])
+                return 401
+
+            status = await _run_in(loop, inbox.take(row, callback))
+            if status == 200:
+                # Clients that share a journal have the same intents: give it to all of them.
+                for inbox, loop in inboxes:
+                    if (row := await _run_in(loop, inbox.find(hashed))) is not None:
+                        await _run_in(loop, inbox.take(row, callback))
+        except JournalError:
+            _log.exception("Cannot use the journal; MidAPI will send this callback again")
+            return 503
+        return status
 
     def aiohttp_app(self) -> web.Application:
         """An aiohttp application: ``app.add_subapp("/hooks/midapi/", receiver.aiohttp_app())``.
 
-        It bounds a body (64 KiB, 4 s) and asks for none before it knows the token. What the socket
-        is owed is the business of your own server: deadlines for headers and idle connections, a
-        cap on connections, and an access log without these paths, which are secrets.
+        It limits a body to 64 KiB and 4 s, and reads it only after the token was accepted. Your own
+        server must do the rest: timeouts for headers and idle connections, a limit of connections,
+        and an access log without these paths, which are secrets.
         """
         from .http.aiohttp_app import aiohttp_application
 
@@ -203,98 +259,61 @@ class CallbackReceiver:
     def asgi(self) -> ASGIApplication:
         """An ASGI application: ``app.mount("/hooks/midapi", receiver.asgi())``.
 
-        FastAPI and Starlette mount it so, Litestar with ``asgi(path, is_mount=True)``; before
-        Django put a function that chooses by ``scope["path"]``. Any prefix will do, also none. It
-        bounds a body and leaves the rest to your server as `aiohttp_app` does.
+        The line above is for FastAPI and Starlette. Litestar mounts it with
+        ``asgi(path, is_mount=True)``; for Django, write a function that calls it or Django
+        depending on ``scope["path"]``. Any prefix works, and none. It limits a body like
+        `aiohttp_app`; your server must do the rest.
         """
         from .http.asgi import asgi_application
 
         return asgi_application(self.handle)
 
-    async def _hand_out(self, token: str, first: Inbox, row: Intent, callback: Callback) -> int:
-        """Every client that shares the intent takes the callback; the first one's answer counts."""
-        status = await first.take(row, callback)
-        for inbox in self._inboxes.copy():
-            if inbox is not first and status == 200:
-                try:
-                    also = await inbox.find(token)
-                except JournalError:
-                    return 503
-                if also is not None:
-                    await inbox.take(also, callback)
-        return status
-
-    async def _find(self, token: str) -> tuple[Inbox | None, Intent | None]:
-        if not token.isascii() or len(token) > 128:
-            return None, None
-        hashed = token_hash(token)
-        for inbox in self._inboxes.copy():
-            if (row := await inbox.find(hashed)) is not None:
-                return inbox, row
-        return None, None
-
-    def _is_signed(self, headers: Mapping[str, Sequence[str]], task_id: str) -> bool:
-        if not self._keys or is_signed(self._keys, headers, task_id):
-            return True
-        what = "a wrong" if SIGNATURE_HEADER in headers else "no"
-        if what not in self._told_of_signatures:
-            self._told_of_signatures.add(what)
-            _log.warning("a callback came with %s signature: %s", what, _ADVICE[what])
-        return False
-
-    async def attach(self, inbox: Inbox) -> None:
-        """A client opened; the first one starts the server.
+    async def attach(self, inbox: Inbox[Any]) -> None:
+        """Give an inbox the callbacks from now on; the first inbox starts the server.
 
         Raises:
-            ReceiverError: the port cannot be listened on.
+            ReceiverError: the port cannot be listened on, or the server runs in another event loop.
         """
-        self._inboxes.append(inbox)
+        loop = asyncio.get_running_loop()
+        # Drop inboxes, and the server, of event loops that were closed before their clients.
+        self._inboxes = {each: its for each, its in self._inboxes.items() if not its.is_closed()}
+        starting = self._starting
+        if starting is not None and starting.get_loop() is not loop:
+            if not starting.get_loop().is_closed():
+                raise ReceiverError("the receiver listens in another event loop: use one per loop")
+            if self._server is not None:
+                self._server.abandon()
+            self._server = self._starting = None
+        self._inboxes[inbox] = loop
         try:
             if self._port is not None:
-                await self._listen(self._port)
+                if self._starting is None:
+                    from .http.server import CallbackServer
+
+                    # All clients wait for one start, in a task that goes on if its caller leaves.
+                    server = CallbackServer(self.handle, self._host, self._port)
+                    self._starting = loop.create_task(server.start())
+                await asyncio.wait({self._starting})
+                self._server = self._starting.result()
         except BaseException:
             await self.detach(inbox)
             raise
 
-    async def _listen(self, port: int) -> None:
-        """Clients that open at once share one server and wait for the same start."""
-        if self._server is None:
-            from .http.server import CallbackServer
-
-            self._server = CallbackServer(self.handle, self._host, port)
-        await self._server.start()
-
-    async def detach(self, inbox: Inbox) -> None:
-        """A client closes; the last one stops the server."""
-        self._inboxes.remove(inbox)
-        if not self._inboxes and self._server is not None:
-            server, self._server = self._server, None
-            await server.aclose()
+    async def detach(self, inbox: Inbox[Any]) -> None:
+        """Give an inbox no more callbacks; the last inbox stops the server."""
+        self._inboxes.pop(inbox, None)
+        if not self._inboxes and self._starting is not None:
+            starting, self._starting, self._server = self._starting, None, None
+            await asyncio.wait({starting})
+            if starting.exception() is None:
+                await starting.result().aclose()
 
 
-def _problems(public_url: object, host: object, port: object) -> dict[str, str]:
-    found = {}
-    is_port = isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535
-    if port is not None and not is_port:
-        found["port"] = f"must be 0 to 65535, or None; got {port!r}"
-    if public_url is None:
-        if port is None:
-            found["public_url"] = "is needed: MidAPI must know where to call back"
-        elif not is_loopback(str(host)):
-            found["public_url"] = "is needed for a host that is not loopback"
-    elif problem := url_problem(public_url, is_bare=True):
-        found["public_url"] = problem
-    return found
-
-
-def _webhook_keys(given: object, problems: dict[str, str]) -> tuple[bytes, ...]:
-    if given is None:
-        return ()
-    keys = given if isinstance(given, list | tuple) else (given,)
-    if not keys or not all(isinstance(key, str) and key and key.isprintable() for key in keys):
-        problems["webhook_key"] = "must be a non-empty str without line breaks, or several"
-        return ()
-    return tuple(key.encode() for key in keys)
+async def _run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, T]) -> T:
+    """Await a coroutine in its client's event loop, which may run in another thread."""
+    if loop is asyncio.get_running_loop():
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 def _by_lower_name(headers: Headers) -> dict[str, list[str]]:

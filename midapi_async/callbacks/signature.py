@@ -1,7 +1,7 @@
 """MidAPI's signature of a callback.
 
 ``X-Webhook-Signature`` is base64(HMAC-SHA256(key, task id + "." + timestamp)). It does not cover
-the body: it proves that a callback names a task of ours, not what it says about it.
+the body, so it proves that MidAPI knows the task id, but not what the callback says about the task.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import hashlib
 import hmac
 import re
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from ..errors import InvalidRequestError, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 TIMESTAMP_HEADER = "x-webhook-timestamp"
 SIGNATURE_HEADER = "x-webhook-signature"
@@ -26,20 +23,20 @@ _TIMESTAMP = re.compile(r"[0-9]{1,12}")
 def sign_callback(webhook_key: str, task_id: str, timestamp: int | None = None) -> dict[str, str]:
     """The two headers with which MidAPI signs a callback, for tests of your own receiver.
 
-    ``X-Webhook-Signature`` is base64(HMAC-SHA256(webhook_key, task_id + "." + timestamp)), as the
-    documentation of kie.ai, MidAPI's sister on the same backend, says. The body is not signed.
+    ``X-Webhook-Signature`` is base64(HMAC-SHA256(webhook_key, task_id + "." + timestamp)), as
+    documented by kie.ai, MidAPI's sister on the same backend. The body is not signed.
 
     Args:
         webhook_key: as set at MidAPI and given to `CallbackReceiver`.
-        task_id: the task id that stands in the callback's body.
-        timestamp: seconds since 1970; None is now.
+        task_id: the task id in the callback's body.
+        timestamp: seconds since 1970; None for now.
 
     Returns:
         ``{"X-Webhook-Timestamp": …, "X-Webhook-Signature": …}``
 
     Raises:
-        InvalidRequestError: no key, no task id, or a timestamp that is no whole number from 0 to
-            999,999,999,999.
+        InvalidRequestError: the key or the task id is empty, or the timestamp is not a whole number
+            from 0 to 999,999,999,999.
     """
     moment = int(time.time()) if timestamp is None else timestamp
     problems = {
@@ -62,15 +59,15 @@ def signature(key: bytes, task_id: str, timestamp: str) -> bytes:
 
 
 def is_signed(keys: Sequence[bytes], headers: Mapping[str, Sequence[str]], task_id: str) -> bool:
-    """Whether one of the keys signed this.
+    """Whether a callback is signed with one of the keys.
 
-    An old timestamp is no reason to refuse: nobody knows whether MidAPI signs its retries, which
-    come up to 15 minutes later, anew. What counts is that the headers stand there once, and fit.
+    Each header must be there exactly once. The age of the timestamp is not checked: MidAPI repeats
+    a callback up to 15 minutes later, and it is not known whether it makes a new signature then.
 
     Args:
         keys: the webhook keys; several while one replaces another.
         headers: values by lower-case name.
-        task_id: what the body names.
+        task_id: the task id in the body.
     """
     timestamps, signatures = headers.get(TIMESTAMP_HEADER, ()), headers.get(SIGNATURE_HEADER, ())
     if len(timestamps) != 1 or len(signatures) != 1:
@@ -78,5 +75,6 @@ def is_signed(keys: Sequence[bytes], headers: Mapping[str, Sequence[str]], task_
     if not _TIMESTAMP.fullmatch(timestamps[0]):
         return False
     given = signatures[0].encode(errors="backslashreplace")
-    fits = [hmac.compare_digest(signature(key, task_id, timestamps[0]), given) for key in keys]
-    return any(fits)
+    # All keys are compared, so that the time does not show which one fits.
+    matches = [hmac.compare_digest(signature(key, task_id, timestamps[0]), given) for key in keys]
+    return any(matches)

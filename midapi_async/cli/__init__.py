@@ -1,4 +1,4 @@
-"""The command line, ``midapi``: the public face of the SDK, for people and for shell scripts."""
+"""The command line, ``midapi``, for people and for shell scripts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# What the extra "cli" installs.
 _EXTRA = frozenset({"cyclopts", "rich"})
 
 
@@ -15,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        arguments: what stands behind ``midapi``; None for those of this process.
+        arguments: those after ``midapi``; None for those of this process.
     """
     try:
         from .app import run

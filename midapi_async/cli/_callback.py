@@ -1,29 +1,25 @@
-"""What a callback says, read for people: the SDK itself believes none and needs only its task."""
+"""What a callback says, for people; the SDK itself needs only the task's id."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
 
 import attrs
 
-from midapi_async._wire.json import loads
-from midapi_async._wire.records import object_in
-from midapi_async._wire.tokens import without_tokens
+from midapi_async import ProtocolError
+from midapi_async.callbacks import read_callback, without_tokens
 
-if TYPE_CHECKING:
-    from midapi_async._wire.protocol import Callback
-
-_SUCCESS = (None, 200, "200")
+_GOOD_CODES = (None, 200, "200")
 _FAILED_FLAGS = (2, 3, "2", "3")
 
 
 @attrs.frozen
-class Told:
+class CallbackSummary:
     """What a callback says.
 
     Attributes:
-        task_id: what it is about.
-        status: "generating" for the acknowledgement before the real one, "succeeded" or "failed".
+        task_id: the task that it is about.
+        status: "generating" for the acknowledgement, later "succeeded" or "failed".
         message: MidAPI's text.
         prompt: what was asked for; empty if it does not say.
         urls: of the files.
@@ -36,35 +32,48 @@ class Told:
     urls: tuple[str, ...]
 
 
-def told(callback: Callback, body: bytes) -> Told:
-    """What a callback says.
-
-    Args:
-        callback: what the SDK reads of it.
-        body: the body that this was read from.
-    """
-    whole = object_in(loads(body))
-    data = object_in(whole.get("data")) or whole
-    asked = object_in(data.get("promptJson")) or object_in(data.get("paramJson"))
-    flag, code = data.get("successFlag"), whole.get("code")
-    has_failed = code not in _SUCCESS or flag in _FAILED_FLAGS
-    status = "failed" if has_failed else "succeeded"
-    return Told(
+def summarize(body: bytes) -> CallbackSummary | None:
+    """What a callback's body says; None if it is no callback."""
+    try:
+        callback = read_callback(body)
+    except ProtocolError:
+        return None
+    whole = _object(body.decode().removeprefix("\ufeff"))
+    data = _object(whole.get("data")) or whole
+    request = _object(data.get("promptJson")) or _object(data.get("paramJson"))
+    if callback.is_acknowledgement:
+        status = "generating"
+    elif whole.get("code") in _GOOD_CODES and data.get("successFlag") not in _FAILED_FLAGS:
+        status = "succeeded"
+    else:
+        status = "failed"
+    return CallbackSummary(
         callback.task_id,
-        "generating" if callback.is_acknowledgement else status,
+        status,
         _text(data.get("errorMessage")) or _text(whole.get("msg")),
-        _text(asked.get("prompt")),
+        _text(request.get("prompt")),
         _urls(data),
     )
 
 
+def _object(value: object) -> dict[str, object]:
+    """A JSON object, or a string that holds one; empty for everything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _urls(data: dict[str, object]) -> tuple[str, ...]:
-    """The URLs, as texts or in objects, where callbacks or record-info have them."""
-    listed = data.get("resultUrls") or object_in(data.get("resultInfoJson")).get("resultUrls")
-    each = listed if isinstance(listed, list) else []
-    opened = ((one.get("resultUrl") or one.get("url")) if isinstance(one, dict) else one
-              for one in each)  # fmt: skip
-    return tuple(text for one in opened if (text := _text(one)))
+    """The URLs, as strings or in objects, where callbacks or record-info have them."""
+    listed = data.get("resultUrls") or _object(data.get("resultInfoJson")).get("resultUrls")
+    values = [
+        (each.get("resultUrl") or each.get("url")) if isinstance(each, dict) else each
+        for each in (listed if isinstance(listed, list) else [])
+    ]
+    return tuple(text for value in values if (text := _text(value)))
 
 
 def _text(value: object) -> str:

@@ -1,31 +1,92 @@
-"""Ctrl-C while a submission is on its way: what was bought?"""
+"""Ctrl-C and SIGTERM: what ends, what goes on and is paid for, and how to come back to it."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ._errors import INTERRUPTED, CommandError, unknown_text
 from ._terminal import say
-from ._trouble import unknown_text
-from ._work import interrupted, left_running
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from midapi_async import Intent, MidAPIClient, Request, TaskHandle
 
-    from ._trouble import Trouble
+
+@contextmanager
+def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM only set an event of the running loop; for commands that serve."""
+    loop = asyncio.get_running_loop()
+
+    def wake(*_: object) -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    # Plain handlers: Windows has no `loop.add_signal_handler`.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, wake) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-async def find_out(
+def interrupted(message: str = "", **facts: object) -> CommandError:
+    """The error for Ctrl-C.
+
+    Args:
+        message: what goes on, and how to come back to it.
+        facts: further fields of the JSON.
+    """
+    text = f"Interrupted. {message}".rstrip()
+    return CommandError("Interrupted", text, facts=facts, exit_code=INTERRUPTED)
+
+
+def interrupted_wait(task_id: str) -> CommandError:
+    """The error for Ctrl-C while a task is generating."""
+    return interrupted(
+        f"Task {task_id} goes on and is paid for; come back with: "
+        f"midapi task {task_id} --wait --download",
+        task_id=task_id,
+    )
+
+
+async def submit(
+    client: MidAPIClient,
+    request: Request,
+    *,
+    key: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> TaskHandle:
+    """Submit a request; after Ctrl-C, find out first what it bought.
+
+    Raises:
+        CommandError: interrupted; the text says what was bought.
+    """
+    since = time.time()
+    try:
+        return await client.generate(request, key=key, metadata=metadata)
+    except asyncio.CancelledError:
+        # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
+        raise await _outcome(client, request, key, since) from None
+
+
+async def _outcome(
     client: MidAPIClient, request: Request, key: str | None, since: float
-) -> Trouble:
-    """What an interrupted submission came to; its answer is waited for, so that no id is lost.
+) -> CommandError:
+    """What an interrupted submission bought. Waits for MidAPI's answer, so that no id is lost.
 
     Args:
         client: the open client that submitted it; it is closed by this and opened again.
         request: what was submitted.
         key: its key, or None.
-        since: epoch seconds before which it was not submitted.
+        since: epoch seconds; it was not submitted before.
     """
-    say("Waiting for the answer to what was sent already (Ctrl-C again leaves it) …")
+    say("Waiting for MidAPI's answer to what was sent already (Ctrl-C again ends this, too) …")
     await client.aclose()
     await client.open()
 
@@ -34,7 +95,7 @@ async def find_out(
 
     for handle in await client.resume():
         if handle.submitted_at and is_it(handle, handle.submitted_at.timestamp()):
-            return left_running(handle.task_id)
+            return interrupted_wait(handle.task_id)
     for intent in await client.intents.unknown():
         if is_it(intent, intent.created_at):
             text = unknown_text(intent.intent_id, "interrupted before the answer came")

@@ -1,4 +1,4 @@
-"""A receiver that takes every token and shows what comes, without a client behind it."""
+"""The server of ``midapi listen``: takes callbacks with any token, shows and forwards them."""
 
 from __future__ import annotations
 
@@ -6,37 +6,31 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
 
 import aiohttp
 import attrs
 from yarl import URL
 
-from midapi_async import CallbackReceiver, Intent, ProtocolError
-from midapi_async._wire.protocol import read_callback
-from midapi_async._wire.tokens import without_tokens
-from midapi_async.callbacks.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
+from midapi_async import CallbackReceiver
+from midapi_async.callbacks import Body, Callback, Headers
 
-from ._callback import Told, told
-
-if TYPE_CHECKING:
-    from midapi_async._wire.protocol import Callback
-    from midapi_async.callbacks.receiver import Body, Headers
+from ._callback import CallbackSummary, summarize
 
 _FORWARD_SECONDS = 12.0  # MidAPI gives up after 15
-_PASSED_ON = {"content-type", TIMESTAMP_HEADER, SIGNATURE_HEADER}
-# A last segment that can be put behind another URL and stays there; .. would not.
+_SIGNATURE = "x-webhook-signature"
+_FORWARDED_HEADERS = {"content-type", "x-webhook-timestamp", _SIGNATURE}
+# A last segment that keeps its meaning at the end of another URL; ".." would not.
 _SEGMENT = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._~-]{0,128}")
 
 
 @attrs.frozen
 class Forwarded:
-    """What a program said to a callback that was passed on to it.
+    """What became of a callback at the program that it was forwarded to.
 
     Attributes:
-        status: of its answer; None if there was none.
+        status: of the program's answer; None without an answer.
         seconds: until then.
-        fault: why there was none; empty if there was one.
+        fault: why there is no answer; empty with one.
     """
 
     status: int | None
@@ -45,50 +39,43 @@ class Forwarded:
 
 
 @attrs.frozen
-class Taken:
-    """One callback, and what became of it.
+class Received:
+    """One callback, and how it was answered.
 
     Attributes:
         at: when it came, in epoch seconds.
         answer: the HTTP status that it was answered with.
-        told: what it says; None if it is no callback, or was refused unread.
-        is_signed: whether it had a signature, be it right or not.
-        forwarded: what became of it elsewhere; None if it was not passed on.
+        summary: what it says; None if it is no callback, or was refused before it was read.
+        is_signed: whether it has a signature, valid or not.
+        forwarded: what became of it elsewhere; None if it was not forwarded.
     """
 
     at: float
     answer: int
-    told: Told | None
+    summary: CallbackSummary | None
     is_signed: bool
     forwarded: Forwarded | None = None
 
 
-class _EveryToken:
-    """An inbox that lets every callback in: there is no intent that it could miss."""
+class _AcceptAll:
+    """An `Inbox` that knows every token and answers 200."""
 
-    async def find(self, token_hash: str) -> Intent | None:
-        return Intent(
-            intent_id="",
-            scope="",
-            request=None,
-            fingerprint="",
-            token_hash=token_hash,
-            created_at=0,
-        )
+    async def find(self, token_hash: str) -> str | None:
+        return token_hash
 
-    async def take(self, row: Intent, callback: Callback) -> int:  # noqa: ARG002 - as `Inbox` says
+    async def take(self, found: str, callback: Callback, /) -> int:  # noqa: ARG002 - see `Inbox`
         return 200
 
 
 class Listener(CallbackReceiver):
-    """Answers as any receiver does, and shows each callback.
+    """A receiver that answers as always, and shows each callback.
 
     Args:
         host: where to listen.
         port: on which port; 0 picks one.
-        keys: the webhook keys; without one signatures are not checked.
-        show: is given each callback.
-        forward: passes a callback on: a last segment, headers and a body.
+        keys: the webhook keys; empty leaves signatures unchecked.
+        show: called with each callback.
+        forward: called with the last segment, headers and body of each callback, or None.
 
     Raises:
         InvalidRequestError: naming each argument that is wrong.
@@ -100,17 +87,17 @@ class Listener(CallbackReceiver):
         port: int,
         keys: tuple[str, ...],
         *,
-        show: Callable[[Taken], None],
+        show: Callable[[Received], None],
         forward: Forward | None,
     ) -> None:
         public_url = None if port == 0 else f"http://{_bracketed(host)}:{port}"
         super().__init__(public_url, host=host, port=port, webhook_key=keys or None)
         self._show = show
         self._forward = forward
-        self._inbox = _EveryToken()
+        self._inbox = _AcceptAll()
 
     async def open(self) -> None:
-        """Begin to listen.
+        """Start to listen.
 
         Raises:
             ReceiverError: the port cannot be listened on.
@@ -118,11 +105,11 @@ class Listener(CallbackReceiver):
         await self.attach(self._inbox)
 
     async def aclose(self) -> None:
-        """Stop listening; what is being taken is finished first."""
+        """Stop to listen; callbacks under way are answered first."""
         await self.detach(self._inbox)
 
     async def handle(self, token: str, headers: Headers, body: Body) -> int:
-        """Take one callback, show it, and return the status to answer."""
+        """Take one callback, forward and show it; return the status to answer."""
         if not _SEGMENT.fullmatch(token):
             return 404
         pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
@@ -135,11 +122,13 @@ class Listener(CallbackReceiver):
 
         at, forwarded = time.time(), None
         status = await super().handle(token, pairs, keep)
+        # With other statuses the body was refused before it was read, or is no callback.
+        summary = summarize(read) if status in {200, 401} else None
         if status == 200 and self._forward is not None:
             forwarded = await self._forward(token, pairs, read)
             status = forwarded.status or 503
-        is_signed = any(name.lower() == SIGNATURE_HEADER for name, _ in pairs)
-        self._show(Taken(at, status, _told(read), is_signed, forwarded))
+        is_signed = any(name.lower() == _SIGNATURE for name, _ in pairs)
+        self._show(Received(at, status, summary, is_signed, forwarded))
         return status
 
 
@@ -147,38 +136,31 @@ Forward = Callable[[str, list[tuple[str, str]], bytes], Awaitable[Forwarded]]
 
 
 def forward_to(url: URL, session: aiohttp.ClientSession) -> Forward:
-    """What passes callbacks on to a URL: the last segment, the body and the signature stay.
+    """A function that forwards a callback: last segment, body and signature stay the same.
 
     Args:
-        url: what stands before the last segment.
-        session: sends them.
+        url: the target without the last segment.
+        session: sends the requests.
     """
 
     async def forward(token: str, headers: list[tuple[str, str]], body: bytes) -> Forwarded:
         began = asyncio.get_running_loop().time()
         status, fault = None, ""
-        passed = [(name, value) for name, value in headers if name.lower() in _PASSED_ON]
+        kept = [(name, value) for name, value in headers if name.lower() in _FORWARDED_HEADERS]
         to = url / token if token else url
         timeout = aiohttp.ClientTimeout(total=_FORWARD_SECONDS)
         try:
             async with session.post(
-                to, data=body, headers=passed, allow_redirects=False, timeout=timeout
+                to, data=body, headers=kept, allow_redirects=False, timeout=timeout
             ) as answer:
                 status = answer.status
         except TimeoutError:
             fault = f"no answer in {_FORWARD_SECONDS:.0f} s"
         except (aiohttp.ClientError, OSError) as error:
             fault = getattr(error, "strerror", None) or type(error).__name__
-        return Forwarded(status, asyncio.get_running_loop().time() - began, without_tokens(fault))
+        return Forwarded(status, asyncio.get_running_loop().time() - began, fault)
 
     return forward
-
-
-def _told(body: bytes) -> Told | None:
-    try:
-        return told(read_callback(body), body)
-    except ProtocolError:
-        return None
 
 
 def _bracketed(host: str) -> str:

@@ -1,4 +1,4 @@
-"""What is written where: results to stdout, words for people to stderr, nothing raw (D12)."""
+"""Output: results to stdout, messages and progress to stderr; control characters are escaped."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_FIRST_LINE = 10.0  # seconds of the service
-_FRAME = 0.1
+_FIRST_LINE = 10.0  # service seconds until the first line about progress
+_FRAME = 0.1  # seconds between two pictures of the bar
 
 
 def shown(text: object) -> str:
-    r"""The text as a terminal may get it: what does not print stands as its escape, ``\x1b``."""
+    r"""The text with an escape such as ``\x1b`` for each character that does not print."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text)
     )
 
 
 def one_line(text: object) -> str:
-    """A text of ours that may have been wrapped, on one line."""
+    """The text on one line: white space becomes one blank."""
     return shown(" ".join(str(text).split()))
 
 
 def out(line: object) -> None:
-    """One line of the result, to stdout."""
+    """Print one line of the result to stdout."""
     _write(sys.stdout, shown(line))
 
 
 def out_json(value: Mapping[str, object]) -> None:
-    """The result as one JSON object in ASCII, to stdout."""
+    """Print the result as one JSON object in ASCII to stdout."""
     _write(sys.stdout, json.dumps(value))
 
 
 def say(line: object) -> None:
-    """One line for people, to stderr. That nobody reads it ends nothing that was paid for."""
+    """Print one line for people to stderr. A closed stderr must not end what is paid for."""
     with suppress(OSError):
         _write(sys.stderr, shown(line))
 
 
 def _write(stream: TextIO | None, line: str) -> None:
-    if stream is not None:  # closed by whoever started us
+    if stream is not None:  # None if the parent process closed it
         stream.write(f"{line}\n")
         stream.flush()
 
@@ -66,25 +66,25 @@ def seconds(count: float) -> str:
 
 @attrs.frozen(kw_only=True)
 class Pace:
-    """How the time of a task is told: always as the service counts it.
+    """How long a task takes, for the progress; all times are shown in service seconds.
 
     Attributes:
-        expected: seconds of the service that such a task takes; None if that is not known.
-        scale: seconds of the service in one of ours; 1 but for a sandbox.
+        expected: service seconds that such a task usually takes; None if not known.
+        scale: service seconds in one real second; 1 except for a sandbox.
     """
 
     expected: float | None = None
     scale: float = 1.0
 
     def state(self, elapsed: float) -> str:
-        """How long the task has taken after so many seconds of ours, and how long is usual."""
+        """How long the task has taken after this many real seconds, and how long is usual."""
         usual = "" if self.expected is None else f", usually about {seconds(self.expected)}"
         return f"{seconds(elapsed * self.scale)}{usual}"
 
 
 @asynccontextmanager
 async def progress(task_id: str, pace: Pace) -> AsyncGenerator[None, None]:
-    """Show on stderr that a task is waited for: a bar on a terminal, else a line now and then."""
+    """Show progress on stderr inside: a bar on a terminal, else a line at 10, 20, 40 … seconds."""
     console = _console()
     work = _lines(task_id, pace) if console is None else _bar(console, task_id, pace)
     ticker = asyncio.create_task(work)
@@ -94,7 +94,7 @@ async def progress(task_id: str, pace: Pace) -> AsyncGenerator[None, None]:
         ticker.cancel()
         await asyncio.wait({ticker})
         if not ticker.cancelled():
-            ticker.exception()  # seen: a terminal that went away ends no wait
+            ticker.exception()  # retrieved: a terminal that went away must not end the wait
 
 
 def _console() -> Console | None:
@@ -112,7 +112,7 @@ async def _lines(task_id: str, pace: Pace) -> None:
     while True:
         await asyncio.sleep(pause)
         elapsed += pause
-        pause = elapsed  # 10, 20, 40, 80 … seconds
+        pause = elapsed  # doubles: 10, 20, 40 … seconds
         say(f"Task {task_id} is generating: {pace.state(elapsed)}.")
 
 
@@ -139,6 +139,6 @@ def _progress(console: Console) -> Progress:
         BarColumn(bar_width=20),
         TextColumn("{task.fields[state]}", markup=False),
         console=console,
-        auto_refresh=False,  # its own thread would outlive a Ctrl-C
+        auto_refresh=False,  # its thread would outlive Ctrl-C
         transient=True,
     )

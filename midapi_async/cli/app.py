@@ -1,4 +1,4 @@
-"""The commands, and what their ends mean: 0, 1 for an error of the service, 2 for a usage error."""
+"""The list of commands, and how every error of a command becomes a message and an exit code."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from itertools import takewhile
 from typing import TextIO
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
-from midapi_async._version import __version__
+from midapi_async import __version__
 
+from ._errors import BROKEN_PIPE, CommandError, command_error, usage_error
+from ._interrupt import interrupted
 from ._terminal import one_line, say
-from ._trouble import BROKEN_PIPE, Trouble, trouble_of, usage
-from ._work import interrupted
 from .credits import credits_left
 from .demo import demo
 from .doctor import doctor
@@ -49,16 +50,16 @@ app.register_install_completion_command()
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; return its exit code. Nothing is raised for what can go wrong."""
+    """Run one command; return its exit code. Errors are printed, not raised."""
     as_json = "--json" in _options(arguments)
     try:
-        _take_any_character(sys.stdout, sys.stderr)
+        _escape_what_cannot_be_encoded(sys.stdout, sys.stderr)
         with _plain_warnings():
             return _attempt(arguments, as_json=as_json)
     except BrokenPipeError:
-        _drop_stdout()
+        _discard_stdout()
         return BROKEN_PIPE
-    except SystemExit as end:  # rich's way to end at a broken pipe
+    except SystemExit as end:  # rich ends so at a broken pipe
         return int(end.code or 0)
 
 
@@ -66,34 +67,33 @@ def _attempt(arguments: Sequence[str], *, as_json: bool) -> int:
     try:
         return int(app(list(arguments)) or 0)
     except CycloptsError as error:
-        trouble = usage(_usage_text(error))
-    except Trouble as known:
-        trouble = known
+        ended = usage_error(_usage_text(error))
+    except CommandError as error:
+        ended = error
     except KeyboardInterrupt:
-        trouble = interrupted()
+        ended = interrupted()
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001  # a command line shows no traceback
-        trouble = trouble_of(error)
-    return trouble.tell(as_json=as_json)
+    except Exception as error:  # noqa: BLE001 - a command line shows no traceback
+        ended = command_error(error)
+    return ended.report(as_json=as_json)
 
 
 def _options(arguments: Sequence[str]) -> list[str]:
-    """What stands before a ``--``."""
-    before = list(arguments)
-    return before[: before.index("--")] if "--" in before else before
+    """The arguments before a ``--``; what follows it are no options."""
+    return list(takewhile(lambda each: each != "--", arguments))
 
 
 def _usage_text(error: CycloptsError) -> str:
     error.verbose = False
-    place = " A prompt of several words stands in quotes, and options behind a command's name."
-    hint = place if isinstance(error, UnusedCliTokensError) else ""
-    return f"{error}{hint}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{error} Put a prompt of several words in quotes, and options after the command."
+    return str(error)
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Say a warning of ours in a line, without the place in the code."""
+    """Print a warning on one line, without the place in the code."""
 
     def show(message: Warning | str, *_: object) -> None:
         say(f"midapi: warning: {one_line(message)}")
@@ -103,16 +103,16 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _take_any_character(*streams: TextIO | None) -> None:
-    """Let no character end the program that the terminal's encoding does not have."""
+def _escape_what_cannot_be_encoded(*streams: TextIO | None) -> None:
+    """Write an escape for a character that the terminal's encoding lacks; it is no error."""
     for stream in streams:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_stdout() -> None:
-    """Nobody reads any more: what is still buffered goes nowhere, without a word at the exit."""
+def _discard_stdout() -> None:
+    """After a broken pipe: discard what is still buffered, so that the exit prints no error."""
     with suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,11 +1,11 @@
-"""``midapi credits``: what the account has left."""
+"""``midapi credits``: the credits that the account has left."""
 
 from __future__ import annotations
 
 from midapi_async import MemoryJournal, MidAPIClient
 
+from ._common import Output, run_async
 from ._terminal import out, out_json
-from ._work import Output, run_async
 
 _OUTPUT = Output()
 
@@ -25,5 +25,5 @@ async def _carry_out(output: Output) -> None:
 
 
 def amount(credit: float) -> str:
-    """Credits for people: without a fraction where there is none."""
+    """Credits for people: two digits of a fraction, none for a whole number."""
     return f"{credit:.2f}".removesuffix(".00")

@@ -1,12 +1,10 @@
-"""``midapi generate``: all eight requests."""
+"""``midapi generate``: submit each of the eight kinds of request, wait, and download."""
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -29,26 +27,26 @@ from midapi_async import (
     request_from_json,
 )
 
-from ._fields import PICTURE, VIDEO, Picture, Result, Video, given, notes
-from ._interrupt import find_out
-from ._terminal import Pace, out, say, seconds
-from ._trouble import usage
-from ._work import (
+from . import _env
+from ._common import (
     NAMESPACE,
     Output,
     download,
     make_folder,
+    print_result,
     run_async,
-    tell_result,
-    tell_success,
-    time_scale,
+    say_success,
     wait,
 )
+from ._errors import usage_error
+from ._interrupt import submit
+from ._options import PICTURE, VIDEO, Picture, Result, Video, given, parse_metadata
+from ._terminal import Pace, out, say, seconds
 
 generate = App(name="generate", sort_key=2)
 
 TaskId = Annotated[str, Parameter(name="TASK")]
-Place = Annotated[int, Parameter(name="INDEX")]
+Index = Annotated[int, Parameter(name="INDEX")]
 Urls = Annotated[list[str], Parameter(name="URL")]
 Prompt = Annotated[str, Parameter(name="PROMPT")]
 
@@ -66,21 +64,23 @@ def text(
     result: Result = _RESULT,
     output: Output = _OUTPUT,
 ) -> int:
-    """Submit a request, wait for its pictures and download them. It costs credits.
+    """Submit a request, wait for its pictures and download them. This costs credits.
 
-    A prompt alone makes four pictures: midapi generate "a red fox in the snow". The other seven
-    kinds of request are the commands below. Results go to stdout, the rest to stderr.
+    A prompt alone makes four pictures: midapi generate "a red fox in the snow". The commands below
+    submit the other seven kinds of request. Results go to stdout, everything else to stderr.
 
     Args:
-        prompt: What to draw. One that is also the name of a command stands behind --.
+        prompt: What to draw. Put -- before a prompt that is also the name of a command.
         from_json: A file with a request as in MidAPI's documentation, or - for stdin.
     """
     if from_json is None:
         if prompt is None:
-            raise usage('Nothing to draw: midapi generate "a red fox", or see its --help')
+            raise usage_error('The prompt is missing: midapi generate "a red fox", or see --help')
         return _submit(TextToImage(prompt, **given(picture)), result, output)
     if prompt is not None or given(picture):
-        raise usage("--from-json holds the whole request: no prompt and no field beside it")
+        raise usage_error(
+            "--from-json is the whole request: no prompt or other field may be given with it"
+        )
     return _submit(_read_request(from_json), result, output)
 
 
@@ -94,11 +94,11 @@ def image(
     result: Result = _RESULT,
     output: Output = _OUTPUT,
 ) -> int:
-    """Four pictures from a prompt and pictures to start from.
+    """Four pictures from a prompt and other pictures.
 
     Args:
         prompt: What to draw.
-        urls: The pictures, as http(s) URLs that MidAPI can reach.
+        urls: The pictures to start from, as http(s) URLs that MidAPI can reach.
     """
     return _submit(ImageToImage(prompt, urls, **given(picture)), result, output)
 
@@ -156,7 +156,7 @@ def video(
     """Videos from a picture and a prompt.
 
     Args:
-        prompt: What shall happen.
+        prompt: What should happen.
         url: The picture, as an http(s) URL that MidAPI can reach.
     """
     return _submit(ImageToVideo(prompt, [url], **given(video)), result, output)
@@ -165,7 +165,7 @@ def video(
 @generate.command(sort_key=5)
 def upscale(
     task: TaskId,
-    index: Place,
+    index: Index,
     /,
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
@@ -185,7 +185,7 @@ def upscale(
 @generate.command(sort_key=6)
 def vary(
     task: TaskId,
-    index: Place,
+    index: Index,
     /,
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
@@ -197,7 +197,7 @@ def vary(
     Args:
         task: The finished task.
         index: Which of its pictures. MidAPI documents it both as 0 to 3 and as 1 to 4; it is
-            passed on unchanged.
+            sent unchanged.
         water_mark: A text to mark them with.
     """
     return _submit(Vary(task, index, water_mark=water_mark), result, output)
@@ -206,7 +206,7 @@ def vary(
 @generate.command(sort_key=7)
 def extend(
     task: TaskId,
-    index: Place,
+    index: Index,
     prompt: Annotated[str | None, Parameter(name="PROMPT")] = None,
     /,
     *,
@@ -219,14 +219,14 @@ def extend(
     Args:
         task: The finished video task.
         index: Which of its videos, counted from 0.
-        prompt: What shall happen next; without one Midjourney chooses.
+        prompt: What should happen next; Midjourney chooses if not given.
         water_mark: A text to mark it with.
     """
     return _submit(ExtendVideo(task, index, prompt, water_mark=water_mark), result, output)
 
 
 def _submit(request: Request, result: Result, output: Output) -> int:
-    metadata = notes(result.metadata)
+    metadata = parse_metadata(result.metadata)
     if result.wait and result.download:
         make_folder(result.folder)  # before anything is bought
     return run_async(_carry_out(request, metadata, result, output), output)
@@ -236,27 +236,22 @@ async def _carry_out(
     request: Request, metadata: dict[str, str], result: Result, output: Output
 ) -> None:
     async with MidAPIClient(namespace=NAMESPACE) as client:
-        started = time.time()
-        try:
-            handle = await client.generate(request, key=result.key, metadata=metadata)
-        except asyncio.CancelledError:
-            # Not passed on: this is the main task, and Ctrl-C the only one who cancels it.
-            raise await find_out(client, request, result.key, started) from None
+        handle = await submit(client, request, key=result.key, metadata=metadata)
         named = {"key": handle.key, "metadata": metadata, "intent_id": handle.intent_id}
         usual = client.expected(request).median
         say(f"Task {handle.task_id} was submitted; such a task takes about {seconds(usual)}.")
         if not result.wait:
-            _tell_task(handle.task_id, output, named)
+            _print_task(handle.task_id, output, named)
             return
-        details = await wait(handle, result.timeout, Pace(expected=usual, scale=time_scale()))
-        tell_success(details)
+        details = await wait(handle, result.timeout, Pace(expected=usual, scale=_env.time_scale()))
+        say_success(details)
         files = await download(client, details, result.folder) if result.download else []
-        tell_result(details, files, output, **named)
+        print_result(details, files, output, **named)
 
 
-def _tell_task(task_id: str, output: Output, named: Mapping[str, object]) -> None:
+def _print_task(task_id: str, output: Output, named: Mapping[str, object]) -> None:
     if output.as_json:
-        tell_result(TaskDetails(task_id=task_id), [], output, **named)
+        print_result(TaskDetails(task_id=task_id), [], output, **named)
     else:
         out(task_id)
         say(f"Come back with: midapi task {task_id} --wait --download")
@@ -266,7 +261,7 @@ def _read_request(source: str) -> Request:
     """The request in a JSON file, or on stdin.
 
     Raises:
-        InvalidRequestError: it cannot be read, or is no request.
+        InvalidRequestError: it cannot be read, or is not a request.
     """
     try:
         raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -275,14 +270,14 @@ def _read_request(source: str) -> Request:
         problem = f"{source!r} cannot be read: {error.strerror}"
     except RecursionError:
         problem = "is nested too deeply"
-    except ValueError as error:  # no JSON, or no UTF-8
-        problem = f"is no JSON: {error}"
+    except ValueError as error:  # not JSON, or not UTF-8
+        problem = f"is not valid JSON: {error}"
     else:
-        return _from_json(body)
+        return _request(body)
     raise InvalidRequestError({"from-json": problem})
 
 
-def _from_json(body: object) -> Request:
+def _request(body: object) -> Request:
     if not isinstance(body, dict):
         raise InvalidRequestError({"from-json": "must be a JSON object, as MidAPI documents it"})
     if "imageIndex" in body and "taskType" not in body:

@@ -1,12 +1,12 @@
-"""``midapi journal``: what a journal's folder holds, and what to do about unknown submissions.
+"""``midapi journal``: show a journal's folder, and act on unknown submissions.
 
-All of it also works while a bot has the folder open.
+All of this also works while a bot has the folder open.
 """
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,16 +16,25 @@ from typing import Annotated, Literal
 import attrs
 from cyclopts import App, Parameter
 
-from midapi_async import CallbackReceiver, Intent, InvalidRequestError, MidAPIClient, State
+from midapi_async import (
+    CallbackReceiver,
+    Intent,
+    InvalidRequestError,
+    Journal,
+    JournalError,
+    MidAPIClient,
+    State,
+)
 from midapi_async.journal.sqlite import SQLiteJournal
 
+from . import _env
+from ._common import Output, run_async
+from ._errors import FAILED
 from ._terminal import out, out_json, say
-from ._trouble import FAILED
-from ._work import Output, run_async
 
 journal = App(
     name="journal",
-    help="What a journal's folder holds, also while a bot has it open.",
+    help="Show and change what is in a journal's folder, also while a bot has it open.",
     sort_key=5,
 )
 
@@ -44,15 +53,15 @@ def list_intents(
     """List the intents, oldest first: id, state, time, key and task.
 
     Args:
-        states: Only those in these states; all if none is given.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        states: Only intents in these states; all if not given.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_list(_folder(folder), [State(state) for state in states], output), output)
 
 
 async def _list(folder: Path, states: list[State], output: Output) -> None:
     async with _opened(folder) as opened:
-        rows = await opened.everything(*states)
+        rows = [row async for row in _rows(opened, *states)]
     if output.as_json:
         out_json({"intents": [_facts(row) for row in rows]})
         return
@@ -62,16 +71,16 @@ async def _list(folder: Path, states: list[State], output: Output) -> None:
         task = f" task={row.task_id}" if row.task_id else ""
         out(f"{row.intent_id} {_time(row.created_at)} {row.state}{taken}{key}{task}")
     if not rows:
-        say("There is none.")
+        say("No such intents." if states else "The journal is empty.")
 
 
 @journal.command
 def show(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """Show all that is known of one intent.
+    """Show everything that is known about one intent.
 
     Args:
-        intent_id: As `midapi journal list` shows it; its beginning is enough.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        intent_id: As `midapi journal list` shows it; the first digits are enough.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_show(_folder(folder), intent_id, output), output)
 
@@ -97,14 +106,14 @@ def settle(
     folder: Folder = None,
     output: Output = _OUTPUT,
 ) -> int:
-    """Wait until a callback tells that an unknown submission was accepted.
+    """Wait until a callback shows that an unknown submission was accepted.
 
-    It comes to whatever receives callbacks for this journal: a bot that has the folder open.
+    The callback must reach a program that has the folder open, such as a bot.
 
     Args:
-        intent_id: As `midapi journal list` shows it; its beginning is enough.
+        intent_id: As `midapi journal list` shows it; the first digits are enough.
         timeout: Seconds to wait.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_act("settle", _folder(folder), intent_id, output, timeout), output)
 
@@ -118,46 +127,45 @@ def adopt(
     folder: Folder = None,
     output: Output = _OUTPUT,
 ) -> int:
-    """Say which task an unknown submission became, as MidAPI's own log shows it.
+    """Name the task of an unknown submission, which you found in MidAPI's own log.
 
     Args:
-        intent_id: As `midapi journal list` shows it; its beginning is enough.
+        intent_id: As `midapi journal list` shows it; the first digits are enough.
         task_id: MidAPI's id of the task.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_act("adopt", _folder(folder), intent_id, output, task_id), output)
 
 
 @journal.command
 def resubmit(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """Buy what an unknown submission asked for again. It may then be paid twice.
+    """Submit an unknown or failed request again. An unknown one may then be paid twice.
 
     Args:
-        intent_id: As `midapi journal list` shows it; its beginning is enough.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        intent_id: As `midapi journal list` shows it; the first digits are enough.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_act("resubmit", _folder(folder), intent_id, output), output)
 
 
 @journal.command
 def dismiss(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """Forget an unknown submission. Its key stays spent.
+    """Give up an unknown submission. Its key cannot be used again.
 
     Args:
-        intent_id: As `midapi journal list` shows it; its beginning is enough.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        intent_id: As `midapi journal list` shows it; the first digits are enough.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_act("dismiss", _folder(folder), intent_id, output), output)
 
 
 async def _act(what: str, folder: Path, intent_id: str, output: Output, *arguments: object) -> None:
-    """One of the methods of ``client.intents``, for the account that the intent belongs to."""
+    """Call a method of ``client.intents`` in the namespace of the intent."""
     async with _opened(folder) as opened:
         row = await _find(opened, intent_id)
         async with _client_of(row, opened, needs_key=what == "resubmit") as client:
             handle = await getattr(client.intents, what)(row.intent_id, *arguments)
-        after = await opened.find(intent_id=handle.intent_id if handle else row.intent_id)
-    after = after or row
+        after = await opened.find(intent_id=handle.intent_id if handle else row.intent_id) or row
     if output.as_json:
         out_json(_facts(after))
     elif after.task_id is not None:
@@ -173,20 +181,20 @@ def prune(
     folder: Folder = None,
     output: Output = _OUTPUT,
 ) -> int:
-    """Remove what was over for so long. Spent keys stay spent; what is unknown stays.
+    """Remove old intents. Their keys stay used; unknown submissions stay in the journal.
 
     Args:
-        days: How long ago it must have been over.
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        days: Remove intents that ended more than this many days ago.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_prune(_folder(folder), days, output), output)
 
 
 async def _prune(folder: Path, days: float, output: Output) -> None:
     if not 0 <= days < 100_000:
-        raise InvalidRequestError({"days": "must be zero or more"})
+        raise InvalidRequestError({"days": f"must be from 0 to 100000, got {days:g}"})
     async with _opened(folder) as opened:
-        removed = await opened.prune(older_than=days * _DAY)
+        removed = await opened.prune(before=time.time() - days * _DAY)
     if output.as_json:
         out_json({"removed": removed})
     else:
@@ -195,46 +203,55 @@ async def _prune(folder: Path, days: float, output: Output) -> None:
 
 @journal.command
 def check(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """See whether the journal is whole, and count what is in it. Exit code 1 if it is damaged.
+    """Check the journal for damage, and count what is in it. Exit code 1 if it is damaged.
 
     Args:
-        folder: The journal; MIDAPI_JOURNAL if not given.
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    damaged: list[str] = []
-    code = run_async(_check(_folder(folder), output, damaged), output)
-    return FAILED if damaged else code
+    problems: list[str] = []
+    code = run_async(_check(_folder(folder), problems, output), output)
+    return FAILED if problems else code
 
 
-async def _check(folder: Path, output: Output, damaged: list[str]) -> None:
+async def _check(folder: Path, problems: list[str], output: Output) -> None:
     async with _opened(folder) as opened:
-        report = await opened.check()
-    damaged += report.problems
-    counts = {state.value: count for state, count in report.counts.items() if count}
+        problems += await opened.check()
+        try:
+            stats = await opened.stats()
+        except JournalError:
+            if not problems:
+                raise
+            stats = None  # the damage is reported; what is left cannot be counted
+    facts: dict[str, object] = {"path": str(opened.path), "problems": problems}
+    if stats is not None:
+        facts |= attrs.asdict(stats)
+        facts["counts"] = {str(state): count for state, count in stats.counts.items()}
+        facts["oldest_open"] = _time(stats.oldest_open)
     if output.as_json:
-        facts = {"path": str(report.path), "problems": list(report.problems), "counts": counts}
-        more = {"spent_keys": report.spent_keys, "owners": report.owners, "schema": report.schema}
-        out_json({**facts, **more, "size": report.size})
+        out_json(facts)
         return
-    out(f"{report.path}: {'damaged' if report.problems else 'whole'}, {report.size:,} bytes")
-    for name, count in counts.items():
-        out(f"{count} {name}")
-    out(f"{report.spent_keys} spent keys of pruned intents, {report.owners} open journals")
-    for problem in report.problems:
+    size = "" if stats is None else f", {stats.size:,} bytes"
+    out(f"{opened.path}: {'damaged' if problems else 'intact'}{size}")
+    if stats is not None:
+        for state, count in stats.counts.items():
+            out(f"{count} {state}")
+        out(f"{stats.spent_keys} used keys of removed intents")
+        out(f"{stats.owners} running programs")
+    for problem in problems:
         say(problem)
 
 
 def _folder(given: Path | None) -> Path:
-    """The folder of a journal that is there: no command here makes one.
+    """The folder of a journal that exists: no command here makes one.
 
     Raises:
-        InvalidRequestError: there is none.
+        InvalidRequestError: there is no such folder.
     """
-    named = os.environ.get("MIDAPI_JOURNAL", "").strip()
-    if given is None and not named:
+    folder = given or _env.journal_folder()
+    if folder is None:
         raise InvalidRequestError({"folder": "is missing: give --folder, or set MIDAPI_JOURNAL"})
-    folder = Path(named) if given is None else given
     if not folder.is_dir():
-        raise InvalidRequestError({"folder": f"{str(folder)!r} is no folder"})
+        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"})
     return folder
 
 
@@ -247,25 +264,37 @@ async def _opened(folder: Path) -> AsyncIterator[SQLiteJournal]:
         await opened.aclose()
 
 
+async def _rows(opened: Journal, *states: State) -> AsyncIterator[Intent]:
+    """Every intent in these states, oldest first; in any state if none is given."""
+    after = None
+    while page := await opened.rows(states=states, after=after):
+        for row in page:
+            yield row
+        after = page[-1].intent_id
+
+
 async def _find(opened: SQLiteJournal, intent_id: str) -> Intent:
-    """The one intent whose id begins so."""
-    found = [row for row in await opened.everything() if row.intent_id.startswith(intent_id)]
+    """The one intent whose id begins with these digits.
+
+    Raises:
+        InvalidRequestError: none does, or several do.
+    """
+    found = [row async for row in _rows(opened) if row.intent_id.startswith(intent_id)]
     if len(found) == 1 and intent_id:
         return found[0]
-    told = "is the beginning of several" if found else "is in this journal under no intent"
-    raise InvalidRequestError({"intent": f"{intent_id!r:.60} {told}"})
+    problem = "fits several intents: give more digits" if found else "is not in this journal"
+    raise InvalidRequestError({"intent": f"{intent_id!r:.60} {problem}"})
 
 
 def _client_of(row: Intent, opened: SQLiteJournal, *, needs_key: bool) -> MidAPIClient:
-    """A client of the account that an intent belongs to.
+    """A client for the service and namespace of an intent.
 
-    Callbacks of what it submits go to the bot: they find their intent in the same folder.
+    Callbacks for what it submits reach the bot, which finds their intent in the same folder.
     """
     origin, _, namespace = row.scope.partition(" ")
-    public_url = os.environ.get("MIDAPI_PUBLIC_URL", "").strip()
-    has_key = any(os.environ.get(name) for name in ("MIDAPI_API_KEY", "MIDAPI_API_KEY_FILE"))
+    public_url = _env.public_url()
     return MidAPIClient(
-        None if needs_key or has_key else "no-key-is-needed-for-this",
+        None if needs_key or _env.has_api_key() else "not-used",
         base_url=origin,
         journal=opened,
         namespace=namespace,
@@ -283,12 +312,17 @@ def _facts(row: Intent) -> dict[str, object]:
         "task_id": row.task_id,
         "other_task_ids": list(row.other_task_ids),
         "created_at": _time(row.created_at),
-        "accepted_at": _time(row.accepted_at) if row.accepted_at is not None else None,
+        "accepted_at": _time(row.accepted_at),
+        "ended_at": _time(row.ended_at),
+        "status": row.details.status.value if row.details is not None else None,
+        "urls": list(row.details.urls) if row.details is not None else [],
+        "error_message": row.details.error_message if row.details is not None else None,
         "request": _request(row),
         "metadata": dict(row.metadata),
         "account": origin,
         "namespace": namespace,
         "supersedes": row.supersedes,
+        "owner": row.owner or None,
     }
 
 
@@ -299,5 +333,7 @@ def _request(row: Intent) -> dict[str, object] | None:
     return {"kind": type(row.request).__name__, **chosen}
 
 
-def _time(epoch: float) -> str:
+def _time(epoch: float | None) -> str | None:
+    if epoch is None:
+        return None
     return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="seconds")

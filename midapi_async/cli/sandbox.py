@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from ._errors import FAILED, CommandError, usage_error
 from ._terminal import out, say
-from ._trouble import FAILED, Trouble, usage
 
 
 def sandbox(
@@ -18,17 +18,17 @@ def sandbox(
     credits: float = 10_000.0,
     time_scale: float = 1.0,
 ) -> int:
-    """Serve a local MidAPI until it is stopped: no key, no network, no money.
+    """Serve a local MidAPI until Ctrl-C: no key, no network, no money.
 
-    Prints its URL on a line of its own. Tasks, credits and files live in memory.
+    Prints its URL. Tasks, credits and files are kept in memory.
 
     Args:
         host: The address to listen on.
         port: The port; 0 picks a free one.
-        api_key: The only key that is let in; any if not given.
-        webhook_key: The key that signs callbacks; unsigned if not given.
+        api_key: The only key that is accepted; any if not given.
+        webhook_key: Signs callbacks; they are unsigned if not given.
         credits: The balance to begin with.
-        time_scale: How much faster than life everything goes.
+        time_scale: How many times faster than real time it runs.
     """
     from midapi_async.sandbox import serve
 
@@ -45,11 +45,11 @@ def sandbox(
             )
         )
     except ValueError as error:
-        raise usage(str(error)) from None
+        raise usage_error(str(error)) from None
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise Trouble("OSError", error.strerror or str(error), exit_code=FAILED) from None
+        raise CommandError("OSError", error.strerror or str(error), exit_code=FAILED) from None
     return 0
 
 
@@ -58,4 +58,4 @@ def _announce(url: str, *, time_scale: float, any_key: bool) -> None:
     scale = f" MIDAPI_TIME_SCALE={time_scale:g}" if time_scale != 1 else ""
     key = "anything" if any_key else "…"
     say(f"In another terminal: export MIDAPI_BASE_URL={url} MIDAPI_API_KEY={key}{scale}")
-    say("Ctrl-C stops it.")
+    say("Ctrl-C stops this.")

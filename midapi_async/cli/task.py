@@ -1,4 +1,4 @@
-"""``midapi task``: what became of a task."""
+"""``midapi task``: the state and the files of one task."""
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from cyclopts import Parameter
 
 from midapi_async import MemoryJournal, MidAPIClient, MidAPIError, TaskDetails, TaskStatus
 
-from . import _work
+from . import _common, _env
+from ._common import Output, print_result, run_async, say_success
+from ._errors import CommandError
 from ._terminal import Pace, say
-from ._trouble import Trouble
-from ._work import Output, run_async, tell_result, tell_success
 
 _OUTPUT = Output()
 
@@ -30,17 +30,17 @@ def task(
 ) -> int:
     """Look at a task, once or until it is finished. This costs nothing.
 
-    Prints the URLs of its files, or, with --download, where they are now.
+    Prints the URLs of its files, or with --download the paths of the downloaded files.
 
     Args:
         task_id: MidAPI's id of the task.
         wait: Wait until it is finished.
-        download: Fetch its files.
-        folder: Where the files go; the current folder if not given.
+        download: Download its files.
+        folder: Where to put the files; the current folder if not given.
         timeout: Seconds to wait, 3600 if not given.
     """
     if download:
-        _work.make_folder(folder)
+        _common.make_folder(folder)
     return run_async(
         _carry_out(task_id, folder if download else None, output, waits=wait, timeout=timeout),
         output,
@@ -50,24 +50,24 @@ def task(
 async def _carry_out(
     task_id: str, folder: Path | None, output: Output, *, waits: bool, timeout: float | None
 ) -> None:
-    # Not the journal of a bot: to look at its task is not to take its result.
+    # Not MIDAPI_JOURNAL: waiting there would mark the result as taken from a bot that shares it.
     async with MidAPIClient(journal=MemoryJournal()) as client:
         details = await _look(client, task_id, timeout, waits=waits)
         if details.status is TaskStatus.FAILED:
-            await client.task(task_id).wait()  # raises what tells why
+            await client.task(task_id).wait()  # raises the error that says why
         if not details.is_final:
-            _tell_unfinished(details, asked_for_files=folder is not None)
-            tell_result(details, [], output)
+            _say_unfinished(details, asked_for_files=folder is not None)
+            print_result(details, [], output)
             return
-        tell_success(details)
-        files = [] if folder is None else await _work.download(client, details, folder)
-        tell_result(details, files, output)
+        say_success(details)
+        files = [] if folder is None else await _common.download(client, details, folder)
+        print_result(details, files, output)
 
 
 async def _look(
     client: MidAPIClient, task_id: str, timeout: float | None, *, waits: bool
 ) -> TaskDetails:
-    """The details of a task: final ones, or those of one look."""
+    """The details of a task: final ones with `waits`, else those of one look."""
     handle = client.task(task_id)
     try:
         details = await handle.details()
@@ -77,18 +77,18 @@ async def _look(
     else:
         if details.is_final or not waits:
             return details
-    return await _work.wait(handle, timeout, Pace(scale=_work.time_scale()))
+    return await _common.wait(handle, timeout, Pace(scale=_env.time_scale()))
 
 
-def _tell_unfinished(details: TaskDetails, *, asked_for_files: bool) -> None:
+def _say_unfinished(details: TaskDetails, *, asked_for_files: bool) -> None:
     """Say that a task is not finished.
 
     Raises:
-        Trouble: its files were asked for.
+        CommandError: its files were asked for.
     """
     again = f"midapi task {details.task_id} --wait --download"
     if asked_for_files:
-        raise Trouble(
+        raise CommandError(
             "NotFinished",
             f"Task {details.task_id} is not finished, so it has no files yet. Wait for it: {again}",
             facts={"task_id": details.task_id, "details": details.to_dict()},

@@ -1,4 +1,4 @@
-"""Result files: fetched, checked, and whole at their target or not there."""
+"""Result files: downloaded and checked, and complete at their target or not there."""
 
 from .download import Downloader
 

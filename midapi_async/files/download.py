@@ -1,4 +1,4 @@
-"""Result files: streamed to a part file beside the target, checked, renamed."""
+"""Downloads result files: streams each to a temporary file, checks it, renames it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import contextlib
 import os
 import re
 import uuid
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Sequence
+from pathlib import Path
+from ssl import SSLContext
+from typing import BinaryIO
 
 import aiohttp
 from yarl import URL
@@ -15,16 +18,11 @@ from yarl import URL
 from ..errors import DownloadError, InvalidRequestError, ResultExpired, UnexpectedContent
 from ..requests import TASK_ID
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-    from ssl import SSLContext
-
 BLOCK = 256 * 1024
-_GONE = frozenset({403, 404, 410})  # what file hosts answer after the retention
+_GONE = frozenset({403, 404, 410})  # what file hosts answer when a file was deleted
 _AT_ONCE = 4
 
-# What a file begins with, and the extension it gets: names are ours, not the server's.
+# How a file begins, and the extension that it gets; the server's names are not used.
 _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"\xff\xd8\xff"), ".jpeg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
@@ -36,14 +34,14 @@ _LONGEST_MAGIC = 12
 
 
 class Downloader:
-    """Fetches result files. Its session is its own: no file host ever sees the API key.
+    """Downloads result files, with a session of its own, so that no file host gets the API key.
 
     Args:
         allow_http: whether plain http is allowed (a sandbox on loopback).
         connect_timeout: seconds for a connection.
-        read_timeout: seconds in which some bytes must come.
+        read_timeout: seconds without any data after which the download fails.
         total_timeout: seconds for one file.
-        ssl: a context of the user's, or None for the usual checks.
+        ssl: the user's TLS context, or None for the usual checks.
         proxy: an HTTP proxy's URL, or None.
     """
 
@@ -74,10 +72,10 @@ class Downloader:
             One path for each URL, in their order: ``TASKID_INDEX.jpeg``, ``.png``, ``.mp4`` ….
 
         Raises:
-            DownloadError: one could not be fetched; the others may be there, none is half there.
+            DownloadError: a file could not be fetched. Others may be there, but no partial file.
         """
         if not TASK_ID.fullmatch(task_id):
-            raise InvalidRequestError({"task_id": "is no task id, so it cannot name a file"})
+            raise InvalidRequestError({"task_id": "is not a task id, so it cannot name a file"})
         await asyncio.to_thread(_make_folder, folder)
         turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -96,7 +94,7 @@ class Downloader:
         try:
             scheme, _ = URL(url).scheme, URL(url).port
         except ValueError:
-            raise DownloadError(url, "it is no URL") from None
+            raise DownloadError(url, "it is not a valid URL") from None
         if scheme not in self._schemes:
             raise DownloadError(url, "plain http is only for a sandbox on this machine")
         part = stem.with_name(f".{stem.name}.{uuid.uuid4().hex}.part")
@@ -114,7 +112,7 @@ class Downloader:
         return target
 
     async def _stream(self, url: str, file: BinaryIO) -> str:
-        """Copy the body to a file; return the extension that its first bytes ask for."""
+        """Copy the body to a file; return the extension for its content."""
         suffix, block = "", bytearray()
         try:
             async with self._session.get(url, allow_redirects=False, proxy=self._proxy) as response:
@@ -147,7 +145,7 @@ def _suffix(url: str, start: bytearray) -> str:
     for pattern, suffix in _KINDS:
         if pattern.match(bytes(start[:_LONGEST_MAGIC])):
             return suffix
-    raise UnexpectedContent(url, "what came is neither a picture nor a video")
+    raise UnexpectedContent(url, "the content is neither a picture nor a video")
 
 
 def _make_folder(folder: Path) -> None:
@@ -160,7 +158,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _made(part: Path) -> BinaryIO:
-    """A new file. Not made in a thread: cancelled there, nobody would close or remove it."""
+    """A new file. Not opened in a thread: if cancelled there, it would never be closed."""
     return part.open("xb")
 
 

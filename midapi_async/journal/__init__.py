@@ -1,5 +1,19 @@
-"""Where intents live: what was about to be bought, and what became of it."""
+"""Stores intents: what was about to be bought, and what became of it."""
 
-from .protocol import BOUGHT, TOLD, Experience, Intent, Journal, Kind, State, moved
+from .protocol import Busy, Claim, Claimed, Journal, JournalStats, Standing
+from .states import BOUGHT, OVER, PENDING, Intent, State, moved
 
-__all__ = ["BOUGHT", "TOLD", "Experience", "Intent", "Journal", "Kind", "State", "moved"]
+__all__ = [
+    "BOUGHT",
+    "OVER",
+    "PENDING",
+    "Busy",
+    "Claim",
+    "Claimed",
+    "Intent",
+    "Journal",
+    "JournalStats",
+    "Standing",
+    "State",
+    "moved",
+]

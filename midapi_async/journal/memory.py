@@ -1,120 +1,52 @@
-"""The journal that lives as long as its object: for tests, scripts and whoever wants no file."""
+"""The journal in memory, for tests, scripts, and programs without a disk."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections import deque
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
-from ..errors import JournalError
-from ._durations import KEPT_DURATIONS
-from .protocol import BOUGHT, Intent, State, moved
+import attrs
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection
+from .base import TableJournal
+from .protocol import JournalStats, RowFilter
+from .slots import Account, Slot
+from .states import BOUGHT, OVER, Intent, State
+from .table import Table
 
-    from .protocol import Kind
+T = TypeVar("T")
 
-# So many finished and taken intents without a key are remembered, for late callbacks.
+# How many intents that are over and have no key are kept, because their callbacks may come late.
 REMEMBERED = 10_000
 
 
-class MemoryJournal:
-    """Keeps intents in dictionaries; nothing is left of them when the process ends.
+class MemoryJournal(TableJournal):
+    """Stores intents in dictionaries; they are lost when the process ends.
 
-    Hand the same object to a second client, and that one goes on where the first one stopped.
+    A second client that gets the same object continues where the first one stopped. The slots of an
+    account are shared by all memory journals of an event loop.
     """
 
+    is_durable = False
+
     def __init__(self) -> None:
-        self._rows: dict[str, Intent] = {}
-        self._keys: dict[tuple[str, str], str] = {}
-        self._tokens: dict[str, str] = {}
-        self._tasks: dict[str, str] = {}
-        self._senders: dict[str, asyncio.AbstractEventLoop] = {}
-        self._finished: deque[str] = deque()
+        self._table = _MemoryTable()
         self._watchers: set[asyncio.Event] = set()
-        self._durations: dict[tuple[str, Kind], deque[float]] = {}
 
     def __repr__(self) -> str:
-        return f"<MemoryJournal {len(self._rows)} intents>"
+        return f"<MemoryJournal {len(self._table.by_id)} intents>"
 
-    async def claim(self, intent: Intent) -> Intent:
-        """See `Journal.claim`."""
-        old = self._row(intent.supersedes) if intent.supersedes is not None else None
-        if old is not None and old.state is not State.UNKNOWN:
-            return old
-        if intent.key is not None:
-            holder = self._holder(intent.scope, intent.key)
-            if holder is not None and holder is not old and holder.state is not State.REFUSED:
-                return holder
-            self._keys[intent.scope, intent.key] = intent.intent_id
-        if old is not None:
-            self._write(moved(old, State.SUPERSEDED, None, time.time(), taken=False))
-        if intent.token_hash is not None:
-            self._tokens[intent.token_hash] = intent.intent_id
-        self._senders[intent.intent_id] = asyncio.get_running_loop()
-        self._write(intent)
-        return intent
-
-    async def advance(
-        self,
-        intent_id: str,
-        to: State | None = None,
-        *,
-        task_id: str | None = None,
-        taken: bool = False,
-    ) -> Intent:
-        """See `Journal.advance`."""
-        row = self._row(intent_id)
-        after = moved(row, to, task_id, time.time(), taken=taken)
-        if to is State.UNKNOWN:
-            self._give_key_back(row)
-        if after is not row:
-            self._write(after)
-        return after
-
-    async def find(
-        self,
-        *,
-        intent_id: str | None = None,
-        token_hash: str | None = None,
-        task_id: str | None = None,
-        key: tuple[str, str] | None = None,
-        fingerprint: str | None = None,  # noqa: ARG002 - rows here have it as it is
-    ) -> Intent | None:
-        """See `Journal.find`."""
-        if token_hash is not None:
-            intent_id = self._tokens.get(token_hash)
-        elif task_id is not None:
-            intent_id = self._tasks.get(task_id)
-        elif key is not None:
-            intent_id = self._keys.get(key)
-        return self._rows.get(intent_id) if intent_id is not None else None
-
-    async def take_over(self, scope: str) -> list[Intent]:
-        """See `Journal.take_over`. A sender is dead here when its event loop is closed."""
-        dead = [
-            row
-            for row in self._rows.values()
-            if row.scope == scope
-            and row.state is State.SENDING
-            and self._senders[row.intent_id].is_closed()
-        ]
-        for row in dead:
-            await self.advance(row.intent_id, State.UNKNOWN)
-        return [row for row in await self.rows(scope, *BOUGHT) if not row.taken]
-
-    async def rows(
-        self, scope: str, *states: State, task_ids: Collection[str] | None = None
-    ) -> list[Intent]:
-        """See `Journal.rows`."""
-        rows = self._rows.values() if task_ids is None else self._of_tasks(task_ids)
-        return [row for row in rows if row.scope == scope and (not states or row.state in states)]
-
-    def _of_tasks(self, task_ids: Collection[str]) -> list[Intent]:
-        names = (self._tasks.get(task_id) for task_id in task_ids)
-        return [self._rows[name] for name in names if name is not None]
+    async def step(self, work: Callable[[Table], T], *, writes: bool = True) -> T:
+        """See `TableJournal`."""
+        answer = work(self._table)
+        if writes:
+            for changed in self._watchers:
+                changed.set()
+        return answer
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """See `Journal.changes`."""
@@ -129,62 +61,210 @@ class MemoryJournal:
         finally:
             self._watchers.discard(changed)
 
-    async def learn(self, origin: str, kind: Kind, seconds: float) -> None:
-        """See `Experience.learn`."""
-        seen = self._durations.setdefault((origin, kind), deque(maxlen=KEPT_DURATIONS))
-        seen.append(seconds)
-
-    async def durations(self, origin: str) -> dict[Kind, list[float]]:
-        """See `Experience.durations`."""
-        return {
-            kind: list(seen) for (place, kind), seen in self._durations.items() if place == origin
-        }
-
     async def aclose(self) -> None:
         """See `Journal.aclose`. The rows stay, for the next client."""
 
-    def _row(self, intent_id: str) -> Intent:
-        try:
-            return self._rows[intent_id]
-        except KeyError:
-            raise JournalError(f"the journal holds no intent {intent_id!r}") from None
 
-    def _holder(self, scope: str, key: str) -> Intent | None:
-        held_by = self._keys.get((scope, key))
-        return self._rows.get(held_by) if held_by is not None else None
+# The owner of each event loop; the references are weak, so that closed loops can be freed.
+_OWNERS: WeakKeyDictionary[asyncio.AbstractEventLoop, str] = WeakKeyDictionary()
+_NUMBERS = itertools.count()
+# The slots, and the limits after a 429, for all memory journals of an event loop.
+_SLOTS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, tuple[Slot, str]]]
+_SLOTS = WeakKeyDictionary()
+_ACCOUNTS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Account]] = WeakKeyDictionary()
 
-    def _give_key_back(self, row: Intent) -> None:
-        """What took over a key and was refused leaves it to the intent that it superseded."""
-        holder = self._holder(row.scope, row.key) if row.key is not None else None
-        if row.key is None or holder is None or holder.state in BOUGHT:
-            return
-        if holder.supersedes == row.intent_id:
-            self._keys[row.scope, row.key] = row.intent_id
 
-    def _write(self, row: Intent) -> None:
-        self._rows[row.intent_id] = row
-        if row.state is not State.SENDING:
-            self._senders.pop(row.intent_id, None)
-        if row.task_id is not None:
-            self._tasks[row.task_id] = row.intent_id
-        for task_id in row.other_task_ids:
-            self._tasks[task_id] = row.intent_id
-        if row.key is None and self._is_over(row):
-            self._finished.append(row.intent_id)
-            if len(self._finished) > REMEMBERED:
-                self._forget(self._finished.popleft())
-        for changed in self._watchers:
-            changed.set()
+class _MemoryTable(Table):
+    """The rows in dictionaries; an owner is an event loop."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Intent] = {}  # oldest first
+        self._keys: dict[tuple[str, str], str] = {}
+        self._tokens: dict[str, str] = {}
+        self._tasks: dict[str, list[str]] = {}  # intent ids by task id
+        self._forgettable: deque[str] = deque()  # over and without a key, oldest first
+        self._notes: dict[tuple[str, str], dict[str, tuple[str, float | None]]] = {}
+
+    # ─── owners and time ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def me(self) -> str:
+        loop = asyncio.get_running_loop()
+        if loop not in _OWNERS:
+            _OWNERS[loop] = f"loop {next(_NUMBERS)}"
+        return _OWNERS[loop]
+
+    def is_alive(self, owner: str) -> bool:
+        return any(name == owner and not loop.is_closed() for loop, name in _OWNERS.items())
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # ─── reading ─────────────────────────────────────────────────────────────────────────────────
+
+    def get(self, intent_id: str) -> Intent | None:
+        return self.by_id.get(intent_id)
+
+    def holder(self, scope: str, key: str) -> Intent | None:
+        return self.by_id.get(self._keys.get((scope, key), ""))
+
+    def task_holder(self, origin: str, task_id: str) -> Intent | None:
+        rows = self._by_task_ids([task_id])
+        held = (r for r in rows if r.task_id == task_id and r.origin == origin)
+        return next(held, None)
+
+    def _by_task_ids(self, task_ids: Collection[str]) -> list[Intent]:
+        """The rows that have one of these task ids, or have it among others, oldest first."""
+        names = {name for task_id in task_ids for name in self._tasks.get(task_id, ())}
+        return sorted(map(self.by_id.__getitem__, names), key=lambda row: row.created_at)
+
+    def find(
+        self,
+        intent_id: str | None,
+        token_hash: str | None,
+        task_id: str | None,
+        key: tuple[str, str] | None,
+    ) -> Intent | None:
+        if key is not None:
+            return self.holder(*key)
+        if task_id is not None:
+            rows = self._by_task_ids([task_id])
+            return next((r for r in rows if r.task_id == task_id), rows[0] if rows else None)
+        if token_hash is not None:
+            intent_id = self._tokens.get(token_hash)
+        return self.by_id.get(intent_id or "")
+
+    def rows(self, scope: str | None, which: RowFilter) -> list[Intent]:
+        task_ids, after = which.get("task_ids"), which.get("after")
+        rows = self.by_id.values() if task_ids is None else self._by_task_ids(task_ids)
+        if after is not None:
+            begun = itertools.dropwhile(lambda row: row.intent_id != after, rows)
+            rows = list(begun)[1:]
+        found = (row for row in rows if self._fits(row, scope, which))
+        return list(itertools.islice(found, which.get("limit", 500)))
+
+    def _fits(self, row: Intent, scope: str | None, which: RowFilter) -> bool:
+        states, keys, prefix = which.get("states"), which.get("keys"), which.get("key_prefix")
+        task_ids, metadata = which.get("task_ids"), which.get("metadata")
+        since, taken = which.get("since"), which.get("taken")
+        return bool(
+            row.owner  # a tombstone has none
+            and (scope is None or row.scope == scope)
+            and (not states or row.state in states)
+            and (keys is None or row.key in keys)
+            and (task_ids is None or row.task_id in task_ids)
+            and (prefix is None or (row.key is not None and row.key.startswith(prefix)))
+            and (metadata is None or metadata.items() <= row.metadata.items())
+            and (since is None or row.created_at >= since)
+            and (taken is None or row.taken == taken)
+            and (not which.get("mine") or row.owner == self.me)
+        )
+
+    # ─── writing ─────────────────────────────────────────────────────────────────────────────────
+
+    def insert(self, row: Intent, account: str) -> None:  # noqa: ARG002 - slots know the account here
+        if row.token_hash is not None:
+            self._tokens[row.token_hash] = row.intent_id
+        self.update(row, row)
+
+    def update(self, before: Intent, after: Intent) -> None:
+        self.by_id[after.intent_id] = after
+        if after.holds_key and after.key is not None:
+            self._keys[after.scope, after.key] = after.intent_id
+        for task_id in filter(None, (after.task_id, *after.other_task_ids)):
+            names = self._tasks.setdefault(task_id, [])
+            if after.intent_id not in names:
+                names.append(after.intent_id)
+        if self._is_forgettable(after) and (before is after or not self._is_forgettable(before)):
+            self._forgettable.append(after.intent_id)
+            if len(self._forgettable) > REMEMBERED:
+                oldest = self.by_id.get(self._forgettable.popleft())
+                if oldest is not None and self._is_forgettable(oldest):
+                    self.forget(oldest, None)  # else a late callback has shown that it was bought
 
     @staticmethod
-    def _is_over(row: Intent) -> bool:
-        return row.state in (State.REFUSED, State.DISMISSED) or (row.taken and row.state in BOUGHT)
+    def _is_forgettable(row: Intent) -> bool:
+        is_done = row.state in OVER and (row.taken or row.state not in BOUGHT)
+        return is_done and row.key is None
 
-    def _forget(self, intent_id: str) -> None:
-        row = self._rows.get(intent_id)
-        if row is None or not self._is_over(row):
-            return  # bought after all: its callback came late
-        del self._rows[intent_id]
+    def forget(self, row: Intent, leave: Intent | None) -> None:
+        del self.by_id[row.intent_id]
         self._tokens.pop(row.token_hash or "", None)
-        for task_id in (row.task_id, *row.other_task_ids):
-            self._tasks.pop(task_id or "", None)
+        for task_id in filter(None, (row.task_id, *row.other_task_ids)):
+            self._tasks[task_id].remove(row.intent_id)
+            if not self._tasks[task_id]:
+                del self._tasks[task_id]
+        if leave is not None:
+            self.update(leave, leave)
+        elif row.holds_key and row.key is not None:
+            del self._keys[row.scope, row.key]
+
+    def dead_owners(self) -> list[str]:
+        owners = {row.owner for row in self.by_id.values() if row.owner}
+        return [owner for owner in owners if not self.is_alive(owner)]
+
+    def resolve_orphans(self) -> None:
+        for row in list(self.by_id.values()):
+            self.resolved(row)
+
+    def take_over(self, scope: str) -> None:
+        self.resolve_orphans()
+        for row in list(self.by_id.values()):
+            is_done = row.taken or row.state in OVER - BOUGHT
+            if row.scope == scope and not (is_done or self.is_alive(row.owner)):
+                self.update(row, attrs.evolve(row, owner=self.me))
+
+    def prunable(self, before: float) -> list[Intent]:
+        rows = (row for row in self.by_id.values() if row.owner)
+        return [row for row in rows if row.is_prunable(before)]
+
+    # ─── slots, notes, counts ────────────────────────────────────────────────────────────────────
+
+    @property
+    def _slots(self) -> dict[str, tuple[Slot, str]]:
+        return _SLOTS.setdefault(asyncio.get_running_loop(), {})
+
+    def account(self, name: str) -> Account:
+        return _ACCOUNTS.get(asyncio.get_running_loop(), {}).get(name) or Account()
+
+    def set_account(self, name: str, account: Account) -> None:
+        _ACCOUNTS.setdefault(asyncio.get_running_loop(), {})[name] = account
+
+    def slots(self, account: str) -> list[Slot]:
+        return [slot for slot, of in self._slots.values() if of == account]
+
+    def slot(self, name: str) -> tuple[Slot, str] | None:
+        return self._slots.get(name)
+
+    def put_slot(self, slot: Slot, account: str) -> None:
+        self._slots[slot.slot] = slot, account
+
+    def drop_slots(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._slots.pop(name, None)
+
+    def note(
+        self, scope: str, kind: str, name: str, value: str | None, expires: float | None
+    ) -> None:
+        notes = self._notes.setdefault((scope, kind), {})
+        notes.pop(name, None)
+        if value is not None:
+            notes[name] = value, expires
+
+    def notes(self, scope: str, kind: str) -> dict[str, str]:
+        notes, now = self._notes.get((scope, kind), {}), time.time()
+        for name in [name for name, (_, expires) in notes.items() if expires and expires <= now]:
+            del notes[name]
+        return {name: value for name, (value, _) in notes.items()}
+
+    def stats(self) -> JournalStats:
+        rows = [row for row in self.by_id.values() if row.owner]
+        open_since = (row.created_at for row in rows if row.state not in OVER)
+        counts: dict[State, int] = Counter(row.state for row in rows)
+        return JournalStats(
+            counts=counts,
+            oldest_open=min(open_since, default=None),
+            spent_keys=len(self.by_id) - len(rows),
+            owners=len({row.owner for row in rows if self.is_alive(row.owner)}),
+            size=0,
+        )

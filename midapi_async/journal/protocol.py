@@ -1,154 +1,155 @@
-"""Where intents live: what was about to be bought, and what became of it.
-
-    SENDING ──► ACCEPTED ──► SUCCEEDED | FAILED        the way it goes
-       │           └► CALLED_BACK ─┘                   its callback came; the record is not read yet
-       ├──────► REFUSED                                a proof that nothing was bought
-       └──────► UNKNOWN ──► ACCEPTED                   its callback, settle(), adopt()
-                   ├──────► SUPERSEDED ──► UNKNOWN     resubmit(): a new intent takes over the key,
-                   │                                   and gives it back if it is refused
-                   └──────► DISMISSED                  by the user
-
-A REFUSED or SUPERSEDED intent whose callback comes after all becomes ACCEPTED: its token proves it.
-A journal is anything with the seven methods of `Journal`; which moves are allowed is told by
-`moved`, so that every journal agrees.
-"""
+"""`Journal`: the interface of a store, tested by `midapi_async.journal.contract`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from enum import StrEnum
-from operator import attrgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, TypedDict, Unpack
 
 import attrs
 
-from ..requests import Request
-
-# Task type and speed, as MidAPI names them.
-Kind = tuple[str, str | None]
+from ..config import RateLimit
+from .states import Changes, Intent, State
 
 
-class State(StrEnum):
-    """Where an intent stands."""
+class RowFilter(TypedDict, total=False):
+    """Which rows `Journal.rows` returns.
 
-    SENDING = "sending"
-    REFUSED = "refused"
-    ACCEPTED = "accepted"
-    CALLED_BACK = "called_back"
-    UNKNOWN = "unknown"
-    SUPERSEDED = "superseded"
-    DISMISSED = "dismissed"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
+    Attributes:
+        states: only rows in one of these states; empty for any.
+        keys: only rows with one of these keys.
+        task_ids: only rows with one of these task ids.
+        key_prefix: only rows whose key begins with this.
+        metadata: only rows with all of these notes.
+        since: only rows written at this time or later, in epoch seconds.
+        taken: True for only taken rows, False for only others.
+        mine: True for only rows of this journal object in this event loop.
+        after: the intent id of the last row of the previous page.
+        limit: most rows in a page; 500 if left out.
+    """
+
+    states: Collection[State]
+    keys: Collection[str] | None
+    task_ids: Collection[str] | None
+    key_prefix: str | None
+    metadata: Mapping[str, str] | None
+    since: float | None
+    taken: bool | None
+    mine: bool
+    after: str | None
+    limit: int
 
 
-BOUGHT = frozenset({State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED})
-# A look finds more than when it was accepted.
-TOLD = BOUGHT - {State.ACCEPTED}
-_NEXT: Mapping[State, frozenset[State]] = {
-    State.SENDING: frozenset({State.REFUSED, State.ACCEPTED, State.UNKNOWN}),
-    State.REFUSED: frozenset({State.ACCEPTED}),
-    State.UNKNOWN: frozenset({State.ACCEPTED, State.SUPERSEDED, State.DISMISSED}),
-    State.SUPERSEDED: frozenset({State.ACCEPTED, State.UNKNOWN}),
-    State.ACCEPTED: frozenset({State.CALLED_BACK, State.SUCCEEDED, State.FAILED}),
-    State.CALLED_BACK: frozenset({State.SUCCEEDED, State.FAILED}),
-}
+@attrs.frozen
+class Claimed:
+    """The intent is written and its POST may be sent now.
+
+    Attributes:
+        slot: the slot's id, for `Journal.release` or `Journal.advance`.
+        free: how many more slots were free at that moment.
+        share: the part of the account's busy slots that this owner holds, 0 to 1; 0 while no other
+            owner uses the journal.
+    """
+
+    slot: str
+    free: int
+    share: float = 0.0
+
+
+@attrs.frozen
+class Standing:
+    """Nothing was written: the key belongs to another row, or the row has moved on already.
+
+    Attributes:
+        intent: the row that has the key, or the intent's own row.
+        same: whether it has the same request as the intent that was to be claimed.
+    """
+
+    intent: Intent
+    same: bool
+
+
+@attrs.frozen
+class Busy:
+    """Nothing was written: no slot is free.
+
+    Attributes:
+        retry_in: seconds until a slot may be free.
+        share: as in `Claimed`.
+    """
+
+    retry_in: float
+    share: float = 0.0
+
+
+Claim: TypeAlias = Claimed | Standing | Busy
 
 
 @attrs.frozen(kw_only=True)
-class Intent:
-    """The record of a request that is about to cost money, or did.
+class JournalStats:
+    """What is in a journal.
 
     Attributes:
-        intent_id: its name, 32 hexadecimal digits.
-        scope: the account's origin and namespace; keys are unique in it.
-        request: what was asked for; None where prompts are not stored.
-        fingerprint: a hash of what was asked for, to compare by its key; empty without one.
-        token_hash: the hash of the token in its callback URL; None if it has none of ours.
-        created_at: when it was written, in epoch seconds.
-        key: the user's own name for it, or None.
-        metadata: the user's own notes.
-        state: where it stands.
-        task_id: MidAPI's name of its task, once that is known.
-        other_task_ids: further tasks that answered to the same token; each may have cost money.
-        accepted_at: when its task id was written, in epoch seconds.
-        taken: whether its result was handed over.
-        supersedes: the intent whose place this one took, or None.
+        counts: how many intents are in each state; states without intents are left out.
+        oldest_open: when the oldest intent that is not over was written, in epoch seconds; None
+            if all are over.
+        spent_keys: how many keys of pruned intents are kept.
+        owners: how many owners of rows are alive.
+        size: bytes on the disk; 0 in memory.
     """
 
-    intent_id: str
-    scope: str
-    request: Request | None
-    fingerprint: str
-    token_hash: str | None
-    created_at: float
-    key: str | None = None
-    metadata: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    state: State = State.SENDING
-    task_id: str | None = None
-    other_task_ids: tuple[str, ...] = ()
-    accepted_at: float | None = None
-    taken: bool = False
-    supersedes: str | None = None
-
-
-_NAMES = tuple(field.name for field in attrs.fields(Intent))
-_values = attrgetter(*_NAMES)
-
-
-def _changed(row: Intent, changes: Mapping[str, object]) -> Intent:
-    """What `attrs.evolve` does, in half its time: each submission pays for it."""
-    values: dict[str, Any] = dict(zip(_NAMES, _values(row), strict=True))
-    return Intent(**{**values, **changes})
-
-
-def moved(row: Intent, to: State | None, task_id: str | None, now: float, *, taken: bool) -> Intent:
-    """The row after an attempted move; the same one if that is not allowed or changes nothing.
-
-    Args:
-        row: what the journal holds.
-        to: the state to move to; None to stay.
-        task_id: the task that answers for it.
-        now: epoch seconds.
-        taken: whether its result is handed over with this.
-    """
-    changes: dict[str, object] = {}
-    if to in _NEXT.get(row.state, frozenset()):
-        changes["state"] = to
-    if task_id is not None and row.task_id is None and (changes or row.state in BOUGHT):
-        changes |= {"task_id": task_id, "accepted_at": now}
-    elif task_id is not None and task_id not in (row.task_id, *row.other_task_ids):
-        changes["other_task_ids"] = (*row.other_task_ids, task_id)
-    if taken and not row.taken and row.state in BOUGHT:
-        changes["taken"] = True
-    return _changed(row, changes) if changes else row
-
-
-@runtime_checkable
-class Experience(Protocol):
-    """What a journal may do besides: remember how long tasks took, for the plan of looks."""
-
-    async def learn(self, origin: str, kind: Kind, seconds: float) -> None:
-        """A task of this kind took so long, at the service with this origin."""
-        ...
-
-    async def durations(self, origin: str) -> Mapping[Kind, Sequence[float]]:
-        """How many seconds the last tasks of each kind took, the newest last."""
-        ...
+    counts: Mapping[State, int]
+    oldest_open: float | None
+    spent_keys: int
+    owners: int
+    size: int
 
 
 class Journal(Protocol):
-    """What a journal can do. Every method raises `JournalError` when it cannot."""
+    """Stores intents, and the account's slots. Methods raise `JournalError` and nothing else.
 
-    async def claim(self, intent: Intent) -> Intent:
-        """Write a new intent before money is spent; return when it is safe.
+    An owner is one journal object in one event loop. It is dead when its loop is closed, its
+    journal is closed, or its process has ended. PENDING rows of dead owners are never returned:
+    before such a row is read or claimed, SENDING becomes UNKNOWN and RESTING becomes REFUSED.
 
-        The intent gets its key if nobody holds it, or if the holder is REFUSED or the intent that
-        it supersedes. That one must be UNKNOWN and becomes SUPERSEDED. Otherwise nothing is
-        written.
+    Attributes:
+        is_durable: whether rows outlive the process, and other processes may share them.
+    """
+
+    is_durable: bool
+
+    async def claim(
+        self, intent: Intent, account: str, limit: RateLimit | None, *, longest_post: float
+    ) -> Claim:
+        """Write an intent before money is spent and take a slot for its POST, in one transaction.
+
+        An intent gets its key if the key is free, or belongs to a REFUSED intent, or to the intent
+        that it supersedes; that one must be UNKNOWN or FAILED and becomes SUPERSEDED. An intent of
+        this owner that is RESTING or SENDING and has no task id is claimed again for its next POST.
+
+        A slot is busy until ``limit.per`` seconds after its POST has ended. The POST of an open
+        slot counts as ended after ``longest_post`` seconds, or when its owner is dead. While
+        clients with different limits share an account, the smallest count holds.
+
+        Args:
+            intent: what is about to be sent; its state is SENDING.
+            account: a hash of the service's origin and the API key. Slots belong to it.
+            limit: slots in a window, in the journal's seconds; None waits for no slot, but for the
+                pause after a 429.
+            longest_post: seconds that a POST can take.
 
         Returns:
-            This intent, or the row that stands in its way.
+            `Claimed` when the row is durable; else `Standing` or `Busy`, and nothing was written.
+        """
+        ...
+
+    async def release(self, slot: str, *, sent: bool, pause: float | None = None) -> None:
+        """End a POST that bought nothing; the intent becomes RESTING and can be claimed again.
+
+        Args:
+            slot: of `Claimed`.
+            sent: False if MidAPI cannot have received the POST; then its slot is free at once.
+            pause: after a 429, seconds for which the account gets no slot; then it has half as many
+                slots as before, and one more for each window without a 429.
         """
         ...
 
@@ -157,15 +158,23 @@ class Journal(Protocol):
         intent_id: str,
         to: State | None = None,
         *,
-        task_id: str | None = None,
-        taken: bool = False,
+        slot: str | None = None,
+        **changes: Unpack[Changes],
     ) -> Intent:
-        """Move an intent on, if the states allow it; return when that is safe.
+        """Change an intent as far as `moved` allows; return when that is durable.
 
-        Moved to UNKNOWN, it has its key again if what superseded it holds that and was not bought.
+        A task id that belongs to another intent of the same origin is not accepted: a SENDING
+        intent then becomes UNKNOWN, and any other does not change. If the intent becomes REFUSED,
+        the intent that it superseded becomes UNKNOWN or FAILED again and gets its key back.
+
+        Args:
+            intent_id: which intent.
+            to: the state to move to; None to stay.
+            slot: the slot whose POST has ended with this.
+            **changes: what else became known of the intent.
 
         Returns:
-            The row as it now is, moved or not.
+            The row as it is now, changed or not.
         """
         ...
 
@@ -176,37 +185,76 @@ class Journal(Protocol):
         token_hash: str | None = None,
         task_id: str | None = None,
         key: tuple[str, str] | None = None,
-        fingerprint: str | None = None,
     ) -> Intent | None:
-        """The row with one of these names; a key stands with its scope before it.
+        """The row with this intent id, token, task id or (scope, key); exactly one must be given.
 
-        With ``fingerprint``, what the caller is about to ask for: a journal that does not store
-        prompts has only a keyed hash of it, and shows this one in a row that stands for it.
+        A task id also finds a row that has it among its ``other_task_ids``.
         """
         ...
 
-    async def take_over(self, scope: str) -> list[Intent]:
-        """Make the rows of dead owners ours; what they were sending is UNKNOWN.
+    async def rows(self, scope: str | None = None, **which: Unpack[RowFilter]) -> list[Intent]:
+        """One page of rows, oldest first; pruned ones are left out.
 
-        Returns:
-            Every row of ours that was bought and not taken yet, these included, oldest first.
+        Args:
+            scope: only of this scope; None for all.
+            **which: see `RowFilter`.
         """
         ...
 
-    async def rows(
-        self, scope: str, *states: State, task_ids: Collection[str] | None = None
-    ) -> list[Intent]:
-        """The rows of a scope in these states, or in any, oldest first.
-
-        With ``task_ids`` only those that answer for one of these tasks, which costs no more than
-        there are such rows and tasks; then in any order.
-        """
+    async def take_over(self, scope: str) -> None:
+        """Become the owner of the rows of a scope whose owners are dead."""
         ...
 
     def changes(self) -> AsyncGenerator[None, None]:
-        """Yields at once, then whenever a row may have changed, whoever changed it."""
+        """Yield at once, then whenever any process may have changed a row."""
+        ...
+
+    async def note(
+        self,
+        scope: str,
+        kind: str,
+        name: str,
+        value: str | None = None,
+        *,
+        expires: float | None = None,
+    ) -> None:
+        """Store a small value; it replaces one with the same scope, kind and name.
+
+        Args:
+            scope: an origin, or the scope of intents.
+            kind: what it is about, as in "duration".
+            name: its name, unique for a scope and kind.
+            value: the value; None removes it.
+            expires: when it is removed, in epoch seconds; None for never.
+        """
+        ...
+
+    async def notes(self, scope: str, kind: str) -> Mapping[str, str]:
+        """The values of a kind by name, without those that have expired."""
+        ...
+
+    async def prune(self, before: float) -> int:
+        """Remove intents that were over before a time, or were accepted before it and never over.
+
+        A key stays spent: an intent that has one and was not REFUSED is replaced by a row that is
+        EXPIRED (or DISMISSED) and keeps only the key and the task id. UNKNOWN intents are kept.
+
+        Args:
+            before: epoch seconds.
+
+        Returns:
+            How many intents were removed.
+        """
+        ...
+
+    async def check(self) -> Sequence[str]:
+        """The problems of the store, one sentence each; empty if it is undamaged."""
+        ...
+
+    async def stats(self) -> JournalStats:
+        """What is in the journal."""
         ...
 
     async def aclose(self) -> None:
-        """Sync what is left and let go of everything."""
+        """Finish all writes and close the store; this owner is then dead."""
         ...

@@ -67,7 +67,7 @@ class Pulse:
             self.stalls.append(late * 1000)
             self.own.append(min(late, time.thread_time() - worked) * 1000)
             server = receiver._server
-            if server is not None and server._connections is not None:
+            if server is not None:
                 self.connections.append(len(server._connections))
 
 

@@ -12,7 +12,7 @@ import attrs
 from midapi_async import CallbackReceiver
 from midapi_async._wire.protocol import Callback
 from midapi_async._wire.tokens import new_token, token_hash
-from midapi_async.callbacks.receiver import Body, Headers
+from midapi_async.callbacks import Body, Headers
 from midapi_async.journal import Intent
 
 TASK = "0f3a" * 8

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ def bound_socket(port: int = 0) -> socket.socket:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on just now."""
+    """A port of loopback that is not in use now."""
     with bound_socket() as finder:
         return int(finder.getsockname()[1])
 
@@ -79,11 +79,25 @@ def in_thread(work: Coroutine[object, object, None]) -> threading.Thread:
 
 
 @contextmanager
+def a_loop_in_a_thread() -> Iterator[Callable[[Coroutine[object, object, None]], None]]:
+    """An event loop that runs in a thread; gives a function that runs a coroutine in it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(SECONDS)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(SECONDS)
+        loop.close()
+
+
+@contextmanager
 def uvicorn_serving(app: object, port: int = 0, *, root_path: str = "") -> Iterator[int]:
     """Serve an ASGI application by uvicorn in a thread; gives the port."""
     listener = bound_socket(port)
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # of whatever framework
+        app,  # type: ignore[arg-type]  # of any framework
         root_path=root_path,
         log_config=None,
         access_log=False,
@@ -158,7 +172,7 @@ def process(port: int, *arguments: str, **environment: str) -> Iterator["subproc
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody listens on a port of loopback."""
+    """Whether a port of loopback is listened on."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

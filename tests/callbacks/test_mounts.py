@@ -1,11 +1,10 @@
 """The receiver mounted in real web frameworks, on real servers, called back by the sandbox."""
 
-import asyncio
 import json
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from types import ModuleType
 from typing import Any
@@ -15,11 +14,18 @@ from aiohttp import web
 
 from midapi_async import CallbackReceiver, MidAPIClient, TaskDetails
 from midapi_async._wire.tokens import new_token
-from midapi_async.callbacks.http import answer as _http
+from midapi_async.callbacks import receiver as receiver_module
 from midapi_async.callbacks.http.asgi import ASGIApplication
 from midapi_async.sandbox import SandboxThread
-from tests.callbacks.serving import aiohttp_serving, ask, free_port, uvicorn_serving, wait_until
-from tests.callbacks.test_mounts_asgi import OneToken
+from tests.callbacks.serving import (
+    a_loop_in_a_thread,
+    aiohttp_serving,
+    ask,
+    free_port,
+    uvicorn_serving,
+    wait_until,
+)
+from tests.callbacks.test_asgi import OneToken
 from tests.callbacks.test_receiver import callback
 
 pytestmark = pytest.mark.real_time
@@ -129,7 +135,7 @@ def in_django(shop: Shop, port: int) -> AbstractContextManager[int]:
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - as Django says
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await live(receive, send)
         elif scope["type"] == "http" and scope["path"].startswith(f"{PREFIX}/"):
@@ -179,10 +185,14 @@ def test_a_callback_through_the_mount_wakes_the_request(name: str) -> None:
 # ─── prefix × root_path × trailing slash ─────────────────────────────────────────────────────────
 
 
-def _attached() -> tuple[CallbackReceiver, OneToken]:
+@pytest.fixture
+def attached() -> Iterator[tuple[CallbackReceiver, OneToken]]:
+    """A receiver whose inbox lives in the event loop of another thread than the mount's."""
     receiver, inbox = CallbackReceiver("https://me.example/hook"), OneToken()
-    asyncio.run(receiver.attach(inbox))
-    return receiver, inbox
+    with a_loop_in_a_thread() as run:
+        run(receiver.attach(inbox))
+        yield receiver, inbox
+        run(receiver.detach(inbox))
 
 
 def _mounted(hooks: ASGIApplication, prefix: str) -> object:
@@ -194,9 +204,11 @@ def _mounted(hooks: ASGIApplication, prefix: str) -> object:
 
 @pytest.mark.parametrize("root_path", ["", "/api"])
 @pytest.mark.parametrize("prefix", [None, "", "/hooks", "/a/b%20c/d"])
-def test_any_prefix_root_path_and_slash(prefix: str | None, root_path: str) -> None:
+def test_any_prefix_root_path_and_slash(
+    prefix: str | None, root_path: str, attached: tuple[CallbackReceiver, OneToken]
+) -> None:
     """The token is the last segment that is not empty; None is the application by itself."""
-    receiver, inbox = _attached()
+    receiver, inbox = attached
     token = inbox.token
     app = receiver.asgi()
     served = app if prefix is None else _mounted(app, prefix.replace("%20", " "))
@@ -210,9 +222,11 @@ def test_any_prefix_root_path_and_slash(prefix: str | None, root_path: str) -> N
 
 
 @pytest.mark.parametrize("prefix", ["/hooks/midapi/", "/hooks"])
-def test_any_prefix_and_slash_in_aiohttp(prefix: str) -> None:
+def test_any_prefix_and_slash_in_aiohttp(
+    prefix: str, attached: tuple[CallbackReceiver, OneToken]
+) -> None:
     """As above, for the sub-application; a large body and an encoding are refused as anywhere."""
-    receiver, inbox = _attached()
+    receiver, inbox = attached
     token = inbox.token
     app = web.Application()
     app.add_subapp(prefix, receiver.aiohttp_app())
@@ -269,11 +283,14 @@ def head(token: str, *lines: str) -> bytes:
 
 @pytest.mark.parametrize("name", MOUNTS)
 def test_hostile_senders_over_sockets(
-    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    attached: tuple[CallbackReceiver, OneToken],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """C10, C11, C14, C24, and senders that hang up: each is answered and cut, nothing is logged."""
-    monkeypatch.setattr(_http, "READ_SECONDS", 0.5)
-    receiver, inbox = _attached()
+    monkeypatch.setattr(receiver_module, "READ_SECONDS", 0.5)
+    receiver, inbox = attached
     chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
     chunked = "Transfer-Encoding: chunked"
     cases: list[tuple[int, list[bytes]]] = [
@@ -288,10 +305,10 @@ def test_hostile_senders_over_sockets(
         for expected, parts in cases:
             said = talk(port, *parts)
             assert f"{expected}".encode() == said.split()[1], said
-        # aiohttp tells nobody who awaits a body already that a chunk of it is none.
+        # aiohttp does not report a malformed chunk to a reader that waits for the body already.
         garbage = talk(port, head(inbox.token, chunked), b"no chunk\r\n")
         assert garbage.split()[1] in {b"400", b"408"}
-        # Whoever goes on sending is cut, and may never read why.
+        # A sender that goes on sending is cut, and may never read the answer.
         assert talk(port, head(inbox.token, chunked), *[chunk] * 1000).split()[1:2] in (
             [],
             [b"413"],
@@ -306,5 +323,5 @@ def test_hostile_senders_over_sockets(
         said = talk(port, head(inbox.token, chunked, "Connection: close"), good, b"0\r\n\r\n")
         assert said.startswith(b"HTTP/1.1 200 ")
         assert inbox.taken == 1
-    ours = [each for each in caplog.records if each.name == "midapi_async"]
-    assert {"a callback is none"} >= {each.getMessage().partition(":")[0] for each in ours}
+    ours = [each for each in caplog.records if each.name.startswith("midapi_async")]
+    assert {"Rejected malformed callback"} >= {each.getMessage().partition(":")[0] for each in ours}

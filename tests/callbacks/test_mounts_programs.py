@@ -123,7 +123,7 @@ def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_told_to_stop_while_a_request_waits(
+def test_a_stop_signal_while_a_request_waits(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The request is told where to ask, the process ends at once, the next one goes on."""

@@ -23,10 +23,11 @@ from midapi_async import (
     WaitTimeout,
 )
 from midapi_async._wire.tokens import new_token, token_hash
-from midapi_async.callbacks.receiver import LARGEST_BODY
+from midapi_async.callbacks.http.answer import LARGEST_BODY
 from midapi_async.callbacks.signature import signature
 from midapi_async.journal import Intent
 from midapi_async.testing import VirtualLoop
+from tests.callbacks.serving import free_port
 from tests.support.scripted import ScriptedServer, delay, lose_answer, reply
 from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in, known
 from tests.world import TASK, URLS, accepted, client_of, looked, looks, ok, record, refused
@@ -87,8 +88,9 @@ async def a_scene(*script: object, **options: object) -> AsyncIterator[Scene]:
         yield Scene(server, client, receiver)
 
 
+@pytest.mark.fault("C7")
 async def test_a_callback_is_a_hint_and_record_info_is_the_truth() -> None:
-    """C7: the URLs of the result come from record-info, whatever the callback says."""
+    """The URLs of the result come from record-info, not from the callback."""
     async with a_scene(accepted(), looked()) as scene:
         handle = await scene.client.generate("a red fox")
         waiting = asyncio.create_task(handle.wait())
@@ -98,7 +100,8 @@ async def test_a_callback_is_a_hint_and_record_info_is_the_truth() -> None:
         assert len(looks(scene.server)) == 1
 
 
-async def test_c02_a_hundred_duplicates_at_once() -> None:
+@pytest.mark.fault("C2")
+async def test_a_hundred_duplicates_at_once() -> None:
     """One outcome, all answered 200, no storm of looks."""
     async with a_scene(accepted(), looked(), looked()) as scene:
         waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
@@ -110,7 +113,8 @@ async def test_c02_a_hundred_duplicates_at_once() -> None:
         assert len(looks(scene.server)) <= 2
 
 
-async def test_c02_a_hundred_duplicates_for_a_lost_answer() -> None:
+@pytest.mark.fault("C2")
+async def test_a_hundred_duplicates_for_a_lost_answer() -> None:
     """Checked once; one intent, one task."""
     async with a_scene(lose_answer(), delay(looked(), 1), looked()) as scene:
         waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
@@ -122,7 +126,8 @@ async def test_c02_a_hundred_duplicates_for_a_lost_answer() -> None:
         assert len(looks(scene.server)) <= 2
 
 
-async def test_s01_settling_and_waiting_share_one_timeout() -> None:
+@pytest.mark.fault("S1")
+async def test_settling_and_waiting_share_one_timeout() -> None:
     """wait_timeout bounds the whole of generate_and_wait, a lost answer included."""
     async with a_scene(lose_answer(), *(looked(flag=0) for _ in range(30))) as scene:
         begun = asyncio.get_running_loop().time()
@@ -135,7 +140,8 @@ async def test_s01_settling_and_waiting_share_one_timeout() -> None:
         assert pytest.approx(asyncio.get_running_loop().time() - begun, abs=0.1) == 60
 
 
-async def test_c03_before_the_submit_is_answered() -> None:
+@pytest.mark.fault("C3")
+async def test_a_callback_before_the_submit_is_answered() -> None:
     """Found by its token: the caller has its handle before the POST's answer comes."""
     async with a_scene(delay(accepted(), 100), looked(), looked()) as scene:
         waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
@@ -148,8 +154,9 @@ async def test_c03_before_the_submit_is_answered() -> None:
         assert ((await scene.row()).task_id, (await scene.row()).other_task_ids) == (TASK, ())
 
 
-async def test_s07_called_back_and_refused_is_not_sent_again() -> None:
-    """A callback proves that it was bought, whatever 429 the POST is answered with."""
+@pytest.mark.fault("S7")
+async def test_a_submission_that_was_called_back_is_not_sent_again_after_a_429() -> None:
+    """A callback proves that it was bought, even if the POST is answered with 429."""
     late = delay(refused(429, status=429, Retry_After="5"), 10)
     async with a_scene(late, looked(), looked()) as scene:
         handle = asyncio.create_task(scene.client.generate("a red fox"))
@@ -161,7 +168,8 @@ async def test_s07_called_back_and_refused_is_not_sent_again() -> None:
         assert State.ACCEPTED is (await scene.row()).state
 
 
-async def test_c03_too_early_to_be_checked_is_sent_again() -> None:
+@pytest.mark.fault("C3")
+async def test_a_callback_too_early_to_be_checked_is_sent_again() -> None:
     """record-info does not know the task yet: 503, so that the callback comes again."""
     early = refused(422, "recordInfo is null")
     async with a_scene(lose_answer(), early, looked(), looked()) as scene:
@@ -175,7 +183,8 @@ async def test_c03_too_early_to_be_checked_is_sent_again() -> None:
 
 
 @pytest.mark.parametrize("fault", [reply(502), ok(record(flag=[1])), looked(OTHER)])
-async def test_c21_what_cannot_be_checked_is_sent_again(fault: object) -> None:
+@pytest.mark.fault("C21")
+async def test_a_callback_that_cannot_be_checked_is_sent_again(fault: object) -> None:
     """A look that fails is 503, never a guess."""
     async with a_scene(lose_answer(), fault, looked(), looked()) as scene:
         waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
@@ -212,7 +221,8 @@ MISFITS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-async def test_c23_somebody_elses_task_id_is_not_bound(misfit: str) -> None:
+@pytest.mark.fault("C23")
+async def test_the_task_of_another_intent_is_not_bound(misfit: str) -> None:
     """Type, prompt, time and callback URL must fit: else ignored, counted, still unknown."""
     good: dict[str, object] = {"createTime": 4_000_000_000_000}
     wrong = ok(record(OTHER) | good | MISFITS[misfit])
@@ -222,12 +232,14 @@ async def test_c23_somebody_elses_task_id_is_not_bound(misfit: str) -> None:
         await asyncio.sleep(1)
         assert await scene.call_back(callback(OTHER)) == 200
         assert State.UNKNOWN is (await scene.row()).state
-        assert scene.client.stats().ignored_callbacks == 1
+        stats = scene.client.stats()
+        assert (stats.ignored_callbacks, stats.callbacks) == (1, 0)
         assert await scene.call_back() == 200
         assert (await waiting).task_id == TASK
 
 
-async def test_c23_our_callback_url_in_the_record_is_the_best_proof() -> None:
+@pytest.mark.fault("C23")
+async def test_our_callback_url_in_the_record_is_the_best_proof() -> None:
     """With our URL in it neither prompt nor time matter (a translated prompt, a skewed clock)."""
     async with a_scene(lose_answer()) as scene:
         waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
@@ -241,7 +253,8 @@ async def test_c23_our_callback_url_in_the_record_is_the_best_proof() -> None:
         assert_none_in(details, details.raw, details.to_dict(), dict(details.params))
 
 
-async def test_c23_a_known_task_is_not_exchanged() -> None:
+@pytest.mark.fault("C23")
+async def test_a_known_task_is_not_replaced() -> None:
     """Once the task id is known, a callback that names another is counted and ignored."""
     async with a_scene(accepted(), looked()) as scene:
         handle = await scene.client.generate("a red fox")
@@ -253,7 +266,9 @@ async def test_c23_a_known_task_is_not_exchanged() -> None:
         assert (await waiting).task_id == TASK
 
 
-async def test_c09_c17_late_and_empty_callbacks() -> None:
+@pytest.mark.fault("C9")
+@pytest.mark.fault("C17")
+async def test_late_and_empty_callbacks_are_200() -> None:
     """A finished task's callback again is 200 and nothing; a success without URLs is a hint."""
     async with a_scene(accepted(), looked()) as scene:
         handle = await scene.client.generate("a red fox")
@@ -266,7 +281,7 @@ async def test_c09_c17_late_and_empty_callbacks() -> None:
         assert len(looks(scene.server)) == 1
 
 
-async def test_an_acknowledgement_is_no_hint() -> None:
+async def test_an_acknowledgement_is_not_a_hint() -> None:
     """What holds only taskId and promptJson costs no look; it still brings a lost task id."""
     ack = json.dumps({"code": 200, "data": {"taskId": TASK, "promptJson": "{}"}}).encode()
     async with a_scene(lose_answer(), looked(flag=0), looked()) as scene:
@@ -320,14 +335,17 @@ async def test_every_shape_of_a_callback_is_a_hint(shape: str) -> None:
         b'{"code":NaN,"taskId":"a"}',
     ],
 )
-async def test_c12_what_is_no_callback_is_400(body: bytes) -> None:
+@pytest.mark.fault("C12")
+async def test_malformed_callbacks_are_400(body: bytes) -> None:
     """Deep, cut, wrong and empty bodies change nothing."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
         assert await scene.call_back(body) == 400
 
 
-async def test_c08_c24_an_unknown_token_is_404_before_the_body_is_read() -> None:
+@pytest.mark.fault("C8")
+@pytest.mark.fault("C24")
+async def test_an_unknown_token_is_404_before_the_body_is_read() -> None:
     """Neither read nor remembered."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
@@ -339,7 +357,9 @@ async def test_c08_c24_an_unknown_token_is_404_before_the_body_is_read() -> None
             assert await scene.receiver.handle(token, {}, body) == 404
 
 
-async def test_c10_c11_sizes_and_encodings_in_the_core() -> None:
+@pytest.mark.fault("C10")
+@pytest.mark.fault("C11")
+async def test_encodings_are_415() -> None:
     """An encoding is refused before the body is read."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
@@ -356,8 +376,9 @@ async def test_without_an_open_client_it_is_503() -> None:
         _ = CallbackReceiver(None, port=0).url
 
 
-async def test_c21_the_journal_is_down() -> None:
-    """It cannot be read, or cannot be written: 503; who waits here gets the result all the same."""
+@pytest.mark.fault("C21")
+async def test_a_broken_journal_is_503_and_waits_go_on() -> None:
+    """503 if it cannot be read or written; waits in this process get the result all the same."""
 
     class Down(MemoryJournal):
         reads = writes = True
@@ -415,7 +436,9 @@ NOT_SIGNED: dict[str, list[tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("wrong", NOT_SIGNED)
-async def test_c04_c05_a_signature_that_does_not_hold_is_401(wrong: str) -> None:
+@pytest.mark.fault("C4")
+@pytest.mark.fault("C5")
+async def test_a_wrong_signature_is_401(wrong: str) -> None:
     """Nothing changes, nothing is said."""
     async with a_scene(accepted(), webhook_key=WEBHOOK_KEY) as scene:
         await scene.client.generate("a red fox")
@@ -424,8 +447,9 @@ async def test_c04_c05_a_signature_that_does_not_hold_is_401(wrong: str) -> None
 
 
 @pytest.mark.parametrize("timestamp", ["0", "1", "1760557532", "999999999999"])
-async def test_c05_an_old_timestamp_is_still_a_hint(timestamp: str) -> None:
-    """Nobody knows whether retries are signed anew."""
+@pytest.mark.fault("C5")
+async def test_an_old_timestamp_is_still_a_hint(timestamp: str) -> None:
+    """It is not known whether retries are signed again."""
     async with a_scene(accepted(), webhook_key=[known("the-new-key"), WEBHOOK_KEY]) as scene:
         await scene.client.generate("a red fox")
         headers = {name.upper(): value for name, value in signed(timestamp=timestamp).items()}
@@ -435,7 +459,8 @@ async def test_c05_an_old_timestamp_is_still_a_hint(timestamp: str) -> None:
         assert scene.client.stats().callbacks == 2
 
 
-async def test_c04_a_missing_signature_is_asked_about_once(
+@pytest.mark.fault("C4")
+async def test_a_missing_signature_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One line: is the key set at MidAPI too?"""
@@ -462,29 +487,12 @@ header_text = st.text(max_size=40) | st.sampled_from([*signed().values(), "0", "
     ),
     body=st.binary(max_size=80) | st.just(callback()),
 )
-def test_property_one_outcome_whatever_the_headers_hold(
-    headers: list[tuple[str, str]], body: bytes
-) -> None:
+def test_any_headers_have_one_outcome(headers: list[tuple[str, str]], body: bytes) -> None:
     """Always a status, never an exception; 200 only with exactly one good pair."""
-
-    class OneIntent:
-        async def find(self, token_hash: str) -> Intent | None:
-            return Intent(
-                intent_id="i",
-                scope="s",
-                request=None,
-                fingerprint="f",
-                token_hash=token_hash,
-                created_at=0.0,
-                task_id=TASK,
-            )
-
-        async def take(self, row: Intent, callback: object) -> int:
-            return 200
 
     async def main() -> int:
         receiver = CallbackReceiver("https://me.example", webhook_key=WEBHOOK_KEY)
-        await receiver.attach(OneIntent())
+        await receiver.attach(EveryToken())
         return await receiver.handle(new_token(), headers, body)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -530,7 +538,7 @@ def status_of(answer: bytes) -> int:
     return int(answer.split()[1])
 
 
-async def test_the_server_hands_on_what_comes() -> None:
+async def test_the_server_passes_callbacks_to_the_receiver() -> None:
     """Any prefix, a trailing slash, a real client."""
     async with a_scene(accepted(), looked()) as scene:
         waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
@@ -544,7 +552,8 @@ async def test_the_server_hands_on_what_comes() -> None:
         assert (await waiting).is_final
 
 
-async def test_c13_methods_paths_and_malformed_requests() -> None:
+@pytest.mark.fault("C13")
+async def test_methods_paths_and_malformed_requests_are_refused() -> None:
     """405 for another method, 404 for another path, 4xx for what is no HTTP; all closed."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
@@ -558,7 +567,8 @@ async def test_c13_methods_paths_and_malformed_requests() -> None:
         assert status_of(await talk(port, long)) == 400
 
 
-async def test_c10_too_large_is_413_and_closed() -> None:
+@pytest.mark.fault("C10")
+async def test_a_large_body_is_413_and_closed() -> None:
     """Declared, and in endless chunks: refused without reading it all."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
@@ -570,7 +580,8 @@ async def test_c10_too_large_is_413_and_closed() -> None:
         assert status_of(await talk(port, head.encode(), *[chunk] * many)) == 413
 
 
-async def test_c11_an_encoding_is_415_over_the_socket() -> None:
+@pytest.mark.fault("C11")
+async def test_an_encoding_is_415_over_the_socket() -> None:
     """Before the body comes."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
@@ -578,7 +589,8 @@ async def test_c11_an_encoding_is_415_over_the_socket() -> None:
         assert status_of(await talk(port_of(scene.receiver), request)) == 415
 
 
-async def test_c14_a_body_that_does_not_come_is_cut() -> None:
+@pytest.mark.fault("C14")
+async def test_an_incomplete_body_is_408() -> None:
     """Within five seconds."""
     async with a_scene(accepted()) as scene:
         await scene.client.generate("a red fox")
@@ -588,7 +600,8 @@ async def test_c14_a_body_that_does_not_come_is_cut() -> None:
         assert asyncio.get_running_loop().time() - begun < 6
 
 
-async def test_c20_shutdown_with_a_callback_in_flight() -> None:
+@pytest.mark.fault("C20")
+async def test_shutdown_waits_for_open_callbacks() -> None:
     """It is finished, within the bound."""
     async with a_scene(lose_answer(), delay(looked(), 3)) as scene:
         task = asyncio.create_task(scene.client.generate("a red fox"))
@@ -685,3 +698,77 @@ def test_the_vector_of_the_wire_document() -> None:
     )
     assert len(base64.b64decode(expected, validate=True)) == 32
     assert API_KEY not in expected
+
+
+# ─── event loops ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.fault("C29")
+@pytest.mark.real_time
+async def test_a_callback_handled_in_another_thread_wakes_the_client() -> None:
+    """The body is read where it came; the client's own event loop does the rest."""
+    async with a_scene(accepted(), looked()) as scene:
+        handle = await scene.client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(0)
+        loops = []
+
+        async def body() -> bytes:
+            loops.append(asyncio.get_running_loop())
+            return callback()
+
+        def call_back() -> int:
+            return asyncio.run(scene.receiver.handle(scene.token, {}, body))
+
+        assert await asyncio.to_thread(call_back) == 200
+        assert (await asyncio.wait_for(waiting, 10)).urls == URLS
+        assert loops != [asyncio.get_running_loop()]
+        assert scene.client.stats().callbacks == 1
+
+
+class EveryToken:
+    """An inbox that takes everything."""
+
+    async def find(self, token_hash: str) -> Intent | None:
+        return Intent(
+            intent_id="i",
+            scope="s",
+            request=None,
+            fingerprint="f",
+            token_hash=token_hash,
+            created_at=0.0,
+            task_id=TASK,
+        )
+
+    async def take(self, row: Intent, callback: object) -> int:
+        return 200
+
+
+@pytest.mark.fault("C29")
+def test_a_receiver_works_again_after_its_event_loop_ended_without_closing_it() -> None:
+    """What that loop left is not asked any more, and its port is free for the next server."""
+
+    async def main() -> tuple[int, int]:
+        await receiver.attach(EveryToken())
+        answer = await talk(port_of(receiver), post("token", callback(), "Connection: close\r\n"))
+        return port_of(receiver), status_of(answer)
+
+    receiver = CallbackReceiver(None, port=free_port())
+    for _ in range(2):
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            assert runner.run(main()) == (receiver._port, 200)
+        with asyncio.Runner() as runner:
+            assert runner.run(receiver.handle("token", {}, callback())) == 503
+    assert receiver._server is not None
+    receiver._server.abandon()
+
+
+@pytest.mark.fault("C29")
+def test_a_server_belongs_to_one_event_loop() -> None:
+    """A client in a second loop is refused, not left without callbacks."""
+    receiver, inbox = CallbackReceiver(None, port=0), EveryToken()
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner, asyncio.Runner() as other:
+        runner.run(receiver.attach(inbox))
+        with pytest.raises(ReceiverError, match="another event loop"):
+            other.run(receiver.attach(EveryToken()))
+        runner.run(receiver.detach(inbox))

@@ -1,4 +1,4 @@
-"""MidAPI's signature of a callback: one outcome, whatever the headers hold."""
+"""MidAPI's signature of a callback: one outcome for any headers."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midapi_async import CallbackReceiver, Intent, InvalidRequestError, sign_callback
 from midapi_async._wire.protocol import Callback
-from midapi_async.callbacks.receiver import Headers
+from midapi_async.callbacks import Headers
 from midapi_async.callbacks.signature import (
     SIGNATURE_HEADER,
     TIMESTAMP_HEADER,
@@ -48,8 +48,9 @@ def test_the_documented_vector() -> None:
     assert is_signed([KEY], headers([TIME], [GOOD]), TASK)
 
 
-def test_c05_an_old_or_future_timestamp_is_no_reason_to_refuse() -> None:
-    """MidAPI may not sign its retries anew: the signature counts, not its age."""
+@pytest.mark.fault("C5")
+def test_old_and_future_timestamps_are_accepted() -> None:
+    """MidAPI may not sign its retries again: the signature counts, not its age."""
     for moment in ("0", "1", "999999999999"):
         assert is_signed([KEY], headers([moment], [signed(moment)]), TASK)
 
@@ -62,7 +63,8 @@ def test_rotation_takes_the_old_and_the_new_key() -> None:
     assert not is_signed([], headers([TIME], [GOOD]), TASK)
 
 
-def test_c23_a_signature_is_for_one_task_and_time() -> None:
+@pytest.mark.fault("C23")
+def test_a_signature_is_for_one_task_and_time() -> None:
     """The signature of one task does not sign another, nor another moment."""
     assert not is_signed([KEY], headers([TIME], [GOOD]), TASK[:-1] + "8")
     assert not is_signed([KEY], headers(["1760557533"], [GOOD]), TASK)
@@ -79,12 +81,15 @@ def test_c23_a_signature_is_for_one_task_and_time() -> None:
         ([TIME, "0"], [GOOD, "x"]),
     ],
 )
-def test_c05_headers_stand_there_once(times: Sequence[str], signatures: Sequence[str]) -> None:
+@pytest.mark.fault("C5")
+def test_missing_and_doubled_headers_are_refused(
+    times: Sequence[str], signatures: Sequence[str]
+) -> None:
     """A missing or doubled header is no signature, also where one of the two would fit."""
     assert not is_signed([KEY], headers(times, signatures), TASK)
 
 
-def test_no_headers_are_no_signature() -> None:
+def test_without_headers_there_is_no_signature() -> None:
     """Also when other headers are there."""
     assert not is_signed([KEY], {}, TASK)
     assert not is_signed([KEY], {"content-type": ["application/json"]}, TASK)
@@ -111,8 +116,9 @@ def test_no_headers_are_no_signature() -> None:
         "\ud800",
     ],
 )
-def test_c05_a_timestamp_is_ascii_digits(time: str) -> None:
-    """Whatever `int` or `float` would take besides is refused, however well it is signed."""
+@pytest.mark.fault("C5")
+def test_only_ascii_digits_are_a_timestamp(time: str) -> None:
+    """Other texts that `int` or `float` would accept are refused, even if they are signed."""
     digest = hmac.new(KEY, f"{TASK}.{time}".encode(errors="surrogatepass"), hashlib.sha256).digest()
     given_signature = base64.b64encode(digest).decode()
     assert not is_signed([KEY], headers([time], [given_signature]), TASK)
@@ -137,7 +143,8 @@ def test_c05_a_timestamp_is_ascii_digits(time: str) -> None:
         GOOD * 1000,
     ],
 )
-def test_c04_junk_is_no_signature(given_signature: str) -> None:
+@pytest.mark.fault("C4")
+def test_malformed_signatures_are_refused(given_signature: str) -> None:
     """Base64 that a lax decoder would take, and text that `compare_digest` would choke on."""
     assert not is_signed([KEY], headers([TIME], [given_signature]), TASK)
 
@@ -150,9 +157,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))
     st.lists(ANY_TEXT | st.just(GOOD), max_size=3),
     st.text() | st.just(TASK),
 )
-def test_there_is_one_outcome_whatever_the_headers_hold(
-    times: list[str], signatures: list[str], task: str
-) -> None:
+def test_any_headers_are_signed_or_not(times: list[str], signatures: list[str], task: str) -> None:
     """True for the one right pair, False for all else; never an error."""
     expected = times == [TIME] and signatures == [GOOD] and task == TASK
     assert expected is is_signed([KEY], headers(times, signatures), task)
@@ -193,7 +198,7 @@ def test_without_a_timestamp_it_signs_now() -> None:
         (("key\ud800", TASK), "webhook_key"),
     ],
 )
-def test_what_cannot_be_signed_is_an_error_that_names_it(
+def test_wrong_arguments_of_sign_callback_are_named(
     arguments: tuple[str, str, int], named: str
 ) -> None:
     """And does not show the key."""
@@ -255,9 +260,9 @@ GOOD_PAIRS = [("x-webhook-TIMESTAMP", TIME), ("X-WEBHOOK-signature", GOOD)]
 @example([*GOOD_PAIRS, GOOD_PAIRS[0]], False)
 @example([("X-Webhook-Timestamp", "\ud800"), ("X-Webhook-Signature", "\udcff")], True)
 @example([("\ud800", "\ud800"), ("X-Webhook-Signature", "=" * 1_000_000)], True)
-def test_c04_c05_one_outcome_whatever_list_of_headers_comes(
-    pairs: list[tuple[str, str]], complete: bool
-) -> None:
+@pytest.mark.fault("C4")
+@pytest.mark.fault("C5")
+def test_any_list_of_headers_is_200_or_401(pairs: list[tuple[str, str]], complete: bool) -> None:
     """200 for exactly one good timestamp with its one signature, else 401; never an error."""
     pairs = [*pairs, *GOOD_PAIRS] if complete else pairs
     pairs = [(name, value) for name, value in pairs if name.lower() != "content-encoding"]
@@ -269,16 +274,17 @@ def test_c04_c05_one_outcome_whatever_list_of_headers_comes(
     assert handled(pairs) == [200 if is_good else 401]
 
 
-def test_c04_a_missing_and_a_wrong_signature_are_each_told_once(
+@pytest.mark.fault("C4")
+def test_a_missing_and_a_wrong_signature_are_each_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Is the key set at MidAPI? Was it changed? One line each, and never what was sent."""
     wrong = sign_callback(known("another-key-of-webhooks"), TASK)
     assert handled({}, wrong, {}, wrong, GOOD_PAIRS[:1], GOOD_PAIRS[1:]) == [401] * 6
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2, told
-    assert "with no signature: webhook_key is set here; is the key set at MidAPI too?" in told[0]
-    assert "with a wrong signature: was the key changed at MidAPI?" in told[1]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2, messages
+    assert "is missing. webhook_key is set here; is the key set at MidAPI too?" in messages[0]
+    assert "is wrong. Was the key changed at MidAPI?" in messages[1]
     assert wrong["X-Webhook-Signature"] not in caplog.text
     assert not found_in(caplog.text)
 
@@ -292,7 +298,7 @@ def test_rotation_in_a_receiver() -> None:
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("is_file", [True, False])
-def test_several_keys_stand_one_on_a_line_of_the_environment(
+def test_several_keys_in_the_environment_one_per_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str, is_file: bool
 ) -> None:
     """`CallbackReceiver.from_env`: in the variable, or in the file that the other one names."""
@@ -310,7 +316,9 @@ def test_several_keys_stand_one_on_a_line_of_the_environment(
 
 
 @pytest.mark.parametrize("text", [f"{WEBHOOK_KEY}\n\nnew", "a\x01b", "a\udcff"])
-def test_keys_that_cannot_be_meant_are_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_malformed_keys_in_the_environment_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     """At the start, and not as 401 to each callback."""
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example")
     monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", text)

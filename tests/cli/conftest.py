@@ -1,4 +1,4 @@
-"""The command line in this process, against a sandbox over real sockets."""
+"""Runs the command line in this process, against a sandbox over real sockets."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SECONDS = 20.0
 
 @attrs.frozen
 class Ran:
-    """What a command came to."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -38,14 +38,14 @@ class Ran:
         return self.out.splitlines()
 
     @property
-    def json(self) -> Any:  # noqa: ANN401 - a test knows what it looks for
+    def json(self) -> Any:
         """The one JSON object on stdout."""
         assert len(self.lines) == 1, self.out
         return json.loads(self.out)
 
     @property
     def error(self) -> str:
-        """The one line that tells what went wrong."""
+        """The one line that says what went wrong."""
         errors = [line for line in self.err.splitlines() if line.startswith("midapi: ")]
         assert len(errors) == 1, self.err
         assert "Traceback" not in self.err
@@ -78,7 +78,7 @@ def midapi(capsys: pytest.CaptureFixture[str]) -> Midapi:
 
 
 def spawn(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
-    """The command line as a process of its own, with this one's environment."""
+    """The command line as a new process, with this one's environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "midapi_async", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -104,15 +104,15 @@ def ctrl_c_when(happened: Callable[[], object], *, times: int = 1) -> Iterator[N
     def press() -> None:
         wait_until(happened)
         for _ in range(times):
-            time.sleep(0.2)  # the first one shall be seen before the second comes
+            time.sleep(0.2)  # the first one must be handled before the second arrives
             os.kill(os.getpid(), signal.SIGINT)
 
-    finger = threading.Thread(target=press)
-    finger.start()
+    presser = threading.Thread(target=press)
+    presser.start()
     try:
         yield
     finally:
-        finger.join()
+        presser.join()
 
 
 def wait_until(happened: Callable[[], object]) -> None:
@@ -123,7 +123,7 @@ def wait_until(happened: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def only(found: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever was found
-    """The one thing that was found."""
+def only(found: Sequence[Any]) -> Any:
+    """The only item."""
     assert len(found) == 1, found
     return found[0]

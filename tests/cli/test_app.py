@@ -20,16 +20,16 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_each_command_has_a_help(midapi: Midapi, command: list[str]) -> None:
-    """Its docstring and all of its options."""
+def test_each_command_has_help(midapi: Midapi, command: list[str]) -> None:
+    """The help shows how to call it, and its options."""
     ran = midapi(*command, "--help")
     assert (ran.code, ran.err) == (0, "")
     assert f"Usage: midapi {' '.join(command)}" in ran.out
     assert "--" in ran.out.partition("\n")[2]
 
 
-def test_the_help_of_all_names_each_command(midapi: Midapi) -> None:
-    """And the exit codes."""
+def test_the_main_help_names_each_command(midapi: Midapi) -> None:
+    """It also lists the exit codes."""
     for arguments in ([], ["--help"]):
         ran = midapi(*arguments)
         assert ran.code == 0
@@ -37,21 +37,21 @@ def test_the_help_of_all_names_each_command(midapi: Midapi) -> None:
         assert "Exit codes: 0 done, 1 " in ran.out
 
 
-def test_the_version_is_that_of_the_package(midapi: Midapi) -> None:
-    """On a line of its own."""
+def test_version_prints_the_package_version(midapi: Midapi) -> None:
+    """Nothing else is printed."""
     assert midapi("--version").out == f"{midapi_async.__version__}\n"
 
 
 def test_an_unknown_command_is_a_usage_error(midapi: Midapi) -> None:
-    """With a word on what there is, also as JSON."""
+    """The message suggests a command, also as JSON."""
     ran = midapi("genrate", "a fox", "--json")
     assert ran.code == 2
     assert "generate" in ran.error
     assert ran.json["error"]["type"] == "UsageError"
 
 
-def test_json_behind_a_double_dash_is_a_prompt(midapi: Midapi) -> None:
-    """It asks for no JSON."""
+def test_json_after_a_double_dash_is_no_option(midapi: Midapi) -> None:
+    """It is a prompt, and asks for no JSON output."""
     assert midapi("genrate", "--", "--json").out == ""
 
 
@@ -67,20 +67,20 @@ def test_without_the_extra_it_says_what_to_install(
     assert cli.main(["credits"]) == 2
 
 
-def test_another_module_that_is_missing_is_no_matter_of_the_extra(
+def test_another_missing_module_is_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A broken installation is not explained away."""
+    """A broken installation is not reported as a missing extra."""
     monkeypatch.setitem(sys.modules, "midapi_async.cli.demo", None)
     monkeypatch.delitem(sys.modules, "midapi_async.cli.app")
     with pytest.raises(ModuleNotFoundError):
         cli.main(["credits"])
 
 
-def test_what_should_not_happen_is_one_line_too(
+def test_an_unexpected_exception_is_one_line(
     midapi: Midapi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No traceback, and not the key."""
+    """It shows no traceback and no API key."""
     monkeypatch.setenv("MIDAPI_API_KEY", "a-secret-key")
 
     def broken(*_: object) -> None:
@@ -94,10 +94,10 @@ def test_what_should_not_happen_is_one_line_too(
 
 
 @pytest.mark.midapi_sandbox(auto=False)
-def test_ctrl_c_where_nothing_is_lost_says_no_more(
+def test_ctrl_c_without_a_task_only_says_interrupted(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
-    """A look costs nothing."""
+    """Nothing was bought, so there is nothing to come back to."""
     from midapi_async.sandbox import hang
 
     midapi_sandbox.faults.on("credit", do=hang())
@@ -106,7 +106,7 @@ def test_ctrl_c_where_nothing_is_lost_says_no_more(
     assert (ran.code, ran.error) == (130, "Interrupted.")
 
 
-def test_the_arguments_are_those_of_the_process(
+def test_main_without_arguments_uses_those_of_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`main()` is the entry point."""
@@ -115,7 +115,7 @@ def test_the_arguments_are_those_of_the_process(
     assert midapi_async.__version__ in capsys.readouterr().out
 
 
-def test_completion_can_be_installed(midapi: Midapi) -> None:
+def test_shell_completion_can_be_installed(midapi: Midapi) -> None:
     """There is an option for it."""
     assert "--install-completion" in midapi("--help").out
 
@@ -131,20 +131,20 @@ def test_exit_codes_of_a_process(arguments: list[str], code: int) -> None:
     """`python -m midapi_async`: 0, 1 for an error of the service, 2 for a usage error."""
     environment = {"MIDAPI_API_KEY": "key", "MIDAPI_BASE_URL": "http://127.0.0.1:9"}
     ran = finish(spawn(*arguments, **environment))
-    assert code == ran.code
+    assert ran.code == code
     assert (ran.err == "") == (code == 0)
     assert "Traceback" not in ran.err
 
 
 def test_the_entry_point_is_main() -> None:
-    """As pyproject.toml names it."""
+    """pyproject.toml names it."""
     text = (REPOSITORY / "pyproject.toml").read_text("utf-8")
     assert 'midapi = "midapi_async.cli:main"' in text
 
 
 @pytest.mark.midapi_sandbox(auto=False)
 def test_sigint_ends_a_process_with_130(midapi_sandbox: SandboxThread) -> None:
-    """With one line that tells how to come back."""
+    """One line says how to come back to the task."""
     import signal
 
     process = spawn("generate", "a fox")
@@ -155,8 +155,8 @@ def test_sigint_ends_a_process_with_130(midapi_sandbox: SandboxThread) -> None:
     assert "goes on" in ran.error
 
 
-def test_a_broken_pipe_is_quiet(midapi_sandbox: SandboxThread) -> None:
-    """`midapi … | true`: no word, the exit code of SIGPIPE."""
+def test_a_broken_pipe_ends_the_command_silently(midapi_sandbox: SandboxThread) -> None:
+    """`midapi … | true`: no output, and the exit code of SIGPIPE."""
     ours, of_rich = {141}, {1, 141}
     for arguments, codes in (
         (["credits"], ours),
@@ -172,15 +172,17 @@ def test_a_broken_pipe_is_quiet(midapi_sandbox: SandboxThread) -> None:
         assert process.returncode in codes, arguments
 
 
-def test_a_terminal_with_a_small_alphabet_is_no_error(midapi_sandbox: SandboxThread) -> None:
-    """What its encoding does not have stands as an escape."""
+def test_characters_that_the_terminal_cannot_encode_are_escaped(
+    midapi_sandbox: SandboxThread,
+) -> None:
+    """They do not end the command."""
     ran = finish(spawn("demo", "--sandbox", "--prompt", "狐", PYTHONIOENCODING="ascii"))
     assert ran.code == 0, ran.err
     assert '"\\u72d0"' in ran.out
 
 
 def test_a_warning_is_one_line(midapi_sandbox: SandboxThread) -> None:
-    """Without the place in the code."""
+    """It does not show the place in the code."""
     ran = finish(
         spawn(
             "credits",
@@ -194,7 +196,8 @@ def test_a_warning_is_one_line(midapi_sandbox: SandboxThread) -> None:
     assert ".py" not in ran.err
 
 
-def test_i5_no_process_shows_a_key(midapi_sandbox: SandboxThread, elsewhere: Path) -> None:
+@pytest.mark.fault("I5")
+def test_no_output_contains_the_api_key(midapi_sandbox: SandboxThread, elsewhere: Path) -> None:
     """Not even with --verbose."""
     key = os.environ["MIDAPI_API_KEY"]
     ran = finish(spawn("generate", "a fox", "--verbose", "--json"))

@@ -17,8 +17,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(midapi_async.cli.demo, "_TIME_SCALE", 120.0)
 
 
-def test_it_shows_the_whole_way_against_a_sandbox(midapi: Midapi, elsewhere: Path) -> None:
-    """Without a key and without anything set: a callback, four pictures, and what it cost there."""
+def test_without_a_key_it_runs_against_a_sandbox(midapi: Midapi, elsewhere: Path) -> None:
+    """It gets a callback, downloads four pictures, and shows the price."""
     ran = midapi("demo")
     assert ran.code == 0, ran.err
     pictures = sorted((elsewhere / "midapi-demo").iterdir())
@@ -32,10 +32,10 @@ def test_it_shows_the_whole_way_against_a_sandbox(midapi: Midapi, elsewhere: Pat
     assert all(path.name in ran.out for path in pictures)
 
 
-def test_it_says_where_real_pictures_come_from(
+def test_without_pillow_it_says_how_to_get_colour(
     midapi: Midapi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without Pillow the pictures are grey, and that is said."""
+    """The pictures are grey then."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     ran = midapi("demo", "--folder", "there")
     assert ran.code == 0
@@ -43,13 +43,11 @@ def test_it_says_where_real_pictures_come_from(
     assert len(list(Path("there").iterdir())) == 4
 
 
-def test_a_key_alone_makes_it_the_real_service(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """It says first that it costs credits; nobody calls back, so it looks."""
+def test_with_a_key_it_uses_the_real_service(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """It says first that this costs credits; without a receiver it polls."""
     ran = midapi("demo", "--prompt", "a [/] blue whale")
     assert ran.code == 0, ran.err
-    assert f"An API key is set, so this is {midapi_sandbox.url}, and it costs credits." in ran.out
+    assert f"An API key is set, so this uses {midapi_sandbox.url} and costs credits." in ran.out
     assert "MIDAPI_PUBLIC_URL is not set" in ran.out
     assert "4  A look found it" in ran.out
     task_id = only(midapi_sandbox.ledger.accepted).task_id
@@ -58,7 +56,7 @@ def test_a_key_alone_makes_it_the_real_service(
     assert len(list(Path("midapi-demo").iterdir())) == 4
 
 
-def test_the_real_service_calls_back_where_the_environment_says(
+def test_with_a_public_url_it_receives_callbacks(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MIDAPI_PUBLIC_URL and MIDAPI_CALLBACK_PORT make a receiver."""
@@ -67,20 +65,18 @@ def test_the_real_service_calls_back_where_the_environment_says(
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
     ran = midapi("demo")
     assert ran.code == 0, ran.err
-    assert f"takes callbacks at http://127.0.0.1:{port}/callbacks." in ran.out
+    assert f"receives callbacks at http://127.0.0.1:{port}/callbacks." in ran.out
     assert midapi_sandbox.ledger.callbacks[0].status == 200
 
 
-def test_with_a_key_it_can_be_had_for_nothing(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """--sandbox: the account that the key belongs to is not asked."""
+def test_sandbox_option_ignores_the_key(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """--sandbox sends nothing to the account of the key."""
     assert midapi("demo", "--sandbox").code == 0
     assert midapi_sandbox.ledger.requests == ()
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
-def test_ctrl_c_during_the_post_tells_the_task(
+def test_ctrl_c_during_the_post_names_the_task(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
     """As with `midapi generate`."""
@@ -91,15 +87,15 @@ def test_ctrl_c_during_the_post_tells_the_task(
     assert only(midapi_sandbox.ledger.accepted).task_id in ran.err
 
 
-def test_a_folder_that_cannot_be_is_a_usage_error(midapi: Midapi) -> None:
-    """Noticed before anything is done."""
+def test_an_unusable_folder_is_a_usage_error(midapi: Midapi) -> None:
+    """Before anything is done."""
     Path("taken").write_text("")
     ran = midapi("demo", "--folder", "taken")
     assert (ran.code, ran.out) == (2, "")
 
 
-def test_a_process_of_its_own_needs_nothing(elsewhere: Path) -> None:
-    """The demo as a user starts it."""
+def test_it_runs_as_a_process(elsewhere: Path) -> None:
+    """As a user starts it."""
     ran = finish(spawn("demo"))
     assert ran.code == 0, ran.err
     assert len(list((elsewhere / "midapi-demo").iterdir())) == 4

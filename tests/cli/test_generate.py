@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import midapi_async.client
+from midapi_async import _session
 from midapi_async.sandbox import (
     RequestAction,
     SandboxThread,
@@ -33,10 +33,10 @@ def bought(sandbox: SandboxThread) -> dict[str, Any]:
     return dict(only(sandbox.ledger.accepted).body)
 
 
-def test_a_prompt_becomes_four_files_whose_paths_are_printed(
+def test_a_prompt_makes_four_files_and_prints_their_paths(
     midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
 ) -> None:
-    """Stdout holds the paths and nothing else; what is for people goes to stderr."""
+    """Stdout holds the paths and nothing else; messages go to stderr."""
     ran = midapi("generate", "a red fox", "--aspect-ratio", "16:9", "--folder", "pictures")
     assert ran.code == 0
     assert sorted(str(path) for path in Path("pictures").iterdir()) == sorted(ran.lines)
@@ -47,17 +47,17 @@ def test_a_prompt_becomes_four_files_whose_paths_are_printed(
     assert bought(midapi_sandbox)["aspectRatio"] == "16:9"
 
 
-def test_the_json_is_one_object_with_all_that_a_script_needs(
+def test_the_json_is_one_object_with_everything_for_a_script(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
-    """One JSON object on stdout: ids, status, URLs, files, duration, the user's own notes."""
+    """Ids, status, URLs, files, duration, the user's own notes."""
     ran = midapi(
         *("generate", "a fox", "--json", "--key", "order-17"),
         *("--metadata", "channel=42", "--metadata", "note=a=b"),
     )
     assert ran.code == 0
     found = ran.json
-    assert only(midapi_sandbox.ledger.accepted).task_id == found["task_id"]
+    assert found["task_id"] == only(midapi_sandbox.ledger.accepted).task_id
     assert found["status"] == "succeeded"
     assert len(found["urls"]) == 4
     assert all(Path(file).is_file() for file in found["files"])
@@ -68,10 +68,11 @@ def test_the_json_is_one_object_with_all_that_a_script_needs(
     assert "keys are kept in memory only" in ran.err
 
 
-def test_i1_a_key_is_paid_once_while_the_journal_lasts(
+@pytest.mark.fault("I1")
+def test_a_key_is_paid_once_while_the_journal_exists(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MIDAPI_JOURNAL names a folder: there the second call finds the task of the first."""
+    """With MIDAPI_JOURNAL the second call finds the task of the first."""
     monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
     first, second = (
         midapi("generate", "a fox", "--key", "order-17", "--json", "--no-download")
@@ -85,10 +86,10 @@ def test_i1_a_key_is_paid_once_while_the_journal_lasts(
     assert (other.json["error"]["type"], other.json["error"]["key"]) == ("KeyConflict", "order-17")
 
 
-def test_without_a_download_the_urls_are_printed(
+def test_no_download_prints_the_urls(
     midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
 ) -> None:
-    """--no-download: four URLs, no file."""
+    """Four URLs, no file."""
     ran = midapi("generate", "a fox", "--no-download")
     assert len(ran.lines) == 4
     assert all(line.startswith(midapi_sandbox.url) for line in ran.lines)
@@ -96,10 +97,8 @@ def test_without_a_download_the_urls_are_printed(
 
 
 @pytest.mark.midapi_sandbox(auto=False)
-def test_without_waiting_the_task_id_is_printed(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """--no-wait: the id on stdout, and on stderr how to come back."""
+def test_no_wait_prints_the_task_id(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Stderr says how to come back."""
     ran = midapi("generate", "a fox", "--no-wait")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.lines == [task_id]
@@ -107,10 +106,8 @@ def test_without_waiting_the_task_id_is_printed(
 
 
 @pytest.mark.midapi_sandbox(auto=False)
-def test_without_waiting_the_json_says_that_it_is_generating(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """--no-wait --json has the same names as a finished task's."""
+def test_the_json_of_no_wait_says_generating(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """It has the same names as for a finished task."""
     found = midapi("generate", "a fox", "--no-wait", "--json").json
     assert (
         found["status"],
@@ -120,8 +117,10 @@ def test_without_waiting_the_json_says_that_it_is_generating(
     ) == ("generating", [], [], None)
 
 
-def test_what_is_not_given_is_not_sent(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
-    """Only what the SDK always sends is in the body of a bare prompt."""
+def test_options_that_are_not_given_are_not_sent(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """The body of a bare prompt holds only what the SDK always sends."""
     midapi("generate", "a fox", "--no-wait")
     assert set(bought(midapi_sandbox)) == {"taskType", "prompt", "speed", "enableTranslation"}
 
@@ -155,10 +154,10 @@ def test_what_is_not_given_is_not_sent(midapi: Midapi, midapi_sandbox: SandboxTh
         (["video", "it runs", URL, "--hd"], {"taskType": "mj_video_hd", "motion": "high"}),
     ],
 )
-def test_each_kind_of_request_is_sent_as_it_was_asked_for(
+def test_each_kind_of_request_is_sent(
     midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], body: dict[str, object]
 ) -> None:
-    """The options of the command line are the fields of MidAPI's body."""
+    """The options are the fields of MidAPI's body."""
     wait = ["--no-wait"]  # behind the name of a command, before a --
     ran = midapi("generate", *(wait + arguments if "--" in arguments else arguments + wait))
     assert ran.code == 0, ran.err
@@ -178,14 +177,14 @@ def test_each_kind_of_request_is_sent_as_it_was_asked_for(
         ),
     ],
 )
-def test_what_goes_on_from_a_task_names_it(
+def test_requests_about_a_task_name_it(
     midapi: Midapi,
     midapi_sandbox: SandboxThread,
     parent: str,
     arguments: list[object],
     body: dict[str, object],
 ) -> None:
-    """Upscale, vary and extend take the task and the place in it."""
+    """Upscale, vary and extend send the task id and the index."""
     kind = ["video", "it runs", URL] if parent == "mj_video" else ["a fox"]
     task_id = only(midapi("generate", *kind, "--no-wait").lines)
     midapi_sandbox.finish(task_id)
@@ -210,7 +209,7 @@ def test_a_request_is_read_from_a_file(
 def test_a_request_is_read_from_stdin(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A - stands for stdin."""
+    """With - for a file name."""
     raw = io.BytesIO('{"prompt": "ein Füchslein"}'.encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))
     assert midapi("generate", "--from-json", "-", "--no-wait").code == 0
@@ -220,15 +219,15 @@ def test_a_request_is_read_from_stdin(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "from-json: is no JSON"),
-        (b"\xff\xfe\x00", "from-json: is no JSON"),
+        (b"{", "from-json: is not valid JSON"),
+        (b"\xff\xfe\x00", "from-json: is not valid JSON"),
         (b"[1]", "from-json: must be a JSON object"),
         (b"[" * 200_000, "from-json: is nested too deeply"),
         (b'{"taskId": "abc", "imageIndex": 0}', "mj_upscale and mj_vary look alike"),
         (b'{"promt": "a fox"}', "did you mean prompt?"),
     ],
 )
-def test_a_file_that_is_no_request_is_a_usage_error(
+def test_a_file_without_a_request_is_a_usage_error(
     midapi: Midapi,
     midapi_sandbox: SandboxThread,
     elsewhere: Path,
@@ -246,16 +245,16 @@ def test_a_file_that_is_no_request_is_a_usage_error(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Nothing to draw"),
-        (["a", "red", "fox"], "A prompt of several words stands in quotes"),
+        ([], "The prompt is missing"),
+        (["a", "red", "fox"], "Put a prompt of several words in quotes"),
         (["a fox", "--sped", "fast"], "Did you mean --speed?"),
         (["a fox", "--speed", "Fast"], "relaxed"),
         (["a fox", "--version", "newest"], "version: must be like '7'"),
         (["a fox", "--variety", "3"], "variety: must be a multiple of 5"),
         (["a fox", "--metadata", "channel"], "metadata: must be NAME=VALUE"),
         (["a fox", "--metadata", "=42"], "metadata: must be NAME=VALUE"),
-        (["a fox", "--from-json", "-"], "no prompt and no field beside it"),
-        (["--from-json", "-", "--speed", "fast"], "no prompt and no field beside it"),
+        (["a fox", "--from-json", "-"], "no prompt or other field may be given with it"),
+        (["--from-json", "-", "--speed", "fast"], "no prompt or other field may be given with it"),
         (["--from-json", "nowhere.json"], "'nowhere.json' cannot be read"),
         (["image", "a fox"], "URL"),
         (["image", "a fox", "fox.png"], "file_urls: [0] must be an http or https URL"),
@@ -265,7 +264,7 @@ def test_a_file_that_is_no_request_is_a_usage_error(
         (["a fox", "--key", ""], "key: must be a str of 1 to 200"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error_and_nothing_is_sent(
+def test_wrong_arguments_are_a_usage_error_and_nothing_is_sent(
     midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], says: str
 ) -> None:
     """Exit code 2, one line, no request."""
@@ -276,7 +275,7 @@ def test_what_cannot_be_meant_is_a_usage_error_and_nothing_is_sent(
     assert midapi_sandbox.ledger.requests == ()
 
 
-def test_usage_errors_are_json_too(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+def test_usage_errors_are_printed_as_json(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """An InvalidRequestError names the problem of each field."""
     ran = midapi("generate", "a fox", "--variety", "3", "--json")
     assert ran.code == 2
@@ -284,10 +283,8 @@ def test_usage_errors_are_json_too(midapi: Midapi, midapi_sandbox: SandboxThread
     assert set(ran.json["error"]["problems"]) == {"variety"}
 
 
-def test_a_refusal_is_told_in_a_line_and_as_json(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """Exit code 1, with MidAPI's code in the JSON."""
+def test_a_refused_submission_is_an_error(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Exit code 1, one line, and MidAPI's code in the JSON."""
     midapi_sandbox.credits = 0
     ran = midapi("generate", "a fox", "--json")
     assert ran.code == 1
@@ -298,7 +295,7 @@ def test_a_refusal_is_told_in_a_line_and_as_json(
     ) == ("InsufficientCreditsError", 402)
 
 
-def test_a_failed_task_is_told_with_its_details(
+def test_a_failed_task_is_an_error_with_its_details(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
     """Exit code 1; the JSON holds the task's id and its last snapshot."""
@@ -306,7 +303,7 @@ def test_a_failed_task_is_told_with_its_details(
     assert ran.code == 1
     error = ran.json["error"]
     assert error["type"] == "PromptRejected"
-    assert only(midapi_sandbox.ledger.accepted).task_id == error["task_id"]
+    assert error["task_id"] == only(midapi_sandbox.ledger.accepted).task_id
     assert error["details"]["error_message"] == "nsfw content"
 
 
@@ -321,12 +318,15 @@ def test_a_timeout_says_how_to_come_back(midapi: Midapi, midapi_sandbox: Sandbox
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
-def test_s01_a_lost_answer_is_told_as_such(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
-    """Nobody knows whether it was bought: said, not sent again, exit code 1."""
+@pytest.mark.fault("S1")
+def test_a_lost_answer_is_an_unknown_submission(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """It is not sent again, and the message says that it may have been paid."""
     midapi_sandbox.faults.on("submit", do=lose_answer())
     ran = midapi("generate", "a fox", "--json")
     assert ran.code == 1
-    assert "it may have been paid and was not sent again" in ran.err
+    assert "it may have been paid, and was not sent again" in ran.err
     assert ran.json["error"]["type"] == "SubmissionUnknown"
     assert len(ran.json["error"]["intent_id"]) == 32
     assert len(midapi_sandbox.ledger.accepted) == 1
@@ -343,21 +343,21 @@ def test_s01_a_lost_answer_is_told_as_such(midapi: Midapi, midapi_sandbox: Sandb
 def test_a_failed_download_says_how_to_try_again(
     midapi: Midapi, midapi_sandbox: SandboxThread, fault: RequestAction, kind: str
 ) -> None:
-    """The task is paid for and done: its id and URLs are told."""
+    """The error names the paid task's id and URLs."""
     midapi_sandbox.faults.on("file", do=fault)
     ran = midapi("generate", "a fox", "--json")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.code == 1
     assert f"try again with: midapi task {task_id} --download" in ran.err
     error = ran.json["error"]
-    assert (kind, task_id, 4) == (error["type"], error["task_id"], len(error["urls"]))
+    assert (error["type"], error["task_id"], len(error["urls"])) == (kind, task_id, 4)
 
 
 @pytest.mark.parametrize("folder", ["taken", "taken/below"])
-def test_a_folder_that_cannot_be_is_a_usage_error(
+def test_a_file_in_place_of_the_folder_is_a_usage_error(
     midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, folder: str
 ) -> None:
-    """A file in the folder's place: noticed before anything is bought."""
+    """Before anything is bought."""
     (elsewhere / "taken").write_text("")
     ran = midapi("generate", "a fox", "--folder", folder)
     assert ran.code == 2
@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_is_a_usage_error(
 def test_a_folder_that_is_read_only_is_a_usage_error(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above; root may write anywhere, so the system's answer is made up."""
+    """As above; root may write anywhere, so the system's answer is faked."""
     monkeypatch.setattr(os, "access", lambda *_: False)
     ran = midapi("generate", "a fox")
     assert ran.code == 2
@@ -376,10 +376,9 @@ def test_a_folder_that_is_read_only_is_a_usage_error(
     assert midapi_sandbox.ledger.requests == ()
 
 
-def test_d12_nothing_from_outside_reaches_the_terminal_raw(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """Markup is text; ESC, line breaks and right-to-left marks stand as their escapes."""
+@pytest.mark.fault("D12")
+def test_text_from_outside_is_escaped(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Markup is text; ESC, line breaks and right-to-left marks are escaped."""
     evil = f"[/] {ESC}[bold]\n{RIGHT_TO_LEFT}"
     midapi_sandbox.faults.on("submit", do=answer_code(422, evil), nth=1)
     for arguments in (["x"], ["x", f"{evil}"], [f"--{evil}"], ["x", "--speed", evil]):
@@ -393,20 +392,23 @@ def test_d12_nothing_from_outside_reaches_the_terminal_raw(
 
 
 @pytest.mark.midapi_sandbox(auto=False)
-def test_ctrl_c_leaves_the_task_and_says_so(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
-    """Exit code 130, the task's id, and how to come back; as JSON too."""
+def test_ctrl_c_during_the_wait_says_how_to_come_back(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Exit code 130 and the task's id, also as JSON."""
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("look")):
         ran = midapi("generate", "a fox", "--json")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.code == 130
     assert f"come back with: midapi task {task_id} --wait --download" in ran.err
-    assert ("Interrupted", task_id) == (ran.json["error"]["type"], ran.json["error"]["task_id"])
+    error = ran.json["error"]
+    assert (error["type"], error["task_id"]) == ("Interrupted", task_id)
 
 
 def test_ctrl_c_during_the_download_says_how_to_try_again(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
-    """The task is done and paid for."""
+    """The task succeeded and is paid for."""
     midapi_sandbox.faults.on("file", do=hang())
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("file")):
         ran = midapi("generate", "a fox")
@@ -417,31 +419,33 @@ def test_ctrl_c_during_the_download_says_how_to_try_again(
 @pytest.mark.midapi_sandbox(time_scale=1, auto=False)
 @pytest.mark.parametrize("key", [None, "order-17"])
 @pytest.mark.parametrize("journal", ["", "journal"])
-def test_s13_ctrl_c_during_the_post_loses_no_task(
+@pytest.mark.fault("S13")
+def test_ctrl_c_during_the_post_loses_no_task(
     midapi: Midapi,
     midapi_sandbox: SandboxThread,
     monkeypatch: pytest.MonkeyPatch,
     key: str | None,
     journal: str,
 ) -> None:
-    """The answer to what was sent is waited for, so that the task's id is told."""
+    """The command waits for MidAPI's answer, and names the task."""
     monkeypatch.setenv("MIDAPI_JOURNAL", journal)
     midapi_sandbox.faults.on("submit", do=delay(1.0))
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
         ran = midapi("generate", "a fox", *(["--key", key] if key else []))
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.code == 130
-    assert "Waiting for the answer" in ran.err
+    assert "Waiting for MidAPI's answer" in ran.err
     assert f"midapi task {task_id} --wait --download" in ran.err
 
 
 @pytest.mark.midapi_sandbox(time_scale=1, auto=False)
-def test_s13_ctrl_c_tells_of_what_was_interrupted_and_of_nothing_older(
+@pytest.mark.fault("S13")
+def test_ctrl_c_names_only_the_interrupted_submission(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same prompt stands in the journal already, once with a task and once unknown."""
+    """The journal also holds the same prompt with a task, and unknown."""
     monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
-    monkeypatch.setattr(midapi_async.client, "CLOSE_PATIENCE", 0.3)
+    monkeypatch.setattr(_session, "CLOSE_PATIENCE", 0.3)
     midapi("generate", "a fox", "--no-wait")
     midapi_sandbox.faults.on("submit", nth=1, do=lose_answer())
     old = midapi("generate", "a fox", "--json").json["error"]["intent_id"]
@@ -449,25 +453,26 @@ def test_s13_ctrl_c_tells_of_what_was_interrupted_and_of_nothing_older(
     with ctrl_c_when(lambda: len(midapi_sandbox.ledger.accepted) == 3):
         ran = midapi("generate", "a fox", "--json")
     assert ran.code == 130
-    assert old != ran.json["error"]["intent_id"]
+    assert ran.json["error"]["intent_id"] != old
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
-def test_s13_ctrl_c_with_an_answer_that_never_comes_is_unknown(
+@pytest.mark.fault("S13")
+def test_ctrl_c_without_an_answer_is_an_unknown_submission(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said that nobody knows, with the intent's id."""
-    monkeypatch.setattr(midapi_async.client, "CLOSE_PATIENCE", 0.3)
+    """The message says that it cannot be known, and names the intent."""
+    monkeypatch.setattr(_session, "CLOSE_PATIENCE", 0.3)
     midapi_sandbox.faults.on("submit", do=hang())
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
         ran = midapi("generate", "a fox", "--json")
     assert ran.code == 130
-    assert "Nobody can know whether MidAPI accepted this submission" in ran.err
+    assert "It cannot be known whether MidAPI accepted this submission" in ran.err
     assert len(ran.json["error"]["intent_id"]) == 32
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
-def test_ctrl_c_while_it_is_sent_again_buys_nothing(
+def test_ctrl_c_between_two_attempts_buys_nothing(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
     """A refused submission that waits for its next attempt is given up."""
@@ -480,22 +485,20 @@ def test_ctrl_c_while_it_is_sent_again_buys_nothing(
 
 
 @pytest.mark.midapi_sandbox(time_scale=1)
-def test_a_second_ctrl_c_leaves_what_was_sent(
-    midapi: Midapi, midapi_sandbox: SandboxThread
-) -> None:
-    """It ends at once, with 130 and no traceback."""
+def test_a_second_ctrl_c_ends_at_once(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Exit code 130 and no traceback."""
     midapi_sandbox.faults.on("submit", do=hang())
     started = time.monotonic()
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted, times=2):
         ran = midapi("generate", "a fox")
     assert ran.code == 130
     assert time.monotonic() - started < 15
-    assert "Ctrl-C again leaves it" in ran.err
+    assert "Ctrl-C again ends this, too" in ran.err
     assert "Traceback" not in ran.err
 
 
-def test_the_log_is_shown_with_verbose_only(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
-    """Warnings stand on stderr in a line each; without one there is nothing."""
+def test_the_log_is_shown_only_with_verbose(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Without a warning there is no log otherwise."""
     midapi_sandbox.faults.on("look", first=2, do=answer_code(500, "a bad moment"))
     plain = midapi("generate", "a fox", "--no-download")
     assert "midapi: " not in plain.err

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from midapi_async import MidAPIClient, SubmissionUnknown
+from midapi_async import Intent, MemoryJournal, MidAPIClient, State, SubmissionUnknown
+from midapi_async.cli import journal as journal_module
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import Midapi, only, wait_until
 
@@ -12,7 +14,7 @@ pytestmark = pytest.mark.real_time
 
 
 async def generate(client: MidAPIClient, key: str) -> str:
-    """Submit and wait; the intent's id if nobody knows."""
+    """Submit and wait; return the intent's id if the submission is unknown, else nothing."""
     try:
         await client.generate_and_wait("a [red] fox\x1b[31m", key=key, metadata={"a": "b"})
     except SubmissionUnknown as unknown:
@@ -35,13 +37,13 @@ def unknown(midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def test_list_and_show(midapi: Midapi, unknown: str) -> None:
-    """One line for each intent; a beginning of its id is enough; nothing raw reaches a terminal."""
+    """One line for each intent; the first digits of an id are enough; controls are escaped."""
     lines = midapi("journal", "list").lines
     assert [line.split(" ", 2)[2].partition(" task=")[0] for line in lines] == [
         "succeeded taken key=one",
         "unknown key=two",
     ]
-    assert unknown == only(midapi("journal", "list", "unknown").lines).split()[0]
+    assert only(midapi("journal", "list", "unknown").lines).split()[0] == unknown
     assert len(midapi("journal", "list", "--json").json["intents"]) == 2
     facts = midapi("journal", "show", unknown[:8], "--json").json
     assert (
@@ -56,37 +58,78 @@ def test_list_and_show(midapi: Midapi, unknown: str) -> None:
     assert "\x1b" not in ran.out
 
 
-def test_an_intent_that_is_not_there(midapi: Midapi, unknown: str) -> None:
-    """A usage error that says so; so is a beginning that fits several."""
+def test_show_names_the_final_status_and_other_task_ids(midapi: Midapi, unknown: str) -> None:
+    """What is stored of a finished task, and task ids that may belong to an unknown intent."""
+
+    async def add_candidate() -> None:
+        journal = SQLiteJournal("journal")
+        await journal.advance(unknown, candidate="another-task")
+        await journal.aclose()
+
+    asyncio.run(add_candidate())
+    assert "other_task_ids: ['another-task']" in midapi("journal", "show", unknown).lines
+    finished = only(midapi("journal", "list", "succeeded").lines).split()[0]
+    facts = midapi("journal", "show", finished, "--json").json
+    assert (facts["status"], len(facts["urls"]), facts["error_message"]) == ("succeeded", 4, None)
+    assert "status: succeeded" in midapi("journal", "show", finished).lines
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_can_be_listed(midapi: Midapi, unknown: str, state: State) -> None:
+    """Its name is an argument; without any such intent, stderr says so."""
+    ran = midapi("journal", "list", state)
+    assert ran.code == 0
+    assert len(ran.lines) == (state in {State.SUCCEEDED, State.UNKNOWN})
+    assert ("No such intents." in ran.err) == (not ran.lines)
+
+
+async def test_a_journal_of_several_pages_is_read_to_its_end() -> None:
+    """Each intent comes once, oldest first."""
+    journal, names = MemoryJournal(), [f"{number:032x}" for number in range(1_001)]
+    for name in names:
+        intent = Intent(
+            intent_id=name,
+            scope="https://me.example bot",
+            request=None,
+            fingerprint="",
+            token_hash=None,
+            created_at=0,
+        )
+        await journal.claim(intent, "account", None, longest_post=1)
+    assert [row.intent_id async for row in journal_module._rows(journal)] == names
+
+
+def test_an_intent_that_does_not_exist(midapi: Midapi, unknown: str) -> None:
+    """A usage error that says so; digits that fit several intents are one, too."""
     assert (ran := midapi("journal", "show", "zz")).code == 2
-    assert "'zz' is in this journal under no intent" in ran.error
+    assert "'zz' is not in this journal" in ran.error
     assert "several" in midapi("journal", "show", "").error
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (("list",), "MIDAPI_JOURNAL"),
-        (("check", "--folder", "nowhere"), "'nowhere' is no folder"),
+        (("check", "--folder", "nowhere"), "'nowhere' is not a folder"),
         (("prune", "--folder", ".", "--days", "-1"), "days"),
         (("list", "--folder", "."), "journal"),
     ],
 )
-def test_folders_that_are_no_journal(
-    midapi: Midapi, elsewhere: Path, arguments: tuple[str, ...], told: str
+def test_a_folder_without_a_journal_is_an_error(
+    midapi: Midapi, elsewhere: Path, arguments: tuple[str, ...], text: str
 ) -> None:
-    """None is made, and what is in the way is named."""
-    (elsewhere / "somebody-elses").write_text("mine")
+    """No journal is made, and the error says what is wrong."""
+    (elsewhere / "other-file").write_text("mine")
     ran = midapi("journal", *arguments)
     assert ran.code in {1, 2}
-    assert told in ran.error
-    assert list(elsewhere.iterdir()) == [elsewhere / "somebody-elses"]
+    assert text in ran.error
+    assert list(elsewhere.iterdir()) == [elsewhere / "other-file"]
 
 
 def test_adopt_while_a_bot_has_the_folder_open(
     midapi: Midapi, midapi_sandbox: SandboxThread, unknown: str
 ) -> None:
-    """The bot that settles wakes in its own process's client, with the task that was adopted."""
+    """A client that waits in settle() gets the task that the command adopted."""
     task_id = midapi_sandbox.ledger.accepted[1].task_id
     settled: list[str] = []
     waiting = threading.Event()
@@ -101,15 +144,15 @@ def test_adopt_while_a_bot_has_the_folder_open(
     try:
         wait_until(waiting.is_set)
         ran = midapi("journal", "adopt", unknown, task_id)
-        assert (0, [task_id]) == (ran.code, ran.lines)
+        assert (ran.code, ran.lines) == (0, [task_id])
     finally:
         thread.join(20)
     assert settled == [task_id]
     assert midapi("journal", "adopt", unknown, "another").code == 2
 
 
-def test_settle_gives_up_and_dismiss_forgets(midapi: Midapi, unknown: str) -> None:
-    """Nothing is sent by either."""
+def test_settle_times_out_and_dismiss_gives_up(midapi: Midapi, unknown: str) -> None:
+    """Neither sends anything."""
     ran = midapi("journal", "settle", unknown, "--timeout", "1")
     assert ran.code == 1
     assert "no callback came in time" in ran.error
@@ -119,13 +162,15 @@ def test_settle_gives_up_and_dismiss_forgets(midapi: Midapi, unknown: str) -> No
     assert midapi("journal", "dismiss", "zz").code == 2
 
 
-def test_resubmit_buys_again(midapi: Midapi, midapi_sandbox: SandboxThread, unknown: str) -> None:
+def test_resubmit_submits_again(
+    midapi: Midapi, midapi_sandbox: SandboxThread, unknown: str
+) -> None:
     """A new intent has the key; the old one is superseded."""
     ran = midapi("journal", "resubmit", unknown)
     assert ran.lines == [midapi_sandbox.ledger.accepted[2].task_id]
     assert midapi("journal", "show", unknown, "--json").json["state"] == "superseded"
     assert (ran := midapi("journal", "resubmit", unknown, "--json")).code == 2
-    assert "only an unknown one" in ran.json["error"]["message"]
+    assert "only an unknown or a failed one" in ran.json["error"]["message"]
 
 
 def test_resubmit_needs_a_key_and_adopt_does_not(
@@ -139,7 +184,7 @@ def test_resubmit_needs_a_key_and_adopt_does_not(
 
 
 def test_prune_and_check(midapi: Midapi, unknown: str) -> None:
-    """What was over goes, its key stays spent, what is unknown stays; a whole journal is 0."""
+    """Prune removes what is over and keeps its key and what is unknown; check then exits with 0."""
     assert midapi("journal", "prune").lines == ["0 removed"]
     assert midapi("journal", "prune", "--days", "0", "--json").json == {"removed": 1}
     report = midapi("journal", "check", "--json").json
@@ -148,11 +193,11 @@ def test_prune_and_check(midapi: Midapi, unknown: str) -> None:
         {state: count for state, count in report["counts"].items() if state == "unknown"},
         report["spent_keys"],
     ) == ([], {"unknown": 1}, 1)
-    assert "whole" in midapi("journal", "check").lines[0]
-    assert "There is none." in midapi("journal", "list", "refused").err
+    assert "intact" in midapi("journal", "check").lines[0]
+    assert "No such intents." in midapi("journal", "list", "refused").err
 
 
-def test_a_damaged_journal_is_1(midapi: Midapi, unknown: str, elsewhere: Path) -> None:
+def test_check_of_a_damaged_journal_fails(midapi: Midapi, unknown: str, elsewhere: Path) -> None:
     """The error names the file."""
     [database] = (elsewhere / "journal").glob("*.sqlite")
     database.write_bytes(b"garbage" * 10_000)

@@ -1,4 +1,4 @@
-"""A receiver without a client: it shows what comes, and passes it on."""
+"""The receiver of `midapi listen`: it shows each callback and forwards it."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from yarl import URL
 
 from midapi_async import sign_callback
 from midapi_async.cli import listen as listen_module
-from midapi_async.cli._listener import Forwarded, Listener, Taken, forward_to
+from midapi_async.cli._listener import Forwarded, Listener, Received, forward_to
 from tests.cli.conftest import Midapi, ctrl_c_when, finish, spawn
 from tests.cli.test_sandbox import free_port
 from tests.support import secrets
@@ -30,8 +30,8 @@ FILES = ["https://files.example/0.jpeg", "https://files.example/1.jpeg"]
 
 def body(code: int = 200, msg: str = "success", **data: object) -> bytes:
     """The body of a callback."""
-    told = {"taskId": TASK, "promptJson": json.dumps({"prompt": "a red fox"}), **data}
-    return json.dumps({"code": code, "msg": msg, "data": told}).encode()
+    about = {"taskId": TASK, "promptJson": json.dumps({"prompt": "a red fox"}), **data}
+    return json.dumps({"code": code, "msg": msg, "data": about}).encode()
 
 
 GOOD = body(resultUrls=FILES)
@@ -43,7 +43,7 @@ class Scene:
     """A listener, and what it has shown."""
 
     listener: Listener
-    shown: list[Taken]
+    shown: list[Received]
     session: aiohttp.ClientSession
 
     async def post(
@@ -60,14 +60,14 @@ class Scene:
     @property
     def lines(self) -> list[str]:
         """What a terminal would show of the one callback."""
-        [taken] = self.shown
-        return listen_module._lines(taken)
+        [received] = self.shown
+        return listen_module._lines(received)
 
 
 @asynccontextmanager
 async def listening(*keys: str, forward: str | None = None) -> AsyncIterator[Scene]:
     """A listener at a port of its own choice."""
-    shown: list[Taken] = []
+    shown: list[Received] = []
     async with aiohttp.ClientSession() as session:
         to = None if forward is None else forward_to(URL(forward), session)
         listener = Listener("127.0.0.1", 0, keys, show=shown.append, forward=to)
@@ -115,31 +115,32 @@ async def test_every_form_of_a_callback_is_read(data: bytes, status: str, more: 
     async with listening() as scene:
         assert await scene.post(data) == 200
         assert scene.lines[0].endswith(status)
-        told = "\n".join(scene.lines[1:])
-    assert all(each in told for each in more)
+        shown = "\n".join(scene.lines[1:])
+    assert all(each in shown for each in more)
 
 
 @pytest.mark.parametrize(
     ("data", "headers", "status", "text"),
     [
-        (b"not JSON", {}, 400, "it is no callback"),
+        (b"not JSON", {}, 400, "it is not a callback"),
         (b"x" * 70_000, {}, 413, "larger than 64 KiB"),
-        (GOOD, {"Content-Encoding": "br"}, 415, "its body is encoded"),
+        (GOOD, {"Content-Encoding": "br"}, 415, "its body is compressed"),
     ],
 )
-async def test_what_a_receiver_refuses_is_refused_and_shown(
+async def test_refused_callbacks_are_shown(
     data: bytes, headers: Mapping[str, str], status: int, text: str
 ) -> None:
-    """With the same status as in earnest."""
+    """With the status that a receiver answers."""
     async with listening() as scene:
-        assert status == await scene.post(data, headers)
+        assert await scene.post(data, headers) == status
         assert f"answered {status}: " in scene.lines[0]
         assert text in scene.lines[0]
         assert listen_module._facts(scene.shown[0])["task_id"] is None
 
 
-async def test_c04_with_a_key_what_is_not_signed_is_401() -> None:
-    """Also with a signature of another key; a good one is 200."""
+@pytest.mark.fault("C4")
+async def test_with_a_key_unsigned_callbacks_are_answered_401() -> None:
+    """So is a signature with another key; a valid one is answered 200."""
     async with listening(secrets.known("the-old-key"), WEBHOOK_KEY) as scene:
         assert await scene.post() == 401
         assert "not signed with the webhook key" in scene.lines[1]
@@ -152,34 +153,34 @@ async def test_c04_with_a_key_what_is_not_signed_is_401() -> None:
     ("path", "status"),
     [("/", 200), ("/hook", 200), ("/a/hook.php/", 200), ("/a/%2e%2e%2f..", 404), ("/%20", 404)],
 )
-async def test_any_last_segment_will_do_that_stays_one(path: str, status: int) -> None:
-    """A listener has no tokens of its own; what could lead elsewhere is refused."""
+async def test_any_plain_last_segment_is_accepted(path: str, status: int) -> None:
+    """A segment that could change a path is refused."""
     async with listening() as scene:
-        assert status == await scene.post(path=path)
+        assert await scene.post(path=path) == status
 
 
 # ─── passing on ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_callback_is_passed_on_as_it_came() -> None:
-    """The last segment, the body byte by byte, type and signature; the answer is shown."""
+async def test_a_callback_is_forwarded_unchanged() -> None:
+    """Last segment, body, content type and signature; the answer is shown."""
     signed = sign_callback(WEBHOOK_KEY, TASK)
     async with ScriptedServer([delay(reply(202, json={}), 3)]) as program:
         async with listening(forward=f"{program.url}/midapi/") as scene:
             headers = {"Content-Type": "application/json", "X-Other": "x", "Cookie": "a=b"}
             assert await scene.post(GOOD + b" ", headers | signed) == 202
-            assert scene.lines[-1] == "    passed on: 202 after 3.0 s"
+            assert scene.lines[-1] == "    forwarded: answered 202 after 3.0 s"
         [request] = program.requests
     assert (request.path, request.body) == (f"/midapi/{TOKEN}", GOOD + b" ")
     assert request.headers["content-type"] == "application/json"
     for name, value in signed.items():
-        assert value == request.headers[name.lower()]
+        assert request.headers[name.lower()] == value
     assert not {"x-other", "cookie"} & set(request.headers)
 
 
 @pytest.mark.parametrize("how", ["refused", "closed", "slow"])
-async def test_what_the_program_has_not_taken_is_sent_again(how: str) -> None:
-    """503, when it is not there, hangs up or takes longer than MidAPI would wait for us."""
+async def test_without_an_answer_of_the_program_midapi_sends_again(how: str) -> None:
+    """503 if it does not listen, closes the connection, or takes too long."""
     plays: dict[str, Play] = {"closed": close(), "slow": delay(reply(200), 60)}
     async with AsyncExitStack() as exits:
         program = ScriptedServer(then=plays.get(how))
@@ -196,15 +197,15 @@ async def test_what_the_program_has_not_taken_is_sent_again(how: str) -> None:
 
 
 async def test_a_redirect_of_the_program_is_its_answer() -> None:
-    """It is not followed: MidAPI's is not known to do that."""
+    """It is not followed: MidAPI may not follow it either."""
     async with ScriptedServer([reply(307, headers={"Location": "/elsewhere"})]) as program:
         async with listening(forward=program.url) as scene:
             assert await scene.post(path="/") == 307
         assert [each.path for each in program.requests] == ["/"]
 
 
-async def test_what_is_refused_is_not_passed_on() -> None:
-    """The program sees callbacks only."""
+async def test_refused_callbacks_are_not_forwarded() -> None:
+    """The program gets valid callbacks only."""
     async with ScriptedServer() as program, listening(forward=program.url) as scene:
         assert await scene.post(b"not JSON") == 400
 
@@ -213,7 +214,7 @@ async def test_what_is_refused_is_not_passed_on() -> None:
 
 
 def post(url: str, data: bytes = GOOD) -> int:
-    """The status of the answer to a callback, from outside; 0 if nobody is there yet."""
+    """The status of the answer to a callback; 0 if no program listens yet."""
     try:
         with urllib.request.urlopen(url, data, timeout=5) as answer:  # noqa: S310 - http, loopback
             return int(answer.status)
@@ -228,13 +229,13 @@ def where(process: "subprocess.Popen[str]") -> str:
     """Where a process that listens says that it does."""
     assert process.stderr is not None
     line = process.stderr.readline()
-    return line.split("taken at ")[1].split("/ANYTHING")[0]
+    return line.split("received at ")[1].split("/ANYTHING")[0]
 
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_listens_until_it_is_stopped(number: int) -> None:
-    """One JSON object in a line for each callback; both signals are a usual end."""
+    """One line of JSON for each callback; both signals end it with 0."""
     process = spawn("listen", "--port", 0, "--json")
     url = where(process)
     assert post(f"{url}/{TOKEN}") == 200
@@ -249,10 +250,9 @@ def test_a_process_listens_until_it_is_stopped(number: int) -> None:
 
 
 @pytest.mark.real_time
-def test_d12_control_characters_reach_no_terminal(
-    midapi: Midapi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Escape sequences, line breaks and right-to-left marks stand there as their escapes."""
+@pytest.mark.fault("D12")
+def test_control_characters_are_escaped(midapi: Midapi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escape sequences, line breaks and right-to-left marks."""
     port = free_port()
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
     evil = json.dumps({"prompt": "a\x1b[2Jb\nc\u202ed[/]"})
@@ -263,13 +263,13 @@ def test_d12_control_characters_reach_no_terminal(
     assert r"prompt: a\x1b[2Jb\nc\u202ed[/]" in ran.out
     assert r"reason: no\r\x07" in ran.out
     assert ran.out.replace("\n", "").isprintable()
-    assert "every token is let in" in ran.err
-    assert "passed on to http://127.0.0.1:9/y." in ran.err
+    assert "every token is accepted" in ran.err
+    assert "forwarded to http://127.0.0.1:9/y." in ran.err
 
 
 @pytest.mark.real_time
-def test_a_reader_that_goes_away_ends_it() -> None:
-    """As `midapi listen | head -n 1`; the callback itself is taken."""
+def test_a_closed_stdout_ends_the_command() -> None:
+    """As `midapi listen | head -n 1`; the callback itself is answered 200."""
     process = spawn("listen", "--port", 0)
     url = where(process)
     assert process.stdout is not None
@@ -291,10 +291,10 @@ def test_a_reader_that_goes_away_ends_it() -> None:
         (["--host", "::", "--port", "0"], "host"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(
+def test_wrong_arguments_are_a_usage_error(
     midapi: Midapi, arguments: list[str], named: str
 ) -> None:
-    """Exit code 2, one line that names it."""
+    """Exit code 2, one line."""
     ran = midapi("listen", *arguments)
     assert ran.code == 2
     assert f"{named}" in ran.error

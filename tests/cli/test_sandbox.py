@@ -13,14 +13,14 @@ KEY = "a-key-of-the-sandbox"
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A port that is free."""
     with socket.socket() as finder:
         finder.bind(("127.0.0.1", 0))
         return int(finder.getsockname()[1])
 
 
 def credits_at(port: int) -> object:
-    """The balance that a sandbox tells; None if none is there yet."""
+    """The balance of a sandbox; None if it does not answer yet."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/v1/common/credit", headers={"Authorization": f"Bearer {KEY}"}
     )
@@ -32,7 +32,7 @@ def credits_at(port: int) -> object:
 
 
 def test_it_serves_until_it_is_stopped(midapi: Midapi) -> None:
-    """The URL stands on a line of its own; the key stands nowhere; Ctrl-C is the usual end."""
+    """One line with the URL, never the key; Ctrl-C ends it with 0."""
     port, seen = free_port(), list[object]()
 
     def it_serves() -> bool:
@@ -50,8 +50,8 @@ def test_it_serves_until_it_is_stopped(midapi: Midapi) -> None:
     assert KEY not in ran.err
 
 
-def test_a_process_serves_at_a_port_of_its_own_choice() -> None:
-    """Port 0; SIGTERM is a usual end, too."""
+def test_port_0_picks_a_port() -> None:
+    """SIGTERM ends it with 0."""
     process = spawn("sandbox", "--port", 0)
     assert process.stdout is not None
     url = process.stdout.readline()
@@ -75,7 +75,7 @@ def test_a_taken_port_is_an_error(midapi: Midapi, midapi_sandbox: SandboxThread)
 @pytest.mark.parametrize(
     "arguments", [["--time-scale", "0"], ["--port", "many"], ["--api-key", ""], ["--credits", "x"]]
 )
-def test_what_cannot_be_meant_is_a_usage_error(midapi: Midapi, arguments: list[str]) -> None:
+def test_wrong_arguments_are_a_usage_error(midapi: Midapi, arguments: list[str]) -> None:
     """Exit code 2, one line."""
     ran = midapi("sandbox", *arguments)
     assert ran.code == 2

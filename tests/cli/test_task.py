@@ -19,7 +19,7 @@ def task_id(midapi: Midapi, midapi_sandbox: SandboxThread) -> str:
 def test_one_look_at_an_unfinished_task(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str
 ) -> None:
-    """One request; nothing on stdout, since there are no files; success all the same."""
+    """One request, exit code 0; stdout is empty, as there are no files."""
     ran = midapi("task", task_id)
     assert (ran.code, ran.out) == (0, "")
     assert f"Task {task_id} is generating." in ran.err
@@ -29,7 +29,7 @@ def test_one_look_at_an_unfinished_task(
 def test_one_look_at_a_finished_task(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str
 ) -> None:
-    """Its URLs, and how long it took."""
+    """It prints the URLs, and how long the task took."""
     midapi_sandbox.finish(task_id)
     ran = midapi("task", task_id)
     assert ran.code == 0
@@ -38,18 +38,18 @@ def test_one_look_at_a_finished_task(
     assert f"Task {task_id} succeeded after " in ran.err
 
 
-def test_the_files_of_a_finished_task(
+def test_download_prints_the_paths_of_the_files(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str
 ) -> None:
-    """--download: where they are now."""
+    """--download."""
     midapi_sandbox.finish(task_id)
     ran = midapi("task", task_id, "--download", "--folder", "here")
     assert ran.code == 0
     assert all(Path(line).parent == Path("here") and Path(line).is_file() for line in ran.lines)
 
 
-def test_the_files_of_an_unfinished_task_are_not_there(midapi: Midapi, task_id: str) -> None:
-    """--download without --wait is an error of the task, since a script counts on the files."""
+def test_download_of_an_unfinished_task_is_an_error(midapi: Midapi, task_id: str) -> None:
+    """Without --wait; a script relies on the files."""
     ran = midapi("task", task_id, "--download", "--json")
     assert ran.code == 1
     assert "Wait for it: midapi task " in ran.error
@@ -59,10 +59,10 @@ def test_the_files_of_an_unfinished_task_are_not_there(midapi: Midapi, task_id: 
     ) == ("NotFinished", "generating")
 
 
-def test_an_unusable_folder_is_noticed_before_the_wait(
+def test_an_unusable_folder_is_a_usage_error(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str
 ) -> None:
-    """A usage error, and no look."""
+    """Before any request."""
     Path("taken").write_text("")
     ran = midapi("task", task_id, "--wait", "--download", "--folder", "taken")
     assert ran.code == 2
@@ -79,10 +79,11 @@ def test_waiting_for_a_task(midapi: Midapi, midapi_sandbox: SandboxThread) -> No
     assert f"Task {task_id} is generating: 10 s." in ran.err
 
 
-def test_l14_looking_at_a_task_of_a_bot_does_not_take_its_result(
+@pytest.mark.fault("L14")
+def test_a_look_does_not_take_the_result_from_a_bot(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bot's `resume()` gives it all the same."""
+    """The bot's `resume()` still returns the task."""
     monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
 
     async def order() -> str:
@@ -101,19 +102,19 @@ def test_l14_looking_at_a_task_of_a_bot_does_not_take_its_result(
     assert asyncio.run(left()) == [task_id]
 
 
-def test_waiting_begins_also_with_a_look_that_fails(
+def test_wait_continues_after_a_failed_first_look(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str
 ) -> None:
-    """A passing fault ends no wait."""
+    """A transient fault does not end the wait."""
     midapi_sandbox.finish(task_id)
     midapi_sandbox.faults.on("look", nth=1, do=answer_code(500))
     assert midapi("task", task_id, "--wait").code == 0
 
 
-def test_a_look_that_fails_is_told(
+def test_a_failed_look_is_an_error(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str
 ) -> None:
-    """Without --wait there is just that one look."""
+    """Without --wait there is only one look."""
     midapi_sandbox.faults.on("look", nth=1, do=answer_code(500, "a bad moment"))
     ran = midapi("task", task_id)
     assert ran.code == 1
@@ -124,12 +125,13 @@ def test_a_look_that_fails_is_told(
 def test_a_failed_task_is_an_error(
     midapi: Midapi, midapi_sandbox: SandboxThread, task_id: str, arguments: list[str]
 ) -> None:
-    """Exit code 1 and why, whether it was waited for or not."""
+    """Exit code 1 and the reason, with and without --wait."""
     midapi_sandbox.fail(task_id, message="nsfw [/]")
     ran = midapi("task", task_id, *arguments, "--json")
     assert ran.code == 1
     assert "nsfw [/]" in ran.error
-    assert ("PromptRejected", task_id) == (ran.json["error"]["type"], ran.json["error"]["task_id"])
+    error = ran.json["error"]
+    assert (error["type"], error["task_id"]) == ("PromptRejected", task_id)
 
 
 def test_ctrl_c_says_how_to_come_back(
@@ -151,12 +153,15 @@ def test_a_timeout_is_an_error(midapi: Midapi, task_id: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "code", "says"),
-    [("nobody", 1, "is unknown to MidAPI"), ("../x", 2, "task_id: must be MidAPI's task id")],
+    [
+        ("no-such-task", 1, "is not known to MidAPI"),
+        ("../x", 2, "task_id: must be MidAPI's task id"),
+    ],
 )
-def test_a_task_that_is_none(
+def test_an_unknown_or_malformed_task_id_is_an_error(
     midapi: Midapi, midapi_sandbox: SandboxThread, name: str, code: int, says: str
 ) -> None:
-    """Unknown to MidAPI, or no id at all."""
+    """Exit code 1 if MidAPI does not know it, 2 if it is malformed."""
     ran = midapi("task", name)
-    assert code == ran.code
+    assert ran.code == code
     assert says in ran.error

@@ -30,13 +30,14 @@ pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
         ("\x9b0m\x00\x7f", "\\x9b0m\\x00\\x7f"),
     ],
 )
-def test_d12_what_does_not_print_stands_as_its_escape(text: str, safe: str) -> None:
+@pytest.mark.fault("D12")
+def test_unprintable_characters_are_escaped(text: str, safe: str) -> None:
     """Nothing else is changed."""
-    assert safe == shown(text)
+    assert shown(text) == safe
 
 
-def test_one_line_is_one_line() -> None:
-    """Line breaks of ours are blanks, and controls are escapes all the same."""
+def test_one_line_joins_wrapped_text() -> None:
+    """Line breaks become blanks; control characters are escaped."""
     assert one_line("a\n  b \x1b") == "a b \\x1b"
 
 
@@ -51,13 +52,13 @@ def test_one_line_is_one_line() -> None:
         (250, "4 min 10 s"),
     ],
 )
-def test_durations_read_as_people_say_them(count: float, text: str) -> None:
+def test_durations_for_people(count: float, text: str) -> None:
     """Tenths below ten seconds, minutes from about a hundred."""
-    assert text == seconds(count)
+    assert seconds(count) == text
 
 
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
-    """A terminal gets no control character, a program gets every one."""
+    """No control character reaches a terminal, and a program still gets each one."""
     out_json({"prompt": "\x1b\u202e狐"})
     written = capsys.readouterr().out
     assert written.isascii()
@@ -65,8 +66,8 @@ def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(written) == {"prompt": "\x1b\u202e狐"}
 
 
-def test_streams_that_are_closed_or_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No stdout, no stderr, or a stderr that nobody reads."""
+def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stdout, no stderr, or a broken stderr."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     out("x")
@@ -94,7 +95,7 @@ async def show(pace: Pace, seconds: float) -> None:
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the elapsed and the usual time; it runs on when that is over, and is gone at the end."""
+    """With the elapsed and the usual time; it goes on after that, and is removed at the end."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -102,16 +103,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(show(Pace(expected=15, scale=60), 1.0))
     written = terminal.getvalue()
     assert "Task 0f3a" in written
-    told = [float(each) for each in re.findall(r"([0-9.]+) s, usually about 15 s", written)]
-    assert told == sorted(told)
-    assert told[0] < 15 < told[-1]
+    times = [float(each) for each in re.findall(r"([0-9.]+) s, usually about 15 s", written)]
+    assert times == sorted(times)
+    assert times[0] < 15 < times[-1]
     assert written.endswith("\x1b[2K")
 
 
 @pytest.mark.parametrize("name", ["dumb", "unknown"])
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """As a file does."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -123,8 +122,8 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     ]
 
 
-def test_a_terminal_that_goes_away_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was paid for is still waited for."""
+def test_a_broken_terminal_does_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task is paid for."""
 
     async def breaks(*_: object) -> None:
         raise BrokenPipeError
@@ -134,10 +133,10 @@ def test_a_terminal_that_goes_away_ends_no_wait(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
-def test_the_bar_stands_on_stderr_of_a_real_terminal(
+def test_a_real_terminal_gets_the_bar_on_stderr(
     midapi_sandbox: SandboxThread, elsewhere: Path
 ) -> None:
-    """On a terminal the progress moves, and stdout still holds nothing but the paths."""
+    """Stdout holds only the paths."""
     import pty
 
     master, slave = pty.openpty()

@@ -1,171 +1,248 @@
-"""A disk that is full, broken or locked by somebody else (S16, S17)."""
+"""A disk that is full, broken or locked by another program (S16, S17, S27), no descriptor (S28)."""
 
 import asyncio
 import os
+import resource
 import sqlite3
-from contextlib import aclosing
+import time
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from midapi_async.errors import JournalError
-from midapi_async.journal import Intent, State, _store
-from midapi_async.journal.sqlite import SQLiteJournal
-from tests.journal.world import SCOPE, intent, together
+from midapi_async.journal import Claimed, State
+from midapi_async.journal.sqlite import SQLiteJournal, store
+from tests.journal.world import SCOPE, claim, claimed, ids, in_thread, intent, together
 
 LONG = {"note": "x" * 4000}
+IO_ERROR = sqlite3.OperationalError("disk I/O error")
 
 
-async def full(journal: SQLiteJournal, *, spare: int = 0) -> None:
-    """From now on the disk has so many pages left."""
+class Disk:
+    """Breaks the statements of every connection that is made while it is in place."""
 
-    def limit(store: _store.Store) -> None:
-        assert store._rows is not None
-        execute = store._rows.connection.execute
-        pages = execute("PRAGMA page_count").fetchone()[0] + spare
-        execute(f"PRAGMA max_page_count={pages}").fetchall()
+    def __init__(self) -> None:
+        self.where: str | None = None
+        self.error: Exception = IO_ERROR
+        self.left = 0
 
-    assert journal._writer is not None
-    await journal._writer.run(limit)
+    def breaks(self, where: str, error: Exception = IO_ERROR, *, times: int = 10**9) -> None:
+        """From now on statements that begin so fail."""
+        self.where, self.error, self.left = where, error, times
+
+    def mend(self) -> None:
+        """They work again."""
+        self.where = None
+
+    def meets(self, statement: str) -> None:
+        """Raise the error if it is time for it."""
+        if self.where is not None and statement.startswith(self.where) and self.left > 0:
+            self.left -= 1
+            raise self.error
 
 
-async def roomy(journal: SQLiteJournal) -> None:
-    """The disk has space again."""
-    await full(journal, spare=1_000_000)
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """The disk under every journal of the test."""
+    made = Disk()
+
+    class Breakable(sqlite3.Connection):
+        def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
+            made.meets(sql)
+            return super().execute(sql, *args)  # type: ignore[arg-type]  # passed on
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3,
+        "connect",
+        lambda *args, **options: connect(*args, factory=Breakable, **options),
+    )
+    return made
 
 
-async def test_s16_a_full_disk(sqlite: SQLiteJournal) -> None:
+# ─── full ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Set its one number to the most pages that the database may have, or empty it."""
+    most: list[int] = []
+    connect = store._connect
+
+    def limited(path: Path) -> sqlite3.Connection:
+        connection = connect(path)
+        if most:
+            connection.execute(f"PRAGMA max_page_count={most[0]}").fetchall()
+        return connection
+
+    monkeypatch.setattr(store, "_connect", limited)
+    return most
+
+
+async def full(journal: SQLiteJournal, pages: list[int], *, spare: int = 0) -> None:
+    """From now on the disk has so many pages left, also for connections that are made later."""
+
+    def limit(its: store.Store) -> None:
+        with its._locked() as table:
+            (now,) = table.connection.execute("PRAGMA page_count").fetchone()
+            pages[:] = [now + spare]
+            table.connection.execute(f"PRAGMA max_page_count={pages[0]}").fetchall()
+
+    await in_thread(journal, limit)
+
+
+@pytest.mark.fault("S16")
+async def test_a_full_disk(sqlite: SQLiteJournal, pages: list[int]) -> None:
     """Nothing is claimed; what is there can be read; with space again it goes on by itself."""
-    row = await sqlite.claim(intent(key="k"))
-    await full(sqlite)
+    row = await claimed(sqlite, intent(key="k"))
+    await full(sqlite, pages)
     for _ in range(3):
         with pytest.raises(JournalError, match=r"journal\.sqlite .*full.*free some space"):
-            await sqlite.claim(intent(key="lost", metadata=LONG))
+            await claim(sqlite, intent(key="lost", metadata=LONG))
     assert await sqlite.rows(SCOPE) == [row]
     assert await sqlite.find(key=(SCOPE, "lost")) is None
-    assert list(sqlite._senders) == [row.intent_id]
-    await roomy(sqlite)
-    await sqlite.claim(intent(key="lost", metadata=LONG))
-    assert (await sqlite.check()).problems == ()
+    await full(sqlite, pages, spare=1000)
+    await claimed(sqlite, intent(key="lost", metadata=LONG))
+    assert await sqlite.check() == []
 
 
-async def test_s16_the_last_space(sqlite: SQLiteJournal) -> None:
-    """On a disk that is nearly full, who still has room is not refused with those who have not."""
-    row = await sqlite.claim(intent())
-    await full(sqlite, spare=3)
-    big = [sqlite.claim(intent(metadata=LONG)) for _ in range(5)]
-    move = sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")
-    *got, moved = await together(sqlite, *big, move)
-    assert not isinstance(moved, BaseException)
-    assert State.ACCEPTED is moved.state
-    kept = {one.intent_id for one in got if not isinstance(one, BaseException)}
+@pytest.mark.fault("S16")
+async def test_the_last_space_on_a_disk(sqlite: SQLiteJournal, pages: list[int]) -> None:
+    """A caller whose row still has room is not refused with those that have none."""
+    row = await claimed(sqlite)
+    await full(sqlite, pages, spare=3)
+    big = [intent(metadata=LONG) for _ in range(5)]
+    got = await together(
+        sqlite,
+        *(claim(sqlite, each) for each in big),
+        sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t"),
+    )
+    kept = {big[n].intent_id for n, each in enumerate(got[:5]) if isinstance(each, Claimed)}
     assert 0 < len(kept) < 5
-    assert kept | {row.intent_id} == {row.intent_id for row in await sqlite.rows(SCOPE)}
-    await roomy(sqlite)
+    assert set(await ids(sqlite)) == kept | {row.intent_id}
+    assert await ids(sqlite, State.ACCEPTED) == [row.intent_id]
 
 
-async def test_s17_written_again_later(sqlite: SQLiteJournal) -> None:
-    """A task id that could not be written can be when the disk has space again."""
-    row = await sqlite.claim(intent())
-    await breaking(sqlite, "UPDATE", sqlite3.OperationalError("disk I/O error"))
+# ─── broken ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.fault("S17")
+async def test_a_task_id_is_written_again_later(sqlite: SQLiteJournal, disk: Disk) -> None:
+    """A task id that could not be written can be when the disk works again."""
+    row = await claimed(sqlite)
+    disk.breaks("UPDATE")
     with pytest.raises(JournalError, match="disk I/O error"):
         await sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")
-    assert State.SENDING is (await sqlite.rows(SCOPE))[0].state
-    await breaking(sqlite, None, None)
+    assert await sqlite.rows(SCOPE) == [row]
+    disk.mend()
     assert (await sqlite.advance(row.intent_id, State.ACCEPTED, task_id="t")).task_id == "t"
 
 
-@pytest.mark.parametrize("where", ["BEGIN", "INSERT", "COMMIT", "PRAGMA"])
-async def test_s16_an_io_error_at_each_step(sqlite: SQLiteJournal, where: str) -> None:
-    """Whatever fails, callers are told, nothing is half-written and the next try goes through."""
-    await sqlite.claim(intent())
-    await breaking(sqlite, where, sqlite3.OperationalError("disk I/O error"))
-    got = await together(sqlite, *(sqlite.claim(intent()) for _ in range(5)))
-    assert [JournalError] * 5 == [type(one) for one in got]
-    assert len({id(one) for one in got}) == 5
-    await breaking(sqlite, None, None)
+@pytest.mark.fault("S16")
+@pytest.mark.parametrize("where", ["BEGIN", "INSERT", "UPDATE meta", "COMMIT", "PRAGMA", "SELECT"])
+async def test_an_error_of_the_disk_at_each_step(
+    sqlite: SQLiteJournal, disk: Disk, where: str
+) -> None:
+    """Each caller gets an error of its own, nothing is half written and the next try succeeds."""
+    await claimed(sqlite)
+    disk.breaks(where)
+    wanted = [intent() for _ in range(5)]
+    got = await together(sqlite, *(claim(sqlite, each) for each in wanted))
+    assert [type(each) for each in got] == [JournalError] * 5
+    assert len({id(each) for each in got}) == 5
+    disk.mend()
     assert len(await sqlite.rows(SCOPE)) == 1
-    assert len(sqlite._senders) == 1
-    await asyncio.gather(*(sqlite.claim(intent()) for _ in range(5)))
+    got = await together(sqlite, *(claim(sqlite, each) for each in wanted))
+    assert [type(each) for each in got] == [Claimed] * 5
     assert len(await sqlite.rows(SCOPE)) == 6
 
 
-@pytest.mark.parametrize("where", ["COMMIT", "SAVEPOINT", "RELEASE"])
-async def test_s16_a_transaction_that_fails_once(sqlite: SQLiteJournal, where: str) -> None:
-    """Those who shared it are tried one by one, and nobody is refused without need."""
-    await sqlite.claim(intent())
-    await breaking(sqlite, where, sqlite3.OperationalError("disk I/O error"), times=1)
-    rows = await together(sqlite, *(sqlite.claim(intent()) for _ in range(5)))
-    assert len({row.intent_id for row in rows if isinstance(row, Intent)}) == 5
+@pytest.mark.fault("S16")
+@pytest.mark.parametrize("where", ["INSERT", "UPDATE meta", "COMMIT"])
+async def test_a_transaction_that_fails_once(sqlite: SQLiteJournal, disk: Disk, where: str) -> None:
+    """Those that shared it are tried one by one, and none is refused without need."""
+    await claimed(sqlite)
+    disk.breaks(where, times=1)
+    got = await together(sqlite, *(claim(sqlite, intent()) for _ in range(5)))
+    assert [type(each) for each in got] == [Claimed] * 5
     assert len(await sqlite.rows(SCOPE)) == 6
 
 
-async def test_reading_from_a_broken_disk(sqlite: SQLiteJournal) -> None:
-    """It is our error; with the disk mended it goes on."""
-    row = await sqlite.claim(intent())
-    await breaking(sqlite, "SELECT", sqlite3.DatabaseError("database disk image is malformed"))
+@pytest.mark.fault("S16")
+@pytest.mark.fault("S23")
+async def test_a_mark_that_cannot_be_written(
+    sqlite: SQLiteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller gets an error before money is spent; the same intent can be claimed later."""
+    await claimed(sqlite)
+    mine = intent(key="k")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store, "sync", fail)
+    with pytest.raises(JournalError, match="Input/output error"):
+        await claim(sqlite, mine)
+    monkeypatch.undo()
+    assert isinstance(await claim(sqlite, mine), Claimed)
+    assert len(await sqlite.rows(SCOPE)) == 2
+
+
+async def test_reading_from_a_broken_disk(sqlite: SQLiteJournal, disk: Disk) -> None:
+    """It is a JournalError; when the disk works again, so does the journal."""
+    row = await claimed(sqlite)
+    disk.breaks("SELECT", sqlite3.DatabaseError("database disk image is malformed"))
     with pytest.raises(JournalError, match="malformed"):
         await sqlite.find(intent_id=row.intent_id)
     with pytest.raises(JournalError, match="malformed"):
         async with aclosing(sqlite.changes()) as changes:
             await anext(changes)
     assert not sqlite._watchers
-    await breaking(sqlite, None, None)
-    assert row == await sqlite.find(intent_id=row.intent_id)
+    disk.mend()
+    assert await sqlite.find(intent_id=row.intent_id) == row
 
 
 async def test_tidying_on_a_broken_disk(
-    sqlite: SQLiteJournal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sqlite: SQLiteJournal,
+    disk: Disk,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nobody is told but the log; what was claimed stands."""
-    await sqlite.claim(intent())
-    monkeypatch.setattr(_store, "_CHECKPOINT_EVERY", 1)
-    error = sqlite3.OperationalError("disk I/O error")
-    await breaking(sqlite, "PRAGMA wal_checkpoint", error)
-    await sqlite.claim(intent())
+    """Only the log says so; what was claimed stands, and the journal opens again."""
+    await claimed(sqlite)
+    monkeypatch.setattr(store, "_CHECKPOINT_EVERY", 1)
+    disk.breaks("PRAGMA wal_checkpoint")
+    await claimed(sqlite)
     await sqlite.rows(SCOPE)
     assert "could not be tidied" in caplog.text
-    await breaking(sqlite, None, None)
+    disk.mend()
+    assert len(await sqlite.rows(SCOPE)) == 2
+    await sqlite.aclose()
     assert len(await sqlite.rows(SCOPE)) == 2
 
 
-async def test_s16_locked_by_another_program(
-    sqlite: SQLiteJournal, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.fault("S16")
+async def test_a_folder_that_cannot_be_made(
+    sqlite: SQLiteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody with the sqlite3 shell who forgets a transaction is waited for, not for ever."""
-    monkeypatch.setattr(_store, "_BUSY", 0.1)
-    await sqlite.claim(intent())
-    shell = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
-    shell.execute("BEGIN IMMEDIATE")
-    with pytest.raises(JournalError, match=r"locked.*another program has locked it"):
-        await sqlite.claim(intent())
-    assert len(await sqlite.rows(SCOPE)) == 1
-    shell.execute("ROLLBACK")
-    await sqlite.claim(intent())
-    shell.close()
-    assert len(await sqlite.rows(SCOPE)) == 2
-
-
-async def test_s16_a_disk_that_cannot_be_written(
-    sqlite: SQLiteJournal, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The folder cannot even be made: an error, and nothing else is left of the try."""
+    """It is a JournalError, and nothing else is left of the try."""
 
     def refuse(self: Path, *args: object, **options: object) -> None:
         raise OSError(30, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(JournalError, match=r"Read-only file system.*see that its folder"):
-        await sqlite.claim(intent())
+    with pytest.raises(JournalError, match=r"Read-only file system.*check that its folder"):
+        await claim(sqlite, intent())
     monkeypatch.undo()
-    await sqlite.claim(intent())
+    await claimed(sqlite)
 
 
 async def test_a_disk_that_fills_while_the_journal_is_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is half made is no journal; the next try makes a whole one."""
-    fsync = os.fsync
 
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -173,39 +250,118 @@ async def test_a_disk_that_fills_while_the_journal_is_made(
     journal = SQLiteJournal(folder)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(JournalError, match="No space left"):
-        await journal.claim(intent())
-    monkeypatch.setattr(os, "fsync", fsync)
-    await journal.claim(intent())
+        await claim(journal, intent())
+    monkeypatch.undo()
+    await claimed(journal)
     await journal.aclose()
 
 
-async def breaking(
-    journal: SQLiteJournal, where: str | None, error: Exception | None, *, times: int = 10**9
+# ─── locked ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.real_time
+@pytest.mark.fault("S27")
+async def test_a_database_that_another_program_has_locked(
+    sqlite: SQLiteJournal, folder: Path
 ) -> None:
-    """From now on statements that begin so fail, also after it was opened again."""
-    left = [times]
-
-    class Broken(sqlite3.Connection):
-        def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
-            if where is not None and sql.startswith(where) and left[0] > 0:
-                left[0] -= 1
-                assert error is not None
-                raise error
-            return super().execute(sql, *args)  # type: ignore[arg-type]  # passed on
-
-    def connect(path: Path) -> sqlite3.Connection:
-        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Broken)
-
-    def reopen(store: _store.Store) -> None:
-        with store._folder.lock.held():
-            store._disconnect()
-
-    _store._connect = connect  # undone by the fixture below
-    assert journal._writer is not None
-    await journal._writer.run(reopen)
+    """Writers get one error within 10 s, however many there are; readers are served at once."""
+    await claimed(sqlite)
+    shell = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    calls = [asyncio.ensure_future(claim(sqlite, intent())) for _ in range(10)]
+    await asyncio.sleep(0.1)  # behind the first batch
+    calls += [asyncio.ensure_future(claim(sqlite, intent())) for _ in range(10)]
+    got = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in got] == [JournalError] * 20
+    assert "another program has locked it" in str(got[0])
+    assert time.monotonic() - started < 10
+    started = time.monotonic()
+    assert len(await sqlite.rows(SCOPE)) == 1
+    assert time.monotonic() - started < 1
+    shell.execute("ROLLBACK")
+    await claimed(sqlite)
+    shell.close()
+    assert len(await sqlite.rows(SCOPE)) == 2
 
 
-@pytest.fixture(autouse=True)
-def mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each test the next journal gets real connections again."""
-    monkeypatch.setattr(_store, "_connect", _store._connect)
+@pytest.mark.fault("S27")
+async def test_a_database_that_is_locked_while_it_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers and readers get their error after one wait for all; later it opens."""
+    monkeypatch.setattr(store, "_BUSY_TIMEOUT", 0.5)
+    journal = SQLiteJournal(folder)
+    await claimed(journal)
+    await journal.aclose()
+    shell = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+    shell.execute("PRAGMA locking_mode=EXCLUSIVE")
+    shell.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    got = await together(
+        journal, *(claim(journal, intent()) for _ in range(10)), journal.find(task_id="t")
+    )
+    assert [type(each) for each in got] == [JournalError] * 11
+    assert "locked" in str(got[0])
+    assert time.monotonic() - started < 3
+    shell.execute("ROLLBACK")
+    shell.close()
+    await claimed(journal)
+    await journal.aclose()
+
+
+# ─── no descriptor ───────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """For this block, the process can open so many files and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The limit is on the number of a descriptor, so that gaps below it have to be filled.
+    fillers = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers) + 1, hard))
+    try:
+        while True:
+            fillers.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    for each in fillers[:count]:
+        os.close(each)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for each in fillers[count:]:
+            os.close(each)
+
+
+@pytest.mark.fault("S28")
+@pytest.mark.parametrize("begin", ["no folder", "closed", "open"])
+async def test_no_descriptor_is_left_at_any_moment(folder: Path, begin: str) -> None:
+    """With none left, one, two …: an error for that call, and the next one works."""
+    await asyncio.to_thread(int)  # threads and sockets of the loop itself
+    failed = 0
+    for left in range(1, 14):
+        journal = SQLiteJournal(folder.with_name(f"journal {left}"))
+        expected = 1
+        if begin != "no folder":
+            await claimed(journal)
+            expected += 1
+        if begin == "closed":
+            await journal.aclose()
+        elif begin == "open":
+            # Its thread runs, and its owner has to be made.
+            await journal.aclose()
+            await journal.rows(SCOPE)
+        mine = intent(key="k")
+        with descriptors_left(left):
+            (got,) = await asyncio.gather(claim(journal, mine), return_exceptions=True)
+        if not isinstance(got, Claimed):
+            failed += 1
+            assert isinstance(got, JournalError)
+            assert "cannot be used" in str(got)
+        assert isinstance(await claim(journal, mine), Claimed)
+        assert len(await journal.rows(SCOPE)) == expected
+        await journal.aclose()
+    assert failed > (0 if begin == "open" else 2)
+    assert left > failed

@@ -113,7 +113,7 @@ def _die_at(point: str, visit: int) -> None:
     def around(
         method: Callable[..., Awaitable[Any]], name: Callable[..., str | None]
     ) -> Callable[..., Awaitable[Any]]:
-        async def wrapped(self: object, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        async def wrapped(self: object, *args: Any, **options: Any) -> Any:
             step = name(*args, **options)
             reached(f"before {step}")
             try:
@@ -129,6 +129,6 @@ def _die_at(point: str, visit: int) -> None:
     def called(call: Call, _: float) -> str:
         return "POST" if call.method == "POST" else "look"
 
-    SQLiteJournal.claim = around(SQLiteJournal.claim, lambda _: "claim")  # type: ignore[method-assign,assignment]
+    SQLiteJournal.claim = around(SQLiteJournal.claim, lambda *_, **__: "claim")  # type: ignore[method-assign,assignment]
     SQLiteJournal.advance = around(SQLiteJournal.advance, moved_to)  # type: ignore[method-assign,assignment]
     Transport.call = around(Transport.call, called)  # type: ignore[method-assign,assignment]

@@ -33,9 +33,9 @@ def test_a_url_can_be_shown_and_asked_for(value: object, expected: bool) -> None
         ("https://u:p@h", None),
         (None, "must be a str, got None"),
         (b"https://h", "must be a str, got a bytes"),
-        ("https://h/a b", "holds a blank or a control character"),
-        ("https://h/\n", "holds a blank or a control character"),
-        ("https://h/\ud800", "holds a blank or a control character"),
+        ("https://h/a b", "contains a blank or a control character"),
+        ("https://h/\n", "contains a blank or a control character"),
+        ("https://h/\ud800", "contains a blank or a control character"),
         ("", "must be an http or https URL"),
         ("h", "must be an http or https URL"),
         ("//h", "must be an http or https URL"),
@@ -65,7 +65,7 @@ def test_what_is_wrong_with_a_url(value: object, problem: str | None) -> None:
 )
 def test_a_bare_url_has_scheme_host_port_and_path(value: str, is_good: bool) -> None:
     """Anything else is refused, and only where it is asked for."""
-    expected = None if is_good else "must hold nothing but scheme, host, port and path"
+    expected = None if is_good else "must contain nothing but scheme, host, port and path"
     assert url_problem(value, is_bare=True) == expected
     assert url_problem(value) is None
 

@@ -306,7 +306,7 @@ def test_other_bodies_of_the_documentation(
         ({"prompt": "x", "nonsense": 1, 5: 1}, {"nonsense", "5"}),
     ],
 )
-def test_what_is_wrong_in_a_body_is_reported(body: Any, names: set[str]) -> None:  # noqa: ANN401 - any JSON
+def test_what_is_wrong_in_a_body_is_reported(body: Any, names: set[str]) -> None:
     """Every field that is wrong or missing, in one error on one line."""
     with pytest.raises(InvalidRequestError) as caught:
         request_from_json(body)
@@ -323,7 +323,7 @@ def test_a_body_and_a_kind_must_agree() -> None:
 
 
 @pytest.mark.parametrize("body", [None, [], "x", 5, [("prompt", "x")]])
-def test_a_body_that_is_not_a_mapping_is_reported(body: Any) -> None:  # noqa: ANN401 - any JSON
+def test_a_body_that_is_not_a_mapping_is_reported(body: Any) -> None:
     """As a problem like any other."""
     with pytest.raises(InvalidRequestError, match="must be a mapping"):
         request_from_json(body)

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from midapi_async._wire import protocol as _protocol
 from midapi_async._wire.protocol import (
     CLOCK_SKEW,
-    PASSING_CODES,
     REFUSING_CODES,
     Answer,
     Callback,
     Unsure,
     failure,
     fits,
-    may_pass,
+    is_retryable,
     proves_refusal,
     read_callback,
     read_credits,
@@ -172,7 +171,7 @@ def test_each_code_inside_http_200(
         error.http_status,
     )
     assert error.own_envelope
-    assert (refused, again) == (proves_refusal(error), may_pass(error))
+    assert (refused, again) == (proves_refusal(error), is_retryable(error))
     outcome = outcome_of(answer(200, text))
     assert kind is type(outcome) if refused else isinstance(outcome, Unsure)
 
@@ -190,7 +189,7 @@ def test_each_code_as_a_real_status(
     with pytest.raises(APIError) as caught:
         read_data(answer(code, body(code)))
     assert (kind, code, code) == (type(caught.value), caught.value.code, caught.value.http_status)
-    assert (is_refused, again) == (proves_refusal(caught.value), may_pass(caught.value))
+    assert (is_refused, again) == (proves_refusal(caught.value), is_retryable(caught.value))
     outcome = outcome_of(answer(code, body(code)))
     assert kind is type(outcome) if is_refused else isinstance(outcome, Unsure)
 
@@ -383,7 +382,7 @@ def test_a_cut_rate_limit_carries_it_too() -> None:
     outcome = outcome_of(answer(429, b'{"code":42', "cut", Retry_After="30"))
     assert isinstance(outcome, RateLimitError)
     assert outcome.retry_after == 30.0
-    assert may_pass(outcome)
+    assert is_retryable(outcome)
 
 
 # ─── the answer to a submit ──────────────────────────────────────────────────────────────────────
@@ -654,9 +653,9 @@ def assert_one_line(error: MidAPIError) -> None:
 
 
 def test_the_tables_agree() -> None:
-    """What may pass is a refusal; the sets are those of the wire document."""
+    """What may be sent again is a refusal; the sets are those of the wire document."""
     assert {code for code, _, refused, _ in TABLE if refused} == REFUSING_CODES
-    assert {code for code, _, _, again in TABLE if again} == PASSING_CODES
+    assert {code for code, _, _, again in TABLE if again} == {429, 455}
 
 
 def test_an_answer_shows_nothing_of_its_body() -> None:

@@ -1,1 +1,1 @@
-"""Callbacks over HTTP: what every mount shares, the mounts, and the standalone server."""
+"""Callbacks over HTTP: applications to mount in a web framework, and a server of our own."""

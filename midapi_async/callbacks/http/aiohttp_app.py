@@ -1,18 +1,12 @@
-"""The receiver as an aiohttp application, to be added to somebody's own."""
+"""The receiver as an aiohttp application, which another one can mount."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
-from .answer import SenderGone, answer
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from .answer import Handle, Pieces
+from .answer import LARGEST_BODY, Body, Handle, answer
 
 
 def aiohttp_application(handle: Handle) -> web.Application:
@@ -22,40 +16,34 @@ def aiohttp_application(handle: Handle) -> web.Application:
         handle: `CallbackReceiver.handle`.
     """
 
-    async def take(request: web.Request) -> web.Response:
-        headers = list(request.headers.items())
-        body = partial(body_of, request)
-        return _response(await answer(handle, request.method, request.path, headers, body))
+    async def respond(request: web.Request) -> web.Response:
+        body = body_of(request.content)
+        status = await answer(handle, request.method, request.path, request.headers, body)
+        response = web.Response(status=status)
+        if status == 405:
+            response.headers["Allow"] = "POST"
+        if status != 200:
+            response.force_close()  # do not wait for the rest of a refused body
+        return response
 
     application = web.Application()
-    application.router.add_route("*", "/{path:.*}", take)
+    application.router.add_route("*", "/{path:.*}", respond)
     return application
 
 
-def body_of(request: web.BaseRequest) -> bytes | Pieces:
-    """The body: at once if it is there already, as it mostly is, else in pieces."""
-    content = request.content
+def body_of(content: StreamReader) -> Body:
+    """The body itself if all of it has arrived (the usual case), else a function that reads it."""
     if content.is_eof() and content.exception() is None:
         return content.read_nowait()
-    return _pieces(request)
+    return partial(_read, content)
 
 
-async def _pieces(request: web.BaseRequest) -> AsyncGenerator[bytes, None]:
-    while True:
-        try:
-            piece = await request.content.readany()
-        except Exception as error:  # noqa: BLE001 - gone, badly chunked: what a sender does is not ours
-            error.__traceback__ = None  # the stream keeps the error, which would keep the stream
-            raise SenderGone from None
-        if not piece:
-            return
-        yield piece
-
-
-def _response(status: int) -> web.Response:
-    response = web.Response(status=status)
-    if status == 405:
-        response.headers["Allow"] = "POST"
-    if status != 200:
-        response.force_close()  # the rest of a refused body is not waited for
-    return response
+async def _read(content: StreamReader) -> bytes:
+    body = bytearray()
+    try:
+        while len(body) <= LARGEST_BODY and (piece := await content.readany()):
+            body += piece
+    except Exception as error:  # noqa: BLE001 - a disconnect, or malformed chunks
+        error.__traceback__ = None  # else a cycle: the stream keeps the error, that the stream
+        raise ConnectionError from None
+    return bytes(body)

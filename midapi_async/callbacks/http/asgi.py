@@ -1,33 +1,22 @@
 """The receiver as an ASGI application, which FastAPI, Starlette, Litestar and Django can mount.
 
-ASGI is a protocol (https://asgi.readthedocs.io/en/stable/specs/main.html): nothing is imported
-of any framework or server.
+It follows https://asgi.readthedocs.io/en/stable/specs/main.html and imports no framework or server.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import cast
 
-from .answer import SenderGone, answer
+from .answer import LARGEST_BODY, Handle, answer
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+Scope = Mapping[str, object]
+Receive = Callable[[], Awaitable[Mapping[str, object]]]
+Send = Callable[[dict[str, object]], Awaitable[None]]
+# An ASGI server or framework calls it once for each connection.
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-    from .answer import Handle
-
-    Scope = Mapping[str, object]
-    Receive = Callable[[], Awaitable[Mapping[str, object]]]
-    Send = Callable[[dict[str, object]], Awaitable[None]]
-
-_POLICY_VIOLATION = 1008  # of RFC 6455: there is no websocket here
-
-
-class ASGIApplication(Protocol):
-    """What an ASGI server or framework calls, once for each connection."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        ...
+_POLICY_VIOLATION = 1008  # of RFC 6455
 
 
 def asgi_application(handle: Handle) -> ASGIApplication:
@@ -42,61 +31,48 @@ def asgi_application(handle: Handle) -> ASGIApplication:
         if kind == "http":
             await _serve(handle, scope, receive, send)
         elif kind == "lifespan":
-            await _live(receive, send)
+            # Nothing to open or close: the client belongs to the surrounding application.
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
         elif kind == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
         else:
-            raise ValueError(f"the callback receiver serves http, and knows no {kind!r} of ASGI")
+            raise ValueError(f"the callback receiver does not support the ASGI scope {kind!r}")
 
     return application
 
 
 async def _serve(handle: Handle, scope: Scope, receive: Receive, send: Send) -> None:
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in _pairs(scope)]
-    is_gone = False
+    pairs = cast("Iterable[tuple[bytes, bytes]]", scope.get("headers", ()))
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs]
+    is_disconnected = False
 
-    async def body() -> AsyncGenerator[bytes, None]:
-        nonlocal is_gone
-        more: object = True
-        while more:
+    async def read_body() -> bytes:
+        nonlocal is_disconnected
+        body, is_more = bytearray(), True
+        while is_more and len(body) <= LARGEST_BODY:
             message = await receive()
             if message["type"] != "http.request":
-                is_gone = True
-                raise SenderGone
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            yield piece if isinstance(piece, bytes) else b""
+                is_disconnected = True
+                raise ConnectionError
+            body += cast("bytes", message.get("body", b""))
+            is_more = bool(message.get("more_body", False))
+        return bytes(body)
 
-    status = await answer(handle, str(scope["method"]), str(scope["path"]), headers, body)
-    if not is_gone:
-        await _respond(status, scope, send)
-
-
-def _pairs(scope: Scope) -> Iterable[tuple[bytes, bytes]]:
-    pairs: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())  # type: ignore[assignment]  # as ASGI says
-    return pairs
-
-
-async def _respond(status: int, scope: Scope, send: Send) -> None:
-    headers = [(b"content-length", b"0")]
+    status = await answer(handle, str(scope["method"]), str(scope["path"]), headers, read_body)
+    if is_disconnected:
+        return
+    answered = [(b"content-length", b"0")]
     if status == 405:
-        headers.append((b"allow", b"POST"))
+        answered.append((b"allow", b"POST"))
     if status != 200 and str(scope.get("http_version", "1.1")).startswith("1"):
-        # The rest of a refused body is not waited for. HTTP/2 has no such header.
-        headers.append((b"connection", b"close"))
+        # Do not wait for the rest of a refused body. HTTP/2 has no such header.
+        answered.append((b"connection", b"close"))
     try:
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": answered})
         await send({"type": "http.response.body", "body": b""})
     except OSError:
-        return  # as ASGI says of a send after the sender has gone
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    """Nothing is to be opened or closed here: the client is its application's own."""
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await send({"type": "lifespan.shutdown.complete"})
-            return
+        return  # how ASGI servers report that the sender has disconnected

@@ -1,31 +1,32 @@
-"""The open connections of the standalone server: what each of them owes, and until when.
+"""The open connections of the standalone server: which ones are closed, and when.
 
-A connection owes the rest of a request, or it owes nothing and is idle, or its callback is being
-taken. Everybody has the same time for the same debt, so that in each group the one that has waited
-longest stands first: one timer watches all of them, and room is made without a search.
+A connection is receiving (the rest of a request is still to come), busy (its callback is being
+handled), or idle (answered; another request may follow). In each of these states all connections
+get the same time, so the one that entered it first times out first: a single timer is enough, and
+making room for a new connection needs no search.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import math
+from typing import TYPE_CHECKING, Literal
 
-HEADER_SECONDS = 5.0  # from connecting, or from the first byte after an answer
-BODY_SECONDS = HEADER_SECONDS  # who is late with a body is told so a little earlier, by `_http`
-IDLE_SECONDS = 15.0  # from an answer to the next byte
+if TYPE_CHECKING:
+    from aiohttp.web import RequestHandler
+
 MOST_CONNECTIONS = 1000
-
-
-class Connection(Protocol):
-    """What can be cut."""
-
-    def cut(self) -> None:
-        """Close at once; what is still to be sent is dropped."""
-        ...
+SECONDS = {
+    # For a header, from connecting or from the first byte after an answer; then again for the body.
+    # The receiver stops reading a body after 4 s, so that the sender still gets an answer.
+    "receiving": 5.0,
+    "idle": 15.0,  # from an answer to the next byte
+    "busy": math.inf,
+}
 
 
 class Connections:
-    """Cuts what is late, and the oldest idle one when there are too many.
+    """Closes connections that time out, and the oldest one when there are too many.
 
     Args:
         most: how many may be open at once.
@@ -34,81 +35,70 @@ class Connections:
     def __init__(self, most: int) -> None:
         self._most = most
         self._loop = asyncio.get_running_loop()
-        # In the order of their deadlines, which stand beside them.
-        self._owing: dict[Connection, float] = {}
-        self._idle: dict[Connection, float] = {}
-        self._busy: set[Connection] = set()
+        # By state: each connection with its deadline, earliest deadline first.
+        self._open: dict[str, dict[RequestHandler, float]] = {state: {} for state in SECONDS}
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        idle, owing, busy = len(self._idle), len(self._owing), len(self._busy)
-        return f"<Connections {idle} idle, {owing} owing, {busy} busy>"
+        counts = (f"{len(group)} {state}" for state, group in self._open.items())
+        return f"<Connections {', '.join(counts)}>"
 
     def __len__(self) -> int:
-        return len(self._owing) + len(self._idle) + len(self._busy)
+        return sum(map(len, self._open.values()))
 
-    def opened(self, connection: Connection) -> None:
-        """It owes its first header; there is room for it, at another's cost or its own.
+    def add(self, connection: RequestHandler) -> None:
+        """Add a new connection, as receiving. If there are too many, close the oldest idle one.
 
-        Whoever has been idle for longest goes, else whoever has owed the rest of a request for
-        longest. Nobody goes whose callback is being taken.
+        If none is idle, this closes the oldest one that is receiving, which may be the new one. It
+        never closes busy connections.
         """
-        self._put(self._owing, connection, HEADER_SECONDS)
+        self._put(connection, "receiving")
         if len(self) > self._most:
-            self._cut_first(self._idle or self._owing)
+            self._close_first(self._open["idle"] or self._open["receiving"])
 
-    def closed(self, connection: Connection) -> bool:
-        """It is gone, by whomever it was closed; whether it was one of these until now."""
-        if connection in self._busy:
-            self._busy.discard(connection)
-            return True
-        gone = self._owing.pop(connection, None) or self._idle.pop(connection, None)
-        return gone is not None
+    def discard(self, connection: RequestHandler) -> bool:
+        """Remove a connection that is closed; return whether it was there."""
+        return any(group.pop(connection, None) is not None for group in self._open.values())
 
-    def stirred(self, connection: Connection) -> None:
-        """Bytes came; if it was idle, it owes a header from now on."""
-        if self._idle.pop(connection, None) is not None:
-            self._put(self._owing, connection, HEADER_SECONDS)
+    def move(self, connection: RequestHandler, state: Literal["receiving", "idle", "busy"]) -> None:
+        """Move a connection to another state, with that state's timeout, unless it is closed."""
+        if self.discard(connection):
+            self._put(connection, state)
 
-    def taking(self, connection: Connection) -> None:
-        """It owes nothing: its callback is being taken, and it cannot be cut."""
-        if self.closed(connection):
-            self._busy.add(connection)
+    def data_received(self, connection: RequestHandler) -> None:
+        """Data has arrived: if the connection was idle, a new request begins."""
+        if connection in self._open["idle"]:
+            self.move(connection, "receiving")
 
-    def waiting(self, connection: Connection) -> None:
-        """It owes a body."""
-        if self.closed(connection):
-            self._put(self._owing, connection, BODY_SECONDS)
-
-    def ended(self, connection: Connection) -> None:
-        """Its request is answered; it is idle."""
-        if self.closed(connection):
-            self._put(self._idle, connection, IDLE_SECONDS)
-
-    def stop_watching(self) -> None:
-        """Cut nobody any more."""
+    def stop(self) -> None:
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _put(self, group: dict[Connection, float], connection: Connection, seconds: float) -> None:
-        deadline = group[connection] = self._loop.time() + seconds
-        if self._timer is None or deadline < self._timer.when():
-            self._watch(deadline)
+    def _put(self, connection: RequestHandler, state: str) -> None:
+        deadline = self._open[state][connection] = self._loop.time() + SECONDS[state]
+        self._watch(deadline)
 
     def _watch(self, deadline: float) -> None:
-        self.stop_watching()
-        self._timer = self._loop.call_at(deadline, self._cut_late)
+        """Set the timer to a deadline, unless it is set to an earlier one."""
+        if deadline < (math.inf if self._timer is None else self._timer.when()):
+            self.stop()
+            self._timer = self._loop.call_at(deadline, self._close_late)
 
-    def _cut_late(self) -> None:
+    def _close_late(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for group in (self._owing, self._idle):
+        for group in self._open.values():
             while group and (deadline := next(iter(group.values()))) <= now:
-                self._cut_first(group)
-            if group and (self._timer is None or deadline < self._timer.when()):
+                self._close_first(group)
+            if group:
                 self._watch(deadline)
 
-    def _cut_first(self, group: dict[Connection, float]) -> None:
+    def _close_first(self, group: dict[RequestHandler, float]) -> None:
+        """Close the first connection at once; data that is not sent yet is dropped."""
         connection = next(iter(group))
         del group[connection]
-        connection.cut()
+        transport = connection.transport
+        connection.force_close()
+        if transport is not None:
+            transport.abort()

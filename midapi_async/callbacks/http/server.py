@@ -1,8 +1,7 @@
-"""The standalone callback server: aiohttp's protocol, with what an open port on the internet needs.
+"""The standalone callback server: aiohttp's, made safe for an open port on the internet.
 
-`web.Server` and its connections are aiohttp's, and so is every rule of HTTP. What aiohttp has not
-is added where it calls its own public methods: deadlines and a bound for connections, and answers
-that are written as they stand, without a name of what serves here.
+`web.Server`, its connections and all of HTTP are aiohttp's. This module adds timeouts, a limit of
+connections, and answers that do not name the server.
 """
 
 from __future__ import annotations
@@ -10,124 +9,109 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import Self, cast
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
 
 from ...errors import ReceiverError
 from .aiohttp_app import body_of
-from .answer import answer
+from .answer import Handle, answer
 from .connections import MOST_CONNECTIONS, Connections
-
-if TYPE_CHECKING:
-    from aiohttp import StreamReader
-    from aiohttp.abc import AbstractStreamWriter
-
-    from .answer import Handle, Pieces
 
 LONGEST_LINE = 4096  # bytes of "POST /prefix/TOKEN HTTP/1.1", and of one header's value
 LINGER_SECONDS = 1.0  # for the rest of a refused body, so that its sender can read the refusal
-SHUTDOWN_SECONDS = 4.5  # for callbacks that are being taken; aiohttp may wait for it twice
+SHUTDOWN_SECONDS = 4.5  # for callbacks that are being handled; aiohttp may wait twice that long
 BACKLOG = 512  # connections that the system holds until they are accepted, all at once
+
+# Malformed requests are normal on an open port; aiohttp would log each with a traceback.
+_SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - not configurable
 
 
 class CallbackServer:
     """Listens on one port and hands every POST to the receiver.
 
-    A request's header has 5 s from connecting (or from the first byte after an answer), its body
-    4 s, an idle connection 15 s. Of 1,000 connections, or half of what RLIMIT_NOFILE allows, the
-    one that has been idle for longest makes room. ``X-Forwarded-…`` means nothing here.
+    The header of a request may take 5 s from connecting (or from the first byte after an answer),
+    its body 4 s; an idle connection is closed after 15 s. At most 1,000 connections, or half of
+    what RLIMIT_NOFILE allows, are open at once; a further one closes the oldest idle one. Headers
+    like ``X-Forwarded-For`` are ignored.
 
     Args:
         handle: `CallbackReceiver.handle`.
-        host: where to listen.
-        port: on which port; 0 picks one.
+        host: the host on which to listen.
+        port: the port; 0 picks a free one.
+
+    Attributes:
+        port: the port that it listens on.
     """
 
+    _listener: asyncio.Server
+
     def __init__(self, handle: Handle, host: str, port: int) -> None:
+        self.port = port
         self._handle = handle
         self._host = host
-        self._port = port
-        self._connections: Connections | None = None
-        self._server: web.Server | None = None
-        self._listener: asyncio.Server | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._connections = Connections(_most_connections())
+        self._server = web.Server(self._answer)
 
     def __repr__(self) -> str:
-        return f"<CallbackServer {self._host}:{self._port}, {self._connections}>"
+        return f"<CallbackServer {self._host}:{self.port}, {self._connections}>"
 
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return self._port
-
-    async def start(self) -> None:
-        """Begin to listen, once however often it is called.
+    async def start(self) -> Self:
+        """Begin to listen; return the server itself.
 
         Raises:
             ReceiverError: the port cannot be listened on.
         """
-        if self._starting is None:
-            self._starting = asyncio.get_running_loop().create_task(self._start())
-        await asyncio.wait({self._starting})
-        self._starting.result()
-
-    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        server, connections = web.Server(self._answer), Connections(_most_connections())
+        connection = partial(_Connection, self._server, self._connections, loop=loop)
         try:
             self._listener = await loop.create_server(
-                partial(_Connection, server, connections, loop=loop),
-                self._host,
-                self._port,
-                backlog=BACKLOG,
+                connection, self._host, self.port, backlog=BACKLOG
             )
         except OSError as error:
             raise ReceiverError(
-                f"callbacks cannot be received on {self._host}:{self._port}: {error.strerror}. "
-                "Choose another port, or stop what uses this one."
+                f"callbacks cannot be received on {self._host}:{self.port}: {error.strerror}. "
+                "Choose another port, or stop the program that uses this one."
             ) from None
-        self._server, self._connections = server, connections
-        self._port = self._listener.sockets[0].getsockname()[1]
+        self.port = self._listener.sockets[0].getsockname()[1]
+        return self
 
     async def aclose(self) -> None:
-        """Stop listening; what is being taken is finished first, for 10 s at most."""
-        if self._starting is not None and not self._starting.done():
-            await asyncio.wait({self._starting})
-        if self._listener is None or self._server is None or self._connections is None:
-            return
+        """Stop listening; callbacks that are being handled get up to 10 s to finish."""
         self._listener.close()
-        self._listener = None
-        await asyncio.sleep(0)  # what was accepted already becomes a connection
+        await asyncio.sleep(0)  # let sockets that were already accepted become connections
         self._server.pre_shutdown()
         await self._server.shutdown(SHUTDOWN_SECONDS)
-        self._connections.stop_watching()
+        self._connections.stop()
+
+    def abandon(self) -> None:
+        """Free the port, after the event loop was closed without `aclose`."""
+        self._listener.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("_Connection", request.protocol)
-        connection.took(request.content)
+        connection.body = request.content
+        body = body_of(request.content)
+        if not isinstance(body, bytes):
+            body = partial(connection.read, request, body)
+        self._connections.move(connection, "busy")
         try:
-            status = await answer(
-                self._handle,
-                request.method,
-                request.path,
-                list(request.headers.items()),
-                partial(_body, connection, request),
-            )
+            status = await answer(self._handle, request.method, request.path, request.headers, body)
         finally:
-            connection.ended()
+            self._connections.move(connection, "idle")
         keeps = status == 200 and request.keep_alive and request.version == HttpVersion11
         return _KEPT if keeps else _Answer(status)
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection; it says what goes on in it, and can be cut."""
+    """A connection of aiohttp that reports what happens on it."""
 
-    __slots__ = ("_body", "_connections")
+    __slots__ = ("_connections", "body")
 
     def __init__(
         self, server: web.Server, connections: Connections, *, loop: asyncio.AbstractEventLoop
@@ -136,53 +120,40 @@ class _Connection(web.RequestHandler):
             server,
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # as aiohttp documents it
-            logger=_quiet(),
+            logger=_SILENT,
             lingering_time=LINGER_SECONDS,
             auto_decompress=False,
             max_line_size=LONGEST_LINE,
             max_field_size=LONGEST_LINE,
         )
         self._connections = connections
-        self._body: StreamReader | None = None
+        self.body: StreamReader | None = None  # of the request that is being handled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._connections.opened(self)
+        self._connections.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._connections.closed(self)
+        self._connections.discard(self)
         super().connection_lost(exc)
-        body, self._body = self._body, None  # it knows this connection: no cycle is left to collect
+        # The body refers to this connection: break the cycle.
+        body, self.body = self.body, None
         if body is not None and not body.is_eof():
-            body.feed_eof()  # or aiohttp would go on waiting for the rest of a refused body
+            body.feed_eof()  # else aiohttp would wait for the rest of a refused body
 
     def data_received(self, data: bytes) -> None:
-        self._connections.stirred(self)
+        self._connections.data_received(self)
         super().data_received(data)
 
-    def took(self, body: StreamReader) -> None:
-        """A request's header is whole, and this is its body."""
-        self._body = body
-        self._connections.taking(self)
-
-    async def awaited(self, pieces: Pieces) -> Pieces:
-        """The pieces of a body that is not there yet; until it is, this connection can be cut."""
-        self._connections.waiting(self)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield piece
-        self._connections.taking(self)
-
-    def ended(self) -> None:
-        """A request's answer is known."""
-        self._connections.ended(self)
-
-    def cut(self) -> None:
-        """Close at once; what is still to be sent is dropped."""
-        transport = self.transport
-        self.force_close()
-        if transport is not None:
-            transport.abort()
+    async def read(self, request: web.BaseRequest, body: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Read a body that has not arrived yet; meanwhile this connection may be closed."""
+        self._connections.move(self, "receiving")
+        expects = request.headers.get("Expect", "").lower() == "100-continue"
+        if expects and self.transport is not None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        whole = await body()
+        self._connections.move(self, "busy")
+        return whole
 
     def handle_error(
         self,
@@ -191,9 +162,9 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - as aiohttp calls it
     ) -> web.StreamResponse:
-        """What is no HTTP is answered like everything else: without a word about the server."""
+        """Answer malformed HTTP like everything else, without naming the server."""
         if exc is not None:
-            exc.__traceback__ = None  # its frames know this connection, and would keep it for long
+            exc.__traceback__ = None  # its frames refer to this connection
         return _Answer(status)
 
 
@@ -210,7 +181,7 @@ class _Answer(web.StreamResponse):
         return self._keeps
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write it, whole; who does not read its answers is not given more of them."""
+        """Write the whole answer; wait if the sender does not read its answers."""
         transport = request.transport
         if transport is not None:
             transport.write(_written(self.status, self._keeps, int(time.time())))
@@ -218,7 +189,7 @@ class _Answer(web.StreamResponse):
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """It is written already."""
+        """`prepare` has written all of it."""
 
 
 _KEPT = _Answer(200, keeps=True)
@@ -226,7 +197,7 @@ _KEPT = _Answer(200, keeps=True)
 
 @lru_cache(maxsize=64)
 def _written(status: int, keeps: bool, second: int) -> bytes:  # noqa: FBT001 - for the cache's key
-    """The bytes of an answer, at one second of the day."""
+    """The bytes of an answer at a time in epoch seconds."""
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         f"Date: {formatdate(second, usegmt=True)}",
@@ -239,41 +210,12 @@ def _written(status: int, keeps: bool, second: int) -> bytes:  # noqa: FBT001 - 
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _body(connection: _Connection, request: web.BaseRequest) -> bytes | Pieces:
-    """The body; whoever waits to be asked for it is asked now, when its token is known."""
-    body = body_of(request)
-    if isinstance(body, bytes):
-        return body
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        body = _asked_for(request, body)
-    return connection.awaited(body)
-
-
-async def _asked_for(request: web.BaseRequest, pieces: Pieces) -> Pieces:
-    if request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    async with aclosing(pieces):
-        async for piece in pieces:
-            yield piece
-
-
-def _quiet() -> logging.Logger:
-    """What anybody may send to an open port is no error of ours, with a traceback each."""
-    logger = logging.getLogger("midapi_async.callbacks.http")
-    logger.disabled = True
-    return logger
-
-
 def _most_connections() -> int:
-    """1,000, or less where few files may be open: half of them are left for everything else."""
-    limit = _files_limit()
-    return MOST_CONNECTIONS if limit is None else max(1, min(MOST_CONNECTIONS, limit // 2))
-
-
-def _files_limit() -> int | None:
+    """1,000, or half of the files that the process may open if that is less."""
     try:
         import resource
-    except ImportError:  # not on Windows
-        return None
+    except ImportError:  # Windows has no such limit
+        return MOST_CONNECTIONS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft
+    is_limited = soft != resource.RLIM_INFINITY
+    return max(1, min(MOST_CONNECTIONS, soft // 2)) if is_limited else MOST_CONNECTIONS

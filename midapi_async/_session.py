@@ -1,0 +1,159 @@
+"""What exists while a client is open; the only module that connects the packages."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from ssl import SSLContext
+
+from ._runtime.clock import Clock
+from ._runtime.urls import is_loopback
+from ._submission.line import line_of
+from ._submission.submitter import Submitter
+from ._tracking.recorder import ResultRecorder
+from ._tracking.schedule import Schedule
+from ._tracking.tracker import Tracker
+from ._wire.endpoints import Api
+from ._wire.transport import Transport
+from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts
+from .errors import ClientClosed, InvalidRequestError
+from .files import Downloader
+from .journal import Journal
+from .journal.watcher import Watcher
+
+CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
+RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
+
+
+class Session:
+    """One client while it is open, in one process and one event loop.
+
+    Attributes:
+        clock: time, in the service's seconds.
+        api: MidAPI's endpoints.
+        journal: stores the intents.
+        watcher: watches the journal for changes.
+        scope: the service's origin and the namespace; the scope of the client's rows.
+        tracker: finds out when tasks are final.
+        recorder: writes results into the journal.
+        submitter: submits requests.
+        downloader: downloads result files.
+        timeouts: the client's timeouts.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        journal: Journal,
+        scope: str,
+        callback_url: Callable[[str], str] | None,
+        takes_at_once: bool,
+        schedule: Schedule,
+        polling: PollPolicy,
+        retry: RetryPolicy,
+        rate_limit: RateLimit | None,
+        timeouts: Timeouts,
+        ssl: SSLContext | None,
+        proxy: str | None,
+    ) -> None:
+        origin = str(settings.base_url.origin())
+        account = hashlib.sha256(f"{origin}\n{settings.api_key}".encode()).hexdigest()
+        self.loop = asyncio.get_running_loop()
+        self.is_over = False
+        self._process = os.getpid()
+        self.clock = clock = Clock(settings.time_scale)
+        self.journal = journal
+        self.scope = scope
+        self.timeouts = timeouts
+        self.has_receiver = callback_url is not None
+        self._transport = Transport(
+            settings, clock, connect_timeout=timeouts.connect, ssl=ssl, proxy=proxy
+        )
+        self.api = Api(self._transport, settings, timeouts)
+        self.downloader = Downloader(
+            allow_http=is_loopback(settings.base_url),
+            connect_timeout=timeouts.connect,
+            read_timeout=timeouts.look,
+            total_timeout=timeouts.wait,
+            ssl=ssl,
+            proxy=proxy,
+        )
+        self.watcher = Watcher(journal)
+        self.recorder = ResultRecorder(
+            journal, origin=origin, takes_at_once=takes_at_once, schedule=schedule
+        )
+        self.tracker = Tracker(
+            look=self.api.look,
+            schedule=schedule,
+            policy=polling,
+            clock=clock,
+            keep=self.recorder.keep_duration,
+        )
+        self.submitter = Submitter(
+            journal=journal,
+            watcher=self.watcher,
+            scope=scope,
+            account=account,
+            line=line_of(account, is_limited=rate_limit is not None),
+            rate_limit=rate_limit,
+            send=self.api.submit,
+            post_timeout=timeouts.submit,
+            callback_url=callback_url,
+            slow_down=self.tracker.rest,
+            give_up_after=retry.give_up_after,
+            clock=clock,
+        )
+
+    def check(self) -> None:
+        """Check that the client is open, in this process and event loop.
+
+        Raises:
+            ClientClosed: it is closed.
+            InvalidRequestError: it is open in another process or event loop.
+        """
+        if self.is_over:
+            raise ClientClosed
+        if os.getpid() != self._process:
+            raise InvalidRequestError(
+                {"client": "was opened in the parent process: open a new one after a fork"}
+            )
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self.loop:
+            raise InvalidRequestError(
+                {"client": "is open in another event loop: use it there, or open a new one here"}
+            )
+
+    async def open(self) -> None:
+        """Use the journal for the first time.
+
+        Raises:
+            JournalError: the journal cannot be used.
+        """
+        await self.journal.take_over(self.scope)
+        await self.recorder.recall_durations()
+
+    def stop_waiting(self) -> None:
+        """End all waits with `ClientClosed`, and send nothing more."""
+        self.submitter.stop()
+        self.tracker.stop_waiting()
+
+    async def finish(self) -> None:
+        """Wait for the answers to POSTs, and end every wait."""
+        self.submitter.stop(is_closing=True)
+        await self.tracker.aclose()
+        await self.submitter.aclose(CLOSE_PATIENCE)
+
+    async def close_connections(self) -> None:
+        """Finish the writes to the journal and close every connection."""
+        try:
+            await self.recorder.aclose(RECORD_PATIENCE)
+            await self.watcher.aclose()
+        finally:
+            await self.downloader.aclose()
+            await self._transport.aclose()

@@ -1,0 +1,95 @@
+"""The state of a task that is waited for, and of each wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+
+import attrs
+
+from ..tasks import TaskDetails
+from .schedule import Kind
+
+DEFAULT_KIND: Kind = ("mj_txt2img", "fast")  # for a task whose kind is not known
+
+
+class Phase(enum.Enum):
+    """How far the next look at a task is."""
+
+    IDLE = "no look is planned"
+    PLANNED = "the next look is planned"
+    QUEUED = "the next look is due and waits for its turn"
+    LOOKING = "a look is under way"
+
+
+class Wait(asyncio.Future[TaskDetails]):
+    """One wait for the final details of a task.
+
+    Attributes:
+        task: the task that is waited for.
+        deadline: when the wait times out; infinite for never.
+        needs_look_since: it may time out only after a look that began at this time or later; None
+            if it needs no look.
+        ends_with_look: its deadline has passed, and it times out when the next look ends.
+    """
+
+    def __init__(self, task: TrackedTask) -> None:
+        super().__init__()
+        self.task = task
+        self.deadline = math.inf
+        self.needs_look_since: float | None = None
+        self.ends_with_look = False
+
+
+@attrs.define(eq=False)
+class TrackedTask:
+    """A task that is waited for, or was until recently. Times are on the client's clock.
+
+    Attributes:
+        task_id: MidAPI's id of the task.
+        accepted_at: when MidAPI accepted it; if that is not known, when this client heard of it.
+        kind: its type and speed.
+        is_age_unknown: `accepted_at` is a guess until a record shows when it was created.
+        is_kind_unknown: `kind` is a guess until a record shows it.
+        is_seen: MidAPI has shown its record.
+        waits: all waits for it that have not been left, as an ordered set.
+        deadline: no wait times out before this; the earliest deadline, or earlier.
+        phase: how far the next look is.
+        due: when the next look is due, while one is planned.
+        wakes_at: the time of its valid entry in the tracker's heap; infinite if it has none.
+        look_began: when the last look began.
+        look_ended: when the last look ended.
+        consecutive_failures: looks that failed in a row.
+        retries_left: how many of the next looks are made soon, independent of the plan.
+        missing_since: since when MidAPI does not know it, or shows it succeeded without files.
+        missing_looks: how many looks have found that.
+        is_hinted: a hint has come since the last look began, and the next look is made for it.
+        hints: how many hints have moved a look forward.
+        hinted_at: the time to which the last hint moved a look.
+        is_called_back: a callback has come, and no later look has shown the task generating.
+        callback_expected_since: since when a wait has expected its callback; None if it has none.
+    """
+
+    task_id: str
+    accepted_at: float
+    kind: Kind = DEFAULT_KIND
+    is_age_unknown: bool = False
+    is_kind_unknown: bool = True
+    is_seen: bool = False
+    waits: dict[Wait, None] = attrs.field(factory=dict)
+    deadline: float = math.inf
+    phase: Phase = Phase.IDLE
+    due: float = math.inf
+    wakes_at: float = math.inf
+    look_began: float = -math.inf
+    look_ended: float = -math.inf
+    consecutive_failures: int = 0
+    retries_left: int = 0
+    missing_since: float | None = None
+    missing_looks: int = 0
+    is_hinted: bool = False
+    hints: int = 0
+    hinted_at: float = -math.inf
+    is_called_back: bool = False
+    callback_expected_since: float | None = None

@@ -1,0 +1,144 @@
+"""What several commands share: output options, the log on stderr, waiting, downloading, results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import attrs
+from cyclopts import Group, Parameter
+
+from midapi_async import DownloadError, InvalidRequestError, TaskDetails
+
+from ._errors import CommandError
+from ._interrupt import interrupted, interrupted_wait
+from ._terminal import Pace, out, out_json, progress, say, seconds, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from midapi_async import MidAPIClient, TaskHandle
+
+# Keeps what is bought here apart from a bot that shares the folder of MIDAPI_JOURNAL: its
+# `resume()` must not return the tasks of the command line.
+NAMESPACE = "command line"
+_log = logging.getLogger("midapi_async")
+
+
+@Parameter(name="*", group=Group("Output", sort_key=30))
+@attrs.frozen(kw_only=True)
+class Output:
+    """What a command prints.
+
+    Attributes:
+        as_json: Print exactly one JSON object on stdout, an error too.
+        verbose: Show the SDK's log on stderr.
+    """
+
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False
+    verbose: Annotated[bool, Parameter(negative="", show_default=False)] = False
+
+
+def run_async(work: Coroutine[object, object, None], output: Output) -> int:
+    """Run a command's coroutine in an event loop; return the exit code of success."""
+    with _log_on_stderr(verbose=output.verbose):
+        asyncio.run(work)
+    return 0
+
+
+@contextmanager
+def _log_on_stderr(*, verbose: bool) -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLineFormatter("midapi: {levelname}: {message}", style="{"))
+    level = _log.level
+    _log.addHandler(handler)
+    _log.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.setLevel(level)
+
+
+class _OneLineFormatter(logging.Formatter):
+    """One line for each record, with the text of its exception and without a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        return shown(self.formatMessage(record) + (f" ({error})" if error else ""))
+
+
+async def wait(handle: TaskHandle, timeout: float | None, pace: Pace) -> TaskDetails:
+    """Wait for a task and show the progress.
+
+    Args:
+        handle: of the task.
+        timeout: seconds; None for the SDK's own.
+        pace: how long such a task takes.
+
+    Raises:
+        CommandError: interrupted; the text says how to come back.
+    """
+    try:
+        async with progress(handle.task_id, pace):
+            return await (handle.wait() if timeout is None else handle.wait(timeout))
+    except asyncio.CancelledError:
+        # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
+        raise interrupted_wait(handle.task_id) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for files, if it is missing.
+
+    Raises:
+        InvalidRequestError: files cannot be put there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None
+    if not writable:
+        raise InvalidRequestError({"folder": f"{str(folder)!r} is not writable"})
+
+
+async def download(client: MidAPIClient, details: TaskDetails, folder: Path) -> list[Path]:
+    """Download the files of a task.
+
+    Raises:
+        CommandError: failed or interrupted; the text says how to try again.
+    """
+    again = f"try again with: midapi task {details.task_id} --download"
+    facts: dict[str, object] = {"task_id": details.task_id, "urls": list(details.urls)}
+    try:
+        return await client.download(details, folder)
+    except DownloadError as error:
+        message = f"{error} The task itself succeeded; {again}"
+        facts["url"] = error.url
+        raise CommandError(type(error).__name__, message, facts=facts) from None
+    except asyncio.CancelledError:
+        raise interrupted(f"The task itself succeeded; {again}", **facts) from None
+
+
+def print_result(details: TaskDetails, files: list[Path], output: Output, **more: object) -> None:
+    """Print the result: one JSON object, or a line for each file, or for each URL if no files."""
+    if output.as_json:
+        out_json({**details.to_dict(), "files": [str(path) for path in files], **more})
+        return
+    for each in files or details.urls:
+        out(each)
+
+
+def say_success(details: TaskDetails) -> None:
+    """Say that a task succeeded, and how long MidAPI worked on it."""
+    took = details.duration
+    after = f" after {seconds(took.total_seconds())}" if took is not None else ""
+    say(f"Task {details.task_id} succeeded{after}.")

@@ -1,0 +1,63 @@
+"""The environment variables that the commands need beside those that the SDK reads by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from midapi_async.config import DEFAULT_BASE_URL, environment, secret_from_env
+
+
+def has_api_key() -> bool:
+    """Whether an API key is set, directly or in a file."""
+    return bool(environment("MIDAPI_API_KEY") or environment("MIDAPI_API_KEY_FILE"))
+
+
+def without_api_key(text: str) -> str:
+    """The text without the value of MIDAPI_API_KEY, in case an error's text contains it."""
+    key = environment("MIDAPI_API_KEY")
+    return text.replace(key, "…") if len(key) > 3 else text
+
+
+def base_url() -> str:
+    """The URL of the service, unchecked."""
+    return environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
+
+
+def time_scale() -> float:
+    """How many times faster than real time the service runs; an open client has checked it."""
+    return float(environment("MIDAPI_TIME_SCALE") or 1.0)
+
+
+def journal_folder() -> Path | None:
+    """The folder of the journal, or None."""
+    folder = environment("MIDAPI_JOURNAL")
+    return Path(folder) if folder else None
+
+
+def public_url() -> str | None:
+    """The URL under which MidAPI reaches this machine, unchecked, or None."""
+    return environment("MIDAPI_PUBLIC_URL") or None
+
+
+def callback_port(given: int | None, problems: dict[str, str]) -> int | None:
+    """The given port for callbacks, else the environment's, else None.
+
+    A value that is not a port is added to the problems.
+    """
+    if given is not None:
+        return given
+    port = environment("MIDAPI_CALLBACK_PORT")
+    if port.isascii() and port.isdigit():
+        return int(port)
+    if port:
+        problems["port"] = f"MIDAPI_CALLBACK_PORT must be a port number, is {port!r}"
+    return None
+
+
+def webhook_keys(given: str | None, problems: dict[str, str]) -> tuple[str, ...]:
+    """The given webhook keys, else the environment's, one on each line.
+
+    A file that cannot be read is added to the problems.
+    """
+    keys = given or secret_from_env("MIDAPI_WEBHOOK_KEY", problems, "webhook_key")
+    return tuple(keys.splitlines())

@@ -1,0 +1,103 @@
+"""The options of ``midapi generate``, in groups that its subcommands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+from cyclopts import Group, Parameter
+
+from midapi_async import InvalidRequestError
+from midapi_async.requests import AspectRatio, Motion, Speed, VideoBatchSize
+
+PICTURE, VIDEO = Group("Picture", sort_key=10), Group("Video", sort_key=10)
+
+
+@Parameter(name="*", group=PICTURE)
+@attrs.frozen(kw_only=True)
+class Picture:
+    """Options of a picture; MidAPI chooses what is not given.
+
+    Attributes:
+        speed: Decides the price; "fast" if not given.
+        aspect_ratio: Width to height.
+        version: Midjourney's model, as in 7, 6.1 or niji6; the newest if not given.
+        variety: How much the four pictures differ, 0 to 100 in steps of 5.
+        stylization: How much of Midjourney's own style, 0 to 1000.
+        weirdness: How unusual, 0 to 3000.
+        water_mark: A text to mark it with.
+        enable_translation: Have MidAPI translate the prompt to English first.
+    """
+
+    speed: Speed | None = None
+    aspect_ratio: AspectRatio | None = None
+    version: str | None = None
+    variety: int | None = None
+    stylization: int | None = None
+    weirdness: int | None = None
+    water_mark: str | None = None
+    enable_translation: Annotated[bool | None, Parameter(negative="")] = None
+
+
+@Parameter(name="*", group=VIDEO)
+@attrs.frozen(kw_only=True)
+class Video:
+    """Options of a video; the SDK chooses what is not given.
+
+    Attributes:
+        hd: High definition.
+        motion: How much moves; "high" if not given.
+        video_batch_size: How many videos; 1 if not given. Each one costs credits.
+        aspect_ratio: Width to height.
+        water_mark: A text to mark it with.
+        enable_translation: Have MidAPI translate the prompt to English first.
+    """
+
+    hd: Annotated[bool | None, Parameter(negative="")] = None
+    motion: Motion | None = None
+    video_batch_size: VideoBatchSize | None = None
+    aspect_ratio: AspectRatio | None = None
+    water_mark: str | None = None
+    enable_translation: Annotated[bool | None, Parameter(negative="")] = None
+
+
+@Parameter(name="*", group=Group("Result", sort_key=20))
+@attrs.frozen(kw_only=True)
+class Result:
+    """What to do with the result.
+
+    Attributes:
+        folder: Where to put the files; the current folder if not given.
+        download: Download the files, or else print their URLs.
+        wait: Wait for the result, or else print the task's id.
+        timeout: Seconds to wait, 3600 if not given. The task goes on after that.
+        key: Your own name for the request: the same key is never paid twice while the journal
+            exists. Set MIDAPI_JOURNAL to a folder to keep it.
+        metadata: A note of your own, NAME=VALUE, that the JSON repeats; may be given several times.
+    """
+
+    folder: Annotated[Path, Parameter(show_default=False)] = Path()
+    download: Annotated[bool, Parameter(name="--download", show_default=False)] = True
+    wait: Annotated[bool, Parameter(name="--wait", show_default=False)] = True
+    timeout: float | None = None
+    key: str | None = None
+    metadata: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+
+
+def given(options: Picture | Video) -> dict[str, Any]:
+    """The fields that were given; only those are sent."""
+    return {name: value for name, value in attrs.asdict(options).items() if value is not None}
+
+
+def parse_metadata(metadata: tuple[str, ...]) -> dict[str, str]:
+    """The metadata in NAME=VALUE texts.
+
+    Raises:
+        InvalidRequestError: one of them has no =.
+    """
+    parts = [each.partition("=") for each in metadata]
+    for name, sign, _ in parts:
+        if not name or not sign:
+            raise InvalidRequestError({"metadata": f"must be NAME=VALUE, got {name!r:.60}"})
+    return {name: value for name, _, value in parts}
