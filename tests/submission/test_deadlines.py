@@ -1,0 +1,64 @@
+"""What `WaitTimeout` says about money: whether a POST is under way, and how to get back to it."""
+
+import asyncio
+
+import pytest
+
+from midapi_async import MemoryJournal, RetryPolicy, State, WaitTimeout
+from tests.support.scripted import ScriptedServer, delay
+from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
+
+
+@pytest.mark.fault("S13")
+async def test_s13_a_post_under_way_is_named_and_goes_on() -> None:
+    """It may be bought: the error names its intent, and its key leads back to its task."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer(then=mid(delay(accepted(), 30), looked())) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        with pytest.raises(WaitTimeout) as caught:
+            await client.generate_and_wait("a red fox", key="k", wait_timeout=10)
+        row = await journal.find(intent_id=caught.value.intent_id)
+        assert row is not None
+        assert (row.key, row.state) == ("k", State.SENDING)
+        assert caught.value.task_id is None
+        again = await client.generate("a red fox", key="k")
+        assert (again.task_id, again.intent_id) == (TASK, caught.value.intent_id)
+        assert len(submits(server)) == 1
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.fault("S15")
+async def test_s15_one_that_waits_for_anothers_post_names_its_intent(*, is_shared: bool) -> None:
+    """Whether the POST is its own client's or another's, the error leads to the same row."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer(then=mid(delay(accepted(), 30), looked())) as server,
+        client_of(server, journal=journal) as one,
+        client_of(server, journal=journal) as other,
+    ):
+        first = asyncio.create_task(one.generate("a red fox", key="k"))
+        await server.arrived(1)
+        second = one if is_shared else other
+        with pytest.raises(WaitTimeout) as caught:
+            await second.generate_and_wait("a red fox", key="k", wait_timeout=10)
+        assert caught.value.intent_id == (await first).intent_id
+        assert len(submits(server)) == 1
+
+
+@pytest.mark.fault("S34")
+async def test_s34_one_that_rests_after_a_refusal_names_nothing() -> None:
+    """Nothing was bought and nothing more is sent: there is no intent to ask about."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([refused(429, Retry_After="60")]) as server,
+        client_of(server, journal=journal, retry=RetryPolicy(give_up_after=300)) as client,
+    ):
+        with pytest.raises(WaitTimeout) as caught:
+            await client.generate_and_wait("a red fox", wait_timeout=10)
+        assert (caught.value.intent_id, caught.value.task_id) == (None, None)
+        await asyncio.sleep(200)
+        assert len(submits(server)) == 1
+        rows = await journal.rows(f"{server.url} default")
+        assert [row.state for row in rows] == [State.REFUSED]
