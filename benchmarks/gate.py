@@ -161,7 +161,7 @@ class Clients:
             client.stdin.write(b"go\n")
         await self._are_all_here.wait()
         for client in clients:
-            times += json.loads((await client.communicate())[0])
+            times += json.loads((await client.communicate(b""))[0])
         server.close()
         return self._use(times)
 

@@ -153,7 +153,7 @@ def test_a_key_file_that_cannot_be_read_is_reported(
         ("http://localhost:1", "http://localhost:1/"),
         ("http://LOCALHOST:1", "http://localhost:1/"),
         ("http://[::1]:8787", "http://[::1]:8787/"),
-        ("http://[::ffff:127.0.0.1]:8787", "http://[::ffff:127.0.0.1]:8787/"),
+        ("http://[::ffff:127.0.0.1]:8787", str(URL("http://[::ffff:127.0.0.1]:8787/"))),
     ],
 )
 def test_a_base_url_is_taken(given_url: str | None, expected: str) -> None:

@@ -78,13 +78,13 @@ def test_an_owner_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_passed_on_promptly() -> None:
-    """With four processes 99 of 100 claims take less than 50 ms, or 6 times a flock."""
+    """With four processes 99 of 100 claims take less than 500 ms, or 6 times a flock."""
     claim = 0.0
     for _ in range(3):  # other programs disturb it
         with quick_folder() as folder:
             found = re.findall(r"(?:claim|reference) ([0-9.]+) ms", run("prompt", folder))
         claim, reference = map(float, found)
-        if claim < max(50.0, 6 * reference):
+        if claim < max(500.0, 6 * reference):
             return
     pytest.fail(f"a claim took {claim} ms")
 
