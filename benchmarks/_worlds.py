@@ -119,7 +119,7 @@ class World:
         name: for tables.
         request: what is bought.
         spread: of the first tasks.
-        slower: how many times slower than the first the n-th of so many measured tasks is.
+        slower: how much slower a task is than the first, from its index and the number of tasks.
         settles: how many measured tasks are for adapting, and are counted apart.
     """
 
@@ -130,7 +130,7 @@ class World:
     settles: int = 0
 
     def at(self, number: int, count: int) -> Spread:
-        """What the n-th of so many measured tasks is drawn from; below 0: before them."""
+        """The durations that task ``number`` of ``count`` is drawn from; below 0: before them."""
         times = self.slower(number, count) if number >= 0 else 1.0
         return self.spread.slower(times) if times != 1.0 else self.spread
 

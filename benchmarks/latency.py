@@ -35,7 +35,7 @@ Figures = dict[str, float]
 
 
 async def wake(service: Service, end: End, tasks: int) -> list[float]:
-    """Milliseconds until each waiter resumes, of so many tasks that are called back at once."""
+    """Milliseconds from the callbacks of all ``tasks``, sent at once, until each waiter resumes."""
     resumed: dict[str, float] = {}
 
     async def wait(task_id: str) -> None:
@@ -74,7 +74,7 @@ def _percentiles(times: Sequence[float]) -> tuple[float, float]:
 
 
 async def compare(folder: Path, blocks: int, many: int) -> dict[str, Figures]:
-    """All ways by turns, in so many blocks of so many callbacks: one by one, and all at once."""
+    """Measure every way, taking turns: callbacks one by one, and all at once."""
     found = {}
     async with Service() as service, AsyncExitStack() as exits:
         ends: dict[str, End] = {

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import hypothesis
@@ -34,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--slow` and `--chaos`."""
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption("--chaos", action="store_true", help="run the tests marked chaos, too")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where a shell started the tests with ``&``, which makes them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
