@@ -1,10 +1,12 @@
 """What `WaitTimeout` says about money: whether a POST is under way, and how to get back to it."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from midapi_async import MemoryJournal, RetryPolicy, State, WaitTimeout
+from midapi_async import ClientClosed, MemoryJournal, RetryPolicy, State, WaitTimeout
+from midapi_async.journal import Claim
 from tests.support.scripted import ScriptedServer, delay
 from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
 
@@ -60,5 +62,36 @@ async def test_s34_one_that_rests_after_a_refusal_names_nothing() -> None:
         assert (caught.value.intent_id, caught.value.task_id) == (None, None)
         await asyncio.sleep(200)
         assert len(submits(server)) == 1
+        rows = await journal.rows(f"{server.url} default")
+        assert [row.state for row in rows] == [State.REFUSED]
+
+
+@pytest.mark.fault("S34")
+@pytest.mark.parametrize("leaves", ["cancelled", "timeout", "stop", "close"])
+async def test_s34_nothing_is_sent_after_a_claim_that_nobody_waits_for(leaves: str) -> None:
+    """A claim under way writes its row; a caller that leaves meanwhile pays for nothing."""
+
+    class Slow(MemoryJournal):
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            claim = await super().claim(*args, **options)
+            await asyncio.sleep(2)
+            return claim
+
+    journal = Slow()
+    async with ScriptedServer(then=mid(submit=accepted())) as server:
+        async with client_of(server, journal=journal) as client:
+            timeout = 1 if leaves == "timeout" else None
+            submit = asyncio.create_task(client.generate("a red fox", key="k", timeout=timeout))
+            await asyncio.sleep(1)
+            if leaves == "cancelled":
+                submit.cancel()
+            elif leaves == "stop":
+                client.stop_waiting()
+            elif leaves == "close":
+                await client.aclose()
+            with pytest.raises((asyncio.CancelledError, WaitTimeout, ClientClosed)):
+                await submit
+            await asyncio.sleep(10)
+        assert submits(server) == []
         rows = await journal.rows(f"{server.url} default")
         assert [row.state for row in rows] == [State.REFUSED]
