@@ -111,11 +111,21 @@ UNKNOWN: dict[str, Step] = {
     "s11_endless_headers": raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000),
     "s12_one_byte_a_second": drip(reply(body=b" " * 1000 + GOOD)),
     "s12_the_answer_is_late": delay(accepted(), 500),
+    "s22_http_400_page": reply(400, body=HTML, accepted=True),
+    "s22_http_403_page": reply(403, body=HTML, accepted=True),
+    "s22_http_404_page": reply(404, body=HTML, accepted=True),
+    "s22_http_413_page": reply(413, body=HTML, accepted=True),
+    "s22_http_451_page": reply(451, body=HTML, accepted=True),
+    "s22_http_404_and_code_200": reply(404, json={"code": 200, "data": None}, accepted=True),
+    "s22_http_422_and_code_500": reply(422, json={"code": 500, "msg": "no"}, accepted=True),
+    "s22_json_of_a_proxy": reply(403, json={"error": "forbidden"}, accepted=True),
+    "s22_cut_400": cut(reply(400, json={"code": 400, "msg": "no"}, accepted=True), body=3),
     "p07_redirect_307": reply(307, headers={"Location": "/elsewhere"}),
     "p07_redirect_308": reply(308, headers={"Location": "/elsewhere"}),
 }
 
 
+@pytest.mark.fault("S22")
 @pytest.mark.parametrize("fault", UNKNOWN)
 async def test_what_proves_nothing_is_unknown(fault: str, caplog: pytest.LogCaptureFixture) -> None:
     """Where nobody can know, it says so, is in the journal as UNKNOWN, and is not sent again."""
@@ -151,14 +161,16 @@ REFUSED: dict[str, tuple[Step, type[APIError]]] = {
     "501": (refused(501), GenerationFailedError),
     "505": (refused(505), FeatureDisabledError),
     "http_401": (refused(401, status=401), AuthenticationError),
-    "http_403_page": (reply(403, body=HTML), APIError),
-    "http_404_page": (reply(404, body=HTML), NotFoundError),
-    "http_422_and_code_500": (refused(500, status=422), APIError),
+    "http_400": (refused(400, status=400), BadRequestError),
+    "http_401_page": (reply(401, body=HTML), AuthenticationError),
+    "http_407_page": (reply(407, body=HTML), APIError),
+    "http_429_page": (reply(429, body=HTML), RateLimitError),
+    "http_403_challenge": (reply(403, body=HTML, headers={"CF-Mitigated": "challenge"}), APIError),
     "http_500_and_code_402": (refused(402, status=500), InsufficientCreditsError),
-    "http_400_cut": (cut(refused(400, status=400), body=3), BadRequestError),
 }
 
 
+@pytest.mark.fault("S22")
 @pytest.mark.parametrize("code", REFUSED)
 async def test_s08_a_refusal_is_its_own_error_and_never_repeated(code: str) -> None:
     """A proven refusal raises its class at once, and leaves the key free."""
@@ -271,6 +283,17 @@ async def test_s05_s07_retry_after_is_a_minimum(header: str, least: float, statu
         took = asyncio.get_running_loop().time() - begun
         assert handle.task_id == TASK
         assert least <= took <= least + 2
+        assert len(server.accepted) == 1
+
+
+@pytest.mark.fault("S22")
+async def test_s22_a_proxys_429_is_sent_again_if_it_says_when() -> None:
+    """With a Retry-After it is a rate limit, whoever wrote it."""
+    page = reply(429, body=HTML, headers={"Retry-After": "7"})
+    async with ScriptedServer([page, accepted()]) as server, client_of(server) as client:
+        begun = asyncio.get_running_loop().time()
+        assert (await client.generate("a red fox")).task_id == TASK
+        assert asyncio.get_running_loop().time() - begun >= 7
         assert len(server.accepted) == 1
 
 

@@ -113,12 +113,15 @@ def submit_call(request: Request, callback_url: str | None) -> Call:
 def _error_in(answer: Answer, envelope: Envelope | None) -> APIError:
     """The error that an answer means; an answer without an envelope is not from MidAPI."""
     status, wait = answer.status, retry_after(answer.headers)
-    if envelope is None:
-        what = "a page that is not MidAPI's"
-        message = what if answer.flaw is None else f"the answer was cut ({answer.flaw})"
+    # An envelope that says 200 does not belong to an error status, so only the status counts.
+    if envelope is None or envelope.code == 200:
+        message = "a page that is not MidAPI's"
+        if is_challenge(answer.headers):
+            message = "a challenge page of Cloudflare, which wants to see a browser"
+        elif answer.flaw is not None:
+            message = f"the answer was cut ({answer.flaw})"
         return api_error(status, message, status, own_envelope=False, retry_after=wait)
-    code = status if envelope.code == 200 else envelope.code
-    message = readable(envelope.msg)
+    code, message = envelope.code, readable(envelope.msg)
     words = message.casefold()
     # MidAPI was seen to send the text of code 402 with code 500.
     no_credits = ("credits insufficient", "current balance isn't enough")
@@ -151,19 +154,46 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     return max(0.0, moment.timestamp() - (time.time() if now is None else now))
 
 
-def proves_refusal(error: APIError) -> bool:
-    """Whether an error that answered a submission proves that nothing was bought."""
-    refused_by_status = 400 <= error.http_status <= 499 and error.http_status != 408
-    return (
-        refused_by_status
-        or (error.own_envelope and error.code in REFUSING_CODES)
-        or isinstance(error, InsufficientCreditsError)
+def is_challenge(headers: Mapping[str, str]) -> bool:
+    """Whether a CDN has stopped a request that it took for a robot's; MidAPI never saw it.
+
+    https://developers.cloudflare.com/cloudflare-challenges/challenge-types/challenge-pages/detect-response/
+    """
+    return "cf-mitigated" in headers
+
+
+def proves_refusal(error: APIError, headers: Mapping[str, str]) -> bool:
+    """Whether an error that answered a submission proves that nothing was bought.
+
+    MidAPI's own envelope proves it. The page of a proxy, a firewall or a portal does not: some of
+    them read MidAPI's answer first, and then replace it. Exceptions are answers that are given
+    before a request is processed: 401, 407, 429, and a CDN's challenge.
+    """
+    if error.own_envelope:
+        return error.code in REFUSING_CODES or isinstance(error, InsufficientCreditsError)
+    return error.http_status in {401, 407, 429} or (
+        400 <= error.http_status <= 499 and is_challenge(headers)
     )
 
 
 def is_retryable(error: APIError | TransportError) -> TypeGuard[RateLimitError | MaintenanceError]:
-    """Whether a refused submission may be sent again later: after 429 and 455."""
-    return isinstance(error, RateLimitError | MaintenanceError)
+    """Whether a refused submission may be sent again later: after 429 and 455.
+
+    A 429 that MidAPI did not write must say when, in a Retry-After.
+    """
+    if not isinstance(error, RateLimitError | MaintenanceError):
+        return False
+    return error.own_envelope or error.retry_after is not None
+
+
+def is_foreign_page(error: BaseException | None) -> bool:
+    """Whether something between us and MidAPI has answered with a 4xx page, not asking to wait."""
+    return (
+        isinstance(error, APIError)
+        and not error.own_envelope
+        and 400 <= error.http_status <= 499
+        and not is_retryable(error)
+    )
 
 
 # ─── answers ─────────────────────────────────────────────────────────────────────────────────────
@@ -207,9 +237,11 @@ def read_submit(answer: Answer) -> str:
 
     # Everything else is an error. If the body was cut short, only the HTTP status counts.
     error = _error_in(answer, envelope if answer.flaw is None else None)
-    if proves_refusal(error):
+    if proves_refusal(error, answer.headers):
         raise error
-    reason = answer.flaw or f"MidAPI answered {error.code} (HTTP {error.http_status})"
+    reason = f"MidAPI answered {error.code} (HTTP {error.http_status})"
+    if not error.own_envelope:
+        reason = answer.flaw or f"{error.message} came (HTTP {error.http_status})"
     raise Unsure(reason) from error
 
 

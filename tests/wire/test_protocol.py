@@ -19,6 +19,7 @@ from midapi_async._wire.protocol import (
     Unsure,
     failure,
     fits,
+    is_foreign_page,
     is_retryable,
     proves_refusal,
     read_callback,
@@ -171,7 +172,7 @@ def test_each_code_inside_http_200(
         error.http_status,
     )
     assert error.own_envelope
-    assert (refused, again) == (proves_refusal(error), is_retryable(error))
+    assert (proves_refusal(error, {}), is_retryable(error)) == (refused, again)
     outcome = outcome_of(answer(200, text))
     assert kind is type(outcome) if refused else isinstance(outcome, Unsure)
 
@@ -184,31 +185,33 @@ def test_each_code_inside_http_200(
 def test_each_code_as_a_real_status(
     code: int, kind: type[APIError], refused: bool, again: bool
 ) -> None:
-    """The same as a real HTTP status, with an envelope: every 4xx but 408 is a refusal."""
-    is_refused = refused or (400 <= code <= 499 and code != 408)
+    """The same as a real HTTP status: in MidAPI's envelope only its code counts."""
     with pytest.raises(APIError) as caught:
         read_data(answer(code, body(code)))
     assert (kind, code, code) == (type(caught.value), caught.value.code, caught.value.http_status)
-    assert (is_refused, again) == (proves_refusal(caught.value), is_retryable(caught.value))
+    assert (proves_refusal(caught.value, {}), is_retryable(caught.value)) == (refused, again)
     outcome = outcome_of(answer(code, body(code)))
-    assert kind is type(outcome) if is_refused else isinstance(outcome, Unsure)
+    assert kind is type(outcome) if refused else isinstance(outcome, Unsure)
 
 
 @pytest.mark.fault("S9")
+@pytest.mark.fault("S22")
 @pytest.mark.fault("P7")
-@pytest.mark.parametrize("page", [HTML, b"", b"{}", b"null", b"\xff", b"[" * 100_000, b'"x"'])
+@pytest.mark.parametrize(
+    "page", [HTML, b"", b"{}", b"null", b"\xff", b"[" * 100_000, b'"x"', body(200)]
+)
 @pytest.mark.parametrize(
     ("status", "refused"),
     [
-        (400, True),
+        (400, False),
         (401, True),
-        (403, True),
-        (404, True),
+        (403, False),
+        (404, False),
         (407, True),
         (408, False),
-        (413, True),
+        (413, False),
         (429, True),
-        (499, True),
+        (499, False),
         (500, False),
         (501, False),
         (502, False),
@@ -221,14 +224,51 @@ def test_each_code_as_a_real_status(
     ],
 )
 def test_a_page_that_is_not_midapis(status: int, refused: bool, page: bytes) -> None:
-    """A proxy's 5xx proves nothing, its 501 and 505 neither; it is never MidAPI's own word."""
+    """The page of a proxy or a firewall proves nothing, except before a request is processed."""
     with pytest.raises(APIError) as caught:
         read_data(answer(status, page))
     assert status == caught.value.code == caught.value.http_status
     assert not caught.value.own_envelope
-    assert refused is proves_refusal(caught.value)
+    assert proves_refusal(caught.value, {}) is refused
     outcome = outcome_of(answer(status, page))
     assert isinstance(outcome, APIError if refused else Unsure)
+    assert not is_retryable(caught.value)
+
+
+@pytest.mark.fault("S22")
+@pytest.mark.parametrize(
+    ("status", "refused"), [(403, True), (404, True), (408, True), (503, False), (200, False)]
+)
+def test_a_challenge_of_a_cdn_is_a_refusal(status: int, refused: bool) -> None:
+    """It says in its headers that it came before the request was passed on."""
+    outcome = outcome_of(answer(status, HTML, cf_mitigated="challenge"))
+    assert isinstance(outcome, APIError if refused else Unsure)
+    if isinstance(outcome, APIError):
+        assert "challenge" in outcome.message
+        assert not is_retryable(outcome)
+
+
+@pytest.mark.fault("S22")
+@pytest.mark.parametrize(
+    ("status", "page", "headers", "foreign"),
+    [
+        (403, HTML, {}, True),
+        (401, HTML, {}, True),
+        (429, HTML, {}, True),
+        (429, HTML, {"Retry-After": "5"}, False),
+        (404, body(200), {}, True),
+        (500, HTML, {}, False),
+        (404, body(404), {}, False),
+    ],
+)
+def test_foreign_pages_are_recognized(
+    status: int, page: bytes, headers: dict[str, str], foreign: bool
+) -> None:
+    """A 4xx that MidAPI did not write, unless it only asks to wait."""
+    outcome = outcome_of(answer(status, page, **headers))
+    error = outcome.__cause__ if isinstance(outcome, Unsure) else outcome
+    assert isinstance(error, APIError)
+    assert is_foreign_page(error) is foreign
 
 
 @pytest.mark.fault("P7")
@@ -249,7 +289,7 @@ def test_a_redirect_is_not_midapis(status: int, page: bytes) -> None:
         (200, 500, NO_CREDITS, True),
         (500, 500, NO_CREDITS, True),
         (500, 500, NO_CREDITS.upper(), True),
-        (500, 200, NO_CREDITS, True),
+        (500, 200, NO_CREDITS, False),
         (502, 500, NO_CREDITS, True),
         (200, 500, "Your current balance isn't enough", True),
         (200, 500, "Internal error", False),
@@ -370,9 +410,10 @@ def test_any_retry_after_is_a_wait_or_none(text: str) -> None:
     [(429, HTML), (429, body(429)), (200, body(429)), (429, body(200)), (503, body(429))],
 )
 def test_a_rate_limit_carries_it(status: int, text: bytes) -> None:
-    """Inside HTTP 200, as a real status and on somebody else's page."""
+    """Inside HTTP 200, as a real status and on somebody else's page: it may be sent again."""
     outcome = outcome_of(answer(status, text, Retry_After="30"))
     assert isinstance(outcome, RateLimitError)
+    assert is_retryable(outcome)
     assert outcome.retry_after == 30.0
 
 
@@ -512,8 +553,8 @@ def test_an_accepted_answer_cut_at_every_byte(whole: bytes, status: int) -> None
         outcome = outcome_of(answer(status, whole[:place], "its answer was cut short"))
         if place >= end and code_comes_first:
             assert outcome == TASK
-        elif status in (429, 400):
-            assert isinstance(outcome, APIError)
+        elif status == 429:
+            assert isinstance(outcome, RateLimitError)
         else:
             assert isinstance(outcome, Unsure), (place, outcome)
 
@@ -605,7 +646,7 @@ def test_an_echo_of_our_request_is_no_answer(status: int) -> None:
         for flaw in (None, "cut"):
             outcome = outcome_of(answer(status, json.dumps(echo).encode(), flaw))
             assert outcome != OTHER
-            assert isinstance(outcome, APIError if status in (404, 429) else Unsure)
+            assert isinstance(outcome, APIError if status == 429 else Unsure)
 
 
 @pytest.mark.fault("S11")
@@ -635,8 +676,10 @@ def test_any_answer_has_one_of_three_outcomes(
     given_answer = Answer(status, headers, text, flaw)
     outcome = outcome_of(given_answer)
     if isinstance(outcome, APIError):
-        assert proves_refusal(outcome)
-        assert 400 <= status <= 499 or outcome.code in REFUSING_CODES
+        assert proves_refusal(outcome, headers)
+        assert status in (401, 407, 429) or (
+            outcome.own_envelope and outcome.code in REFUSING_CODES
+        )
     elif isinstance(outcome, str):
         assert b'"' + outcome.encode() + b'"' in text.replace(b"\\", b"")
     for reader in (read_data, read_credits, read_url, lambda it: read_look(it, TASK)):
