@@ -617,7 +617,7 @@ async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixtu
         await asyncio.sleep(3)
         assert (await client.generate("a red fox", key="k")).task_id == TASK
 
-        async def broken(_: Call) -> Answer:
+        async def broken(_: Call, __: object) -> Answer:
             raise RuntimeError("a bug of ours")
 
         client._opened().submitter._send = broken

@@ -55,6 +55,10 @@ class Clock:
             return 0.0
         return (time.clock_gettime(_ALWAYS) - time.clock_gettime(_AWAKE)) * self.scale
 
+    def boot_time(self) -> float:
+        """Real seconds since some fixed moment, including those that the machine has slept."""
+        return self.loop.time() + self.slept() / self.scale
+
     def call_at(
         self, moment: float, callback: Callable[..., object], *args: object
     ) -> asyncio.TimerHandle:

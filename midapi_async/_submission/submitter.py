@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,7 +40,7 @@ from ..errors import (
     TransportError,
     WaitTimeout,
 )
-from ..journal import BOUGHT, PENDING, Busy, Intent, Journal, Standing, State
+from ..journal import BOUGHT, PENDING, Busy, Claim, Claimed, Intent, Journal, Standing, State
 from ..journal.watcher import Watcher
 from ..requests import Request
 from .line import Line
@@ -52,6 +53,7 @@ MAX_KEY = 200  # characters
 _RECHECK_INTERVAL = 0.05  # seconds between two reads of a row that is waited for
 _REWRITE_AFTER = 1.0  # seconds until a failed write of an outcome is tried again
 _POST_MARGIN = 5.0  # seconds that a POST may take beyond its timeout, on a busy machine
+_CLAIM_HOLDS = 1.0  # seconds after a claim in which its POST may begin without another claim
 
 
 def _check_arguments(key: object, metadata: object, callback_url: object) -> None:
@@ -93,6 +95,9 @@ class _Submission:
         self.intent = intent
         self.call = call
         self.slot: str | None = None  # the last one that it got; its row exists since the first
+        self.claimed_at = -math.inf  # when it asked for that slot, on `Clock.boot_time`
+        # Another claim, if the POST's first byte comes late; see `_confirm`.
+        self.late_claim: asyncio.Task[Claim | Exception] | None = None
         # From a POST's start until it is proven that it bought nothing, or its outcome is written.
         self.is_posting = False
         self.callers = 0  # how many wait for the outcome
@@ -112,7 +117,7 @@ class Submitter:
         account: a hash of the service's origin and the API key.
         line: the account's line.
         rate_limit: slots in a window of service seconds; None for no limit on our side.
-        send: sends one POST and returns its answer.
+        send: sends one POST and returns its answer; awaits a function before the first byte.
         post_timeout: service seconds that a POST may take.
         callback_url: makes the callback URL for a token; None without a receiver.
         slow_down: called after a 429 or 455 with the seconds for which to make no looks.
@@ -129,7 +134,7 @@ class Submitter:
         account: str,
         line: Line,
         rate_limit: RateLimit | None,
-        send: Callable[[Call], Awaitable[Answer]],
+        send: Callable[[Call, Callable[[], Awaitable[object]]], Awaitable[Answer]],
         post_timeout: float,
         callback_url: Callable[[str], str] | None,
         slow_down: Callable[[float], None],
@@ -454,13 +459,7 @@ class Submitter:
             SubmissionUnknown: it cannot be known whether it was bought.
         """
         intent, budget, ticket = submission.intent, None, self._line.ticket()
-        ask = partial(
-            self._journal.claim,
-            intent,
-            self._account,
-            self._limit,
-            longest_post=self._longest_post,
-        )
+        ask = partial(self._claim, submission)
         per = self._limit.per if self._limit else 0.0
         holder = None
         if intent.key is not None and not self._line.is_open:
@@ -484,8 +483,6 @@ class Submitter:
                 # Another row has the key; or this one was accepted by a callback during a pause.
                 is_own = answer.intent.intent_id == intent.intent_id
                 return self._require_task(answer.intent) if is_own else answer
-            if answer is not None:
-                submission.slot = answer.slot
             if answer is None or submission.stop.done():
                 # The last caller has left, or the client closes.
                 return await self._record_refused(submission) if submission.slot else None
@@ -494,6 +491,12 @@ class Submitter:
                 task_id = protocol.read_submit(await self._post(submission))
             except (APIError, TransportError) as proof:
                 submission.is_posting = False
+                late = await self._late_claim(submission)
+                if isinstance(late, Standing):
+                    # Nothing was sent: others held this process for dead and gave the row up.
+                    return self._require_task(late.intent)
+                if isinstance(late, Busy):
+                    continue
                 budget = budget or RetryBudget(self._give_up_after, self._clock.chance)
                 budget.spend(self._clock.time() - started)
                 pause = await self._pause_after(submission, proof, budget)
@@ -510,11 +513,64 @@ class Submitter:
                 return await self._record_accepted(submission, task_id)
             await asyncio.wait({submission.stop}, timeout=pause / self._clock.scale)
 
+    async def _claim(self, submission: _Submission) -> Claim:
+        asked_at = self._clock.boot_time()
+        answer = await self._journal.claim(
+            submission.intent, self._account, self._limit, longest_post=self._longest_post
+        )
+        if isinstance(answer, Claimed):
+            submission.slot, submission.claimed_at = answer.slot, asked_at
+        return answer
+
+    async def _confirm(self, submission: _Submission) -> None:
+        """Before the first byte of a POST: claim again if the last claim was long ago.
+
+        The process may have stood still since then (SIGSTOP, a suspended laptop, a slow connect).
+        Others may hold it for dead, and may have given its row up. Raises if the row is not ours
+        any more. Where claims themselves take long, each of them holds for twice as long.
+        """
+        holds = _CLAIM_HOLDS
+        while self._clock.boot_time() - submission.claimed_at > holds:
+            # A task of its own: if this is cancelled, a slot that it takes must not be lost.
+            submission.late_claim = self._tasks.start(self._try_to_claim(submission))
+            await asyncio.wait({submission.late_claim})
+            if isinstance(submission.late_claim.result(), Claimed):
+                holds *= 2
+            else:
+                raise TransportError("the claim does not hold any more")  # see `_late_claim`
+
+    async def _try_to_claim(self, submission: _Submission) -> Claim | Exception:
+        try:
+            return await self._claim(submission)
+        except Exception as error:  # noqa: BLE001 - whatever a journal raises, `_late_claim` raises
+            return error
+
+    async def _late_claim(self, submission: _Submission) -> Claim | None:
+        """After a POST that was not sent: what its late claim has found, if there was one.
+
+        Raises:
+            JournalError: the journal cannot be used, so the POST cannot be sent.
+        """
+        claiming, submission.late_claim = submission.late_claim, None
+        if claiming is None:
+            return None
+        await asyncio.wait({claiming})
+        try:
+            answer = claiming.result()
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(answer, Busy):
+                await self._journal.release(submission.slot or "", sent=False)
+        except Exception:
+            await self._record_refused(submission)
+            raise
+        return answer
+
     async def _post(self, submission: _Submission) -> Answer:
         self.posts_sent += 1
         submission.is_posting = True
         try:
-            return await self._send(submission.call)
+            return await self._send(submission.call, partial(self._confirm, submission))
         except TransportError as error:
             if error.sent:
                 raise protocol.Unsure(error.reason) from None

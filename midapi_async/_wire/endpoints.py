@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from ..config import Settings, Timeouts
 from ..errors import TaskNotFound
@@ -31,9 +31,9 @@ class Api:
         self._timeouts = timeouts
         self.looks = 0
 
-    def submit(self, call: Call) -> Awaitable[Answer]:
-        """Send a POST that costs money; return the answer unread."""
-        return self._transport.call(call, self._timeouts.submit)
+    def submit(self, call: Call, confirm: Callable[[], Awaitable[object]]) -> Awaitable[Answer]:
+        """Send a POST that costs money; return the answer unread. See `Transport.call`."""
+        return self._transport.call(call, self._timeouts.submit, confirm)
 
     async def look(self, task_id: str) -> Record | None:
         """One GET of a task's record; None while MidAPI does not know the task."""

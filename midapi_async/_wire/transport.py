@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from ssl import SSLContext
 
 import aiohttp
@@ -30,19 +31,27 @@ LONGEST_IDLE = 2.0
 
 
 class _WatchedPayload(BytesPayload):
-    """A body that records whether aiohttp began to write it; if not, the call was not sent."""
+    """A body that records whether aiohttp began to write it; if not, the call was not sent.
 
-    written = False
+    aiohttp sends the headers together with the body, so until then no byte has been sent.
+
+    Args:
+        body: the bytes.
+        confirm: awaited before the first byte is sent; if it raises, nothing is sent.
+    """
+
+    def __init__(self, body: bytes, confirm: Callable[[], Awaitable[object]] | None) -> None:
+        super().__init__(body, content_type="application/json")
+        self._confirm = confirm
+        self.written = False
 
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
+        if self._confirm is not None:
+            await self._confirm()
         self.written = True
         await super().write_with_length(writer, content_length)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        self.written = True
-        await super().write(writer)
 
 
 class Transport:
@@ -102,17 +111,24 @@ class Transport:
             **{"Accept-Encoding": "identity"},
         )
 
-    async def call(self, call: Call, timeout: float) -> Answer:
+    async def call(
+        self,
+        call: Call,
+        timeout: float,
+        confirm: Callable[[], Awaitable[object]] | None = None,
+    ) -> Answer:
         """Send one call, once, and read as much of its answer as arrives.
 
         Args:
             call: what to send.
             timeout: seconds for everything, the answer's body included.
+            confirm: awaited when there is a connection, before the first byte of a call with a body
+                is sent; if it raises, nothing is sent.
 
         Raises:
             TransportError: no answer came; `sent` is False only if MidAPI cannot have received it.
         """
-        payload = _WatchedPayload(call.body, content_type="application/json") if call.body else None
+        payload = _WatchedPayload(call.body, confirm) if call.body else None
         session = self._paid_session if call.is_paid else self._session
         url = URL(self._base + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None

@@ -123,7 +123,8 @@ class Journal(Protocol):
         """Write an intent before money is spent and take a slot for its POST, in one transaction.
 
         An intent gets its key if the key is free, or belongs to a REFUSED intent, or to the intent
-        that it supersedes; that one must be UNKNOWN or FAILED and becomes SUPERSEDED. An intent of
+        that it supersedes; that one must be UNKNOWN or FAILED and becomes SUPERSEDED. If its owner
+        died, this is `Busy` until 5 s after its claim: the owner may only stand still. An intent of
         this owner that is RESTING or SENDING and has no task id is claimed again for its next POST.
 
         A slot is busy until ``limit.per`` seconds after its POST has ended. The POST of an open
@@ -256,5 +257,9 @@ class Journal(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Finish all writes and close the store; this owner is then dead."""
+        """Finish all writes and close the store; this owner is then dead.
+
+        Close the clients that use it first: a POST that is still under way becomes UNKNOWN here,
+        until its answer is written.
+        """
         ...

@@ -24,6 +24,7 @@ from .states import BOUGHT, PENDING, Changes, Intent, State, moved
 _log = logging.getLogger("midapi_async.gate")
 
 IN_FLIGHT = 1.0  # seconds that MidAPI may count a POST later than it was sent
+STALE = 5.0  # seconds after its claim in which the POST of an owner held for dead may come
 WINDOW = 10.0  # seconds that the slot of a client without a limit stays busy: MidAPI's own window
 # The states in which an intent can be submitted again by a new one.
 _SUPERSEDABLE = frozenset({State.UNKNOWN, State.FAILED})
@@ -172,6 +173,10 @@ class Table(ABC):
         else:
             if superseded is not None and superseded.state not in _SUPERSEDABLE:
                 return Standing(superseded, same=True)
+            if superseded is not None:
+                wait = self._post_may_come_until(superseded, account) - self.now()
+                if wait > 0:
+                    return Busy(wait)
             if intent.key is not None:
                 holder = self._resolved_holder(intent.scope, intent.key)
             if (
@@ -194,6 +199,19 @@ class Table(ABC):
         has_key = intent.key is not None
         self.insert(attrs.evolve(intent, owner=self.me, holds_key=has_key), account)
         return taken
+
+    def _post_may_come_until(self, row: Intent, account: str) -> float:
+        """When no POST of an intent can be on its way any more, on the store's clock.
+
+        The owner of an orphan may only have stood still. It sends no POST whose claim is older than
+        `STALE` seconds; see `Submitter`.
+        """
+        ends = [
+            slot.started + STALE if slot.is_open else slot.ends_at
+            for slot in self.slots(account)
+            if slot.intent_id == row.intent_id and not self.is_alive(slot.owner)
+        ]
+        return max(ends, default=-math.inf)
 
     def _take_slot(
         self, intent_id: str, account: str, limit: RateLimit | None, longest_post: float
@@ -222,9 +240,9 @@ class Table(ABC):
         if isinstance(free, Busy):
             for slot in busy:
                 if slot.is_open and not self.is_alive(slot.owner):
-                    # Its POST was sent before its owner died, at some time before now; what is on
-                    # its way arrives a little later.
-                    self.put_slot(slot.ended(now + IN_FLIGHT), account)
+                    # What its owner sent before it died arrives a little later.
+                    ended = slot.ended(max(now + IN_FLIGHT, slot.started + STALE))
+                    self.put_slot(ended, account)
             return attrs.evolve(free, share=share)
         still_busy = {slot.slot for slot in busy}
         self.drop_slots([s.slot for s in self.slots(account) if s.slot not in still_busy])

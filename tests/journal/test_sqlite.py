@@ -24,7 +24,7 @@ from midapi_async import (
 from midapi_async._wire.bodies import fingerprint
 from midapi_async._wire.tokens import new_token, token_hash
 from midapi_async.errors import JournalError
-from midapi_async.journal import BOUGHT, Claimed, State
+from midapi_async.journal import BOUGHT, Busy, Claimed, State
 from midapi_async.journal.sqlite import SQLiteJournal, forks, locks, store, table
 from midapi_async.requests import Request
 from midapi_async.testing import VirtualLoop
@@ -272,7 +272,12 @@ async def test_every_way_to_see_a_row_of_a_dead_owner(
     elif way == "claim":
         found = (await standing(sqlite, intent(key="k"))).intent
     elif way == "supersede":
-        await claimed(sqlite, intent(key="k", supersedes=row.intent_id))
+        new = intent(key="k", supersedes=row.intent_id)
+        answer = await claim(sqlite, new)
+        assert isinstance(answer, Busy)  # its POST may still come
+        assert answer.retry_in == pytest.approx(5.0)
+        await asyncio.sleep(5.1)
+        await claimed(sqlite, new)
         found = await sqlite.find(intent_id=row.intent_id)
     elif way == "advance":
         found = await sqlite.advance(row.intent_id, State.RESTING)

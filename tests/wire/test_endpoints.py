@@ -24,7 +24,8 @@ class Recorder:
         self.data = data
         self.calls: list[tuple[Call, float]] = []
 
-    async def call(self, call: Call, timeout: float) -> Answer:
+    async def call(self, call: Call, timeout: float, confirm: object = None) -> Answer:
+        self.confirm = confirm
         self.calls.append((call, timeout))
         return Answer(200, {}, json.dumps({"code": 200, "data": self.data}).encode())
 
@@ -73,9 +74,13 @@ async def test_kie_has_another_path_for_credits() -> None:
 async def test_a_submission_has_its_own_timeout() -> None:
     """It is the one call that costs money."""
     transport = Recorder({"taskId": TASK})
+
+    async def confirm() -> None: ...
+
     call = submit_call(TextToImage("a fox"), None)
-    assert (await api_of(transport).submit(call)).status == 200
+    assert (await api_of(transport).submit(call, confirm)).status == 200
     assert transport.calls == [(call, 100)]
+    assert transport.confirm is confirm
     assert call.is_paid
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import JournalError
-from .locks import Lock, open_private
+from .locks import Lock, file_identity, open_private
 
 DATABASE, LOCK, KEY, OWNERS = "journal.sqlite", "journal.lock", "journal.key", "owners"
 DRAFT = f"{DATABASE}.new"
@@ -77,22 +77,22 @@ class Folder:
         for end in _BESIDE:
             _refuse_unsafe(self.path / (DATABASE + end), missing_ok=True)
         if not self._identities:
-            lock, database = os.fstat(self.lock.descriptor), str(self.database)
+            database = str(self.database)
             self._identities = {
-                str(self.lock.path): (lock.st_dev, lock.st_ino),
-                database: _identity(database),
+                str(self.lock.path): file_identity(self.lock.descriptor),
+                database: file_identity(database),
             }
 
     def check_unmoved(self) -> None:
         """Check that other processes would open the same files that we have open."""
         for path, identity in self._identities.items():
-            if _identity(path) != identity:
+            if file_identity(path) != identity:
                 raise JournalError(
                     f"{path} was removed or replaced while it was in use: put it back, or close "
                     "the journal and open it again"
                 )
         # SQLite makes the -wal in the first transaction and keeps it as long as we are connected.
-        if self._wal not in self._identities and (identity := _identity(self._wal)) is not None:
+        if self._wal not in self._identities and (identity := file_identity(self._wal)) is not None:
             self._identities[self._wal] = identity
 
     def forget_wal(self) -> None:
@@ -224,14 +224,6 @@ def _refuse(path: Path, found: os.stat_result) -> None:
             f"{path} can be written by others (mode {stat.S_IMODE(found.st_mode):o}): check that "
             f"no other user has changed it, then run chmod go-w {path}"
         )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - for speed; each transaction calls it
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _write_key(path: Path) -> None:

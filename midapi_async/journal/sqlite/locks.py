@@ -47,6 +47,15 @@ def sync(descriptor: int) -> None:
         os.fdatasync(descriptor)
 
 
+def file_identity(file: str | int) -> tuple[int, int] | None:
+    """What a path or descriptor refers to; None if there is no such file."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 - for speed; each transaction calls it
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Lock a file without waiting; return whether that was possible."""
     try:
@@ -143,8 +152,9 @@ class Owners:
     """The owners of rows. Each has a file with its name, and is alive while that file is locked.
 
     An owner is one event loop of one journal object. A name is never used twice, so an owner
-    without a file is dead. Files are made, checked and removed under the journal's lock, so that no
-    process sees a file that is made and not locked yet.
+    without a file is dead, even if it still runs and somebody has removed the file. Files are made,
+    checked and removed under the journal's lock, so that no process sees a file that is made and
+    not locked yet.
 
     Args:
         folder: where the files are.
@@ -159,9 +169,8 @@ class Owners:
         """The name of an event loop's owner; the first call for a loop makes it."""
         if (known := self.known(loop)) is not None:
             return known
-        for name, (each, _) in list(self._mine.items()):
-            if (old := each()) is None or old.is_closed():  # a program may use many loops in turn
-                self._remove(name)
+        for name in [each for each in self._mine if not self.is_alive(each)]:
+            self._remove(name)  # a program may use many loops in turn
         self.folder.mkdir(mode=0o700, exist_ok=True)
         while True:
             name = f"{os.getpid()}-{secrets.token_hex(16)}"
@@ -172,14 +181,18 @@ class Owners:
             self._remove(name)  # another process was just checking whether it is locked
 
     def known(self, loop: asyncio.AbstractEventLoop | None) -> str | None:
-        """The name of an event loop's owner; None if the loop has no owner yet."""
-        return next((name for name, (each, _) in self._mine.items() if each() is loop), None)
+        """The name of an event loop's owner; None if the loop has no owner that is alive."""
+        names = (name for name, (each, _) in self._mine.items() if each() is loop)
+        return next(filter(self.is_alive, names), None)
 
     def is_alive(self, name: str) -> bool:
         """Whether an owner's file is locked, and its event loop, if it is ours, not closed."""
         if name in self._mine:
-            loop = self._mine[name][0]()
-            return loop is not None and not loop.is_closed()
+            reference, descriptor = self._mine[name]
+            loop = reference()
+            # Others see only the file under its name, so that counts, and not what we have open.
+            is_there = file_identity(str(self.folder / name)) == file_identity(descriptor)
+            return is_there and loop is not None and not loop.is_closed()
         try:
             descriptor = open_private(self.folder / name, os.O_RDONLY)
         except FileNotFoundError:
