@@ -94,7 +94,8 @@ class RetryPolicy:
     """How long to retry a submission that was certainly not bought (not sent, or 429, or 455).
 
     Attributes:
-        give_up_after: seconds of attempts and pauses; waiting for a slot does not count.
+        give_up_after: seconds of attempts and pauses; waiting for a slot does not count. An outage
+            is waited for as long as that, too.
     """
 
     give_up_after: float = 60.0

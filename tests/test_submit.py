@@ -177,7 +177,7 @@ async def test_s08_a_refusal_is_its_own_error_and_never_repeated(code: str) -> N
     answer, kind = REFUSED[code]
     journal = MemoryJournal()
     async with (
-        ScriptedServer([answer, accepted()]) as server,
+        ScriptedServer([answer], then=mid(accepted(), other=ok(100))) as server,
         client_of(server, journal=journal) as client,
     ):
         with pytest.raises(kind) as caught:

@@ -118,6 +118,7 @@ class Submitter:
         line: the account's line.
         rate_limit: slots in a window of service seconds; None for no limit on our side.
         send: sends one POST and returns its answer; awaits a function before the first byte.
+        ping: makes a free request, to see whether MidAPI answers.
         post_timeout: service seconds that a POST may take.
         callback_url: makes the callback URL for a token; None without a receiver.
         slow_down: called after a 429 or 455 with the seconds for which to make no looks.
@@ -135,6 +136,7 @@ class Submitter:
         line: Line,
         rate_limit: RateLimit | None,
         send: Callable[[Call, Callable[[], Awaitable[object]]], Awaitable[Answer]],
+        ping: Callable[[], Awaitable[object]],
         post_timeout: float,
         callback_url: Callable[[str], str] | None,
         slow_down: Callable[[float], None],
@@ -150,6 +152,7 @@ class Submitter:
         self._limit = rate_limit and attrs.evolve(rate_limit, per=rate_limit.per / clock.scale)
         self._longest_post = _POST_MARGIN + clock.network_seconds(post_timeout)
         self._send = send
+        self._ping = ping
         self._callback_url = callback_url
         self._slow_down = slow_down
         self._give_up_after = give_up_after
@@ -460,7 +463,15 @@ class Submitter:
         """
         intent, budget, ticket = submission.intent, None, self._line.ticket()
         ask = partial(self._claim, submission)
-        per = self._limit.per if self._limit else 0.0
+        wait_for_slot = partial(
+            self._line.claim,
+            ask,
+            ticket,
+            per=self._limit.per if self._limit else 0.0,
+            ping=self._ping,
+            stop=submission.stop,
+            patience=self._give_up_after / self._clock.scale,
+        )
         holder = None
         if intent.key is not None and not self._line.is_open:
             holder = await self._journal.find(key=(intent.scope, intent.key))
@@ -470,7 +481,7 @@ class Submitter:
             try:
                 answer = await ask() if is_known else None
                 if answer is None or isinstance(answer, Busy):
-                    answer = await self._line.claim(ask, ticket, per, submission.stop)
+                    answer = await wait_for_slot()
             except Exception:
                 if submission.slot is None:
                     withdraw = partial(self._withdraw, submission)
@@ -488,7 +499,7 @@ class Submitter:
                 return await self._record_refused(submission) if submission.slot else None
             started = self._clock.time()
             try:
-                task_id = protocol.read_submit(await self._post(submission))
+                task_id = await self._post(submission, ticket)
             except (APIError, TransportError) as proof:
                 submission.is_posting = False
                 late = await self._late_claim(submission)
@@ -566,15 +577,40 @@ class Submitter:
             raise
         return answer
 
-    async def _post(self, submission: _Submission) -> Answer:
+    async def _post(self, submission: _Submission, ticket: int) -> str:
+        """Send a POST once; return the id of its task.
+
+        Raises:
+            APIError, TransportError: a proof that nothing was bought.
+            Unsure: it cannot be known whether it was bought.
+        """
         self.posts_sent += 1
         submission.is_posting = True
+        outage = self._line.outage
         try:
-            return await self._send(submission.call, partial(self._confirm, submission))
-        except TransportError as error:
-            if error.sent:
-                raise protocol.Unsure(error.reason) from None
+            answer = await self._send(submission.call, partial(self._confirm, submission))
+            task_id = protocol.read_submit(answer)
+        except APIError as error:
+            if protocol.is_foreign_page(error):
+                outage.unknown(ticket, str(error), is_page=True)
+            else:
+                outage.refused()
             raise
+        except TransportError as error:
+            if not error.sent:
+                raise
+            outage.unknown(ticket, error.reason, is_page=False)
+            raise protocol.Unsure(error.reason) from None
+        except protocol.Unsure as error:
+            is_page = protocol.is_foreign_page(error.__cause__)
+            outage.unknown(ticket, str(error), is_page=is_page)
+            raise
+        else:
+            outage.accepted()
+            return task_id
+        finally:
+            outage.left(ticket)
+            self._line.proceed()
 
     async def _pause_after(
         self, submission: _Submission, proof: APIError | TransportError, budget: RetryBudget

@@ -25,9 +25,15 @@ class Store:
         return self.answers.pop(0)
 
 
+async def no_ping() -> None:
+    """There is no outage in these tests."""
+    raise AssertionError
+
+
 def waits(line: Line, store: Store, stop: asyncio.Future[None]) -> asyncio.Task[Claim | None]:
     """One more who waits in a line."""
-    return asyncio.create_task(line.claim(store.ask, line.ticket(), PER, stop))
+    claim = line.claim(store.ask, line.ticket(), per=PER, ping=no_ping, stop=stop, patience=60.0)
+    return asyncio.create_task(claim)
 
 
 @pytest.fixture
