@@ -68,7 +68,7 @@ class Pulse:
             self.own.append(min(late, time.thread_time() - worked) * 1000)
             server = receiver._server
             if server is not None:
-                self.connections.append(len(server._connections))
+                self.connections.append(sum(map(len, server.states.values())))
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 
-from midapi_async.callbacks.http import connections, server
+from midapi_async.callbacks.http import server
 from tests.callbacks import load
 
 MOST = 200
@@ -15,7 +15,7 @@ async def test_good_callbacks_among_slow_senders(monkeypatch: pytest.MonkeyPatch
     """More of them than the server holds: none is refused, none is kept, good ones are all 200."""
     monkeypatch.setattr(server, "MOST_CONNECTIONS", MOST)
     for state in ("receiving", "idle"):
-        monkeypatch.setitem(connections.SECONDS, state, 2.0)
+        monkeypatch.setitem(server.SECONDS, state, 2.0)
     held = await load.hold(SENDERS, seconds=2, rate=20, rest=1.0)
     assert {*held.statuses} == {"200"}
     assert held.statuses["200"] >= 20

@@ -15,7 +15,7 @@ from midapi_async._wire.tokens import new_token
 from midapi_async.callbacks import signature
 from midapi_async.callbacks.http import server
 from midapi_async.callbacks.http.answer import LARGEST_BODY
-from midapi_async.callbacks.http.connections import SECONDS
+from midapi_async.callbacks.http.server import SECONDS
 from tests.callbacks.raw import GOOD, TASK, Desk, Sender, a_desk, a_sender, ask, head, request
 from tests.support.secrets import WEBHOOK_KEY, assert_none_in
 
@@ -129,7 +129,7 @@ async def test_a_sender_that_reads_no_answers_is_closed(desk: Desk) -> None:
         stuck = len(desk.taken)
         await asyncio.sleep(IDLE_SECONDS)
         assert stuck == len(desk.taken)
-        assert desk.receiver._server._server.connections == []
+        assert desk.receiver._server.connections == []
 
 
 @pytest.mark.fault("C14")
@@ -226,8 +226,7 @@ def test_few_files_mean_few_connections(
 
 def make_room(desk: Desk) -> None:
     """Close the connection that has been receiving for longest."""
-    connections = desk.receiver._server._connections  # type: ignore[union-attr]
-    connections._close_first(connections._open["receiving"])
+    next(iter(desk.receiver._server.states["receiving"])).abort()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "half", "body", "gone", "cut", "good", "bad", "404"])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -21,8 +22,15 @@ from aiohttp.abc import AbstractStreamWriter
 from ...errors import ReceiverError
 from .aiohttp_app import body_of
 from .answer import Handle, answer
-from .connections import MOST_CONNECTIONS, Connections
 
+MOST_CONNECTIONS = 1000
+SECONDS = {
+    # For a header, from connecting or from the first byte after an answer; then again for the body.
+    # The receiver stops reading a body after 4 s, so that the sender still gets an answer.
+    "receiving": 5.0,
+    "idle": 15.0,  # from an answer to the next byte
+    "busy": math.inf,
+}
 LONGEST_LINE = 4096  # bytes of "POST /prefix/TOKEN HTTP/1.1", and of one header's value
 LINGER_SECONDS = 1.0  # for the rest of a refused body, so that its sender can read the refusal
 SHUTDOWN_SECONDS = 4.5  # for callbacks that are being handled; aiohttp may wait twice that long
@@ -32,7 +40,7 @@ BACKLOG = 512  # connections that the system holds until they are accepted, all 
 _SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - not configurable
 
 
-class CallbackServer:
+class CallbackServer(web.Server):
     """Listens on one port and hands every POST to the receiver.
 
     The header of a request may take 5 s from connecting (or from the first byte after an answer),
@@ -52,14 +60,21 @@ class CallbackServer:
     _listener: asyncio.Server
 
     def __init__(self, handle: Handle, host: str, port: int) -> None:
+        super().__init__(self._answer)
         self.port = port
         self._handle = handle
         self._host = host
-        self._connections = Connections(_most_connections())
-        self._server = web.Server(self._answer)
+        self._most = _most_connections()
+        # The open connections by state; the one that has been in it for longest comes first.
+        self.states: dict[str, dict[_Connection, None]] = {state: {} for state in SECONDS}
 
     def __repr__(self) -> str:
-        return f"<CallbackServer {self._host}:{self.port}, {self._connections}>"
+        counts = ", ".join(f"{len(group)} {state}" for state, group in self.states.items())
+        return f"<CallbackServer {self._host}:{self.port}, {counts}>"
+
+    def __call__(self) -> web.RequestHandler:
+        """A new connection, for the listener."""
+        return _Connection(self)
 
     async def start(self) -> Self:
         """Begin to listen; return the server itself.
@@ -67,11 +82,9 @@ class CallbackServer:
         Raises:
             ReceiverError: the port cannot be listened on.
         """
-        loop = asyncio.get_running_loop()
-        connection = partial(_Connection, self._server, self._connections, loop=loop)
         try:
-            self._listener = await loop.create_server(
-                connection, self._host, self.port, backlog=BACKLOG
+            self._listener = await asyncio.get_running_loop().create_server(
+                self, self._host, self.port, backlog=BACKLOG
             )
         except OSError as error:
             raise ReceiverError(
@@ -85,13 +98,22 @@ class CallbackServer:
         """Stop listening; callbacks that are being handled get up to 10 s to finish."""
         self._listener.close()
         await asyncio.sleep(0)  # let sockets that were already accepted become connections
-        self._server.pre_shutdown()
-        await self._server.shutdown(SHUTDOWN_SECONDS)
-        self._connections.stop()
+        self.pre_shutdown()
+        await self.shutdown(SHUTDOWN_SECONDS)
 
     def abandon(self) -> None:
         """Free the port, after the event loop was closed without `aclose`."""
         self._listener.close()
+
+    def make_room(self) -> None:
+        """If there are too many connections, close the one that has been idle for longest.
+
+        If none is idle, this closes the one that has been receiving for longest, which may be the
+        new one. It never closes busy connections.
+        """
+        if sum(map(len, self.states.values())) > self._most:
+            oldest = next(iter(self.states["idle"] or self.states["receiving"]))
+            oldest.abort()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("_Connection", request.protocol)
@@ -99,26 +121,28 @@ class CallbackServer:
         body = body_of(request.content)
         if not isinstance(body, bytes):
             body = partial(connection.read, request, body)
-        self._connections.move(connection, "busy")
+        connection.enter("busy")
         try:
             status = await answer(self._handle, request.method, request.path, request.headers, body)
         finally:
-            self._connections.move(connection, "idle")
+            connection.enter("idle")
         keeps = status == 200 and request.keep_alive and request.version == HttpVersion11
         return _KEPT if keeps else _Answer(status)
 
 
 class _Connection(web.RequestHandler):
-    """A connection of aiohttp that reports what happens on it."""
+    """A connection of aiohttp that closes itself when its sender is too slow.
 
-    __slots__ = ("_connections", "body")
+    It is receiving (the rest of a request is still to come), busy (its callback is being handled),
+    or idle (answered; another request may follow).
+    """
 
-    def __init__(
-        self, server: web.Server, connections: Connections, *, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    __slots__ = ("_deadline", "_server", "_timer", "body")
+
+    def __init__(self, server: CallbackServer) -> None:
         super().__init__(
             server,
-            loop=loop,
+            loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]  # as aiohttp documents it
             logger=_SILENT,
             lingering_time=LINGER_SECONDS,
@@ -126,15 +150,20 @@ class _Connection(web.RequestHandler):
             max_line_size=LONGEST_LINE,
             max_field_size=LONGEST_LINE,
         )
-        self._connections = connections
+        self._server = server
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None  # set to the deadline or earlier
         self.body: StreamReader | None = None  # of the request that is being handled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._connections.add(self)
+        self.enter("receiving")
+        self._server.make_room()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._connections.discard(self)
+        self._leave()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
         # The body refers to this connection: break the cycle.
         body, self.body = self.body, None
@@ -142,17 +171,51 @@ class _Connection(web.RequestHandler):
             body.feed_eof()  # else aiohttp would wait for the rest of a refused body
 
     def data_received(self, data: bytes) -> None:
-        self._connections.data_received(self)
+        if self in self._server.states["idle"]:
+            self.enter("receiving")  # a new request begins
         super().data_received(data)
+
+    def enter(self, state: Literal["receiving", "idle", "busy"]) -> None:
+        """Enter a state, with its timeout, unless the connection is closed."""
+        if self.transport is None:
+            return
+        self._leave()
+        self._server.states[state][self] = None
+        self._deadline = self._loop.time() + SECONDS[state]
+        # A timer that is set too early is kept, because a new one for each state costs more.
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._close_if_late()
+
+    def _close_if_late(self) -> None:
+        """Close the connection if its deadline has passed; else check again then."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._deadline <= self._loop.time():
+            self.abort()
+        elif self._deadline < math.inf:
+            self._timer = self._loop.call_at(self._deadline, self._close_if_late)
+
+    def _leave(self) -> None:
+        for group in self._server.states.values():
+            group.pop(self, None)
+
+    def abort(self) -> None:
+        """Close the connection at once; data that is not sent yet is dropped."""
+        self._leave()
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            transport.abort()
 
     async def read(self, request: web.BaseRequest, body: Callable[[], Awaitable[bytes]]) -> bytes:
         """Read a body that has not arrived yet; meanwhile this connection may be closed."""
-        self._connections.move(self, "receiving")
+        self.enter("receiving")
         expects = request.headers.get("Expect", "").lower() == "100-continue"
         if expects and self.transport is not None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         whole = await body()
-        self._connections.move(self, "busy")
+        self.enter("busy")
         return whole
 
     def handle_error(
