@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 
 from .._runtime.background import OwnedTasks
 from .._session import Session
@@ -17,7 +18,7 @@ from .._wire.protocol import Callback, fits
 from .._wire.tokens import token_hash
 from ..errors import JournalError, MidAPIError
 from ..journal import Intent, State
-from .relay import Relay
+from .relay import relay_hints
 
 _log = logging.getLogger("midapi_async.callbacks")
 
@@ -32,8 +33,8 @@ class ClientInbox:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._relay = Relay(session)
-        self._checks: dict[tuple[str, str], asyncio.Task[Intent | int]] = {}
+        self._hinted: set[str] = set()  # tasks that need no hints from the journal any more
+        self._checks: dict[tuple[str, str], asyncio.Task[Intent | None]] = {}
         self._tasks = OwnedTasks()
         self.taken = 0
         self.ignored = 0
@@ -41,7 +42,8 @@ class ClientInbox:
     def open(self) -> None:
         """Begin to learn about callbacks that other processes take."""
         if self._session.journal.is_durable:
-            self._relay.open()
+            hints = relay_hints(self._session, self._hinted)
+            self._tasks.start(hints, context=Context())
 
     async def find(self, token_hash: str) -> Intent | None:
         """The intent that a token belongs to, if it is one of this client's."""
@@ -63,10 +65,10 @@ class ClientInbox:
                 check = self._checks[name] = self._tasks.start(self._bind(row, task_id))
                 check.add_done_callback(lambda _: self._checks.pop(name, None))
             await asyncio.wait({check})
-            outcome = 503 if check.cancelled() else check.result()
-            if isinstance(outcome, int):
-                return outcome
-            row = outcome
+            checked = None if check.cancelled() else check.result()
+            if checked is None:
+                return 503  # MidAPI will send it again
+            row = checked
         if row.task_id is None or task_id not in (row.task_id, *row.other_task_ids):
             self.ignored += 1
             _log.warning(
@@ -83,20 +85,21 @@ class ClientInbox:
             and row.state is State.ACCEPTED
             and self._session.journal.is_durable
         ):
-            self._relay.skip(task_id)
+            if task_id in self._session.tracker.waited_for:
+                self._hinted.add(task_id)
             await self._session.journal.advance(row.intent_id, State.CALLED_BACK)
         return 200
 
-    async def _bind(self, row: Intent, task_id: str) -> Intent | int:
+    async def _bind(self, row: Intent, task_id: str) -> Intent | None:
         """Accept a task for an intent if its record fits.
 
         Returns:
-            The row, with the task if it fits; or the HTTP status if that cannot be known now.
+            The row, with the task if it fits; None if that cannot be known now.
         """
         try:
             record = await self._session.api.look(task_id)
             if record is None:
-                return 503  # record-info may not know a new task yet
+                return None  # record-info may not know a new task yet
             url = record.params.get("callBackUrl")
             is_our_url = None
             if isinstance(url, str):
@@ -105,13 +108,12 @@ class ClientInbox:
                 return await self._session.submitter.bind(row, task_id)
         except JournalError:
             _log.exception("Cannot record a callback; MidAPI will send it again")
-            return 503
+            return None
         except MidAPIError as error:
             _log.info("Cannot check a callback now; MidAPI will send it again: %s", error)
-            return 503
+            return None
         return row
 
     async def aclose(self) -> None:
-        """Cancel the checks that are still running."""
-        await self._relay.aclose()
+        """Cancel the checks that are still running, and learn nothing more."""
         await self._tasks.finish()

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextvars import Context
 
-from .._runtime.background import OwnedTasks
 from .._session import Session
 from ..journal import BOUGHT, State
 
@@ -25,75 +23,54 @@ _RETRY_AFTER = 1.0  # loop seconds, after an error of the journal
 _CHANGED = BOUGHT - {State.ACCEPTED}
 
 
-class Relay:
-    """Gives the tracker hints about tasks whose callbacks other processes have taken."""
+async def relay_hints(session: Session, hinted: set[str]) -> None:
+    """Give the tracker hints from the journal until this is cancelled.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._tracker = session.tracker
-        self._hinted: set[str] = set()  # tasks that need no more hints from here
-        self._changed = asyncio.Event()  # set when the journal or the waits have changed
-        self._reading: asyncio.Task[None] | None = None
-        self._tasks = OwnedTasks()
+    Args:
+        session: of the client.
+        hinted: tasks that need no more hints from here.
+    """
+    time = asyncio.get_running_loop().time
+    changed = asyncio.Event()  # set when the journal or the waits have changed
 
-    def open(self) -> None:
-        """Watch the journal from now on, while tasks are waited for."""
-        self._tracker.waits_changed = self._waits_changed
-
-    async def aclose(self) -> None:
-        """Stop watching."""
-        self._tracker.waits_changed = None
-        self._stop()
-        await self._tasks.finish()
-
-    def skip(self, task_id: str) -> None:
-        """Give no hint about a task, because the tracker already has it."""
-        if task_id in self._tracker.waited_for:
-            self._hinted.add(task_id)
-
-    def _waits_changed(self) -> None:
-        if not self._tracker.waited_for:
-            self._stop()
-        elif self._reading is None:
-            self._reading = self._tasks.start(self._read(), context=Context())
-            self._session.watcher.add(self._changed.set)
+    def waits_changed() -> None:
+        if session.tracker.waited_for:
+            session.watcher.add(changed.set)
         else:
-            self._changed.set()
+            session.watcher.remove(changed.set)
+            hinted.clear()
 
-    def _stop(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
-            self._session.watcher.remove(self._changed.set)
-            self._hinted.clear()
-
-    async def _read(self) -> None:
-        """Read now and after each change, with pauses in between."""
-        time = asyncio.get_running_loop().time
+    session.tracker.waits_changed = waits_changed
+    waits_changed()
+    try:
         while True:
-            await self._changed.wait()
-            self._changed.clear()
+            await changed.wait()
+            changed.clear()
             started = time()
             try:
-                await self._hint()
+                await _hint(session, hinted)
             except Exception:  # noqa: BLE001 - after any failure of the journal, try again
                 _log.exception("Cannot read the journal; trying again")
-                self._changed.set()
+                changed.set()
                 await asyncio.sleep(_RETRY_AFTER)
             else:
                 await asyncio.sleep(max(_SHORTEST_PAUSE, (time() - started) / _LARGEST_SHARE))
+    finally:
+        session.tracker.waits_changed = None
+        session.watcher.remove(changed.set)
 
-    async def _hint(self) -> None:
-        waited_for = self._tracker.waited_for
-        self._hinted.intersection_update(waited_for)
-        candidates = [each for each in waited_for if each not in self._hinted]
-        for begin in range(0, len(candidates), PAGE):
-            page = candidates[begin : begin + PAGE]
-            for row in await self._session.journal.rows(
-                self._session.scope, states=_CHANGED, task_ids=page, limit=PAGE
-            ):
-                # Since the read began, the wait may have ended, or the callback may have come here.
-                task_id = row.task_id or ""
-                if task_id in waited_for and task_id not in self._hinted:
-                    self._hinted.add(task_id)
-                    self._tracker.hint(task_id)
+
+async def _hint(session: Session, hinted: set[str]) -> None:
+    waited_for = session.tracker.waited_for
+    hinted.intersection_update(waited_for)
+    candidates = [each for each in waited_for if each not in hinted]
+    for begin in range(0, len(candidates), PAGE):
+        page = candidates[begin : begin + PAGE]
+        for row in await session.journal.rows(
+            session.scope, states=_CHANGED, task_ids=page, limit=PAGE
+        ):
+            # Since the read began, the wait may have ended, or the callback may have come here.
+            task_id = row.task_id or ""
+            if task_id in waited_for and task_id not in hinted:
+                hinted.add(task_id)
+                session.tracker.hint(task_id)
