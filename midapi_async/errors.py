@@ -214,6 +214,7 @@ _BY_CODE: dict[int, type[APIError]] = {
     402: InsufficientCreditsError,
     404: NotFoundError,
     422: UnprocessableError,
+    429: RateLimitError,
     433: SpendingCapError,
     455: MaintenanceError,
     501: GenerationFailedError,
@@ -230,13 +231,9 @@ def api_error(
     retry_after: float | None = None,
 ) -> APIError:
     """The error for one of MidAPI's codes; `APIError` itself for a code that is not documented."""
-    if code == 429:
-        return RateLimitError(
-            code, message, http_status, own_envelope=own_envelope, retry_after=retry_after
-        )
     kind = _BY_CODE.get(code, ServerError if 500 <= code <= 599 else APIError)
     error = kind(code, message, http_status, own_envelope=own_envelope)
-    if isinstance(error, MaintenanceError):
+    if isinstance(error, RateLimitError | MaintenanceError):
         error.retry_after = retry_after
     return error
 
