@@ -157,14 +157,12 @@ class Settings:
         base_url: MidAPI's address, without a slash at its end.
         time_scale: service seconds in one second of the loop.
         credit_path: the path of the account's credits.
-        upload_url: the origin that takes uploads; None if none is known.
     """
 
     api_key: str = attrs.field(repr=False)
     base_url: URL
     time_scale: float
     credit_path: str
-    upload_url: str | None
 
 
 def settings(
@@ -212,18 +210,10 @@ def settings(
     if problems:
         raise InvalidRequestError(problems)
 
-    # kie.ai, MidAPI's sister, has another path for the credits, and an upload host of its own. A
-    # sandbox takes uploads itself.
-    credit_path, upload_url = "/api/v1/common/credit", str(url.origin()) if is_local else None
-    if f".{url.host}".endswith(".kie.ai"):
-        credit_path, upload_url = "/api/v1/chat/credit", "https://kieai.redpandaai.co"
-    return Settings(
-        api_key=key,
-        base_url=url,
-        time_scale=scale,
-        credit_path=credit_path,
-        upload_url=upload_url,
-    )
+    # kie.ai, MidAPI's sister, has another path for the credits.
+    is_sister = f".{url.host}".endswith(".kie.ai")
+    credit_path = "/api/v1/chat/credit" if is_sister else "/api/v1/common/credit"
+    return Settings(api_key=key, base_url=url, time_scale=scale, credit_path=credit_path)
 
 
 def _api_key(given: object, problems: dict[str, str]) -> str:
