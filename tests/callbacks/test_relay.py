@@ -199,6 +199,31 @@ async def test_a_wait_that_begins_after_the_callback(folder: Path, pause: float)
             await asyncio.wait({busy})
 
 
+async def test_a_wait_that_begins_the_moment_the_client_is_open(folder: Path) -> None:
+    """It is woken like any other, though nothing else has run since."""
+    time = asyncio.get_running_loop().time
+    called_back_at = float("inf")
+
+    def look(_: Received) -> Answer:
+        return looked(flag=0 if time() < called_back_at else 1)
+
+    async def call_back(worker: Worker, token: str) -> None:
+        nonlocal called_back_at
+        await asyncio.sleep(100)
+        called_back_at = time()
+        assert await worker.receiver.handle(token, {}, callback()) == 200
+
+    async with ScriptedServer(then=mid(accepted(), look)) as server:
+        async with some_workers(server, folder, 1) as [there]:
+            _, token = await ordered(server, there)
+            receiver = CallbackReceiver("http://127.0.0.1:1/hook")
+            calling = asyncio.create_task(call_back(there, token))
+            async with client_of(server, receiver=receiver, journal=folder) as here:
+                await here.task(TASK).wait()
+                assert time() - called_back_at < 1
+            await calling
+
+
 async def test_a_handle_of_what_was_called_back_looks_at_once(folder: Path) -> None:
     """After a restart, resume() gives it, and the plan of looks is not waited for."""
     async with ScriptedServer(then=mid(accepted(), looked())) as server:
