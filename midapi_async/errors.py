@@ -30,14 +30,16 @@
 If ``generate`` raises a ``MidAPIError``, nothing was bought, except for ``SubmissionUnknown``,
 ``TaskExpired`` and a ``WaitTimeout`` with an ``intent_id``.
 
-Each class keeps the facts it was made from in ``args``, so that errors can be pickled, and builds
-its text from them. `InvalidRequestError`, `ReceiverError`, `JournalError` and `DownloadError` get
-the part that says what is wrong from the code that raises them.
+Each class keeps the facts it was made from in ``args`` (attrs does that), so that errors can be
+pickled, and builds its text from them. `InvalidRequestError`, `ReceiverError`, `JournalError` and
+`DownloadError` get the part that says what is wrong from the code that raises them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
+
+import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,6 +91,7 @@ class KeyConflict(InvalidRequestError):
         self.key = key
 
 
+@attrs.define(slots=False, repr=False)
 class APIError(MidAPIError):
     """MidAPI answered with an error.
 
@@ -101,14 +104,10 @@ class APIError(MidAPIError):
 
     advice: ClassVar[str] = "MidAPI does not document this code; ask their support"
 
-    def __init__(
-        self, code: int, message: str = "", http_status: int = 200, *, own_envelope: bool = True
-    ) -> None:
-        super().__init__(code, message, http_status)
-        self.code = code
-        self.message = message
-        self.http_status = http_status
-        self.own_envelope = own_envelope
+    code: int
+    message: str = ""
+    http_status: int = 200
+    own_envelope: bool = True
 
     def __str__(self) -> str:
         status = f" (HTTP {self.http_status})" if self.http_status not in (200, self.code) else ""
@@ -146,6 +145,7 @@ class UnprocessableError(APIError):
     advice = "Correct the value that this message names"
 
 
+@attrs.define(slots=False, repr=False)
 class RateLimitError(APIError):
     """429: the account has made too many requests.
 
@@ -155,17 +155,11 @@ class RateLimitError(APIError):
 
     advice = "Wait, then try again; MidAPI accepts 20 submissions in 10 s from one account"
 
-    def __init__(
-        self,
-        code: int = 429,
-        message: str = "",
-        http_status: int = 200,
-        *,
-        own_envelope: bool = True,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(code, message, http_status, own_envelope=own_envelope)
-        self.retry_after = retry_after
+    code: int = 429
+    message: str = ""
+    http_status: int = 200
+    own_envelope: bool = True
+    retry_after: float | None = None
 
     def __str__(self) -> str:
         if self.retry_after is None:
@@ -238,6 +232,7 @@ def api_error(
     return error
 
 
+@attrs.define(slots=False, repr=False)
 class TransportError(MidAPIError):
     """No answer came from MidAPI.
 
@@ -246,15 +241,14 @@ class TransportError(MidAPIError):
         sent: whether any part of the request may have reached the network.
     """
 
-    def __init__(self, reason: str, *, sent: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.sent = sent
+    reason: str
+    sent: bool = False
 
     def __str__(self) -> str:
         return f"MidAPI could not be reached: {self.reason}. Check the network and the base URL."
 
 
+@attrs.define(slots=False, repr=False)
 class ProtocolError(MidAPIError):
     """The server's answer is not one that MidAPI would give.
 
@@ -263,10 +257,8 @@ class ProtocolError(MidAPIError):
         problem: what is wrong with that part.
     """
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(path, problem)
-        self.path = path
-        self.problem = problem
+    path: str
+    problem: str
 
     def __str__(self) -> str:
         return (
@@ -275,6 +267,7 @@ class ProtocolError(MidAPIError):
         )
 
 
+@attrs.define(slots=False, repr=False)
 class SubmissionUnknown(MidAPIError):
     """It cannot be known whether MidAPI accepted a submission. It is not sent again by itself.
 
@@ -285,18 +278,10 @@ class SubmissionUnknown(MidAPIError):
         reason: what happened to the answer, in a few words.
     """
 
-    def __init__(
-        self,
-        intent_id: str,
-        key: str | None = None,
-        can_settle: bool = False,  # noqa: FBT001, FBT002 - errors keep their facts in args
-        reason: str = "",
-    ) -> None:
-        super().__init__(intent_id, key, can_settle, reason)
-        self.intent_id = intent_id
-        self.key = key
-        self.can_settle = can_settle
-        self.reason = reason
+    intent_id: str
+    key: str | None = None
+    can_settle: bool = False
+    reason: str = ""
 
     def __str__(self) -> str:
         named = f"intent {self.intent_id}" + (f", key {self.key!r}" if self.key else "")
@@ -312,6 +297,7 @@ class SubmissionUnknown(MidAPIError):
         )
 
 
+@attrs.define(slots=False, repr=False)
 class TaskError(MidAPIError):
     """One task has no result.
 
@@ -322,10 +308,8 @@ class TaskError(MidAPIError):
 
     text: ClassVar[str] = "has no result"
 
-    def __init__(self, task_id: str, details: TaskDetails | None = None) -> None:
-        super().__init__(task_id, details)
-        self.task_id = task_id
-        self.details = details
+    task_id: str
+    details: TaskDetails | None = None
 
     def __str__(self) -> str:
         return f"Task {self.task_id} {self.text}."
@@ -385,6 +369,7 @@ class TaskExpired(TaskError):
     )
 
 
+@attrs.define(slots=False, repr=False)
 class WaitTimeout(MidAPIError, TimeoutError):
     """The timeout passed. A task, or a POST that is under way, goes on.
 
@@ -394,10 +379,8 @@ class WaitTimeout(MidAPIError, TimeoutError):
             None if nothing was bought.
     """
 
-    def __init__(self, task_id: str | None = None, intent_id: str | None = None) -> None:
-        super().__init__(task_id, intent_id)
-        self.task_id = task_id
-        self.intent_id = intent_id
+    task_id: str | None = None
+    intent_id: str | None = None
 
     def __str__(self) -> str:
         if self.task_id is not None:
@@ -425,6 +408,7 @@ class JournalError(MidAPIError):
     """The journal cannot be read or written. Nothing is sent without it."""
 
 
+@attrs.define(slots=False, repr=False)
 class DownloadError(MidAPIError):
     """A result file could not be fetched. No partial file is left.
 
@@ -435,10 +419,8 @@ class DownloadError(MidAPIError):
 
     advice: ClassVar[str] = "No partial file is left; try again"
 
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
-        self.url = url
-        self.reason = reason
+    url: str
+    reason: str
 
     def __str__(self) -> str:
         return f"{self.url} could not be downloaded: {self.reason}. {self.advice}."
@@ -456,6 +438,7 @@ class UnexpectedContent(DownloadError):
     advice = "It was not kept; check that the URL is a result's, and any proxy in between"
 
 
+@attrs.define(slots=False, repr=False)
 class ClientClosed(MidAPIError):
     """The client was closed. A task that was waited for goes on and can be awaited again.
 
@@ -463,9 +446,7 @@ class ClientClosed(MidAPIError):
         task_id: the task that was waited for; None if nothing was waited for.
     """
 
-    def __init__(self, task_id: str | None = None) -> None:
-        super().__init__(task_id)
-        self.task_id = task_id
+    task_id: str | None = None
 
     def __str__(self) -> str:
         if self.task_id is None:
