@@ -33,7 +33,6 @@ class ClientInbox:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._hinted: set[str] = set()  # tasks that need no hints from the journal any more
         self._checks: dict[tuple[str, str], asyncio.Task[Intent | None]] = {}
         self._tasks = OwnedTasks()
         self.taken = 0
@@ -42,8 +41,7 @@ class ClientInbox:
     def open(self) -> None:
         """Begin to learn about callbacks that other processes take."""
         if self._session.journal.is_durable:
-            hints = relay_hints(self._session, self._hinted)
-            self._tasks.start(hints, context=Context())
+            self._tasks.start(relay_hints(self._session), context=Context())
 
     async def find(self, token_hash: str) -> Intent | None:
         """The intent that a token belongs to, if it is one of this client's."""
@@ -85,8 +83,6 @@ class ClientInbox:
             and row.state is State.ACCEPTED
             and self._session.journal.is_durable
         ):
-            if task_id in self._session.tracker.waited_for:
-                self._hinted.add(task_id)
             await self._session.journal.advance(row.intent_id, State.CALLED_BACK)
         return 200
 

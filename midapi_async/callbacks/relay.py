@@ -23,14 +23,14 @@ _RETRY_AFTER = 1.0  # loop seconds, after an error of the journal
 _CHANGED = BOUGHT - {State.ACCEPTED}
 
 
-async def relay_hints(session: Session, hinted: set[str]) -> None:
-    """Give the tracker hints from the journal until this is cancelled.
+async def relay_hints(session: Session) -> None:
+    """Give the tracker one hint for each task that was called back, until this is cancelled.
 
-    Args:
-        session: of the client.
-        hinted: tasks that need no more hints from here.
+    A task whose callback came to this process gets a second hint here, moments later, for which
+    the tracker makes no further look.
     """
     time = asyncio.get_running_loop().time
+    hinted: set[str] = set()  # tasks that are waited for and have got their hint
     changed = asyncio.Event()  # set when the journal or the waits have changed
 
     def waits_changed() -> None:
@@ -69,8 +69,7 @@ async def _hint(session: Session, hinted: set[str]) -> None:
         for row in await session.journal.rows(
             session.scope, states=_CHANGED, task_ids=page, limit=PAGE
         ):
-            # Since the read began, the wait may have ended, or the callback may have come here.
             task_id = row.task_id or ""
-            if task_id in waited_for and task_id not in hinted:
+            if task_id in waited_for:  # the wait may have ended since the read began
                 hinted.add(task_id)
                 session.tracker.hint(task_id)
