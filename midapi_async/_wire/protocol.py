@@ -35,7 +35,6 @@ from ..tasks import TaskDetails
 from .bodies import submit_body, task_type
 from .json import loads
 from .records import (
-    Envelope,
     Record,
     described,
     may_hold_secret,
@@ -110,18 +109,18 @@ def submit_call(request: Request, callback_url: str | None) -> Call:
 # ─── errors ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _error_in(answer: Answer, envelope: Envelope | None) -> APIError:
-    """The error that an answer means; an answer without an envelope is not from MidAPI."""
+def _error_in(answer: Answer, code: int | None = None, message: str | None = None) -> APIError:
+    """The error that an answer means; an answer without MidAPI's own code is not from MidAPI."""
     status, wait = answer.status, retry_after(answer.headers)
-    # An envelope that says 200 does not belong to an error status, so only the status counts.
-    if envelope is None or envelope.code == 200:
+    # A code of 200 does not belong to an error status, so only the status counts.
+    if code is None or code == 200:
         message = "a page that is not MidAPI's"
         if is_challenge(answer.headers):
             message = "a challenge page of Cloudflare, which wants to see a browser"
         elif answer.flaw is not None:
             message = f"the answer was cut ({answer.flaw})"
         return api_error(status, message, status, own_envelope=False, retry_after=wait)
-    code, message = envelope.code, readable(envelope.msg)
+    message = readable(message)
     words = message.casefold()
     # MidAPI was seen to send the text of code 402 with code 500.
     no_credits = ("credits insufficient", "current balance isn't enough")
@@ -220,23 +219,23 @@ def read_submit(answer: Answer) -> str:
         is_clear = first is not None and len(ids) == 1 and codes == {b"200"}
         body = body[: first.end()] + b"}}" if first is not None and is_clear else b""
 
-    envelope: Envelope | None = None
+    code = message = data = None
     try:
-        envelope = read_envelope(body)
+        code, message, data = read_envelope(body)
     except ProtocolError as unread:
         # A page that is not MidAPI's, with a good status: from a portal, a login or a proxy.
         if answer.flaw is None and answer.status < 400:
             raise Unsure(f"the answer is not MidAPI's: {unread.path} {unread.problem}") from unread
 
-    if envelope is not None and envelope.code == 200:
+    if code == 200:
         # Accepted and paid for, even if a proxy changed the HTTP status into an error.
-        if (task_id := task_id_in(envelope.data)) is not None:
+        if (task_id := task_id_in(data)) is not None:
             return task_id
         if answer.flaw is None and answer.status < 400:
             raise Unsure("the answer names no task")
 
     # Everything else is an error. If the body was cut short, only the HTTP status counts.
-    error = _error_in(answer, envelope if answer.flaw is None else None)
+    error = _error_in(answer, code, message) if answer.flaw is None else _error_in(answer)
     if proves_refusal(error, answer.headers):
         raise error
     reason = f"MidAPI answered {error.code} (HTTP {error.http_status})"
@@ -261,14 +260,14 @@ def read_data(answer: Answer) -> object:
     if 300 <= answer.status <= 399:
         raise ProtocolError("status", f"is {answer.status}, a redirect, which is never followed")
     try:
-        envelope = read_envelope(answer.body)
+        code, message, data = read_envelope(answer.body)
     except ProtocolError:
         if answer.status < 400:
             raise
-        raise _error_in(answer, None) from None
-    if envelope.code == 200 and answer.status < 400:
-        return envelope.data
-    raise _error_in(answer, envelope)
+        raise _error_in(answer) from None
+    if code == 200 and answer.status < 400:
+        return data
+    raise _error_in(answer, code, message)
 
 
 def read_look(answer: Answer, task_id: str) -> Record | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import attrs
 from cattrs import Converter
@@ -23,8 +23,6 @@ from ..requests import TASK_ID
 from ..tasks import TaskDetails, TaskStatus
 from .json import JSONObject, compact, loads
 from .tokens import without_tokens
-
-T = TypeVar("T")
 
 # ─── types of values on the wire ─────────────────────────────────────────────────────────────────
 
@@ -142,15 +140,6 @@ def task_id_in(data: object, name: str = "taskId") -> str | None:
 
 
 @attrs.frozen
-class Envelope:
-    """What every answer of MidAPI is wrapped in."""
-
-    code: int
-    msg: str | None = None
-    data: object = None
-
-
-@attrs.frozen
 class Record:
     """What record-info says about a task.
 
@@ -174,11 +163,6 @@ class Record:
     is_plain: bool = False
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        """The result files, from whichever field has them."""
-        return self.nested_urls or self.result_urls
-
-    @property
     def status(self) -> TaskStatus:
         """By successFlag: 1 is success, 2 and 3 failure; 0, none and any other are generating."""
         if self.success_flag == 1:
@@ -189,59 +173,34 @@ class Record:
 KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})
 
 # The name of each field on the wire, and what reads its value or raises TypeError or ValueError.
-_FIELDS: Mapping[type, Mapping[str, tuple[str, Callable[[Any], object]]]] = {
-    Envelope: {"code": ("code", _whole), "msg": ("msg", _text), "data": ("data", lambda it: it)},
-    Record: {
-        "task_id": ("taskId", _task_id),
-        "task_type": ("taskType", _text),
-        "params": ("paramJson", _params),
-        "complete_time": ("completeTime", _time),
-        "create_time": ("createTime", _time),
-        "nested_urls": ("resultInfoJson", _nested_urls),
-        "result_urls": ("resultUrls", _urls),
-        "success_flag": ("successFlag", _whole),
-        "error_code": ("errorCode", _code),
-        "error_message": ("errorMessage", _text),
-    },
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], object]]] = {
+    "task_id": ("taskId", _task_id),
+    "task_type": ("taskType", _text),
+    "params": ("paramJson", _params),
+    "complete_time": ("completeTime", _time),
+    "create_time": ("createTime", _time),
+    "nested_urls": ("resultInfoJson", _nested_urls),
+    "result_urls": ("resultUrls", _urls),
+    "success_flag": ("successFlag", _whole),
+    "error_code": ("errorCode", _code),
+    "error_message": ("errorMessage", _text),
+    # Not from MidAPI: whatever it may send under these names is replaced.
+    "raw": ("raw", lambda it: it),
+    "is_plain": ("is_plain", lambda it: it),
 }
 
-_converter = Converter(detailed_validation=True)
+
+def _read_from(name: str, read: Callable[[Any], object]) -> Any:  # noqa: ANN401 - cattrs' own
+    return override(rename=name, struct_hook=lambda value, _: read(value))
 
 
-def _structure_hook(cls: type) -> Callable[[Any, Any], Any]:
-    def read_from(name: str, read: Callable[[Any], object]) -> Any:  # noqa: ANN401 - cattrs' own
-        return override(rename=name, struct_hook=lambda value, _: read(value))
-
-    overrides = {field.name: override(omit=True) for field in attrs.fields(cls)}
-    overrides |= {field: read_from(*how) for field, how in _FIELDS[cls].items()}
-    return make_dict_structure_fn(cls, _converter, **cast("Any", overrides))
+_structure = make_dict_structure_fn(
+    Record, Converter(), **{field: _read_from(*how) for field, how in _FIELDS.items()}
+)
 
 
-_STRUCTURE = {cls: _structure_hook(cls) for cls in _FIELDS}
-
-
-def _read(value: object, cls: type[T], path: str) -> T:
-    """Structure a JSON object, in which null counts as missing.
-
-    Raises:
-        ProtocolError: naming the path of the value that is wrong.
-    """
-    if not isinstance(value, dict):
-        raise ProtocolError(path or "body", f"must be an object, is {described(value)}")
-    given = {name: each for name, each in value.items() if each is not None}
-    try:
-        return cast("T", _STRUCTURE[cls](given, cls))
-    except ClassValidationError as error:
-        problem, note = error.group_exceptions()[0][0]
-    # Raised outside the handler: cattrs' errors would keep the values, with the token in them.
-    path = f"{path}.{_FIELDS[cls][note.name][0]}".removeprefix(".")
-    if isinstance(problem, ProtocolError):  # of an object inside this one
-        raise ProtocolError(f"{path}.{problem.path}", problem.problem)
-    raise ProtocolError(path, "is missing" if isinstance(problem, KeyError) else str(problem))
-
-
-def read_envelope(body: bytes) -> Envelope:
-    """The envelope of an answer.
+def read_envelope(body: bytes) -> tuple[int, str | None, object]:
+    """The code, the message and the data that every answer of MidAPI consists of.
 
     Raises:
         ProtocolError: the body is not an envelope of MidAPI's.
@@ -251,7 +210,15 @@ def read_envelope(body: bytes) -> Envelope:
     except ValueError as error:
         excerpt = without_tokens(repr(bytes(body[:400]).decode("utf-8", "replace")))[:60]
         raise ProtocolError("body", f"is not JSON ({excerpt}): {_reason(error)}") from None
-    return _read(value, Envelope, "")
+    if not isinstance(value, dict):
+        raise ProtocolError("body", f"must be an object, is {described(value)}")
+    message = value.get("msg")
+    if not isinstance(message, str | None):
+        raise ProtocolError("msg", f"must be a string, is {described(message)}")
+    try:
+        return _whole(value.get("code")), message, value.get("data")
+    except (TypeError, ValueError) as error:
+        raise ProtocolError("code", str(error)) from None
 
 
 def read_record(data: object, *, is_plain: bool = False) -> Record | None:
@@ -270,8 +237,24 @@ def read_record(data: object, *, is_plain: bool = False) -> Record | None:
         raise ProtocolError("data", f"is not JSON: {_reason(error)}") from None
     if value is None:
         return None
-    record = _read(value, Record, "data")
-    return attrs.evolve(record, raw=cast("JSONObject", value), is_plain=is_plain)
+    return _record(value, is_plain=is_plain)
+
+
+def _record(value: object, *, is_plain: bool) -> Record:
+    """The record that a JSON object holds; null counts as missing."""
+    if not isinstance(value, dict):
+        raise ProtocolError("data", f"must be an object, is {described(value)}")
+    given = {name: each for name, each in value.items() if each is not None}
+    given |= {"raw": value, "is_plain": is_plain}
+    try:
+        return _structure(given, Record)
+    except ClassValidationError as error:
+        problem, note = error.group_exceptions()[0][0]
+    # Raised outside the handler: cattrs' errors would keep the values, with the token in them.
+    path = f"data.{_FIELDS[note.name][0]}"
+    if isinstance(problem, ProtocolError):  # of an object inside this one
+        raise ProtocolError(f"{path}.{problem.path}", problem.problem)
+    raise ProtocolError(path, "is missing" if isinstance(problem, KeyError) else str(problem))
 
 
 def _reason(error: ValueError) -> str:
@@ -294,7 +277,7 @@ def details_of(record: Record) -> TaskDetails:
         task_id=record.task_id,
         task_type=readable(record.task_type, 100) or None,
         status=status,
-        urls=record.urls if status is TaskStatus.SUCCEEDED else (),
+        urls=record.nested_urls or record.result_urls if status is TaskStatus.SUCCEEDED else (),
         params=record.params,
         created_at=record.create_time,
         completed_at=None if status is TaskStatus.GENERATING else record.complete_time,
@@ -310,8 +293,7 @@ def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:
     Raises:
         ProtocolError: it is not the ``raw`` of a snapshot.
     """
-    record = _read(dict(raw), Record, "data")
-    return details_of(attrs.evolve(record, raw=raw, is_plain=True))
+    return details_of(_record(dict(raw), is_plain=True))
 
 
 def readable(text: str | None, limit: int = 500) -> str:
