@@ -153,7 +153,7 @@ class Session:
     async def close_connections(self) -> None:
         """Finish the writes to the journal and close every connection."""
         try:
-            await self.recorder.aclose(RECORD_PATIENCE)
+            await self.recorder.writes.finish(RECORD_PATIENCE)
             await self.watcher.aclose()
         finally:
             await self.downloader.aclose()

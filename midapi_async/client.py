@@ -447,7 +447,7 @@ class MidAPIClient:
         Tasks that belong to another process which is still running are left out.
         """
         session = self._opened()
-        await session.recorder.flush()
+        await session.recorder.writes.join()
         await session.journal.take_over(session.scope)
         rows = await all_rows(session, states=sorted(BOUGHT), taken=False, mine=True)
         return [handle_of(row, session) for row in rows]

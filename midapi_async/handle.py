@@ -130,7 +130,7 @@ class TaskHandle:
         With ``ack="auto"`` a finished wait does this by itself.
         """
         self._check()
-        await self._session.recorder.take(self.task_id, self.intent_id)
+        await self._session.recorder.write(self.task_id, self.intent_id, taken=True)
 
     def _check(self) -> None:
         try:

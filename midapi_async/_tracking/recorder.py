@@ -24,6 +24,9 @@ class ResultRecorder:
         origin: the origin of the service's base URL.
         takes_at_once: whether a result counts as taken when a wait has returned it.
         schedule: learns how long tasks take.
+
+    Attributes:
+        writes: those that are under way.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class ResultRecorder:
         self._origin = origin
         self._takes_at_once = takes_at_once
         self._schedule = schedule
-        self._writes = OwnedTasks()
+        self.writes = OwnedTasks()
         self._new_durations: dict[Kind, list[float]] = {}  # not written yet
 
     def hand_over(self, task_id: str, intent_id: str | None, details: TaskDetails) -> None:
@@ -43,28 +46,26 @@ class ResultRecorder:
         could be cancelled or killed in between: the result would count as taken although the caller
         never got it. This way a result may be returned twice, but is never lost.
         """
-        final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
-        taken = self._takes_at_once
-        self._writes.start(self._write(task_id, intent_id, final, details, taken=taken))
+        write = self.write(task_id, intent_id, details, taken=self._takes_at_once)
+        self.writes.start(write)
 
-    async def take(self, task_id: str, intent_id: str | None) -> None:
-        """Record that the user has taken the result; return when that is durable."""
-        await self._write(task_id, intent_id, None, None, taken=True)
-
-    async def _write(
+    async def write(
         self,
         task_id: str,
         intent_id: str | None,
-        final: State | None,
-        details: TaskDetails | None,
+        details: TaskDetails | None = None,
         *,
         taken: bool,
     ) -> None:
+        """Record a task's final details, if they are given, and whether its result was taken."""
         if intent_id is None:
             row = await self._journal.find(task_id=task_id)
             if row is None:
                 return  # a task of another program has no row here
             intent_id = row.intent_id
+        final = None
+        if details is not None:
+            final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
         await self._journal.advance(intent_id, final, details=details, taken=taken)
 
     async def recall_durations(self) -> None:
@@ -78,7 +79,7 @@ class ResultRecorder:
         new = self._new_durations.setdefault(kind, [])
         new.append(round(seconds, 3))
         if len(new) == 1:  # else the write that waits for its turn takes this one along
-            self._writes.start(self._keep(kind))
+            self.writes.start(self._keep(kind))
 
     async def _keep(self, kind: Kind) -> None:
         name = " ".join(filter(None, kind))
@@ -89,14 +90,6 @@ class ResultRecorder:
             await self._journal.note(self._origin, _DURATION, name, value)
         except JournalError:
             _log.debug("how long tasks took could not be written", exc_info=True)
-
-    async def flush(self) -> None:
-        """Wait until what was handed over so far is written."""
-        await self._writes.join()
-
-    async def aclose(self, patience: float) -> None:
-        """Wait up to `patience` seconds of the loop for what is still being written."""
-        await self._writes.finish(patience)
 
 
 def _durations(value: str) -> list[float]:
