@@ -17,7 +17,7 @@ from ._tracking.schedule import Schedule
 from ._tracking.tracker import Tracker
 from ._wire.endpoints import Api
 from ._wire.transport import Transport
-from .config import PollPolicy, RateLimit, RetryPolicy, Settings, Timeouts
+from .config import RateLimit, RetryPolicy, Settings, Timeouts
 from .errors import ClientClosed, InvalidRequestError
 from .files import Downloader
 from .journal import Journal
@@ -52,7 +52,6 @@ class Session:
         callback_url: Callable[[str], str] | None,
         takes_at_once: bool,
         schedule: Schedule,
-        polling: PollPolicy,
         retry: RetryPolicy,
         rate_limit: RateLimit | None,
         timeouts: Timeouts,
@@ -88,7 +87,6 @@ class Session:
         self.tracker = Tracker(
             look=self.api.look,
             schedule=schedule,
-            policy=polling,
             clock=clock,
             keep=self.recorder.keep_duration,
         )

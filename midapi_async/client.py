@@ -136,9 +136,7 @@ class MidAPIClient:
             timeouts=(timeouts, Timeouts),
             ssl=(ssl, SSLContext, None),
         )
-        self._schedule = Schedule(
-            price=polling.look_price, floor=polling.floor, ceiling=polling.ceiling
-        )
+        self._schedule = Schedule(polling)
         # Called by `open`: everything that exists only while the client is open.
         self._make_session = partial(
             Session,
@@ -148,7 +146,6 @@ class MidAPIClient:
             callback_url=receiver.callback_url if receiver else None,
             takes_at_once=ack == "auto",
             schedule=self._schedule,
-            polling=polling,
             retry=retry,
             rate_limit=rate_limit,
             timeouts=timeouts,

@@ -14,11 +14,12 @@ from midapi_async._tracking.schedule import (
     GROWTH,
     REMEMBERED,
     Expected,
-    Prior,
     Schedule,
+    assumed,
     plan,
     prior,
 )
+from midapi_async.config import PollPolicy
 
 FAST, RELAXED = ("mj_txt2img", "fast"), ("mj_txt2img", "relaxed")
 
@@ -45,12 +46,12 @@ def two_modes(chance: random.Random) -> float:
     return log_normal(45, 0.12)(chance) if chance.random() < 0.5 else log_normal(150, 0.12)(chance)
 
 
-WORLDS: dict[str, tuple[Callable[[random.Random], float], Prior]] = {
-    "turbo": (log_normal(32, 0.2), Prior(30)),
-    "fast": (log_normal(63, 0.15), Prior(60)),
-    "relaxed": (log_normal(214, 0.35), Prior(250)),
+WORLDS: dict[str, tuple[Callable[[random.Random], float], Expected]] = {
+    "turbo": (log_normal(32, 0.2), assumed(30)),
+    "fast": (log_normal(63, 0.15), assumed(60)),
+    "relaxed": (log_normal(214, 0.35), assumed(250)),
     "video": (log_normal(200, 0.5), prior(("mj_video", None))),
-    "two_modes": (two_modes, Prior(60)),
+    "two_modes": (two_modes, assumed(60)),
 }
 
 
@@ -91,12 +92,12 @@ def test_property_any_plan_is_valid(
     durations: list[float], median: float, price: float, floor: float
 ) -> None:
     """It is finite, repeatable and not empty, and rises by the floor except in its last step."""
-    times = plan(durations, Prior(median), price, floor)
+    times = plan(durations, assumed(median), price, floor)
     assert times
     assert all(0 < time < math.inf for time in times)
     assert all(later - sooner >= floor - 1e-9 for sooner, later in pairwise(times[:-1]))
     assert list(times) == sorted(times)
-    assert times == plan(durations, Prior(median), price, floor)
+    assert times == plan(durations, assumed(median), price, floor)
 
 
 def optimum(durations: Sequence[float], price: float, floor: float) -> float:
@@ -126,10 +127,10 @@ def outliers(chance: random.Random) -> float:
 
 HARD_WORLDS = {
     **WORLDS,
-    "outliers": (outliers, Prior(60)),
-    "four_times_the_prior": (log_normal(240, 0.25), Prior(60)),
-    "a_quarter_of_the_prior": (log_normal(15, 0.25), Prior(60)),
-    "equal": (log_normal(63, 0.01), Prior(60)),
+    "outliers": (outliers, assumed(60)),
+    "four_times_the_prior": (log_normal(240, 0.25), assumed(60)),
+    "a_quarter_of_the_prior": (log_normal(15, 0.25), assumed(60)),
+    "equal": (log_normal(63, 0.01), assumed(60)),
 }
 
 
@@ -152,7 +153,7 @@ def test_learned_plan_costs_little_more_than_the_optimum(world: str) -> None:
 
 def test_plan_is_remade_after_every_fifth_task() -> None:
     """Also when the memory for durations is full."""
-    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy())
     firsts = []
     for n in range(150):
         schedule.learn(FAST, 20.0 + n)
@@ -163,7 +164,7 @@ def test_plan_is_remade_after_every_fifth_task() -> None:
 
 def test_impossible_durations_are_not_learned() -> None:
     """And after the first look no gap is longer than the ceiling, however long tasks take."""
-    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy())
     assert not any(schedule.learn(FAST, wrong) for wrong in (1e308, 5e-324, 1e9))
     for _ in range(5):
         schedule.learn(FAST, 28_860.0)
@@ -176,7 +177,7 @@ def test_impossible_durations_are_not_learned() -> None:
 
 def test_recalled_durations_make_the_same_plan() -> None:
     """They replace what the schedule had learned."""
-    first, second = (Schedule(price=1.0, floor=1.0, ceiling=60.0) for _ in range(2))
+    first, second = (Schedule(PollPolicy()) for _ in range(2))
     durations = [40.0 + n for n in range(20)]
     for seconds in durations:
         first.learn(FAST, seconds)
@@ -188,7 +189,7 @@ def test_recalled_durations_make_the_same_plan() -> None:
 
 def test_trusted_callbacks_put_off_looks() -> None:
     """Three in a row have to be in time; one that is not ends the trust."""
-    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy())
     callbacks = [True, True, False, True, True, True, True, False]
     trusted = []
     for in_time in callbacks:
@@ -200,14 +201,14 @@ def test_trusted_callbacks_put_off_looks() -> None:
 
 def test_higher_price_means_fewer_looks() -> None:
     """The price of a look trades looks against delay."""
-    counts = [len(plan((), Prior(60), price, 1.0)) for price in (0.1, 1.0, 10.0)]
+    counts = [len(plan((), assumed(60), price, 1.0)) for price in (0.1, 1.0, 10.0)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[2]
 
 
 def test_equal_durations_are_looked_at_just_after_them() -> None:
     """A look comes soon after the time that all tasks took."""
-    times = plan([63.0] * 60, Prior(60), 1.0, 1.0)
+    times = plan([63.0] * 60, assumed(60), 1.0, 1.0)
     assert any(63 <= time <= 67 for time in times)
 
 
@@ -215,14 +216,14 @@ def test_outlier_hardly_changes_the_plan() -> None:
     """One task of an hour among 63 of a minute."""
     chance = random.Random(8)
     seen = [log_normal(60, 0.1)(chance) for _ in range(63)]
-    without, _ = cost(plan([*seen, 60.0], Prior(60), 1.0, 1.0), seen, 1.0)
-    with_outlier, _ = cost(plan([*seen, 3600.0], Prior(60), 1.0, 1.0), seen, 1.0)
+    without, _ = cost(plan([*seen, 60.0], assumed(60), 1.0, 1.0), seen, 1.0)
+    with_outlier, _ = cost(plan([*seen, 3600.0], assumed(60), 1.0, 1.0), seen, 1.0)
     assert with_outlier < 1.25 * without
 
 
 def test_drift_is_followed() -> None:
     """When the service gets much slower, the plan forgets the old durations."""
-    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy())
     chance = random.Random(9)
     for _ in range(100):
         schedule.learn(FAST, log_normal(40, 0.1)(chance))
@@ -236,7 +237,7 @@ def test_drift_is_followed() -> None:
 
 def test_looks_go_on_after_the_plan_with_the_ceiling() -> None:
     """They come at 1.15 × the elapsed time, at most the ceiling apart, for ever."""
-    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy())
     elapsed = 10_000.0
     for _ in range(100):
         following = schedule.next_look(FAST, elapsed)
@@ -246,14 +247,14 @@ def test_looks_go_on_after_the_plan_with_the_ceiling() -> None:
 
 def test_floor_holds_between_any_two_looks() -> None:
     """Also between a late look and the next planned one."""
-    schedule = Schedule(price=0.01, floor=5.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy(look_price=0.01, floor=5.0))
     for elapsed in range(0, 400, 3):
         assert schedule.next_look(FAST, float(elapsed)) - elapsed >= 5.0
 
 
 def test_kinds_are_learned_separately() -> None:
     """A duration of one kind does not count for another; zero, negative and NaN never count."""
-    schedule = Schedule(price=1.0, floor=1.0, ceiling=60.0)
+    schedule = Schedule(PollPolicy())
     for seconds in (0.0, -1.0, math.nan, math.inf):
         schedule.learn(FAST, seconds)
     assert (schedule.expected(FAST).median, round(schedule.expected(FAST).p90, 2)) == (60, 88.13)

@@ -69,10 +69,8 @@ class World:
         self.latency = 0.05
         self.born = now()
         self.clock = clock = Clock(scale, chance=lambda: 0.0)
-        self.schedule = Schedule(
-            price=policy.look_price, floor=policy.floor, ceiling=policy.ceiling
-        )
-        self.tracker = Tracker(look=self.look, schedule=self.schedule, policy=policy, clock=clock)
+        self.schedule = Schedule(policy)
+        self.tracker = Tracker(look=self.look, schedule=self.schedule, clock=clock)
 
     async def look(self, task_id: str) -> Record | None:
         self.looks.append((now() - self.born, task_id))

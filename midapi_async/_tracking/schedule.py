@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from operator import add
 
 import attrs
+
+from ..config import PollPolicy
 
 # Task type and speed, as MidAPI names them.
 Kind = tuple[str, str | None]
@@ -41,39 +43,6 @@ _Mixture = tuple[tuple[float, float, float], ...]
 
 
 @attrs.frozen
-class Prior:
-    """The assumed duration of a kind of task, before any was observed: a log-normal distribution.
-
-    Attributes:
-        median: seconds.
-        sigma: the deviation of the logarithm.
-    """
-
-    median: float
-    sigma: float = 0.3
-
-
-# From recordings, and from what a reseller states; the figures for video are guesses.
-_BY_SPEED: Mapping[str | None, Prior] = {
-    "turbo": Prior(30),
-    "fast": Prior(60),
-    "relaxed": Prior(250),
-}
-_BY_TYPE: Mapping[str, Prior] = {
-    "mj_omni_reference": Prior(250),
-    "mj_video": Prior(180, sigma=0.5),
-    "mj_video_hd": Prior(180, sigma=0.5),
-    "mj_video_extend_auto": Prior(180, sigma=0.5),
-    "mj_video_extend_manual": Prior(180, sigma=0.5),
-}
-
-
-def prior(kind: Kind) -> Prior:
-    """How long tasks of a kind are assumed to take before any was observed."""
-    return _BY_TYPE.get(kind[0]) or _BY_SPEED.get(kind[1]) or _BY_SPEED["fast"]
-
-
-@attrs.frozen
 class Expected:
     """How long a task of some kind will take, in seconds.
 
@@ -86,9 +55,34 @@ class Expected:
     p90: float
 
 
-def _distribution(durations: Sequence[float], prior: Prior) -> _Mixture:
+def assumed(median: float, sigma: float = 0.3) -> Expected:
+    """A log-normal distribution; `sigma` is the deviation of the logarithm."""
+    return Expected(median, median * math.exp(sigma * NORMAL_P90))
+
+
+# From recordings, and from what a reseller states; the figures for video are guesses.
+_BY_SPEED: Mapping[str | None, Expected] = {
+    "turbo": assumed(30),
+    "fast": assumed(60),
+    "relaxed": assumed(250),
+}
+_BY_TYPE: Mapping[str, Expected] = {
+    "mj_omni_reference": assumed(250),
+    "mj_video": assumed(180, sigma=0.5),
+    "mj_video_hd": assumed(180, sigma=0.5),
+    "mj_video_extend_auto": assumed(180, sigma=0.5),
+    "mj_video_extend_manual": assumed(180, sigma=0.5),
+}
+
+
+def prior(kind: Kind) -> Expected:
+    """How long tasks of a kind are assumed to take before any was observed."""
+    return _BY_TYPE.get(kind[0]) or _BY_SPEED.get(kind[1]) or _BY_SPEED["fast"]
+
+
+def _distribution(durations: Sequence[float], prior: Expected) -> _Mixture:
     """Gaussian kernels in log time over the observed durations, the newest last, and the prior."""
-    mean, sigma = math.log(prior.median), prior.sigma
+    mean, sigma = math.log(prior.median), math.log(prior.p90 / prior.median) / NORMAL_P90
     ages = range(len(durations) - 1, -1, -1)
     observed = sorted(
         (math.log(seconds), math.pow(0.5, age / HALF_LIFE))
@@ -200,7 +194,9 @@ def _share_of_prior(
     return share
 
 
-def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -> tuple[float, ...]:
+def plan(
+    durations: Sequence[float], prior: Expected, price: float, floor: float
+) -> tuple[float, ...]:
     """When to look at a task, in seconds after its acceptance, rising.
 
     This is the optimal inspection problem of Barlow, Hunter and Proschan (1963): minimise the
@@ -210,7 +206,7 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
 
     Args:
         durations: how long the last tasks of the kind took, in seconds, the newest last.
-        prior: what is assumed before any was observed.
+        prior: what is assumed before any was observed: a log-normal distribution.
         price: how many seconds of delay one look is worth.
         floor: least seconds between two looks.
 
@@ -240,32 +236,24 @@ def plan(durations: Sequence[float], prior: Prior, price: float, floor: float) -
     return tuple(times[look] for look in looks)
 
 
-@attrs.define
-class _Learned:
-    """How long the tasks of a kind took, and the plans that were made from it, by price."""
-
-    durations: deque[float] = attrs.field(factory=partial(deque, maxlen=REMEMBERED))
-    new: int = 0  # durations that were learned
-    plans: dict[float, tuple[float, ...]] = attrs.field(factory=dict)
-
-
 class Schedule:
     """Plans for every kind of task, learned from tasks that finish.
 
     After three callbacks in a row that were in time, looks cost 20 times as much, so that few are
     made. One task that finishes without its callback ends that.
 
-    Args:
-        price: how many seconds of delay one look is worth.
-        floor: least seconds between two looks at a task.
-        ceiling: most seconds between two looks at a task after its first one.
+    Attributes:
+        policy: how much looks cost, and how far apart they are.
     """
 
-    def __init__(self, *, price: float, floor: float, ceiling: float) -> None:
-        self._price = price
-        self._floor = floor
-        self._ceiling = ceiling
-        self._learned: defaultdict[Kind, _Learned] = defaultdict(_Learned)
+    def __init__(self, policy: PollPolicy) -> None:
+        self.policy = policy
+        self._durations: defaultdict[Kind, deque[float]] = defaultdict(
+            partial(deque, maxlen=REMEMBERED)
+        )
+        self._learned: Counter[Kind] = Counter()  # how many durations
+        # By price. They are made when they are needed, and again after a few new durations.
+        self._plans: defaultdict[Kind, dict[float, tuple[float, ...]]] = defaultdict(dict)
         self._callbacks_in_time = 0
 
     # ─── durations ───────────────────────────────────────────────────────────────────────────────
@@ -274,27 +262,25 @@ class Schedule:
         """Learn how long a task of this kind took; return False if that cannot be right."""
         if not (SHORTEST <= seconds <= LONGEST):
             return False
-        learned = self._learned[kind]
-        learned.durations.append(seconds)
-        learned.new += 1
-        if learned.new % REPLAN_AFTER == 0 or len(learned.durations) == 1:
-            learned.plans.clear()
+        self._durations[kind].append(seconds)
+        self._learned[kind] += 1
+        if self._learned[kind] % REPLAN_AFTER == 0 or self._learned[kind] == 1:
+            self._plans[kind].clear()
         return True
 
     def recall(self, kind: Kind, durations: Sequence[float]) -> None:
         """Replace what was learned about a kind by these durations, the newest last."""
-        self._learned[kind] = _Learned()
+        self._durations[kind].clear()
+        self._learned[kind] = 0
         for seconds in durations:
             self.learn(kind, seconds)
-        self._learned[kind].plans.clear()
+        self._plans[kind].clear()
 
     def expected(self, kind: Kind) -> Expected:
         """How long tasks of this kind take."""
-        durations = sorted(self._learned[kind].durations)
+        durations = sorted(self._durations[kind])
         if len(durations) < REPLAN_AFTER:
-            assumed = prior(kind)
-            p90 = assumed.median * math.exp(assumed.sigma * NORMAL_P90)
-            return Expected(assumed.median, p90)
+            return prior(kind)
         middle = durations[len(durations) // 2], durations[(len(durations) - 1) // 2]
         return Expected(sum(middle) / 2, durations[math.ceil(0.9 * len(durations)) - 1])
 
@@ -320,19 +306,19 @@ class Schedule:
             callback_expected: whether a callback is expected and callbacks are trusted.
         """
         factor = TRUSTED_FACTOR if callback_expected else 1.0
-        times = self._plan(kind, self._price * factor)
+        times = self._plan(kind, self.policy.look_price * factor)
         index = bisect_right(times, elapsed)
         moment = times[index] if index < len(times) else elapsed * GROWTH
         if index:  # before the plan's first look nothing can be finished: no ceiling
-            moment = min(moment, elapsed + self._ceiling * math.sqrt(factor))
-        return max(moment, elapsed + self._floor)
+            moment = min(moment, elapsed + self.policy.ceiling * math.sqrt(factor))
+        return max(moment, elapsed + self.policy.floor)
 
     def first_look(self, kind: Kind) -> float:
         """When to look at a new task first, in seconds after its acceptance."""
-        return self._plan(kind, self._price)[0]
+        return self._plan(kind, self.policy.look_price)[0]
 
     def _plan(self, kind: Kind, price: float) -> tuple[float, ...]:
-        learned = self._learned[kind]
-        if price not in learned.plans:
-            learned.plans[price] = plan(learned.durations, prior(kind), price, self._floor)
-        return learned.plans[price]
+        plans = self._plans[kind]
+        if price not in plans:
+            plans[price] = plan(self._durations[kind], prior(kind), price, self.policy.floor)
+        return plans[price]

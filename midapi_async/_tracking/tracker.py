@@ -22,7 +22,6 @@ from .._runtime.background import OwnedTasks
 from .._runtime.clock import BLOCKED_LOOP, Clock
 from .._wire.protocol import CLOCK_SKEW
 from .._wire.records import KNOWN_FLAGS, Record
-from ..config import PollPolicy
 from ..errors import AuthenticationError, ClientClosed, MidAPIError, ProtocolError, WaitTimeout
 from ..tasks import TaskDetails, TaskStatus
 from .looker import Looker
@@ -54,8 +53,7 @@ class Tracker:
 
     Args:
         look: one GET of a task's record; None while MidAPI does not know the task.
-        schedule: when to look.
-        policy: how fast to look.
+        schedule: when to look, by the client's policy.
         clock: the client's clock.
         keep: called with the kind of each task that the schedule has learned from, and its seconds.
 
@@ -69,21 +67,20 @@ class Tracker:
         *,
         look: Callable[[str], Awaitable[Record | None]],
         schedule: Schedule,
-        policy: PollPolicy,
         clock: Clock,
         keep: Callable[[Kind, float], object] | None = None,
     ) -> None:
         self.waits_changed: Callable[[], None] | None = None
         self._look = look
         self._schedule = schedule
-        self._policy = policy
+        self._policy = schedule.policy
         self._clock = clock
         self._keep = keep
         self._tasks: dict[str, TrackedTask] = {}  # the tasks that are waited for
         # Tasks that were waited for, so that their next wait continues their plan; and tasks that
         # got a hint before they were waited for.
         self._recent: OrderedDict[str, TrackedTask] = OrderedDict()
-        self._looker = Looker(policy, clock)
+        self._looker = Looker(schedule.policy, clock)
         # (time, tie-breaker, task); an entry is valid if its time is the task's `wakes_at`.
         self._heap: list[tuple[float, int, TrackedTask]] = []
         self._numbers = itertools.count()
