@@ -99,26 +99,17 @@ def _distribution(durations: Sequence[float], prior: Expected) -> _Mixture:
     )
 
 
-def _below(mixture: _Mixture, times: Sequence[float]) -> tuple[list[float], list[float]]:
-    """For each time: the probability of a shorter duration, and that times the mean of those."""
+def _below(mixture: _Mixture, times: Sequence[float]) -> list[float]:
+    """For each time: the probability of a shorter duration."""
     logs = [math.log(seconds) for seconds in times]
-    mass, moment = [0.0] * len(logs), [0.0] * len(logs)
-    passed = [0.0] * (len(logs) + 1), [0.0] * (len(logs) + 1)
+    partly, wholly = [0.0] * len(logs), [0.0] * (len(logs) + 1)
     for weight, mean, width in mixture:
-        whole = weight * math.exp(mean + width * width / 2)
         # A component counts only where it is neither nearly zero nor nearly complete.
-        first = bisect_left(logs, mean - 6 * width)
-        behind = bisect_left(logs, mean + (6 + width) * width)
-        passed[0][behind] += weight
-        passed[1][behind] += whole
+        first, behind = bisect_left(logs, mean - 6 * width), bisect_left(logs, mean + 6 * width)
+        wholly[behind] += weight
         for index in range(first, behind):
-            deviations = (logs[index] - mean) / width
-            mass[index] += weight * _normal(deviations)
-            moment[index] += whole * _normal(deviations - width)
-    return (
-        list(map(add, mass, accumulate(passed[0]))),
-        list(map(add, moment, accumulate(passed[1]))),
-    )
+            partly[index] += weight * _normal((logs[index] - mean) / width)
+    return list(map(add, partly, accumulate(wholly)))
 
 
 def _span(mixture: _Mixture) -> tuple[float, float]:
@@ -217,19 +208,21 @@ def plan(
     first, last = _span(mixture)
     ratio = math.pow(last / first, 1 / (GRID - 1))
     times = [0.0, *(first * math.pow(ratio, step) for step in range(GRID))]
-    mass, moment = ([0.0, *sums] for sums in _below(mixture, times[1:]))
-    # After the last time the gaps grow with the elapsed time; the cost there hardly matters.
-    cost = [0.0] * GRID + [(1 - mass[-1]) * (price + (GROWTH - 1) * last)]
+    mass = [0.0, *_below(mixture, times[1:])]
+    # The cost after each time: the mean time at which a task is found, since its difference to the
+    # delay is the same for all plans, and the price of the looks. After the last time the gaps grow
+    # with the elapsed time; the cost there hardly matters.
+    cost = [0.0] * GRID + [(1 - mass[-1]) * (price + GROWTH * last)]
     following = [GRID] * (GRID + 1)
     for here in reversed(range(GRID)):
-        best = math.inf
+        best, unfinished = math.inf, 1 - mass[here]
         for to in range(bisect_left(times, times[here] + floor, here + 1, GRID), GRID + 1):
-            delay = times[to] * (mass[to] - mass[here]) - (moment[to] - moment[here])
-            if delay >= best:
-                break  # the delay only grows from here on
-            if delay + cost[to] < best:
-                best, following[here] = delay + cost[to], to
-        cost[here] = best + price * (1 - mass[here])
+            if times[to] * unfinished >= best:
+                break  # from here on, all tasks would be found later
+            found = times[to] * (mass[to] - mass[here])
+            if found + cost[to] < best:
+                best, following[here] = found + cost[to], to
+        cost[here] = best + price * unfinished
     looks = [following[0]]
     while looks[-1] < GRID:
         looks.append(following[looks[-1]])
