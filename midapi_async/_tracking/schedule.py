@@ -29,8 +29,8 @@ GRID = 128  # how many times a plan chooses from
 TRUSTED_AFTER = 3  # callbacks in time, in a row
 TRUSTED_FACTOR = 20.0  # a look costs this many times its price while callbacks are trusted
 
-PRIOR_WEIGHT = 8.0  # the prior weighs as much as this many durations, until they contradict it
-LEAST_PRIOR = 0.3  # and always as much as this many
+PRIOR_WEIGHT = 4.0  # the prior weighs as much as this many durations if they are like it
+LEAST_PRIOR = 0.3  # and this many more in any case
 # A part of the prior is later and much broader, in case the prior is wrong.
 DOUBT_SHARE, DOUBT_SHIFT, DOUBT_WIDTH = 0.1, 0.5, 1.0
 NEIGHBOUR, CLOSENESS = 4, 0.5  # a kernel's width is half the distance to its fourth neighbour
@@ -88,14 +88,21 @@ def _distribution(durations: Sequence[float], prior: Expected) -> _Mixture:
         (math.log(seconds), math.pow(0.5, age / HALF_LIFE))
         for seconds, age in zip(durations, ages, strict=True)
     )
-    logs, counts = [log for log, _ in observed], [count for _, count in observed]
-    kernels = list(zip(counts, logs, _widths(logs), strict=True)) if logs else []
-    share = _share_of_prior(kernels, (mean, sigma)) if kernels else 1.0
-    scale = (1 - share) / sum(counts) if kernels else 0.0
+    logs, total = [log for log, _ in observed], math.fsum(count for _, count in observed)
+    # The prior counts less if the observed durations are far from it, or closer together.
+    near = math.fsum(
+        count * math.exp(-(((log - mean) / sigma) ** 2) / 2) for log, count in observed
+    )
+    likeness = near / total * min(1.0, _spread(logs) / sigma) if len(logs) > 1 else 1.0
+    weight = LEAST_PRIOR + PRIOR_WEIGHT * likeness
+    share = weight / (weight + total)
     return (
         (share * (1 - DOUBT_SHARE), mean, sigma),
         (share * DOUBT_SHARE, mean + DOUBT_SHIFT, DOUBT_WIDTH),
-        *((scale * count, log, width) for count, log, width in kernels),
+        *(
+            (count / (weight + total), log, width)
+            for (log, count), width in zip(observed, _widths(logs), strict=True)
+        ),
     )
 
 
@@ -123,11 +130,6 @@ def _normal(deviations: float) -> float:
     return math.erfc(-deviations / math.sqrt(2)) / 2
 
 
-def _density(log: float, mean: float, width: float) -> float:
-    """The density of a normal distribution, without its constant factor."""
-    return math.exp(-(((log - mean) / width) ** 2) / 2) / width
-
-
 def _widths(logs: Sequence[float]) -> list[float]:
     """The width of each kernel: by Silverman's rule, or more if its neighbours are far away.
 
@@ -150,39 +152,17 @@ def _bandwidth(logs: Sequence[float]) -> float:
     """
     if len(logs) < 2:
         return LONE_WIDTH
-    mean = math.fsum(logs) / len(logs)
-    spread = math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / len(logs))
-    near = len(logs) // 4
+    spread, near = _spread(logs), len(logs) // 4
     if near > 1:
         densest = min(far - close for close, far in zip(logs, logs[near:], strict=False))
         spread = min(spread, densest / NORMAL_QUARTER)
     return max(0.9 * spread / math.pow(len(logs), 0.2), LEAST_WIDTH)
 
 
-def _share_of_prior(
-    kernels: Sequence[tuple[float, float, float]], prior: tuple[float, float]
-) -> float:
-    """The weight of the prior: the worse it explains the observed durations, the less.
-
-    Three rounds of expectation maximisation between the prior and the kernels. A duration's own
-    kernel does not count for it, because the kernels would then explain everything.
-    """
-    total = sum(count for count, _, _ in kernels)
-    densities = []
-    for count, log, width in kernels:
-        others = -count / width
-        for many, mean, wide in kernels:
-            if -6 < (log - mean) / wide < 6:
-                others += many * _density(log, mean, wide)
-        densities.append((count, _density(log, *prior), others / max(total - count, 1e-9)))
-    share = PRIOR_WEIGHT / (PRIOR_WEIGHT + total)
-    for _ in range(3):
-        explained = sum(
-            count * share * by_prior / (share * by_prior + (1 - share) * max(rest, 1e-12) + 1e-300)
-            for count, by_prior, rest in densities
-        )
-        share = (LEAST_PRIOR + explained) / (LEAST_PRIOR + total)
-    return share
+def _spread(logs: Sequence[float]) -> float:
+    """The standard deviation."""
+    mean = math.fsum(logs) / len(logs)
+    return math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / len(logs))
 
 
 def plan(
