@@ -87,8 +87,8 @@ class Session:
         self.tracker = Tracker(
             look=self.api.look,
             schedule=schedule,
+            learn=self.recorder.learn,
             clock=clock,
-            keep=self.recorder.keep_duration,
         )
         self.submitter = Submitter(
             journal=journal,

@@ -70,7 +70,9 @@ class World:
         self.born = now()
         self.clock = clock = Clock(scale, chance=lambda: 0.0)
         self.schedule = Schedule(policy)
-        self.tracker = Tracker(look=self.look, schedule=self.schedule, clock=clock)
+        self.tracker = Tracker(
+            look=self.look, schedule=self.schedule, learn=self.schedule.learn, clock=clock
+        )
 
     async def look(self, task_id: str) -> Record | None:
         self.looks.append((now() - self.born, task_id))

@@ -74,8 +74,10 @@ class ResultRecorder:
             task_type, _, speed = name.partition(" ")
             self._schedule.recall((task_type, speed or None), _durations(value))
 
-    def keep_duration(self, kind: Kind, seconds: float) -> None:
-        """Keep how long a task of a kind took, for the next process."""
+    def learn(self, kind: Kind, seconds: float) -> None:
+        """Tell the schedule how long a task of a kind took, and keep it for the next process."""
+        if not self._schedule.learn(kind, seconds):
+            return
         new = self._new_durations.setdefault(kind, [])
         new.append(round(seconds, 3))
         if len(new) == 1:  # else the write that waits for its turn takes this one along

@@ -54,8 +54,8 @@ class Tracker:
     Args:
         look: one GET of a task's record; None while MidAPI does not know the task.
         schedule: when to look, by the client's policy.
+        learn: called with the kind of each task that has succeeded, and the seconds that it took.
         clock: the client's clock.
-        keep: called with the kind of each task that the schedule has learned from, and its seconds.
 
     Attributes:
         waits_changed: called when the first wait for a task begins, and when no task is waited for
@@ -67,15 +67,15 @@ class Tracker:
         *,
         look: Callable[[str], Awaitable[Record | None]],
         schedule: Schedule,
+        learn: Callable[[Kind, float], object],
         clock: Clock,
-        keep: Callable[[Kind, float], object] | None = None,
     ) -> None:
         self.waits_changed: Callable[[], None] | None = None
         self._look = look
         self._schedule = schedule
         self._policy = schedule.policy
         self._clock = clock
-        self._keep = keep
+        self._learn = learn
         self._tasks: dict[str, TrackedTask] = {}  # the tasks that are waited for
         # Tasks that were waited for, so that their next wait continues their plan; and tasks that
         # got a hint before they were waited for.
@@ -497,9 +497,7 @@ class Tracker:
             # A task cannot have taken longer than since its acceptance, except for a clock's error.
             is_credible = seconds <= now - task.accepted_at + CLOCK_SKEW
             if details.status is TaskStatus.SUCCEEDED and is_credible:
-                is_learned = self._schedule.learn(task.kind, seconds)
-                if is_learned and self._keep is not None:
-                    self._keep(task.kind, seconds)
+                self._learn(task.kind, seconds)
 
     def _count_missed_callbacks(self, now: float) -> None:
         """Count finished tasks whose callback did not come in time; warn if none ever comes."""
