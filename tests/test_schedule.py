@@ -157,7 +157,7 @@ def test_plan_is_remade_after_every_fifth_task() -> None:
     firsts = []
     for n in range(150):
         schedule.learn(FAST, 20.0 + n)
-        firsts.append(schedule.first_look(FAST))
+        firsts.append(schedule.next_look(FAST, 0.0))
     changes = [n for n, (sooner, later) in enumerate(pairwise(firsts), 1) if sooner != later]
     assert changes == list(range(4, 150, 5))
 
@@ -168,7 +168,7 @@ def test_impossible_durations_are_not_learned() -> None:
     assert not any(schedule.learn(FAST, wrong) for wrong in (1e308, 5e-324, 1e9))
     for _ in range(5):
         schedule.learn(FAST, 28_860.0)
-    elapsed = schedule.first_look(FAST)
+    elapsed = schedule.next_look(FAST, 0.0)
     while elapsed < 28_000:
         following = schedule.next_look(FAST, elapsed)
         assert 1 <= following - elapsed <= 60.001
@@ -183,7 +183,7 @@ def test_recalled_durations_make_the_same_plan() -> None:
         first.learn(FAST, seconds)
     second.learn(FAST, 900.0)
     second.recall(FAST, durations)
-    assert first.first_look(FAST) == second.first_look(FAST)
+    assert first.next_look(FAST, 0.0) == second.next_look(FAST, 0.0)
     assert first.expected(FAST) == second.expected(FAST)
 
 
@@ -227,7 +227,7 @@ def test_drift_is_followed() -> None:
     chance = random.Random(9)
     for _ in range(100):
         schedule.learn(FAST, log_normal(40, 0.1)(chance))
-    assert schedule.first_look(FAST) < 45
+    assert schedule.next_look(FAST, 0.0) < 45
     for _ in range(100):
         schedule.learn(FAST, log_normal(300, 0.1)(chance))
     late = [schedule.next_look(FAST, elapsed) for elapsed in (0.0, 100.0, 250.0)]

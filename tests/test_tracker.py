@@ -469,7 +469,7 @@ async def test_deadline_does_not_wait_for_a_hanging_look(world: World) -> None:
 async def test_blocked_loop_causes_no_timeout(world: World) -> None:
     """The loop was blocked past the deadline while the task finished: the result is delivered."""
     world.finishes(TASK, at=0)
-    first = world.schedule.first_look(FAST)
+    first = world.schedule.next_look(FAST, 0.0)
     waiting = asyncio.create_task(world.wait(within=first + 2))
     await asyncio.sleep(first - 0.1)
     asyncio.get_running_loop()._clock.now += 5  # type: ignore[attr-defined]

@@ -286,10 +286,6 @@ class Schedule:
             moment = min(moment, elapsed + self.policy.ceiling * math.sqrt(factor))
         return max(moment, elapsed + self.policy.floor)
 
-    def first_look(self, kind: Kind) -> float:
-        """When to look at a new task first, in seconds after its acceptance."""
-        return self._plan(kind, self.policy.look_price)[0]
-
     def _plan(self, kind: Kind, price: float) -> tuple[float, ...]:
         plans = self._plans[kind]
         if price not in plans:

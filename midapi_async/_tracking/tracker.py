@@ -167,15 +167,13 @@ class Tracker:
             if kind is not None:
                 task.kind, task.is_kind_unknown = kind, False
         if task.phase is not Phase.LOOKING:
-            if task.look_ended > -math.inf:
-                # Continue the plan of an earlier wait.
-                looked = max(task.look_ended - task.accepted_at, 0.0)
-                due = task.accepted_at + self._schedule.next_look(task.kind, looked)
-            elif since is not None:
-                due = task.accepted_at + self._schedule.first_look(task.kind)
-            else:
+            if since is None and task.look_ended == -math.inf:
                 # It may have finished long ago: look at once, and soon again if that look fails.
                 due, task.retries_left = now, RETRIES
+            else:
+                # Begin the plan, or continue that of an earlier wait.
+                looked = max(task.look_ended - task.accepted_at, 0.0)
+                due = task.accepted_at + self._schedule.next_look(task.kind, looked)
             self._plan(task, max(due, now, task.look_ended + self._policy.floor))
         self._tasks[task_id] = task
         if self.waits_changed is not None:
