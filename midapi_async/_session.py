@@ -67,7 +67,6 @@ class Session:
         self.journal = journal
         self.scope = scope
         self.timeouts = timeouts
-        self.has_receiver = callback_url is not None
         self._transport = Transport(
             settings, clock, connect_timeout=timeouts.connect, ssl=ssl, proxy=proxy
         )

@@ -298,8 +298,12 @@ class MidAPIClient:
         session = self._opened()
         asked = _request(request, fields)
         deadline = None if timeout is None else session.clock.time() + check_seconds(timeout)
-        if key:
-            self._warn_of_keys_in_memory()
+        if key and not self._journal.is_durable and not self._warned_of_keys:
+            self._warned_of_keys = True
+            _log.warning(
+                "keys are kept in memory only, as long as this client lives; journal='a folder' or "
+                "MIDAPI_JOURNAL keeps them"
+            )
         row, replayed = await session.submitter.submit(
             asked, key=key, metadata=metadata, callback_url=callback_url, deadline=deadline
         )
@@ -356,14 +360,6 @@ class MidAPIClient:
                 raise
             handle = await self.intents.settle(unknown.intent_id, left())
         return await handle.wait(left())
-
-    def _warn_of_keys_in_memory(self) -> None:
-        if not self._journal.is_durable and not self._warned_of_keys:
-            self._warned_of_keys = True
-            _log.warning(
-                "keys are kept in memory only, as long as this client lives; journal='a folder' or "
-                "MIDAPI_JOURNAL keeps them"
-            )
 
     # ─── tasks ───────────────────────────────────────────────────────────────────────────────────
 

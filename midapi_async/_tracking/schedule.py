@@ -115,7 +115,8 @@ def _below(mixture: _Mixture, times: Sequence[float]) -> list[float]:
         first, behind = bisect_left(logs, mean - 6 * width), bisect_left(logs, mean + 6 * width)
         wholly[behind] += weight
         for index in range(first, behind):
-            partly[index] += weight * _normal((logs[index] - mean) / width)
+            deviations = (logs[index] - mean) / width
+            partly[index] += weight * math.erfc(-deviations / math.sqrt(2)) / 2
     return list(map(add, partly, accumulate(wholly)))
 
 
@@ -124,10 +125,6 @@ def _span(mixture: _Mixture) -> tuple[float, float]:
     first = min(mean - 3 * width for _, mean, width in mixture if width < DOUBT_WIDTH)
     last = max(mean + (3 if width < DOUBT_WIDTH else 2) * width for _, mean, width in mixture)
     return math.exp(first), math.exp(last)
-
-
-def _normal(deviations: float) -> float:
-    return math.erfc(-deviations / math.sqrt(2)) / 2
 
 
 def _widths(logs: Sequence[float]) -> list[float]:
