@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, cast
 
 import attrs
@@ -139,7 +138,12 @@ def task_id_in(data: object, name: str = "taskId") -> str | None:
 # ─── envelopes and records ───────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen
+def _wire(name: str, read: Callable[[Any], object]) -> dict[str, object]:
+    """A field's name on the wire, and what reads its value or raises TypeError or ValueError."""
+    return {"wire": override(rename=name, struct_hook=lambda value, _: read(value))}
+
+
+@attrs.frozen(kw_only=True)
 class Record:
     """What record-info says about a task.
 
@@ -149,18 +153,25 @@ class Record:
         is_plain: whether it certainly contains no callback URL and no token.
     """
 
-    task_id: str
-    task_type: str | None = None
-    params: Mapping[str, object] = attrs.field(default=MappingProxyType({}), repr=False)
-    complete_time: datetime | None = None
-    create_time: datetime | None = None
-    nested_urls: tuple[str, ...] = ()
-    result_urls: tuple[str, ...] = ()
-    success_flag: int | None = None
-    error_code: int | str | None = None
-    error_message: str | None = None
-    raw: Mapping[str, object] = attrs.field(default=MappingProxyType({}), repr=False)
-    is_plain: bool = False
+    task_id: str = attrs.field(metadata=_wire("taskId", _task_id))
+    task_type: str | None = attrs.field(default=None, metadata=_wire("taskType", _text))
+    params: Mapping[str, object] = attrs.field(
+        factory=dict, repr=False, metadata=_wire("paramJson", _params)
+    )
+    complete_time: datetime | None = attrs.field(
+        default=None, metadata=_wire("completeTime", _time)
+    )
+    create_time: datetime | None = attrs.field(default=None, metadata=_wire("createTime", _time))
+    nested_urls: tuple[str, ...] = attrs.field(
+        default=(), metadata=_wire("resultInfoJson", _nested_urls)
+    )
+    result_urls: tuple[str, ...] = attrs.field(default=(), metadata=_wire("resultUrls", _urls))
+    success_flag: int | None = attrs.field(default=None, metadata=_wire("successFlag", _whole))
+    error_code: int | str | None = attrs.field(default=None, metadata=_wire("errorCode", _code))
+    error_message: str | None = attrs.field(default=None, metadata=_wire("errorMessage", _text))
+    # Not from MidAPI: whatever it may send under these names is replaced.
+    raw: Mapping[str, object] = attrs.field(repr=False, metadata=_wire("raw", lambda it: it))
+    is_plain: bool = attrs.field(metadata=_wire("is_plain", lambda it: it))
 
     @property
     def status(self) -> TaskStatus:
@@ -172,31 +183,8 @@ class Record:
 
 KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})
 
-# The name of each field on the wire, and what reads its value or raises TypeError or ValueError.
-_FIELDS: Mapping[str, tuple[str, Callable[[Any], object]]] = {
-    "task_id": ("taskId", _task_id),
-    "task_type": ("taskType", _text),
-    "params": ("paramJson", _params),
-    "complete_time": ("completeTime", _time),
-    "create_time": ("createTime", _time),
-    "nested_urls": ("resultInfoJson", _nested_urls),
-    "result_urls": ("resultUrls", _urls),
-    "success_flag": ("successFlag", _whole),
-    "error_code": ("errorCode", _code),
-    "error_message": ("errorMessage", _text),
-    # Not from MidAPI: whatever it may send under these names is replaced.
-    "raw": ("raw", lambda it: it),
-    "is_plain": ("is_plain", lambda it: it),
-}
-
-
-def _read_from(name: str, read: Callable[[Any], object]) -> Any:  # noqa: ANN401 - cattrs' own
-    return override(rename=name, struct_hook=lambda value, _: read(value))
-
-
-_structure = make_dict_structure_fn(
-    Record, Converter(), **{field: _read_from(*how) for field, how in _FIELDS.items()}
-)
+_ON_WIRE = {field.name: field.metadata["wire"] for field in attrs.fields(Record)}
+_structure = make_dict_structure_fn(Record, Converter(), **_ON_WIRE)
 
 
 def read_envelope(body: bytes) -> tuple[int, str | None, object]:
@@ -251,7 +239,7 @@ def _record(value: object, *, is_plain: bool) -> Record:
     except ClassValidationError as error:
         problem, note = error.group_exceptions()[0][0]
     # Raised outside the handler: cattrs' errors would keep the values, with the token in them.
-    path = f"data.{_FIELDS[note.name][0]}"
+    path = f"data.{_ON_WIRE[note.name].rename}"
     if isinstance(problem, ProtocolError):  # of an object inside this one
         raise ProtocolError(f"{path}.{problem.path}", problem.problem)
     raise ProtocolError(path, "is missing" if isinstance(problem, KeyError) else str(problem))
