@@ -15,6 +15,7 @@ import pytest
 from midapi_async import (
     AuthenticationError,
     ClientClosed,
+    MemoryJournal,
     MidAPIError,
     PollPolicy,
     PromptRejected,
@@ -30,6 +31,7 @@ from midapi_async import (
     WaitTimeout,
 )
 from midapi_async._runtime.clock import Clock
+from midapi_async._tracking.recorder import ResultRecorder
 from midapi_async._tracking.schedule import Schedule
 from midapi_async._tracking.tracker import (
     AT_ONCE,
@@ -903,6 +905,19 @@ async def test_schedule_learns_from_finished_tasks() -> None:
             await world.wait(f"t{n}")
         assert len(world.looks) <= 5
         assert world.schedule.expected(FAST).median == 200
+
+
+async def test_impossible_duration_is_not_kept() -> None:
+    """What the schedule does not learn, the next process does not read, either."""
+    journal = MemoryJournal()
+    recorder = ResultRecorder(
+        journal, origin="o", takes_at_once=True, schedule=Schedule(PollPolicy())
+    )
+    for seconds in (0.0, 42.0, 1e9):
+        recorder.learn(FAST, seconds)
+    await recorder.writes.join()
+    assert await journal.notes("o", "duration") == {"mj_txt2img fast": "[42.0]"}
+    await journal.aclose()
 
 
 async def test_time_scale_divides_every_wait() -> None:
