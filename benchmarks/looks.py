@@ -66,7 +66,7 @@ def client(url: str, price: float, **options: object) -> MidAPIClient:
 
 async def wait_for_one(midapi: MidAPIClient, service: VirtualService, request: object) -> None:
     """Submit, wait, and note the delay."""
-    handle = await midapi.generate(request)  # type: ignore[arg-type]  # one of the requests
+    handle = await midapi.generate(request)  # type: ignore[call-overload]  # one of the requests
     await handle.wait()
     fate = service.fates[handle.task_id]
     fate.delay = asyncio.get_running_loop().time() - fate.end

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from types import EllipsisType, TracebackType
-from typing import Literal, Self, Unpack
+from typing import Literal, Self, Unpack, overload
 
 import attrs
 
@@ -261,6 +261,31 @@ class MidAPIClient:
 
     # ─── buying ──────────────────────────────────────────────────────────────────────────────────
 
+    @overload
+    async def generate(
+        self,
+        request: str,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        timeout: float | None = None,
+        **fields: Unpack[ImageFields],
+    ) -> TaskHandle: ...
+
+    @overload
+    async def generate(
+        self,
+        request: Request,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        timeout: float | None = None,
+    ) -> TaskHandle: ...
+
     async def generate(
         self,
         request: str | Request,
@@ -270,7 +295,7 @@ class MidAPIClient:
         metadata: Mapping[str, str] | None = None,
         callback_url: str | None = None,
         timeout: float | None = None,
-        **fields: Unpack[ImageFields],
+        **fields: object,
     ) -> TaskHandle:
         """Submit a request, once; return the handle of its task.
 
@@ -309,6 +334,31 @@ class MidAPIClient:
         )
         return handle_of(row, session, replayed=replayed)
 
+    @overload
+    async def generate_and_wait(
+        self,
+        request: str,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+        **fields: Unpack[ImageFields],
+    ) -> TaskDetails: ...
+
+    @overload
+    async def generate_and_wait(
+        self,
+        request: Request,
+        /,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        wait_timeout: float | EllipsisType | None = ...,
+    ) -> TaskDetails: ...
+
     async def generate_and_wait(
         self,
         request: str | Request,
@@ -318,7 +368,7 @@ class MidAPIClient:
         metadata: Mapping[str, str] | None = None,
         callback_url: str | None = None,
         wait_timeout: float | EllipsisType | None = ...,
-        **fields: Unpack[ImageFields],
+        **fields: object,
     ) -> TaskDetails:
         """Submit a request and wait for its result.
 

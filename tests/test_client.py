@@ -235,7 +235,7 @@ async def test_settle_gives_up_in_time_and_can_be_tried_again() -> None:
 async def unknown_in(client: MidAPIClient, **options: object) -> str:
     """Make a submission unknown; return its intent's id."""
     with pytest.raises(SubmissionUnknown) as caught:
-        await client.generate("a red fox", **options)  # type: ignore[arg-type]
+        await client.generate("a red fox", **options)  # type: ignore[call-overload]
     return caught.value.intent_id
 
 

@@ -631,7 +631,7 @@ async def test_a_wrong_wait_timeout_costs_nothing(timeout: object) -> None:
     """It is named before anything is bought."""
     async with ScriptedServer() as server, client_of(server) as client:
         with pytest.raises(InvalidRequestError, match="timeout"):
-            await client.generate_and_wait("a red fox", wait_timeout=timeout)  # type: ignore[arg-type]
+            await client.generate_and_wait("a red fox", wait_timeout=timeout)  # type: ignore[call-overload]
         assert not server.requests
 
 
@@ -820,7 +820,7 @@ async def test_bad_input_is_named_before_anything_is_sent(wrong: dict[str, objec
     """Each wrong argument is an InvalidRequestError that names it."""
     async with ScriptedServer() as server, client_of(server) as client:
         with pytest.raises(InvalidRequestError) as caught:
-            await client.generate("a red fox", **wrong)  # type: ignore[arg-type]
+            await client.generate("a red fox", **wrong)  # type: ignore[call-overload]
         assert set(wrong) == set(caught.value.problems)
         assert not server.requests
 
@@ -830,9 +830,9 @@ async def test_what_is_no_request_is_refused(what: object) -> None:
     """Anything but a prompt or one of the eight requests."""
     async with ScriptedServer() as server, client_of(server) as client:
         with pytest.raises(InvalidRequestError):
-            await client.generate(what)  # type: ignore[arg-type]
+            await client.generate(what)  # type: ignore[call-overload]
         with pytest.raises(InvalidRequestError, match="speed"):
-            await client.generate(Vary("a", 1), speed="fast")
+            await client.generate(Vary("a", 1), speed="fast")  # type: ignore[call-overload]
         assert not server.requests
 
 
