@@ -57,7 +57,7 @@ class Intents:
             raise _wrong_state(row, "only an unknown one can be changed")
         bound = await self._session.submitter.bind(row, task_id)
         if bound.task_id is None:
-            raise InvalidRequestError({"task_id": "belongs to another intent"})
+            raise _wrong_state(bound, "only an unknown one can be changed, to a task of its own")
         return handle_of(bound, self._session)
 
     async def resubmit(self, intent_id: str) -> TaskHandle:

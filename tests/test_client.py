@@ -496,6 +496,23 @@ async def test_intents_dismiss() -> None:
         await client.intents.dismiss(intent_id)
 
 
+async def test_intents_adopt_loses_a_race_with_dismiss(tmp_path: Path) -> None:
+    """The error says that the intent is dismissed, and not that another intent has the task."""
+    async with (
+        ScriptedServer([lose_answer()]) as server,
+        client_of(server, journal=tmp_path / "journal") as client,
+    ):
+        intent_id = await unknown_in(client)
+        adopted, dismissed = await asyncio.gather(
+            client.intents.adopt(intent_id, TASK),
+            client.intents.dismiss(intent_id),
+            return_exceptions=True,
+        )
+        assert dismissed is None
+        assert isinstance(adopted, InvalidRequestError)
+        assert "is dismissed" in str(adopted)
+
+
 async def test_resume_gives_what_nobody_took() -> None:
     """A second client on the journal of the first: handles with metadata, and no second POST."""
     journal = MemoryJournal()

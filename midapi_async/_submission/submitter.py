@@ -268,7 +268,8 @@ class Submitter:
         """Accept a task for an intent, after a callback or the user has named it.
 
         Returns:
-            The row; it has no task if that is another intent's.
+            The row; it has no task if that is another intent's, or if the user has dismissed the
+            intent. A dismissed one keeps the task in ``other_task_ids``.
 
         Raises:
             JournalError: it cannot be written; callers that wait in this client still get the task.
@@ -287,11 +288,11 @@ class Submitter:
             for changed in self._wakeups:
                 changed.set()
         if bound.task_id is None:
-            _log.critical(
-                "a callback for intent %s names task %s, which is another intent's: it is ignored",
-                row.intent_id,
-                task_id,
-            )
+            is_kept = task_id in bound.other_task_ids  # the user has dismissed the intent
+            level = logging.WARNING if is_kept else logging.CRITICAL
+            problem = "it was paid for" if is_kept else "it is another intent's, and is ignored"
+            found = row.intent_id, bound.state, task_id, problem
+            _log.log(level, "a callback for intent %s (%s) names task %s: %s", *found)
         return bound
 
     def stop(self, *, is_closing: bool = False) -> None:

@@ -67,7 +67,7 @@ class ClientInbox:
             if checked is None:
                 return 503  # MidAPI will send it again
             row = checked
-        if row.task_id is None or task_id not in (row.task_id, *row.other_task_ids):
+        if task_id not in (row.task_id, *row.other_task_ids):
             self.ignored += 1
             _log.warning(
                 "Ignored callback for intent %s: task %s is not its task", row.intent_id, task_id

@@ -20,6 +20,7 @@ from midapi_async import (
     MidAPIClient,
     ReceiverError,
     State,
+    SubmissionUnknown,
     WaitTimeout,
 )
 from midapi_async._wire.tokens import new_token, token_hash
@@ -236,6 +237,24 @@ async def test_the_task_of_another_intent_is_not_bound(misfit: str) -> None:
         assert (stats.ignored_callbacks, stats.callbacks) == (1, 0)
         assert await scene.call_back() == 200
         assert (await waiting).task_id == TASK
+
+
+async def test_the_callback_of_a_dismissed_intent_names_what_was_paid_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is taken, its task is kept with the intent and logged, and no other intent is blamed."""
+    good = ok(record() | {"createTime": 4_000_000_000_000})
+    async with a_scene(lose_answer(), good) as scene:
+        with pytest.raises(SubmissionUnknown) as caught:
+            await scene.client.generate("a red fox")
+        await scene.client.intents.dismiss(caught.value.intent_id)
+        assert await scene.call_back() == 200
+        row = await scene.row()
+        assert (row.state, row.task_id, row.other_task_ids) == (State.DISMISSED, None, (TASK,))
+        stats = scene.client.stats()
+        assert (stats.callbacks, stats.ignored_callbacks) == (1, 0)
+        (entry,) = (each for each in caplog.records if TASK in each.getMessage())
+        assert (entry.levelname, "was paid for" in entry.getMessage()) == ("WARNING", True)
 
 
 @pytest.mark.fault("C23")
