@@ -42,7 +42,16 @@ class Difference(NamedTuple):
     at: float  # about when it came up, in seconds; infinite if that is not known
 
     def __str__(self) -> str:
-        return f"{self.name}: {_shown(self.old)} → {_shown(self.new)}"
+        is_earlier = self.kind == "time" and [*map(float, self.new)] < [*map(float, self.old)]
+        is_earlier &= len(self.old) == len(self.new)
+        return f"{self.name}: {_shown(self.old)} → {_shown(self.new)}{' (earlier)' * is_earlier}"
+
+    @property
+    def prompts(self) -> set[str]:
+        """The prompts whose tasks or calls it concerns; none if it is about all together."""
+        found = re.findall(r"<([^>]*) #\d+>|'([^']*?)(?: \[\[[^']*)?'", f"{self}")
+        paid = {self.name} if self.kind == "paid" else set()
+        return paid | {task or call for task, call in found}
 
     @property
     def shape(self) -> str:
@@ -55,22 +64,43 @@ class Difference(NamedTuple):
 
 
 class Intended(NamedTuple):
-    """A row of `intended.md`; of scenarios in which it is seen, `excused` kinds do not count."""
+    """A row of `intended.md`.
+
+    Attributes:
+        what: its name.
+        kind: of the differences that it is about.
+        pattern: found in them.
+        excused: kinds of further differences that follow from one, for the same prompt; with a
+            star, for any prompt, if they come up at the same time or later.
+    """
 
     what: str
     kind: str
     pattern: re.Pattern[str]
     excused: frozenset[str]
 
+    def excuses(self, seen: Difference, other: Difference) -> bool:
+        """Whether a difference follows from one that this row is about."""
+        is_later = f"{other.kind}*" in self.excused and other.at >= seen.at - 1
+        return is_later or (other.kind in self.excused and bool(other.prompts & seen.prompts))
+
 
 def _shown(values: list[str]) -> str:
     return " + ".join(values) if values else "nothing"
 
 
+def _apart(these: list[str], others: list[str]) -> set[str]:
+    """The times that none of the other times is within a second of."""
+    return {each for each in these if all(abs(int(each) - int(other)) > 1 for other in others)}
+
+
 def differences(old: Facts, new: Facts) -> list[Difference]:
     """Every fact in which two records of a scenario differ."""
     found = []
-    for kind in sorted({*old, *new}):
+    # When each life began, after the first one: the times of its steps count from there.
+    began = {name: float(values[0]) for name, values in old.get("began", {}).items()}
+    first = min(began.values(), default=0.0)
+    for kind in sorted({*old, *new} - {"began"}):
         before, after = old.get(kind, {}), new.get(kind, {})
         for name in sorted({*before, *after}):
             was, now = before.get(name, []), after.get(name, [])
@@ -79,7 +109,7 @@ def differences(old: Facts, new: Facts) -> list[Difference]:
                 continue
             if was != now or kind == "crash":
                 times = (
-                    {*was} ^ {*now}
+                    (_apart(was, now) | _apart(now, was)) or {*was} ^ {*now}
                     if kind in TIMES
                     else {
                         *old.get("time", {}).get(name, []),
@@ -87,6 +117,8 @@ def differences(old: Facts, new: Facts) -> list[Difference]:
                     }
                 )
                 at = min(map(float, times), default=math.inf)
+                if life := re.match(r"life \d+", name):
+                    at += began.get(life[0], first) - first
                 found.append(Difference(kind, name, was, now, at))
     order = ["outcome", "names", "time", "submit"]
     kinds = {kind: order.index(kind) if kind in order else len(order) for kind in {*old, *new}}
@@ -97,9 +129,9 @@ def read_intended() -> list[Intended]:
     """The table of what differs on purpose."""
     rows = []
     for line in (HERE / "intended.md").read_text("utf-8").splitlines():
-        if found := re.fullmatch(r"\| (.+?) \| (\w+) \| `(.+)` \| ([\w, –]*) \| .+ \|", line):
+        if found := re.fullmatch(r"\| (.+?) \| (\w+) \| `(.+)` \| ([\w*, –]*) \| .+ \|", line):
             what, kind, pattern, excused = found.groups()
-            excuses = frozenset(re.findall(r"\w+", excused))
+            excuses = frozenset(re.findall(r"\w+\*?", excused))
             rows.append(Intended(what, kind, re.compile(pattern.replace(r"\|", "|")), excuses))
     return rows
 
@@ -107,7 +139,7 @@ def read_intended() -> list[Intended]:
 def split(found: list[Difference], table: list[Intended]) -> tuple[list[Difference], Counter[str]]:
     """The differences that count, and how often each row of the table was seen."""
     seen: Counter[str] = Counter()
-    excused: set[str] = set()
+    causes: list[tuple[Intended, Difference]] = []
     left = []
     for each in found:
         row = next((r for r in table if r.kind == each.kind and r.pattern.search(str(each))), None)
@@ -115,8 +147,9 @@ def split(found: list[Difference], table: list[Intended]) -> tuple[list[Differen
             left.append(each)
         else:
             seen[row.what] += 1
-            excused |= row.excused
-    return [each for each in left if each.kind not in excused], seen
+            causes.append((row, each))
+    left = [each for each in left if not any(row.excuses(cause, each) for row, cause in causes)]
+    return left, seen
 
 
 class Version:

@@ -89,11 +89,20 @@ def make_plan(seed: int, *, processes: bool = False) -> Plan:
         "seed": seed,
         "flavour": flavour,
         "folder": processes or flavour in ("lives", "unknown") or pick.random() < 0.5,
-        "disk": pick.choice([0.0, 0.002, 0.03]),
+        "disk": pick.choice([0.0, 0.002, 0.03]) / (10 if _is_close(lives) else 1),
         "credits": pick.choice([10_000, 10_000, 40]) if flavour == "faults" else 10_000,
         "faults": _faults(pick, flavour, lives),
         "lives": lives,
     }
+
+
+def _is_close(lives: list[Plan]) -> bool:
+    """Whether two orders of a life come so close that a slow disk decides which is sent first.
+
+    How long their writes queue up then says how many writes an order takes, and nothing else.
+    """
+    orders = [sorted(s[1] for s in life["steps"] if s[3] == "order") for life in lives]
+    return any(b - a < 0.1 for each in orders for a, b in itertools.pairwise(each))
 
 
 def _life(pick: random.Random, flavour: str, number: int, clients: int) -> Plan:
@@ -130,9 +139,12 @@ def _life(pick: random.Random, flavour: str, number: int, clients: int) -> Plan:
             add(pick.choice([1.3, 21.7, 71.9]), 0, what)
     for _ in range(pick.randint(1, 3) if flavour in ("unknown", "all") else 0):
         how = pick.choice(["settle", "adopt", "adopt_wrong", "resubmit", "dismiss"])
-        add(pick.choice([2.2, 30.6, 101.3, 402.1, 905.7]), 0, "mend", how=how)
+        # None at the same moment as another: which of two comes first is another such race.
+        at = pick.choice([2.2, 30.6, 101.3, 402.1, 905.7]) + 5.0 * len(steps)
+        add(at, 0, "mend", how=how)
     if number or (pick.random() < 0.3 and not is_real):
         at = pick.choice([0, 52.3, 203.1] if number else [52.3, 203.1])
+        at += 15 * (is_real and at > 0)  # no order is within ten seconds of it
         add(at, 0, "resume", ack=pick.random() < 0.8)
     share = {"callbacks": 1.0, "unknown": 0.7}.get(flavour, 0.5)
     made = [
@@ -201,6 +213,7 @@ class Player:
                 if only in (None, number):
                     clients[number] = await stack.enter_async_context(self._client(options))
             self._began, self._name = asyncio.get_running_loop().time(), name
+            self.facts.append(("began", name, str(round(self._began * self._scale))))
             self._tasks = {
                 number: asyncio.create_task(
                     self._step(number, at / self._scale, clients[client], what, options)
@@ -381,7 +394,8 @@ async def _be_child(name: str, client: int, begin: float, url: str, folder: str)
         kill = partial(os.kill, os.getpid(), signal.SIGKILL)
         asyncio.get_running_loop().call_later(life["kill"][1] / SCALE, kill)
     await player.play(name, life, only=client)
-    print(*map(json.dumps, player.said), sep="\n")
+    for said in player.said:
+        print(json.dumps(said))
 
 
 def _facts(player: Player, ledger: Any, *, in_time: bool) -> Plan:
