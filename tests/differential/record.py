@@ -126,7 +126,7 @@ def _life(pick: random.Random, flavour: str, number: int, clients: int) -> Plan:
         at = 0.0 if at_once else 0.37 * index + pick.choice([0, 0, 30, 100])
         # Races that mean nothing are kept out: who of those at once comes first, a key in a burst,
         # an order beside a resume, in real time the second request under a key.
-        at += 0.01 * (client if flavour == "keys" else index) + 50 * (is_real and is_other)
+        at += 0.01 * (client if flavour == "keys" else index) + 8 * (is_real and is_other)
         at += 1 if (flavour == "burst" and key) or number else 0
         apart = pick.random() < (0.95 if timeout else 0.2)
         prompt = "another fox" if is_other else prompt
@@ -144,7 +144,6 @@ def _life(pick: random.Random, flavour: str, number: int, clients: int) -> Plan:
         add(at, 0, "mend", how=how)
     if number or (pick.random() < 0.3 and not is_real):
         at = pick.choice([0, 52.3, 203.1] if number else [52.3, 203.1])
-        at += 15 * (is_real and at > 0)  # no order is within ten seconds of it
         add(at, 0, "resume", ack=pick.random() < 0.8)
     share = {"callbacks": 1.0, "unknown": 0.7}.get(flavour, 0.5)
     made = [
@@ -424,6 +423,13 @@ def _facts(player: Player, ledger: Any, *, in_time: bool) -> Plan:
     tokens = Counter(accepted.callback_url for accepted in ledger.accepted)
     twice = sum(count > 1 for url, count in tokens.items() if url is not None)
     facts.append(("twice", "intents that were paid twice", str(twice)))
+    rows = [(name, state) for kind, name, state in facts if kind == "row"]
+    for prompt, count in paid.items():  # each life shows all rows, so the last one counts
+        ours = [row for row in rows if f"'{prompt}'" in row[0] or f"'{prompt} [[" in row[0]]
+        last = max((name.split()[1] for name, _ in ours), default="")
+        kept = sum(name.split()[1] == last and "refused" not in state for name, state in ours)
+        if kept < count:
+            facts.append(("lost", f"paid for and no intent left: {prompt!r}", str(count - kept)))
     for who, outcome, text, at in player.said:
         facts.append(("outcome", who if in_time else re.sub(r"\.\d+ ", " ", who), outcome))
         if in_time:
