@@ -63,6 +63,7 @@ from tests.world import (
     assert_nothing_lost,
     client_of,
     looked,
+    looks,
     mid,
     ok,
     refused,
@@ -997,3 +998,253 @@ async def test_a_close_behind_a_callback_that_another_process_took_names_the_tas
         with pytest.raises(ClientClosed) as caught:
             await caller
         assert caught.value.task_id == TASK
+
+
+@pytest.mark.fault("S5")
+async def test_s05_a_huge_retry_after_does_not_stop_the_account() -> None:
+    """It ends its own submission at once; the account pauses for at most two minutes."""
+    async with (
+        ScriptedServer([refused(429, Retry_After="1000000")], then=mid(accepted())) as server,
+        client_of(server) as client,
+    ):
+        with pytest.raises(RateLimitError):
+            await client.generate("a red fox")
+        assert (await client.generate("a red fox", timeout=121)).task_id == TASK
+
+
+@pytest.mark.fault("S5")
+async def test_s05_looks_pause_too() -> None:
+    """MidAPI counts all requests of the account, so a 429 of a POST delays the looks."""
+    async with (
+        ScriptedServer([accepted(), refused(429, Retry_After="100")], then=mid(look=looked())) as (
+            server
+        ),
+        client_of(server, retry=RetryPolicy(give_up_after=50)) as client,
+    ):
+        handle = await client.generate("a red fox")
+        await asyncio.sleep(300)  # its look is due
+        with pytest.raises(RateLimitError):
+            await client.generate("a blue fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(95)
+        assert looks(server) == []
+        assert (await waiting).task_id == TASK
+
+
+async def test_attempts_count_against_the_time_to_give_up() -> None:
+    """MidAPI is slow to refuse: the time of the attempts is spent, not only that of the pauses."""
+    async with (
+        ScriptedServer(then=mid(submit=delay(refused(429, Retry_After="1"), 20))) as server,
+        client_of(server, retry=RetryPolicy(give_up_after=50)) as client,
+    ):
+        with pytest.raises(RateLimitError):
+            await client.generate("a red fox")
+        assert len(submits(server)) == 3
+
+
+@pytest.mark.fault("S17")
+@pytest.mark.parametrize("error", [LookupError("a bug"), OSError("odd"), AssertionError])
+async def test_s17_any_bug_after_the_post_began_makes_it_unknown(error: Exception) -> None:
+    """The POST may have been accepted, so the intent may not stay in SENDING, or be free again."""
+    journal = MemoryJournal()
+    async with ScriptedServer() as server, client_of(server, journal=journal) as client:
+
+        async def broken(_: Call) -> Answer:
+            raise error
+
+        client._opened().submitter._send = broken
+        with pytest.raises(SubmissionUnknown):
+            await client.generate("a red fox", key="k")
+        assert [row.state for row in await rows_of(server, journal)] == [State.UNKNOWN]
+
+
+@pytest.mark.fault("S17")
+async def test_s17_closing_waits_for_the_last_attempt_to_write() -> None:
+    """The journal works again when the client closes, but is slow: the task id is not lost."""
+
+    class Slow(BrokenJournal):
+        async def advance(self, *args: Any, **names: Any) -> Intent:
+            await asyncio.sleep(0.0 if self.failing else 0.5)
+            return await super().advance(*args, **names)
+
+    journal = Slow("accepted")
+    async with ScriptedServer([accepted()]) as server:
+        async with client_of(server, journal=journal) as client:
+            await client.generate("a red fox")
+            journal.failing.clear()
+        assert [row.task_id for row in await rows_of(server, journal)] == [TASK]
+
+
+@pytest.mark.fault("S15")
+async def test_s15_a_caller_that_leaves_does_not_stop_the_other_one() -> None:
+    """Two wait for one submission, which rests after a 429; one is still there for the repeat."""
+    async with (
+        ScriptedServer([refused(429, Retry_After="30"), accepted()]) as server,
+        client_of(server) as client,
+    ):
+        first = asyncio.create_task(client.generate("a red fox", key="k"))
+        await server.arrived()
+        with pytest.raises(WaitTimeout):
+            await client.generate("a red fox", key="k", timeout=5)
+        assert (await first).task_id == TASK
+
+
+async def test_a_task_of_another_intent_does_not_end_a_post() -> None:
+    """A callback names a wrong task while the POST is under way; the answer names the right one."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([accepted(), delay(accepted("second"), 10)]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        await client.generate("a red fox")
+        caller = asyncio.create_task(client.generate("a blue fox"))
+        await server.arrived(2)
+        [row] = await journal.rows(states=[State.SENDING])
+        assert (await client._opened().submitter.bind(row, TASK)).task_id is None
+        assert (await caller).task_id == "second"
+
+
+@pytest.mark.parametrize("wakes", ["meanwhile", "later"])
+async def test_a_task_of_another_intent_settles_nothing(wakes: str) -> None:
+    """Whoever settles must not get it, neither while the journal decides nor afterwards."""
+
+    class Slow(MemoryJournal):
+        async def advance(self, *args: Any, **names: Any) -> Intent:
+            await asyncio.sleep(2)
+            return await super().advance(*args, **names)
+
+    journal = Slow()
+    async with (
+        ScriptedServer([accepted(), lose_answer()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        await client.generate("a red fox")
+        with pytest.raises(SubmissionUnknown) as caught:
+            await client.generate("a blue fox")
+        [row] = await journal.rows(states=[State.UNKNOWN])
+        settling = asyncio.create_task(client.intents.settle(caught.value.intent_id, timeout=20))
+        await asyncio.sleep(1)
+        binding = asyncio.create_task(client._opened().submitter.bind(row, TASK))
+        await asyncio.sleep(1 if wakes == "meanwhile" else 5)
+        await journal.note("scope", "kind", "name", "value")  # a change that wakes all waiters
+        with pytest.raises(SubmissionUnknown):
+            await settling
+        assert (await binding).task_id is None
+
+
+@pytest.mark.fault("S16")
+async def test_s16_a_claim_that_fails_after_it_was_written_is_withdrawn() -> None:
+    """Nothing was sent, so the row may not stay SENDING and keep its key."""
+
+    class Late(MemoryJournal):
+        fails = True
+
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            claim = await super().claim(*args, **options)
+            if self.fails:
+                raise JournalError("the disk is gone")
+            return claim
+
+    journal = Late()
+    async with (
+        ScriptedServer([accepted()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        with pytest.raises(JournalError):
+            await client.generate("a red fox", key="k")
+        await asyncio.sleep(5)
+        assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
+        journal.fails = False
+        assert (await client.generate("a red fox", key="k", timeout=5)).task_id == TASK
+
+
+@pytest.mark.parametrize("code", [422, 429])
+async def test_a_refusal_after_a_callback_that_another_process_took(code: int) -> None:
+    """The callback proves that it was bought, so the caller gets the task and not the refusal."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([delay(refused(code, Retry_After="1000"), 10)]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        caller = asyncio.create_task(client.generate("a red fox", key="k"))
+        await server.arrived()
+        [row] = await journal.rows()
+        await journal.advance(row.intent_id, State.ACCEPTED, task_id=TASK)
+        assert (await caller).task_id == TASK
+
+
+@pytest.mark.fault("L6")
+async def test_l06_closing_during_a_claim_that_hangs_withdraws_it() -> None:
+    """It was written before it hung; nothing was sent, so its key is free again."""
+
+    class Hanging(MemoryJournal):
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            await super().claim(*args, **options)
+            await asyncio.sleep(100_000)
+            raise AssertionError
+
+    journal = Hanging()
+    async with ScriptedServer() as server:
+        async with client_of(server, journal=journal) as client:
+            caller = asyncio.create_task(client.generate("a red fox", key="k"))
+            await asyncio.sleep(1)
+        with pytest.raises(ClientClosed):
+            await caller
+        assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
+
+
+@pytest.mark.fault("S34")
+async def test_a_resubmission_without_a_free_slot_waits_in_the_line() -> None:
+    """Its key is known, so it asks ahead of the line; it still needs a slot of its own."""
+    limit = RateLimit(1, per=60)
+    async with (
+        ScriptedServer([lose_answer()], then=selling()) as server,
+        client_of(server, rate_limit=limit) as client,
+    ):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await client.generate("a red fox", key="k")
+        waiting = asyncio.create_task(client.generate("a blue fox"))
+        await asyncio.sleep(10)
+        resubmitted, other = await asyncio.gather(
+            client.intents.resubmit(caught.value.intent_id), waiting
+        )
+        assert resubmitted.task_id != other.task_id
+        assert len(submits(server)) == 3
+
+
+@pytest.mark.fault("S1")
+async def test_s01_an_answer_with_the_task_of_another_intent_is_unknown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A proxy repeats an old answer: what was bought is not known, and nothing is sent again."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer(then=mid(submit=accepted())) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        await client.generate("a red fox")
+        with pytest.raises(SubmissionUnknown, match=TASK):
+            await client.generate("a blue fox", key="k")
+        with pytest.raises(SubmissionUnknown):
+            await client.generate("a blue fox", key="k")
+        assert len(submits(server)) == 2
+        states = [row.state for row in await rows_of(server, journal)]
+        assert states == [State.ACCEPTED, State.UNKNOWN]
+    assert [entry.levelname for entry in caplog.records].count("CRITICAL") == 1
+
+
+async def test_a_slot_is_held_for_longer_than_a_post_may_take() -> None:
+    """On a busy machine its end is seen late; until then MidAPI may still count it."""
+    held = []
+
+    class Recording(MemoryJournal):
+        async def claim(self, *args: Any, longest_post: float) -> Claim:
+            held.append(longest_post)
+            return await super().claim(*args, longest_post=longest_post)
+
+    async with (
+        ScriptedServer([accepted()]) as server,
+        client_of(server, journal=Recording(), timeouts=Timeouts(submit=100)) as client,
+    ):
+        await client.generate("a red fox")
+    assert held == [105.0]

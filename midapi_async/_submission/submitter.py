@@ -276,10 +276,13 @@ class Submitter:
         """
         now = time.time()
         bound = attrs.evolve(row, state=State.ACCEPTED, task_id=task_id, accepted_at=now)
-        self._unwritten[row.intent_id] = bound
         try:
             bound = await self._journal.advance(row.intent_id, State.ACCEPTED, task_id=task_id)
-            del self._unwritten[row.intent_id]
+            self._unwritten.pop(row.intent_id, None)
+        except BaseException:
+            # Only now: while the journal decides, the task may still be another intent's.
+            self._unwritten[row.intent_id] = bound
+            raise
         finally:
             if bound.task_id is not None:
                 submission = self._submissions.get(row.intent_id)
