@@ -8,7 +8,7 @@ import pytest
 
 pytest.register_assert_rewrite("midapi_async.journal.contract")
 
-from midapi_async.journal import Journal, State
+from midapi_async.journal import Journal, State, memory
 from midapi_async.journal.contract import (
     MOVES,
     SCOPE,
@@ -73,6 +73,50 @@ def test_l10_the_loop_that_was_sending_is_closed(kind: str, folder: Path) -> Non
 
     VirtualLoop.run(begin())
     VirtualLoop.run(go_on())
+
+
+@pytest.mark.fault("L10")
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_l10_the_results_of_a_loop_that_is_closed(kind: str, folder: Path) -> None:
+    """The next loop takes over those that were not taken, finished or not."""
+    journal: Journal = MemoryJournal() if kind == "memory" else SQLiteJournal(folder)
+    states = [State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED, State.UNKNOWN]
+    intents = {state: an_intent() for state in states}
+    taken, refused = an_intent(), an_intent()
+
+    async def begin() -> None:
+        for state, intent in intents.items():
+            await in_state(journal, state, intent=intent)
+        await in_state(journal, State.SUCCEEDED, intent=taken)
+        await journal.advance(taken.intent_id, taken=True)
+        await in_state(journal, State.REFUSED, intent=refused)
+
+    async def go_on() -> None:
+        await journal.take_over(SCOPE)
+        assert {row.state for row in await journal.rows(mine=True)} == set(states)
+        assert len(await journal.rows(mine=True)) == len(states)
+        await journal.aclose()
+
+    VirtualLoop.run(begin())
+    VirtualLoop.run(go_on())
+
+
+async def test_what_memory_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is over, has no key and, if it was bought, was taken; the oldest first."""
+    monkeypatch.setattr(memory, "REMEMBERED", 3)
+    journal = MemoryJournal()
+    kept = [
+        await in_state(journal, State.SUCCEEDED),
+        await in_state(journal, State.FAILED),
+        await in_state(journal, State.UNKNOWN),
+        await in_state(journal, State.REFUSED, "k"),
+    ]
+    late = await in_state(journal, State.REFUSED)
+    late = await journal.advance(late.intent_id, State.ACCEPTED, task_id="late")
+    first, *others = [await in_state(journal, State.REFUSED) for _ in range(4)]
+    assert await journal.rows() == [*kept, late, *others]
+    assert await journal.find(token_hash=first.token_hash) is None
+    assert await journal.find(token_hash=late.token_hash) == late
 
 
 @pytest.mark.parametrize("state", list(State))

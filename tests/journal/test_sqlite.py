@@ -315,6 +315,17 @@ def test_event_loops_that_are_closed_are_forgotten(folder: Path) -> None:
     VirtualLoop.run(journal.aclose())
 
 
+async def test_a_part_of_a_task_id_finds_nothing(sqlite: SQLiteJournal) -> None:
+    """Further task ids share a column; each is found whole, and only whole."""
+    row = await accepted(sqlite)
+    for task_id in ("first-one", "second-one"):
+        row = await sqlite.advance(row.intent_id, candidate=task_id)
+    for task_id in ("first-one", "second-one"):
+        assert await sqlite.find(task_id=task_id) == row
+    for part in ("first", "one", "one second", "-", "econd-on"):
+        assert await sqlite.find(task_id=part) is None
+
+
 @pytest.mark.parametrize("was", [State.UNKNOWN, State.FAILED])
 async def test_a_resubmission_that_rested_with_a_dead_owner(
     sqlite: SQLiteJournal, other: SQLiteJournal, was: State

@@ -25,6 +25,7 @@ def test_an_intent_can_be_copied_and_pickled(through: Callable[[Intent], Intent]
     ("state", "accepted_at", "ended_at", "prunable"),
     [
         (State.UNKNOWN, None, None, False),
+        (State.UNKNOWN, 1.0, None, False),
         (State.SENDING, None, None, False),
         (State.REFUSED, None, 1.0, True),
         (State.REFUSED, None, 3.0, False),

@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from midapi_async import ClientClosed, MemoryJournal, RetryPolicy, State, WaitTimeout
+from midapi_async import (
+    APIError,
+    ClientClosed,
+    Intent,
+    MemoryJournal,
+    RateLimit,
+    RetryPolicy,
+    State,
+    WaitTimeout,
+)
 from midapi_async.journal import Claim
 from tests.support.scripted import ScriptedServer, delay
 from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
@@ -95,3 +104,44 @@ async def test_s34_nothing_is_sent_after_a_claim_that_nobody_waits_for(leaves: s
         assert submits(server) == []
         rows = await journal.rows(f"{server.url} default")
         assert [row.state for row in rows] == [State.REFUSED]
+
+
+@pytest.mark.fault("S34")
+async def test_s34_a_wait_for_anothers_refused_post_names_no_intent() -> None:
+    """The key is free again, and the second submission waits for a slot: nothing was bought."""
+    journal, limit = MemoryJournal(), RateLimit(1, per=60)
+    async with (
+        ScriptedServer([delay(refused(422), 5)]) as server,
+        client_of(server, journal=journal, rate_limit=limit) as one,
+        client_of(server, journal=journal, rate_limit=limit) as other,
+    ):
+        first = asyncio.create_task(one.generate("a red fox", key="k"))
+        await server.arrived(1)
+        with pytest.raises(WaitTimeout) as caught:
+            await other.generate("a red fox", key="k", timeout=20)
+        with pytest.raises(APIError):
+            await first
+        assert (caught.value.intent_id, caught.value.task_id) == (None, None)
+        assert len(submits(server)) == 1
+
+
+async def test_a_timeout_of_the_journal_is_not_our_deadline() -> None:
+    """A store of the user's own may raise anything; only a deadline that passed is WaitTimeout."""
+
+    class Slow(MemoryJournal):
+        async def find(self, **names: Any) -> Intent | None:
+            if "intent_id" in names:
+                raise TimeoutError("the database")
+            return await super().find(**names)
+
+    journal = Slow()
+    async with (
+        ScriptedServer([delay(accepted(), 5)]) as server,
+        client_of(server, journal=journal) as one,
+        client_of(server, journal=journal) as other,
+    ):
+        first = asyncio.create_task(one.generate("a red fox", key="k"))
+        await server.arrived(1)
+        with pytest.raises(TimeoutError, match="the database"):
+            await other.generate("a red fox", key="k", timeout=60)
+        assert (await first).task_id == TASK

@@ -276,6 +276,20 @@ async def test_time_scale_shortens_the_window() -> None:
     assert gaps == pytest.approx([0.1, 0.1], abs=0.01)
 
 
+async def test_time_scale_shortens_the_pause_after_a_429() -> None:
+    """For the client that got it, and for the others of its account."""
+    account = Account(refusals=1, retry_after=40)
+    scaled = limited(5, 10.0, time_scale=100.0)
+    async with clients_of(account, scaled, dict(scaled)) as (first, second):
+        refusal = asyncio.create_task(first.generate("a red fox"))
+        await asyncio.sleep(0.2)
+        await second.generate("a blue whale")
+        await refusal
+    begun = account.moments[0]
+    assert len(account.arrivals) == 3
+    assert all(0.4 <= moment - begun <= 0.5 for moment in account.moments[1:])
+
+
 # ─── who shares it ───────────────────────────────────────────────────────────────────────────────
 
 

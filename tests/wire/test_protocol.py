@@ -823,6 +823,14 @@ DONE = {"taskId": TASK, "promptJson": "{}", "resultUrls": URLS}
             {"code": 500, "msg": "failed", "data": {"taskId": TASK, "resultUrls": []}},
             Callback(TASK, is_acknowledgement=False),
         ),
+        # one sign of a result is enough
+        *(
+            (
+                {"code": 200, "data": {"taskId": TASK, name: value}},
+                Callback(TASK, is_acknowledgement=False),
+            )
+            for name, value in (("resultInfoJson", "{}"), ("resultUrls", []), ("successFlag", 1))
+        ),
         # the acknowledgement that comes before the real one
         (
             {"code": 200, "data": {"taskId": TASK, "promptJson": "{}"}},
