@@ -216,14 +216,15 @@ class Table(ABC):
     def _take_slot(
         self, intent_id: str, account: str, limit: RateLimit | None, longest_post: float
     ) -> Claimed | Busy:
-        now, kept = self.now(), self.slots(account)
-        # A slot that starts in the future was written before a reboot that reset the clock: it ends
-        # now. An open slot of this same intent is replaced by the new one.
-        kept = [
-            attrs.evolve(slot, started=now, ends_at=now) if slot.started > now else slot
-            for slot in kept
-            if not (slot.is_open and slot.intent_id == intent_id)
-        ]
+        now, stored = self.now(), self.slots(account)
+        for n, slot in enumerate(stored):
+            if slot.started > now:
+                # Taken before a reboot that reset the clock: it ends now. That must be written, or
+                # each later claim would find again that it ends now.
+                stored[n] = attrs.evolve(slot, started=now, ends_at=now)
+                self.put_slot(stored[n], account)
+        # An open slot of this same intent is replaced by the new one.
+        kept = [slot for slot in stored if not (slot.is_open and slot.intent_id == intent_id)]
         busy = [slot for slot in kept if slot.free_at > now]
         counts = [slot.count for slot in busy if slot.count is not None]
         smallest = min(counts, default=math.inf)
