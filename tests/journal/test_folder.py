@@ -65,6 +65,27 @@ async def test_it_is_private(folder: Path) -> None:
     assert list((path / "owners").iterdir()) == []
 
 
+@pytest.mark.fault("L12")
+async def test_what_is_made_is_synced_before_it_counts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Key, names and the line in the lock, in this order; a power failure leaves all or nothing."""
+    synced, fsync = list[int](), os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        if synced[-1] == (folder / "journal.lock").stat().st_ino:
+            assert (folder / "journal.sqlite").exists()
+        else:  # an empty lock: without the line the journal is made again
+            assert not (folder / "journal.lock").read_bytes()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    await made(folder)
+    paths = (folder / "journal.key", folder, folder.parent, folder / "journal.lock")
+    assert synced == [path.stat().st_ino for path in paths]
+
+
 async def test_nothing_happens_before_the_first_use(folder: Path) -> None:
     """Neither making nor closing a journal touches the disk."""
     journal = SQLiteJournal(str(folder))

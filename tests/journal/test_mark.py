@@ -441,3 +441,58 @@ async def test_every_commit_is_counted(sqlite: SQLiteJournal, other: SQLiteJourn
             await claim(journal, intent())
             expected = before + 2 * n - 1 + side
             assert await in_thread(journal, counts) == (expected, (expected, False))
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a journal does for safety, in order: commits, checkpoints, marks and their syncs."""
+    seen: list[object] = []
+    write = store.Store._write_mark
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
+            if sql == "COMMIT" or "wal_checkpoint" in sql:
+                seen.append(sql)
+            return super().execute(sql, *args)  # type: ignore[arg-type]  # passed on
+
+    def mark(its: store.Store, commits: int, *, is_checkpointing: bool) -> None:
+        write(its, commits, is_checkpointing=is_checkpointing)
+        seen.append(("mark", is_checkpointing))
+        assert its._mark() == (commits, is_checkpointing)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **o: connect(*a, factory=Connection, **o))
+    monkeypatch.setattr(store.Store, "_write_mark", mark)
+    monkeypatch.setattr(store, "sync", lambda _: seen.append("sync"))
+    return seen
+
+
+async def test_a_commit_is_marked_and_synced(steps: list[object], sqlite: SQLiteJournal) -> None:
+    """Before its caller goes on, and only after the commit: a mark too many would be an error."""
+    await claimed(sqlite)
+    steps.clear()
+    await claimed(sqlite)
+    assert steps == ["COMMIT", "sync", ("mark", False)]
+
+
+async def test_a_checkpoint_sets_a_flag_while_it_runs(
+    steps: list[object], sqlite: SQLiteJournal
+) -> None:
+    """Between its syncs the database may have the newest count without the rows."""
+    await claimed(sqlite)
+    steps.clear()
+    await checkpoint(sqlite)
+    moves = "PRAGMA wal_checkpoint(PASSIVE)"
+    assert steps == ["sync", ("mark", True), moves, "sync", ("mark", False)]
+
+
+async def test_how_the_database_is_opened(sqlite: SQLiteJournal) -> None:
+    """Each commit is synced, and SQLite moves nothing into the database behind our back."""
+    await claimed(sqlite)
+
+    def pragmas(its: store.Store) -> list[object]:
+        names = ("journal_mode", "synchronous", "wal_autocheckpoint", "fullfsync")
+        with its._locked() as table:
+            return [table.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+
+    assert await in_thread(sqlite, pragmas) == ["wal", 2, 0, 1]
