@@ -1132,6 +1132,27 @@ async def test_a_task_of_another_intent_settles_nothing(wakes: str) -> None:
         assert (await binding).task_id is None
 
 
+async def test_a_task_that_could_not_be_written_is_forgotten_with_the_next_callback() -> None:
+    """At first the journal fails, then it finds that the task is another intent's."""
+    journal = BrokenJournal()
+    async with (
+        ScriptedServer([accepted(), lose_answer()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        await client.generate("a red fox")
+        with pytest.raises(SubmissionUnknown):
+            await client.generate("a blue fox")
+        [row] = await journal.rows(states=[State.UNKNOWN])
+        bind = client._opened().submitter.bind
+        journal.failing.add("accepted")
+        with pytest.raises(JournalError):
+            await bind(row, TASK)
+        journal.failing.clear()
+        assert (await bind(row, TASK)).task_id is None
+        with pytest.raises(SubmissionUnknown):
+            await client.intents.settle(row.intent_id, timeout=20)
+
+
 @pytest.mark.fault("S16")
 async def test_s16_a_claim_that_fails_after_it_was_written_is_withdrawn() -> None:
     """Nothing was sent, so the row may not stay SENDING and keep its key."""

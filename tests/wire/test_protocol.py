@@ -625,6 +625,23 @@ def test_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
 
 
 @pytest.mark.fault("S9")
+@pytest.mark.parametrize("data", [None, {}, {"taskId": None}, "no"])
+def test_the_reason_says_that_the_answer_names_no_task(data: object) -> None:
+    """Code 200 is no error of MidAPI's, and must not be shown as one."""
+    with pytest.raises(Unsure, match="names no task"):
+        read_submit(answer(200, body(200, data)))
+
+
+@pytest.mark.fault("S11")
+@pytest.mark.parametrize("status", [200, 501, 505])
+def test_a_cut_answer_with_an_id_elsewhere_is_unknown(status: int) -> None:
+    """It is not where MidAPI puts it; and what is left of a body proves no refusal."""
+    text = b'{"code":200,"task":{"taskId":"' + TASK.encode() + b'"'
+    with pytest.raises(Unsure):
+        read_submit(answer(status, text, "cut"))
+
+
+@pytest.mark.fault("S9")
 @pytest.mark.parametrize("flaw", [None, "cut"])
 @pytest.mark.parametrize("code", [0, 201, 402, 500, 501, 999])
 def test_an_id_beside_an_error_is_no_acceptance(code: int, flaw: str | None) -> None:

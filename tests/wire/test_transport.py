@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp.abc import AbstractStreamWriter
 
 from midapi_async import TextToImage, TransportError, __version__
 from midapi_async._runtime.clock import Clock
 from midapi_async._wire.protocol import Answer, Call, read_submit, submit_call
-from midapi_async._wire.transport import LARGEST_ANSWER, LARGEST_HEADER, Transport
+from midapi_async._wire.transport import LARGEST_ANSWER, LARGEST_HEADER, Transport, _WatchedPayload
 from midapi_async.config import settings
 from tests.support.scripted import ScriptedServer, Step, cut, hang, raw, reply, reset, then_close
 from tests.support.secrets import API_KEY
@@ -228,3 +229,38 @@ async def test_the_key_is_taken_out_of_an_answer() -> None:
     async with ScriptedServer([echo]) as server, transport_to(server.url) as transport:
         answer = await transport.call(LOOK, 5)
     assert answer.body == b'{"code":400,"msg":"Bearer ***"}'
+
+
+class _Writer(AbstractStreamWriter):
+    """The connection breaks with the first byte, which may have left by then."""
+
+    async def write(self, chunk: object) -> None:
+        raise ConnectionResetError
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        raise ConnectionResetError
+
+    async def drain(self) -> None:
+        raise ConnectionResetError
+
+    def enable_compression(self, *args: object, **options: object) -> None:
+        raise NotImplementedError
+
+    def enable_chunking(self) -> None:
+        raise NotImplementedError
+
+    async def write_headers(self, *args: object) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.fault("S1")
+@pytest.mark.parametrize("way", ["write", "write_with_length"])
+async def test_a_body_counts_as_sent_from_the_start_of_its_write(way: str) -> None:
+    """Whichever of its methods aiohttp uses; else the POST would be sent once more."""
+    body = _WatchedPayload(b"{}")
+    assert not body.written
+    is_plain = way == "write"
+    writing = body.write(_Writer()) if is_plain else body.write_with_length(_Writer(), 2)
+    with pytest.raises(ConnectionResetError):
+        await writing
+    assert body.written
