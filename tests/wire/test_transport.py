@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 from aiohttp.abc import AbstractStreamWriter
 
@@ -264,3 +265,21 @@ async def test_a_body_counts_as_sent_from_the_start_of_its_write(way: str) -> No
     with pytest.raises(ConnectionResetError):
         await writing
     assert body.written
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.parametrize("error", [OSError("odd"), ValueError("odd"), RuntimeError("odd")])
+async def test_any_error_says_whether_the_call_was_sent(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only those of aiohttp. A call without a body may always have been sent."""
+
+    async def request(*args: object, **options: object) -> None:
+        raise error
+
+    async with transport_to("http://127.0.0.1:9") as transport:
+        monkeypatch.setattr(aiohttp.ClientSession, "request", request)
+        for call, sent in ((POST, False), (LOOK, True)):
+            with pytest.raises(TransportError) as caught:
+                await transport.call(call, 5)
+            assert caught.value.sent is sent
