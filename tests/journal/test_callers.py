@@ -125,6 +125,20 @@ async def test_an_error_of_one_caller(sqlite: SQLiteJournal) -> None:
     assert [n for n, each in enumerate(moved) if isinstance(each, JournalError)] == failed
 
 
+async def test_a_claim_that_was_repeated_returns_the_slot_that_was_written(
+    sqlite: SQLiteJournal,
+) -> None:
+    """The first transaction failed because of another caller, and its slots with it."""
+    wanted = intent()
+    got, failed = await together(
+        sqlite, claim(sqlite, wanted), sqlite.advance("no such intent", State.REFUSED)
+    )
+    assert isinstance(failed, JournalError)
+    assert isinstance(got, Claimed)
+    await sqlite.release(got.slot, sent=True)
+    assert await ids(sqlite, State.RESTING) == [wanted.intent_id]
+
+
 async def test_an_error_of_one_reader(sqlite: SQLiteJournal) -> None:
     """Readers that share a turn fail by themselves only, each with an error of its own."""
     row = await accepted(sqlite)

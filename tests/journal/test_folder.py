@@ -133,7 +133,7 @@ async def test_a_file_above_the_folder(folder: Path) -> None:
 async def test_what_others_can_write(folder: Path, name: str) -> None:
     """The folder and each file, with the way to mend it."""
     await made(folder)
-    for mode in (0o722, 0o702):
+    for mode in (0o720, 0o702):
         (folder / name).chmod(mode)
         await refused(folder, "can be written by others", f"chmod go-w {folder / name}")
 
@@ -275,6 +275,25 @@ async def test_an_interrupted_beginning(folder: Path) -> None:
     assert len(await journal.rows(SCOPE)) == 1
     await journal.aclose()
     assert (folder / "journal.lock").stat().st_size > 0
+
+
+@pytest.mark.fault("L12")
+async def test_a_beginning_that_fails_leaves_no_database(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets its name when it is complete: half of one would be taken for a damaged journal."""
+
+    def fail(_: sqlite3.Connection) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(schema, "make", fail)
+    journal = SQLiteJournal(folder)
+    with pytest.raises(JournalError, match="no space left"):
+        await claimed(journal)
+    assert not (folder / "journal.sqlite").exists()
+    monkeypatch.undo()
+    await claimed(journal)
+    await journal.aclose()
 
 
 @pytest.mark.fault("L12")
