@@ -428,3 +428,21 @@ def test_four_event_loops_at_once(folder: Path) -> None:
         await journal.aclose()
 
     asyncio.run(close())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_waiting_for_a_lock_leaves_no_descriptor(tmp_path: Path) -> None:
+    """It is got on a descriptor of the thread that waited; the one before is closed."""
+    one, two = locks.Lock(tmp_path / "lock"), locks.Lock(tmp_path / "lock")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        holding = one.held()
+        holding.__enter__()
+        end = threading.Timer(0.1, holding.__exit__, (None, None, None))
+        end.start()
+        with two.held():
+            pass
+        end.join()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    one.close()
+    two.close()
