@@ -396,6 +396,20 @@ async def test_i5_nothing_in_the_folder_names_the_account(tmp_path: Path) -> Non
             assert path.stat().st_mode & 0o777 == 0o700, path
 
 
+async def test_a_client_without_a_limit_does_not_wait_behind_the_others() -> None:
+    """Of the same account: it chose to have no limit, and the others keep to theirs."""
+    account = Account()
+    async with clients_of(account, limited(1, 60.0), {"rate_limit": None}) as (first, second):
+        await first.generate("prompt 0")
+        waiting = asyncio.create_task(first.generate("prompt 1"))
+        assert await until_waiting(first) == [1]
+        begun = now()
+        await second.generate("prompt 2")
+        assert now() - begun < 1.0
+        assert not waiting.done()
+        waiting.cancel()
+
+
 # ─── after a 429 ─────────────────────────────────────────────────────────────────────────────────
 
 
