@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -547,6 +549,47 @@ async def test_l14_manual_ack_gives_the_result_until_it_is_acknowledged() -> Non
                     assert await client.resume() == []
                     [row] = await journal.rows(f"{server.url} default")
                     assert State.SUCCEEDED is row.state
+
+
+@pytest.mark.parametrize("flag", [1, 2])
+async def test_a_result_is_in_the_journal_for_the_next_client(flag: int) -> None:
+    """With its details: a repeated key needs no further look."""
+    journal = MemoryJournal()
+    async with ScriptedServer(then=mid(accepted(), looked(flag=flag))) as server:
+        async with client_of(server, journal=journal) as client:
+            with suppress(TaskFailed):
+                await client.generate_and_wait("a red fox", key="k")
+        [row] = await journal.rows()
+        assert row.state is (State.SUCCEEDED if flag == 1 else State.FAILED)
+        assert row.details is not None
+        assert row.details.task_id == TASK
+        number = len(looks(server))
+        async with client_of(server, journal=journal) as client:
+            handle = await client.generate("a red fox", key="k")
+            with suppress(TaskFailed):
+                await handle
+        assert len(looks(server)) == number
+        assert len(submits(server)) == 1
+
+
+async def test_an_acknowledged_result_is_written_when_ack_returns() -> None:
+    """The user's own work may end the process right after it."""
+
+    class Slow(MemoryJournal):
+        async def advance(self, *args: Any, **names: Any) -> Intent:
+            await asyncio.sleep(1)
+            return await super().advance(*args, **names)
+
+    journal = Slow()
+    async with (
+        ScriptedServer(then=mid(accepted(), looked())) as server,
+        client_of(server, journal=journal, ack="manual") as client,
+    ):
+        handle = await client.generate("a red fox")
+        await handle
+        assert [row.taken for row in await journal.rows()] == [False]
+        await handle.ack()
+        assert [row.taken for row in await journal.rows()] == [True]
 
 
 async def test_a_failed_task_is_taken_too() -> None:
