@@ -446,3 +446,16 @@ def test_waiting_for_a_lock_leaves_no_descriptor(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     one.close()
     two.close()
+
+
+def test_a_caller_that_waited_long_for_others_still_gets_a_moment(tmp_path: Path) -> None:
+    """For the lock: it must not fail at once because earlier jobs of its process took long."""
+    one, two = locks.Lock(tmp_path / "lock"), locks.Lock(tmp_path / "lock")
+    holding = one.held()
+    holding.__enter__()
+    end = threading.Timer(0.1, holding.__exit__, (None, None, None))
+    end.start()
+    with two.held(waited=100.0):
+        end.join()
+    one.close()
+    two.close()

@@ -101,3 +101,31 @@ async def test_s18_leaving_in_its_turn_gives_the_turn_back(stop: asyncio.Future[
     later: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     await asyncio.gather(*(waits(line, store, later) for _ in range(3)))
     assert store.moments == pytest.approx([0.0, 1.0, 2.0], abs=1e-3)
+
+
+@pytest.mark.fault("S18")
+@pytest.mark.parametrize("way", ["stopped", "cancelled"])
+async def test_s18_leaving_before_its_turn_gives_nothing_back(
+    stop: asyncio.Future[None], way: str
+) -> None:
+    """One who leaves while another one asks: the next asks after that, and not earlier."""
+    line, store = Line(), Store(*[Claimed("one", 0)] * 3, latency=1.0)
+    later: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asking = waits(line, store, later)
+    leaving, waiting = waits(line, store, stop), waits(line, store, later)
+    await asyncio.sleep(0.5)
+    if way == "stopped":
+        stop.set_result(None)
+    else:
+        leaving.cancel()
+    await asyncio.wait({leaving})
+    await asyncio.gather(asking, waiting)
+    assert store.moments == pytest.approx([0.0, 1.0], abs=1e-3)
+
+
+async def test_after_busy_they_ask_one_by_one(stop: asyncio.Future[None]) -> None:
+    """How many slots will be free then is not known."""
+    busy, last = [Busy(2.0)] * 3, [Claimed("last", 0)] * 3
+    line, store = Line(), Store(Claimed("one", 5), *busy, *last, latency=1.0)
+    await asyncio.gather(*(waits(line, store, stop) for _ in range(4)))
+    assert store.moments == pytest.approx([0.0, 1.0, 1.0, 1.0, 4.0, 5.0, 6.0], abs=1e-2)

@@ -283,3 +283,13 @@ async def test_any_error_says_whether_the_call_was_sent(
             with pytest.raises(TransportError) as caught:
                 await transport.call(call, 5)
             assert caught.value.sent is sent
+
+
+async def test_a_large_answer_is_not_read_to_its_end() -> None:
+    """A server that sends without end must not fill the memory."""
+    large = cut(reply(body=b"x" * (LARGEST_ANSWER * 3)), body=LARGEST_ANSWER * 2, ending="hang")
+    async with ScriptedServer([large]) as server, transport_to(server.url) as transport:
+        begun = asyncio.get_running_loop().time()
+        answer = await transport.call(POST, 60)
+        assert answer.flaw == "its answer is larger than 1 MiB"
+        assert asyncio.get_running_loop().time() - begun < 5.0
