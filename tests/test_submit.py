@@ -1049,7 +1049,7 @@ async def test_s17_any_bug_after_the_post_began_makes_it_unknown(error: Exceptio
     journal = MemoryJournal()
     async with ScriptedServer() as server, client_of(server, journal=journal) as client:
 
-        async def broken(_: Call) -> Answer:
+        async def broken(_: Call, __: object) -> Answer:
             raise error
 
         client._opened().submitter._send = broken

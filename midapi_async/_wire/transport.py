@@ -48,10 +48,17 @@ class _WatchedPayload(BytesPayload):
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
+        await self._begin()
+        await super().write_with_length(writer, content_length)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self._begin()
+        await super().write(writer)
+
+    async def _begin(self) -> None:
         if self._confirm is not None:
             await self._confirm()
         self.written = True
-        await super().write_with_length(writer, content_length)
 
 
 class Transport:

@@ -101,7 +101,7 @@ def _note(life: Life, line: str) -> None:
 
 
 def _die_at(point: str, visit: int) -> None:
-    """Have SIGKILL strike at a point's so manieth visit."""
+    """Have SIGKILL strike at a point's nth visit."""
     left = [visit]
 
     def reached(name: str) -> None:
@@ -126,7 +126,7 @@ def _die_at(point: str, visit: int) -> None:
     def moved_to(_: str, to: State | None = None, **__: object) -> str | None:
         return to.value if to is not None else None
 
-    def called(call: Call, _: float) -> str:
+    def called(call: Call, *_: object) -> str:
         return "POST" if call.method == "POST" else "look"
 
     SQLiteJournal.claim = around(SQLiteJournal.claim, lambda *_, **__: "claim")  # type: ignore[method-assign,assignment]

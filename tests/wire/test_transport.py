@@ -258,7 +258,7 @@ class _Writer(AbstractStreamWriter):
 @pytest.mark.parametrize("way", ["write", "write_with_length"])
 async def test_a_body_counts_as_sent_from_the_start_of_its_write(way: str) -> None:
     """Whichever of its methods aiohttp uses; else the POST would be sent once more."""
-    body = _WatchedPayload(b"{}")
+    body = _WatchedPayload(b"{}", None)
     assert not body.written
     is_plain = way == "write"
     writing = body.write(_Writer()) if is_plain else body.write_with_length(_Writer(), 2)
