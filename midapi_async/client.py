@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
@@ -16,6 +16,7 @@ from typing import Literal, Self, Unpack, overload
 
 import attrs
 
+from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
 from ._tracking.schedule import Expected, Schedule
@@ -23,7 +24,7 @@ from ._wire.bodies import make_request
 from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
-from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown
+from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming
 from .handle import TaskHandle, check_seconds, handle_of, kind_of
 from .intents import Intents, all_rows
 from .journal import BOUGHT, Journal
@@ -227,6 +228,17 @@ class MidAPIClient:
         """
         if self._session is not None:
             self._session.stop_waiting()
+
+    def stop_on_signals(self) -> AbstractContextManager[None]:
+        """Call `stop_waiting` at SIGTERM and SIGINT, while the block runs; then the old handler.
+
+        Use it inside ``async with client:``, around what runs. If there is no old handler, the
+        signal would kill the process, and with it the answers to POSTs that are under way. Instead
+        the current task is cancelled and the block ends with `SystemExit`, so that the client is
+        closed; a second signal kills. Without effect outside the main thread.
+        """
+        self._opened()
+        return before_signals(self.stop_waiting)
 
     async def aclose(self) -> None:
         """Close the client: send nothing more, wait for the answers to POSTs, close everything.
@@ -432,7 +444,8 @@ class MidAPIClient:
         """
         session = self._opened()
         _check_task_id(task_id)
-        return await session.api.details(task_id)
+        with naming(task_id=task_id):
+            return await session.api.details(task_id)
 
     async def resume(self) -> list[TaskHandle]:
         """The handles of all tasks in this namespace that are not taken yet, finished or not.

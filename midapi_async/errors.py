@@ -37,12 +37,13 @@ pickled, and builds its text from them. `InvalidRequestError`, `ReceiverError`, 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from .tasks import TaskDetails
 
@@ -56,7 +57,43 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 class MidAPIError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """The base of every error that this package raises on purpose.
+
+    Attributes:
+        key: the user's own name for the request that it is about, if the call knows it.
+        intent_id: the id of the submission that it is about, if the call knows it.
+        task_id: the id of the task that it is about, if the call knows it: then it was bought.
+    """
+
+    key: str | None = None
+    intent_id: str | None = None
+    task_id: str | None = None
+
+
+def about(
+    error: MidAPIError,
+    *,
+    key: str | None = None,
+    intent_id: str | None = None,
+    task_id: str | None = None,
+) -> MidAPIError:
+    """The error, with the names that it does not have yet."""
+    for name, value in (("key", key), ("intent_id", intent_id), ("task_id", task_id)):
+        if value is not None and getattr(error, name) is None:
+            setattr(error, name, value)
+    return error
+
+
+@contextmanager
+def naming(
+    *, key: str | None = None, intent_id: str | None = None, task_id: str | None = None
+) -> Iterator[None]:
+    """Give these names to an error that the block raises; see `about`."""
+    try:
+        yield
+    except MidAPIError as error:
+        about(error, key=key, intent_id=intent_id, task_id=task_id)
+        raise
 
 
 class InvalidRequestError(MidAPIError, ValueError):

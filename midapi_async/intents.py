@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import EllipsisType
 
 from ._session import Session
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, naming
 from .handle import TaskHandle, check_seconds, handle_of
 from .journal import Intent, State
 from .requests import task_id_problem
@@ -38,7 +38,8 @@ class Intents:
         seconds = session.timeouts.wait if isinstance(timeout, EllipsisType) else timeout
         row = await self._row(intent_id)
         deadline = None if seconds is None else session.clock.time() + check_seconds(seconds)
-        return handle_of(await session.submitter.settle(row, deadline), session)
+        with naming(key=row.key, intent_id=intent_id):
+            return handle_of(await session.submitter.settle(row, deadline), session)
 
     async def adopt(self, intent_id: str, task_id: str) -> TaskHandle:
         """Say which task an unknown submission became, as you found it in MidAPI's own log.

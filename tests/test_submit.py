@@ -1,6 +1,7 @@
 """Rows S of the fault catalogue: every way in which a POST can fail, over real sockets."""
 
 import asyncio
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -1269,3 +1270,35 @@ async def test_a_slot_is_held_for_longer_than_a_post_may_take() -> None:
     ):
         await client.generate("a red fox")
     assert held == [105.0]
+
+
+NAMED: dict[str, Step] = {
+    "refused": refused(402),
+    "unknown": reply(502),
+    "rate limit": refused(429, Retry_After="1000"),
+}
+
+
+@pytest.mark.fault("P22")
+@pytest.mark.parametrize("fault", NAMED)
+async def test_an_error_of_a_submission_names_its_key_and_its_intent(fault: str) -> None:
+    """Whoever catches it in a batch can tell which request it was; copies can, too."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([NAMED[fault]]) as server,
+        client_of(server, journal=journal, retry=RetryPolicy(give_up_after=0)) as client,
+    ):
+        with pytest.raises(MidAPIError) as caught:
+            await client.generate("a red fox", key="k")
+        (row,) = await rows_of(server, journal)
+        for error in (caught.value, copy.copy(caught.value)):
+            assert (error.key, error.intent_id, error.task_id) == ("k", row.intent_id, None)
+
+
+async def test_an_error_before_a_row_is_written_names_the_key_only() -> None:
+    """There is no intent that could be asked about."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        client.stop_waiting()
+        with pytest.raises(ClientClosed) as caught:
+            await client.generate("a red fox", key="k")
+        assert (caught.value.key, caught.value.intent_id, caught.value.task_id) == ("k", None, None)

@@ -35,10 +35,12 @@ from ..errors import (
     InvalidRequestError,
     JournalError,
     KeyConflict,
+    MidAPIError,
     SubmissionUnknown,
     TaskExpired,
     TransportError,
     WaitTimeout,
+    about,
 )
 from ..journal import BOUGHT, PENDING, Busy, Claim, Claimed, Intent, Journal, Standing, State
 from ..journal.watcher import Watcher
@@ -230,6 +232,9 @@ class Submitter:
                         holder = await self._wait_for_change(holder, PENDING)
                     if holder.state is not State.REFUSED:
                         return self._require_task(holder), True
+        except MidAPIError as error:
+            about(error, key=key)
+            raise
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -238,7 +243,7 @@ class Submitter:
             found = None if submission.outcome.cancelled() else submission.outcome.result()
             if isinstance(found, Intent):
                 return found, False
-        raise WaitTimeout(intent_id=waiting_for)
+        raise about(WaitTimeout(intent_id=waiting_for), key=key)
 
     async def settle(self, row: Intent, deadline: float | None) -> Intent:
         """Wait until an intent that is unknown, or is being sent, has been accepted.
@@ -439,6 +444,8 @@ class Submitter:
             else:
                 outcome.cancel()  # all callers have left
         except Exception as error:  # noqa: BLE001 - the callers get it
+            if isinstance(error, MidAPIError) and submission.slot is not None:
+                about(error, intent_id=submission.intent.intent_id)  # its row was written
             if not outcome.done():
                 outcome.set_exception(error)
         except BaseException:

@@ -1,11 +1,7 @@
-import asyncio
 import logging
 import os
-import signal
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import FrameType
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Request, Response
@@ -42,25 +38,10 @@ receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL: then i
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with MidAPIClient(receiver=receiver, journal=os.environ["MIDAPI_JOURNAL"]) as client:
-        stop_waiting_when_told_to_stop(client)
         app.state.client = client
-        yield
-
-
-def stop_waiting_when_told_to_stop(client: MidAPIClient) -> None:
-    """Before it ends the lifespan, uvicorn lets open requests end: let them not wait so long."""
-    if threading.current_thread() is not threading.main_thread():
-        return  # in a test client, which sends no signals
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        uvicorns = signal.getsignal(each)
-
-        def stop(number: int, frame: FrameType | None, then: object = uvicorns) -> None:
-            loop.call_soon_threadsafe(client.stop_waiting)
-            if callable(then):
-                then(number, frame)
-
-        signal.signal(each, stop)
+        # uvicorn lets open requests end before it ends the lifespan: they must not wait so long.
+        with client.stop_on_signals():
+            yield
 
 
 app = FastAPI(lifespan=lifespan)
