@@ -28,7 +28,7 @@ PYTHONS: list[str] = [
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the code with ruff: every rule nobody gave a reason against, and the format."""
+    """Check the code with ruff: every rule without a reason against it, and the format."""
     dev = PROJECT["optional-dependencies"]["dev"]
     session.install(*(requirement for requirement in dev if requirement.startswith("ruff")))
     session.run("ruff", "check", *(session.posargs or ["."]))

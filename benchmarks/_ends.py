@@ -30,7 +30,7 @@ UNPACED = PollPolicy(looks_per_second=10_000.0)
 
 
 async def each(work: Callable[[A], Awaitable[T]], items: Sequence[A], at_once: int) -> list[T]:
-    """Do something with every item, so many at once; the results in order."""
+    """Do something with every item, some at once; the results in order."""
     results: dict[int, T] = {}
     queue = iter(enumerate(items))
 
@@ -46,7 +46,7 @@ class End(Protocol):
     """Submits tasks with a callback URL, and waits for the callbacks."""
 
     async def order(self, times: int) -> Sequence[str]:
-        """Submit so many tasks; their ids."""
+        """Submit some tasks; return their ids."""
         ...
 
     def taken(self) -> int:
@@ -66,7 +66,7 @@ class RawEnd:
         self._futures: dict[str, asyncio.Future[None]] = {}
 
     async def order(self, times: int) -> Sequence[str]:
-        """Submit so many tasks; their ids."""
+        """Submit some tasks; return their ids."""
         tokens = [new_token() for _ in range(times)]
         task_ids = await each(self._client.submit, [f"{self._url}/{t}" for t in tokens], 32)
         self._futures = dict(zip(task_ids, self._receiver.expect(tokens), strict=True))
@@ -91,7 +91,7 @@ class OurEnd:
         self._before = 0
 
     async def order(self, times: int) -> Sequence[str]:
-        """Submit so many tasks; their ids."""
+        """Submit some tasks; return their ids."""
         handles = await each(self._client.generate, [PROMPT] * times, 32)
         self._handles = {handle.task_id: handle for handle in handles}
         self._before = self._client.stats().callbacks

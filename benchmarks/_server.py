@@ -252,7 +252,7 @@ class _Caller:
         self._lines: dict[str, list[_Line]] = {}  # by host and port
 
     async def call(self, task_ids: Sequence[str], at_once: int) -> dict[str, object]:
-        """Call back for each task over so many connections, on each one after another."""
+        """Call back for each task over some connections, one after another on each."""
         messages = [self._message(task_id) for task_id in task_ids]
         place = urlsplit(self._urls[task_ids[0]])
         kept = self._lines.setdefault(place.netloc, [])
@@ -348,7 +348,7 @@ class Service:
         await self._process.wait()
 
     async def call(self, task_ids: Sequence[str], at_once: int = 1) -> Calls:
-        """Call back for each of these tasks, over so many connections at once."""
+        """Call back for each of these tasks, over some connections at once."""
         return Calls(**await self._ask({"call": list(task_ids), "at_once": at_once}))
 
     async def last(self, method: str) -> str:

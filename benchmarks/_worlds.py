@@ -16,7 +16,7 @@ from midapi_async import ImageToVideo, TextToImage
 
 MOMENTS = 1000  # at which the optimum may look
 TAIL = 4.75  # deviations: one in a million is beyond
-GROWTH = 1.15  # past the last moment the optimum looks at so many times the elapsed time
+GROWTH = 1.15  # past the last moment, each look of the optimum is this much later
 DRIFT = 2.5  # times as slow at the end of the evening
 
 
@@ -37,7 +37,7 @@ class Spread:
         return median * math.exp(chance.gauss(0, sigma))
 
     def slower(self, times: float) -> "Spread":
-        """The same, so many times as slow."""
+        """The same world, slowed down by a factor."""
         return Spread(
             tuple((weight, times * median, sigma) for weight, median, sigma in self.humps)
         )

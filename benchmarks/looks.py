@@ -41,7 +41,7 @@ PRICES = (0.3, 1.0, 3.0)
 INTERVALS = (0.1, 0.5, 2.0, 5.0, 6.0, 10.0, 30.0)
 SEEN = 50  # tasks before ours is measured
 RATIO = 1.15
-FRESH = 4  # one task in so many is given to a fresh client
+FRESH = 4  # one task in four is given to a fresh client
 SEED = 20
 
 # Of each world and price, beside what was played.

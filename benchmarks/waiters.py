@@ -72,7 +72,7 @@ class Callers:
         await self.exits.aclose()
 
     async def join(self, count: int) -> list[Task]:
-        """Start so many waiters, and return when all of them wait."""
+        """Start some waiters, and return when all of them wait."""
         tasks: list[Task] = []
         while len(tasks) < count:
             tasks += [self.start_one(f"{len(tasks) + n:032x}") for n in range(100)]
@@ -136,7 +136,7 @@ class Submits(Tasks):
     """Waits of one client for what it has submitted."""
 
     async def join(self, count: int) -> list[Task]:
-        """Submit so many, 32 at once, and wait for each."""
+        """Submit some requests, 32 at once, and wait for each."""
 
         async def submit(prompt: str) -> Task:
             handle = await self.client.generate(prompt)

@@ -107,7 +107,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        """Run a function elsewhere. Until it has ended the clock stands, even if nobody waits."""
+        """Run a function in an executor; until it has ended, the clock stands still."""
         if self.is_closed():
             raise RuntimeError("Event loop is closed")
         job = (executor or self._default_pool()).submit(func, *args)

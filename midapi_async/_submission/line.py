@@ -89,7 +89,8 @@ class Line:
             heapq.heappush(self._waiting, (ticket, turn))
             self.proceed()
             try:
-                await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if not turn.done():  # else this could not be cancelled, but costs much
+                    await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
                 self._leave(turn)
                 raise

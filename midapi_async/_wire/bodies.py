@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -185,6 +184,7 @@ def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    import difflib  # only for an error, and slow to import
 
     def letters(text: str) -> str:
         return text.casefold().replace("_", "").replace("-", "")

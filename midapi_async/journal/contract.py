@@ -1116,7 +1116,7 @@ class JournalContract:
         assert len(await fill(second, large)) == 6
         expect(Busy, await ask(journal, None, small))
 
-    async def test_without_a_limit_nobody_waits(self, journal: Journal) -> None:
+    async def test_without_a_limit_no_claim_waits(self, journal: Journal) -> None:
         """Its slots count for those who have one."""
         for _ in range(30):
             expect(Claimed, await ask(journal, None, None))

@@ -21,7 +21,7 @@ class Account:
     """Credits, and the times of the last accepted submits in seconds of the sandbox."""
 
     def __init__(self, balance: float) -> None:
-        """Open the account with so many credits; ValueError when that is no amount."""
+        """Open the account with some credits; ValueError if that is not an amount."""
         self.balance = checked_balance(balance)
         self._accepted: deque[float] = deque(maxlen=_wire.WINDOW_SUBMITS)
 

@@ -183,7 +183,7 @@ class Garbage(RequestAction):
 
 @frozen
 class Answer(RequestAction):
-    """An envelope with a code, or a page of somebody else's, with an HTTP status."""
+    """An envelope with a code, or a page that is not MidAPI's, with an HTTP status."""
 
     code: int
     msg: str | None
@@ -252,7 +252,7 @@ class OtherContent(RequestAction):
 
 @frozen
 class Huge(RequestAction):
-    """A file that goes on after its picture for so many bytes."""
+    """A file that goes on for some bytes after the end of its picture."""
 
     operations = ("file",)
     size: int

@@ -76,7 +76,7 @@ class App:
         return app
 
     async def aclose(self, grace: float) -> None:
-        """Wait so many seconds for handlers whose clients went away; then cancel them.
+        """Wait some seconds for handlers whose clients have left; then cancel them.
 
         aiohttp forgets a handler when its connection is lost, and would leave it behind.
         """
@@ -118,7 +118,7 @@ class App:
     async def _guarded(
         self, exchange: Exchange, operation: str, task_id: str | None
     ) -> web.StreamResponse:
-        """Turn whatever goes wrong, here or in somebody's plan, into an envelope."""
+        """Turn any error, of ours or of the user's faults, into an envelope."""
         try:
             return await self._play(exchange, operation, task_id)
         except ConnectionError:

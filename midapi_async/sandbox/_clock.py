@@ -36,15 +36,15 @@ class Clock:
         return round((self._epoch + moment) * 1000)
 
     def call_in(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        """Call back after so many seconds of the sandbox."""
+        """Call a function after some seconds of the sandbox."""
         return self._loop.call_later(seconds / self.scale, callback)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait so many seconds of the sandbox, or until it stops."""
+        """Wait some seconds of the sandbox, or until it stops."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds / self.scale):
                 await self.stopped.wait()
 
     def stop(self) -> None:
-        """End every sleep; a stopped clock lets nobody wait."""
+        """End every sleep; sleeps on a stopped clock end at once."""
         self.stopped.set()

@@ -65,7 +65,7 @@ class Exchange:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody listens any more: the client went or the sandbox stops."""
+        """Whether no answer is wanted any more: the client has left, or the sandbox stops."""
         transport = self.request.transport
         return transport is None or transport.is_closing() or self.clock.stopped.is_set()
 

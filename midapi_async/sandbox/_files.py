@@ -132,7 +132,7 @@ class Files:
         return name
 
     def owns(self, url: str, origin: str) -> bool | None:
-        """Say whether a URL is a living file here; None when its origin is somebody else's."""
+        """Say whether a URL is a living file here; None if it has another origin."""
         parts = urlsplit(url)
         if f"{parts.scheme}://{parts.netloc}" != origin:
             return None

@@ -283,7 +283,7 @@ def _check(time_scale: float, keys: tuple[str | None, ...], shape: str) -> None:
 
 
 def _url_of(host: str, port: int) -> str:
-    """Give the URL for somebody on this machine."""
-    # Nobody can connect to "all addresses".
+    """The URL for programs on this machine."""
+    # "All addresses" cannot be connected to.
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  not listened on
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -38,7 +38,7 @@ async def serve(
     Raises:
         OSError: if the address cannot be listened on; the text names it.
         ValueError: for an argument that cannot be meant, or outside of the main thread,
-            where Python lets nobody listen to signals.
+            where Python allows no signal handlers.
     """
     stop = asyncio.Event()
     sandbox = Sandbox(

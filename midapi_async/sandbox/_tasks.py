@@ -53,11 +53,11 @@ class Task:
     failure: Failure | None = None
     delivery: Delivery = field(factory=Delivery)
     called: asyncio.Event | None = field(default=None, repr=False)
-    """Where somebody waits for its callback: set when that was tried once, or is not sent."""
+    """The event for those who wait for its callback: set when that was tried, or is not sent."""
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     def note_called(self) -> None:
-        """Wake whoever waits for the callback."""
+        """Wake those who wait for the callback."""
         if self.called is not None:
             self.called.set()
 

@@ -61,7 +61,7 @@ class Uploads:
     async def url(self, request: web.Request) -> web.Response:
         """Take a JSON object with fileUrl, uploadPath and fileName.
 
-        Nothing is fetched: the sandbox talks to nobody. One of its own files is copied, any
+        Nothing is fetched: the sandbox makes no requests. One of its own files is copied, any
         other URL becomes a picture of itself.
         """
         body = await read_json(request)

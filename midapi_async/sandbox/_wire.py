@@ -28,7 +28,7 @@ DOWNLOAD_LINKS: Final = "/d"
 IMAGE_TYPES: Final = ("mj_txt2img", "mj_img2img", "mj_style_reference", "mj_omni_reference")
 VIDEO_TYPES: Final = ("mj_video", "mj_video_hd")
 EXTEND_TYPES: Final = ("mj_video_extend_manual", "mj_video_extend_auto")
-# Nobody recorded the taskType of these two; the names follow the others'.
+# The taskType of these two was never recorded; the names follow those of the others.
 UPSCALE_TYPE: Final = "mj_upscale"
 VARY_TYPE: Final = "mj_vary"
 MOVING_TYPES: Final = VIDEO_TYPES + EXTEND_TYPES

@@ -173,7 +173,7 @@ class Faults:
                 callback is sent.
             do: one action; several for tasks and callbacks.
             nth: which of them, counted from 1: a number, a range or a set; all if None.
-            first: the first so many; a shorter ``nth=range(1, first + 1)``.
+            first: how many of the first requests; short for ``nth=range(1, first + 1)``.
             per: "task" counts for each task by itself.
             task: only requests that name this task id.
             chance: only so often, 0 to 1, by the sandbox's seed.
@@ -327,7 +327,7 @@ def answer_status(
         status: 200 to 599.
         msg: the envelope's text; None takes the code's usual one.
         retry_after: the value of a Retry-After header, whatever it says.
-        page: an HTML page in the envelope's place, as from somebody's proxy.
+        page: an HTML page in place of the envelope, as a proxy would send.
         accepted: whether the request is handled first.
     """
     if status not in range(200, 600):
@@ -423,7 +423,7 @@ def acknowledge_first() -> CallbackAction:
 
 
 def duplicate(times: int = 2) -> CallbackAction:
-    """Send the callback so many times at once."""
+    """Send the callback several times at once."""
     _at_least("times", times, 1)
     return ChangeCallback("duplicate", lambda delivery: evolve(delivery, times=times))
 
@@ -462,7 +462,7 @@ def wrong_signature() -> CallbackAction:
 
 
 def old_timestamp(seconds: float = 3600.0) -> CallbackAction:
-    """Sign the callback as if so many real seconds ago; negative is in the future."""
+    """Sign the callback with an older timestamp, in real seconds; negative is in the future."""
     return ChangeCallback("old_timestamp", lambda delivery: evolve(delivery, age=seconds))
 
 
