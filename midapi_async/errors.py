@@ -147,6 +147,12 @@ class APIError(MidAPIError):
     own_envelope: bool = True
 
     def __str__(self) -> str:
+        if not self.own_envelope:
+            what = self.message or "a page that is not MidAPI's"
+            return (
+                f"HTTP {self.http_status} came from something between here and MidAPI: {what}. "
+                "Check the base URL, and any proxy or firewall."
+            )
         status = f" (HTTP {self.http_status})" if self.http_status not in (200, self.code) else ""
         said = f": {self.message.rstrip('. ')}" if self.message else ""
         return f"MidAPI answered {self.code}{status}{said}. {self.advice}."

@@ -6,6 +6,7 @@ observed: errors often come with HTTP 200, so both the HTTP status and the envel
 
 from __future__ import annotations
 
+import html
 import re
 import time
 from collections.abc import Mapping
@@ -114,11 +115,7 @@ def _error_in(answer: Answer, code: int | None = None, message: str | None = Non
     status, wait = answer.status, retry_after(answer.headers)
     # A code of 200 does not belong to an error status, so only the status counts.
     if code is None or code == 200:
-        message = "a page that is not MidAPI's"
-        if is_challenge(answer.headers):
-            message = "a challenge page of Cloudflare, which wants to see a browser"
-        elif answer.flaw is not None:
-            message = f"the answer was cut ({answer.flaw})"
+        message = f"the answer was cut ({answer.flaw})" if answer.flaw else page_of(answer)
         return api_error(status, message, status, own_envelope=False, retry_after=wait)
     message = readable(message)
     words = message.casefold()
@@ -132,25 +129,28 @@ def _error_in(answer: Answer, code: int | None = None, message: str | None = Non
 LONGEST_RETRY_AFTER = 120.0  # seconds; a longer Retry-After is not waited for
 
 
-def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a Retry-After header asks for; None if it is missing or malformed.
 
-    RFC 9110 allows whole seconds and an HTTP date.
+    RFC 9110 allows whole seconds and an HTTP date. A date is compared with the server's own clock,
+    in its Date header, since ours may be wrong.
 
     Args:
         headers: of the answer.
-        now: epoch seconds that a date is compared with; the wall clock if None.
     """
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,12}", text):
         return float(text)
+    moment, now = _http_date(text), _http_date(headers.get("Date", ""))
+    return None if moment is None else max(0.0, moment - (time.time() if now is None else now))
+
+
+def _http_date(text: str) -> float | None:
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - (time.time() if now is None else now))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def is_challenge(headers: Mapping[str, str]) -> bool:
@@ -159,6 +159,22 @@ def is_challenge(headers: Mapping[str, str]) -> bool:
     https://developers.cloudflare.com/cloudflare-challenges/challenge-types/challenge-pages/detect-response/
     """
     return "cf-mitigated" in headers
+
+
+def page_of(answer: Answer) -> str:
+    """An answer that is not MidAPI's in a few words: where it comes from, and its title."""
+    if is_challenge(answer.headers):
+        return "a challenge page of Cloudflare, which wants to see a browser"
+    what = "a page that is not MidAPI's"
+    if server := readable(answer.headers.get("Server"), 40):
+        what += f", of {server}"
+    if found := _TITLE.search(answer.body[:20_000]):
+        title = html.unescape(found[1].decode("utf-8", "replace"))
+        what += f", titled {readable(' '.join(title.split()), 80)!r}"
+    return what
+
+
+_TITLE = re.compile(rb"<title[^>]*>([^<]{1,1000})", re.IGNORECASE)
 
 
 def proves_refusal(error: APIError, headers: Mapping[str, str]) -> bool:
@@ -225,7 +241,7 @@ def read_submit(answer: Answer) -> str:
     except ProtocolError as unread:
         # A page that is not MidAPI's, with a good status: from a portal, a login or a proxy.
         if answer.flaw is None and answer.status < 400:
-            raise Unsure(f"the answer is not MidAPI's: {unread.path} {unread.problem}") from unread
+            raise Unsure(f"{page_of(answer)} came (HTTP {answer.status})") from unread
 
     if code == 200:
         # Accepted and paid for, even if a proxy changed the HTTP status into an error.
