@@ -22,17 +22,20 @@ class RetryBudget:
     Args:
         give_up_after: the seconds of the budget.
         random: returns random numbers in [0, 1).
+
+    Attributes:
+        left: the seconds that are left.
     """
 
     def __init__(self, give_up_after: float, random: Callable[[], float]) -> None:
-        self._left = give_up_after
+        self.left = give_up_after
         self._random = random
         self._pauses = backoff.expo(max_value=_LONGEST_PAUSE)
         next(self._pauses)  # the first value of backoff's generators is None
 
     def spend(self, seconds: float) -> None:
         """Subtract the time of an attempt from the budget."""
-        self._left -= seconds
+        self.left -= seconds
 
     def pause(self, retry_after: float | None = None) -> float | None:
         """Seconds until the next attempt; None to give up.
@@ -46,7 +49,7 @@ class RetryBudget:
         pause = grown * (1 + self._random()) / 2
         if retry_after is not None:
             pause = retry_after + self._random() * min(1.0, grown)
-        if pause > self._left:
+        if pause > self.left:
             return None
-        self._left -= pause
+        self.left -= pause
         return pause

@@ -89,6 +89,11 @@ def _check_arguments(key: object, metadata: object, callback_url: object) -> Non
         raise InvalidRequestError(problems)
 
 
+def _named(intent: Intent) -> str:
+    """An intent for a log line."""
+    return f"Submission {intent.intent_id}" + (f" (key {intent.key!r})" if intent.key else "")
+
+
 class _Submission:
     """One submission of this client, from the line to its outcome."""
 
@@ -526,6 +531,8 @@ class Submitter:
                     if (row := await self._record_refused(submission)) is not None:
                         return row
                     raise
+                facts = _named(intent), pause, budget.left, proof
+                _log.warning("%s is sent again in %.1f s, with %.0f s left: %s", *facts)
             except protocol.Unsure as error:
                 return await self._record_unknown(submission, str(error))
             except Exception as error:  # noqa: BLE001 - the POST may have been accepted
@@ -697,6 +704,7 @@ class Submitter:
                 row.task_id,
                 task_id,
             )
+        _log.info("%s was accepted as task %s", _named(row), row.task_id)
         return row
 
     async def _record_refused(self, submission: _Submission) -> Intent | None:

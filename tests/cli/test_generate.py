@@ -480,7 +480,10 @@ def test_ctrl_c_between_two_attempts_buys_nothing(
     with ctrl_c_when(lambda: midapi_sandbox.ledger.count("submit")):
         ran = midapi("generate", "a fox")
     assert ran.code == 130
-    assert "Nothing was bought." in ran.error
+    warning, error = [line for line in ran.err.splitlines() if line.startswith("midapi: ")]
+    assert "is sent again in" in warning
+    assert "455" in warning
+    assert error == "midapi: Interrupted. Nothing was bought."
     assert midapi_sandbox.ledger.accepted == ()
 
 
