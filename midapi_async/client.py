@@ -423,6 +423,24 @@ class MidAPIClient:
             handle = await self.intents.settle(unknown.intent_id, left())
         return await handle.wait(left())
 
+    async def find(self, key: str) -> TaskHandle | None:
+        """The handle of what was bought with a key; None if the key is free. Sends nothing.
+
+        While its POST is under way, this waits for the outcome, as `generate` does.
+
+        Args:
+            key: your own name for a request.
+
+        Raises:
+            SubmissionUnknown: it cannot be known whether it was bought.
+            TaskExpired: it was bought longer ago than MidAPI keeps results.
+            InvalidRequestError: the key belongs to an intent that was dismissed.
+        """
+        session = self._opened()
+        with naming(key=key):
+            row = await session.submitter.find(key)
+        return None if row is None else handle_of(row, session, replayed=True)
+
     # ─── tasks ───────────────────────────────────────────────────────────────────────────────────
 
     def task(self, task_id: str) -> TaskHandle:

@@ -250,6 +250,22 @@ class Submitter:
                 return found, False
         raise about(WaitTimeout(intent_id=waiting_for), key=key)
 
+    async def find(self, key: str) -> Intent | None:
+        """The accepted intent that has a key; None if the key is free, or was refused.
+
+        Raises:
+            MidAPIError: as `submit` for this key.
+        """
+        if self._is_closing:
+            raise ClientClosed
+        row = await self._journal.find(key=(self._scope, key))
+        if row is not None and row.state in PENDING:
+            try:
+                row = await self._wait_for_change(row, PENDING)
+            except (APIError, TransportError):
+                return None  # its submission in this client was refused
+        return None if row is None or row.state is State.REFUSED else self._require_task(row)
+
     async def settle(self, row: Intent, deadline: float | None) -> Intent:
         """Wait until an intent that is unknown, or is being sent, has been accepted.
 

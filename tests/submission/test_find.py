@@ -1,0 +1,71 @@
+"""`client.find`: what a key has bought, without buying anything."""
+
+import asyncio
+
+import pytest
+
+from midapi_async import ClientClosed, InvalidRequestError, MemoryJournal, SubmissionUnknown
+from tests.support.scripted import ScriptedServer, delay, reply
+from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
+
+
+async def test_a_bought_key_gives_its_handle() -> None:
+    """It sends nothing, and its result can be awaited."""
+    async with (
+        ScriptedServer(then=mid(accepted(), looked())) as server,
+        client_of(server) as client,
+    ):
+        assert await client.find("k") is None
+        await client.generate("a red fox", key="k")
+        found = await client.find("k")
+        assert found is not None
+        assert (found.task_id, found.key, found.replayed) == (TASK, "k", True)
+        assert (await found).urls
+        assert len(submits(server)) == 1
+
+
+async def test_a_refused_key_is_free() -> None:
+    """Nothing was bought with it."""
+    async with ScriptedServer([refused(402)]) as server, client_of(server) as client:
+        with pytest.raises(Exception, match="402"):
+            await client.generate("a red fox", key="k")
+        assert await client.find("k") is None
+
+
+async def test_an_unknown_key_says_so_until_it_is_dismissed() -> None:
+    """As `generate` with this key does."""
+    async with ScriptedServer([reply(502)]) as server, client_of(server) as client:
+        with pytest.raises(SubmissionUnknown) as caught:
+            await client.generate("a red fox", key="k")
+        with pytest.raises(SubmissionUnknown):
+            await client.find("k")
+        await client.intents.dismiss(caught.value.intent_id)
+        with pytest.raises(InvalidRequestError) as dismissed:
+            await client.find("k")
+        assert dismissed.value.key == "k"
+
+
+@pytest.mark.parametrize("outcome", ["accepted", "refused", "closed"])
+async def test_it_waits_while_the_post_is_under_way(outcome: str) -> None:
+    """Also for the POST of another client on the same journal."""
+    journal = MemoryJournal()
+    answer = refused(402) if outcome == "refused" else accepted()
+    async with (
+        ScriptedServer([delay(answer, 30)]) as server,
+        client_of(server, journal=journal) as buyer,
+        client_of(server, journal=journal) as other,
+    ):
+        buying = asyncio.create_task(buyer.generate("a red fox", key="k"))
+        await server.arrived(1)
+        finding = [asyncio.create_task(client.find("k")) for client in (buyer, other)]
+        await asyncio.sleep(1)
+        assert not any(each.done() for each in finding)
+        if outcome == "closed":
+            other.stop_waiting()
+            with pytest.raises(ClientClosed):
+                await finding[1]
+        found = [await each for each in finding[: 1 if outcome == "closed" else 2]]
+        expected = None if outcome == "refused" else TASK
+        assert {each and each.task_id for each in found} == {expected}
+        await asyncio.wait({buying})
+        assert (buying.exception() is None) == (outcome != "refused")
