@@ -1,6 +1,7 @@
 """What `WaitTimeout` says about money: whether a POST is under way, and how to get back to it."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -10,13 +11,15 @@ from midapi_async import (
     ClientClosed,
     Intent,
     MemoryJournal,
+    MidAPIError,
     RateLimit,
     RetryPolicy,
     State,
+    SubmissionUnknown,
     WaitTimeout,
 )
 from midapi_async.journal import Claim
-from tests.support.scripted import ScriptedServer, delay
+from tests.support.scripted import Received, ScriptedServer, Step, close, delay, hang, reply
 from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
 
 
@@ -145,3 +148,63 @@ async def test_a_timeout_of_the_journal_is_not_our_deadline() -> None:
         with pytest.raises(TimeoutError, match="the database"):
             await other.generate("a red fox", key="k", timeout=60)
         assert (await first).task_id == TASK
+
+
+@pytest.mark.fault("L17")
+@pytest.mark.parametrize(
+    ("submit", "look", "options"),
+    [
+        (delay(accepted(), 100), looked(), {}),
+        (refused(429, Retry_After="100"), looked(), {"retry": RetryPolicy(give_up_after=3600)}),
+        (close("accept"), looked(), {"retry": RetryPolicy(give_up_after=3600)}),
+        (hang("accept"), looked(), {}),
+        (accepted(), looked(flag=0), {}),
+        (accepted(), hang(), {}),
+        (reply(403, body="blocked"), looked(), {"retry": RetryPolicy(give_up_after=3600)}),
+    ],
+    ids=[
+        "a slow POST",
+        "rate limit",
+        "dead service",
+        "silent service",
+        "a task that goes on",
+        "a look that hangs",
+        "an outage",
+    ],
+)
+async def test_l17_200_orders_end_within_their_timeout(
+    submit: Step, look: Step, options: dict[str, object]
+) -> None:
+    """With a full gate, too; and each error says what it knows of the purchase."""
+    ids = itertools.count()
+
+    def bought(_: Received) -> Step:
+        return accepted(f"{next(ids):032x}") if submit == accepted() else submit
+
+    def record(request: Received) -> Step:
+        if look == hang():
+            return look
+        return looked(request.target.rpartition("=")[2], flag=0)
+
+    async with ScriptedServer(then=mid(bought, record)) as server:
+        limit = RateLimit(20, per=10)
+        async with client_of(server, rate_limit=limit, **options) as client:
+            begun = asyncio.get_running_loop().time()
+            ends = await asyncio.gather(
+                *(client.generate_and_wait(f"fox {n}", wait_timeout=25) for n in range(200)),
+                return_exceptions=True,
+            )
+            took = asyncio.get_running_loop().time() - begun
+            assert took <= 26
+            assert {type(end) for end in ends} <= {WaitTimeout, SubmissionUnknown}
+            rows = {row.intent_id: row for row in await client._opened().journal.rows()}
+            for end in ends:
+                assert isinstance(end, MidAPIError)
+                row = rows.get(end.intent_id or "")
+                if end.task_id is not None:
+                    assert end.task_id in {each.task_id for each in rows.values()}
+                elif row is not None:
+                    assert row.state in {State.SENDING, State.UNKNOWN}
+            await asyncio.sleep(400)
+            left = [row for row in await client._opened().journal.rows() if row.task_id is None]
+            assert {row.state for row in left} <= {State.UNKNOWN, State.REFUSED}
