@@ -282,10 +282,12 @@ class TransportError(MidAPIError):
     Attributes:
         reason: what happened, in a few words.
         sent: whether any part of the request may have reached the network.
+        permanent: whether it is useless to try again without a change, as with a wrong certificate.
     """
 
     reason: str
     sent: bool = False
+    permanent: bool = False
 
     def __str__(self) -> str:
         return f"MidAPI could not be reached: {self.reason}. Check the network and the base URL."

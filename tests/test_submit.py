@@ -41,6 +41,8 @@ from midapi_async import (
 from midapi_async._wire.protocol import Answer, Call
 from midapi_async.journal import Claim, Intent
 from midapi_async.journal.sqlite import SQLiteJournal
+from tests.cli.proxies import Proxy
+from tests.support.leaks import LoopWatch
 from tests.support.scripted import (
     ScriptedServer,
     Step,
@@ -246,6 +248,36 @@ async def test_s02_a_tls_handshake_that_hangs_is_not_sent() -> None:
             assert not caught.value.sent
             assert client.stats().submits >= 2
         assert not server.accepted
+
+
+async def test_s02_a_wrong_certificate_is_not_tried_again(loop_watch: LoopWatch) -> None:
+    """The error says what is wrong with it, and how to trust an authority of one's own."""
+    async with Proxy(certificate="self_signed.pem") as server:
+        async with client_of(server.url("", scheme="https")) as client:
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(TransportError, match=r"self.signed .*SSL_CERT_FILE") as caught:
+                await client.generate("a red fox")
+            assert (caught.value.sent, caught.value.permanent) == (False, True)
+            assert client.stats().submits == 1
+            assert asyncio.get_running_loop().time() - begun < 1
+    loop_watch.reports.clear()  # asyncio's own, of the server that was hung up on
+
+
+async def test_s02_https_at_a_port_that_speaks_http() -> None:
+    """TLS fails; the error says so."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        options = {"retry": RetryPolicy(give_up_after=0)}
+        async with client_of(f"https://127.0.0.1:{port}", **options) as client:
+            with pytest.raises(TransportError, match="TLS failed") as caught:
+                await client.generate("a red fox")
+            assert not caught.value.sent
 
 
 async def test_s02_a_proxy_that_refuses_is_not_sent() -> None:

@@ -665,7 +665,7 @@ class Submitter:
             self._slow_down(rest)
             gate_pause = rest / self._clock.scale
         elif isinstance(proof, TransportError):
-            pause, sent = budget.pause(), False
+            pause, sent = None if proof.permanent else budget.pause(), False
         else:
             return None  # MidAPI would refuse it again; the slot is released with the outcome
         try:

@@ -141,6 +141,7 @@ class Transport:
         response: aiohttp.ClientResponse | None = None
         body = bytearray()
         flaw: str | None = None
+        is_certificate = False
         try:
             async with asyncio.timeout(None) as scope:
                 timer = self._clock.expire(scope, timeout)
@@ -156,10 +157,11 @@ class Transport:
                         response.release()
         except Exception as error:  # noqa: BLE001 - whatever breaks a paid POST must be judged
             flaw = _describe_error(error)
+            is_certificate = isinstance(error, aiohttp.ClientConnectorCertificateError)
         # Raised outside the handler: aiohttp's error, which contains the API key, is not its cause.
         if response is None:
             sent = payload is None or payload.written
-            raise TransportError(flaw or "no answer came", sent=sent)
+            raise TransportError(flaw or "no answer came", sent=sent, permanent=is_certificate)
         if len(body) > LARGEST_ANSWER:
             flaw = f"its answer is larger than {LARGEST_ANSWER >> 20} MiB"
         return Answer(response.status, response.headers, self._without_key(body), flaw)
@@ -184,6 +186,14 @@ def _describe_error(error: Exception) -> str:
         return "the server closed the connection without an answer"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "its answer was cut short"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        problem = getattr(error.certificate_error, "verify_message", "") or "it is not valid"
+        return (
+            f"its certificate is refused: {problem}. If its authority is your own, pass "
+            "ssl=ssl.create_default_context(cafile=…) or set SSL_CERT_FILE"
+        )
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return f"TLS failed ({getattr(error.os_error, 'reason', None) or 'no reason given'})"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy refused the connection (HTTP {error.status})"
     if isinstance(error, TimeoutError):
