@@ -45,7 +45,7 @@ from ..errors import (
 from ..journal import BOUGHT, PENDING, Busy, Claim, Claimed, Intent, Journal, Standing, State
 from ..journal.watcher import Watcher
 from ..requests import Request
-from .line import Line
+from .line import Line, Ticket
 from .retry import RetryBudget
 
 _log = logging.getLogger("midapi_async.submission")
@@ -97,10 +97,11 @@ def _named(intent: Intent) -> str:
 class _Submission:
     """One submission of this client, from the line to its outcome."""
 
-    def __init__(self, intent: Intent, call: Call) -> None:
+    def __init__(self, intent: Intent, call: Call, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
         self.intent = intent
         self.call = call
+        self.ticket = ticket  # its place in the line
         self.slot: str | None = None  # the last one that it got; its row exists since the first
         self.claimed_at = -math.inf  # when it asked for that slot, on `Clock.boot_time`
         # Another claim, if the POST's first byte comes late; see `_confirm`.
@@ -446,7 +447,7 @@ class Submitter:
     def _start(self, intent: Intent, call: Call) -> _Submission:
         if self._is_stopped:
             raise ClientClosed
-        submission = _Submission(intent, call)
+        submission = _Submission(intent, call, self._line.ticket())
         self._submissions[intent.intent_id] = submission
         self._tasks.start(self._run(submission), eagerly=True)
         return submission
@@ -476,6 +477,8 @@ class Submitter:
             raise
         finally:
             submission.is_posting = False
+            self._line.outage.left(submission.ticket)
+            self._line.proceed()
             self._submissions.pop(submission.intent.intent_id, None)
             if outcome.done() and not outcome.cancelled():
                 outcome.exception()  # the callers may have left
@@ -493,12 +496,12 @@ class Submitter:
             JournalError: the journal cannot be used, so the POST was not sent, or not again.
             SubmissionUnknown: it cannot be known whether it was bought.
         """
-        intent, budget, ticket = submission.intent, None, self._line.ticket()
+        intent, budget = submission.intent, None
         ask = partial(self._claim, submission)
         wait_for_slot = partial(
             self._line.claim,
             ask,
-            ticket,
+            submission.ticket,
             per=self._limit.per if self._limit else 0.0,
             ping=self._ping,
             stop=submission.stop,
@@ -531,7 +534,7 @@ class Submitter:
                 return await self._record_refused(submission) if submission.slot else None
             started = self._clock.time()
             try:
-                task_id = await self._post(submission, ticket)
+                task_id = await self._post(submission)
             except (APIError, TransportError) as proof:
                 submission.is_posting = False
                 late = await self._late_claim(submission)
@@ -611,7 +614,7 @@ class Submitter:
             raise
         return answer
 
-    async def _post(self, submission: _Submission, ticket: int) -> str:
+    async def _post(self, submission: _Submission) -> str:
         """Send a POST once; return the id of its task.
 
         Raises:
@@ -620,7 +623,7 @@ class Submitter:
         """
         self.posts_sent += 1
         submission.is_posting = True
-        outage = self._line.outage
+        outage, ticket = self._line.outage, submission.ticket
         try:
             answer = await self._send(submission.call, partial(self._confirm, submission))
             task_id = protocol.read_submit(answer)

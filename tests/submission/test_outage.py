@@ -4,17 +4,20 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from midapi_async import (
     ClientClosed,
+    MemoryJournal,
     MidAPIClient,
     RateLimit,
     RetryPolicy,
     SubmissionUnknown,
     TransportError,
 )
+from midapi_async.journal import Claim
 from tests.support.scripted import Received, ScriptedServer, Step, hang, reply
 from tests.world import accepted, client_of, ok, refused, submits
 
@@ -167,6 +170,34 @@ async def test_a_caller_that_gives_up_hands_its_turn_on() -> None:
         assert service.posts == [0] * 3 + [10]
         with pytest.raises(TimeoutError):
             await head
+
+
+async def test_the_one_that_is_let_through_may_leave_during_its_claim() -> None:
+    """Nothing is sent for it, and the next one is let through."""
+
+    class Slow(MemoryJournal):
+        seconds = 0.0
+
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            claim = await super().claim(*args, **options)
+            await asyncio.sleep(self.seconds)
+            return claim
+
+    journal = Slow()
+    service = Service(lambda second: DOWN if second < 5 else None, lambda _: None)
+    async with (
+        ScriptedServer(then=service) as server,
+        client_of(server, retry=PATIENT, journal=journal) as client,
+    ):
+        for _ in range(3):
+            await buy(client, "unlucky")
+        journal.seconds = 0.9
+        first = asyncio.create_task(client.generate("leaves"))
+        second = asyncio.create_task(client.generate("stays"))
+        await asyncio.sleep(10.5)
+        first.cancel()
+        await second
+        assert service.posts == [0, 0, 0, 12]
 
 
 @pytest.mark.parametrize(
