@@ -155,7 +155,10 @@ class APIError(MidAPIError):
             )
         status = f" (HTTP {self.http_status})" if self.http_status not in (200, self.code) else ""
         said = f": {self.message.rstrip('. ')}" if self.message else ""
-        return f"MidAPI answered {self.code}{status}{said}. {self.advice}."
+        look = ""
+        if self.task_id is not None:
+            look = f" It answered a look at task {self.task_id}; that task is not affected by it."
+        return f"MidAPI answered {self.code}{status}{said}. {self.advice}.{look}"
 
 
 class BadRequestError(APIError):
@@ -236,7 +239,7 @@ class ServerError(APIError):
 class GenerationFailedError(APIError):
     """501: MidAPI could not start the generation."""
 
-    advice = "Nothing was bought; submit again, or change the request"
+    advice = "Submit again, or change the request"
 
 
 class FeatureDisabledError(APIError):
@@ -283,11 +286,13 @@ class TransportError(MidAPIError):
         reason: what happened, in a few words.
         sent: whether any part of the request may have reached the network.
         permanent: whether it is useless to try again without a change, as with a wrong certificate.
+        timed_out: whether the timeout of the request passed.
     """
 
     reason: str
     sent: bool = False
     permanent: bool = False
+    timed_out: bool = False
 
     def __str__(self) -> str:
         return f"MidAPI could not be reached: {self.reason}. Check the network and the base URL."
@@ -494,6 +499,11 @@ class ClientClosed(MidAPIError):
     task_id: str | None = None
 
     def __str__(self) -> str:
+        if self.task_id is None and self.intent_id is not None:
+            return (
+                f"The client was closed while submission {self.intent_id} was waited for. Open it "
+                f"again and wait with client.intents.settle({self.intent_id!r})."
+            )
         if self.task_id is None:
             return (
                 "The client was closed before this call bought anything. Open it again and repeat "

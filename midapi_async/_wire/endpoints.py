@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from ..config import Settings, Timeouts
-from ..errors import TaskNotFound
+from ..errors import ProtocolError, TaskNotFound, naming
 from ..tasks import TaskDetails
+from . import protocol
 from .json import dumps
-from .protocol import DOWNLOAD_URL, RECORD_INFO, Answer, Call, read_credits, read_look, read_url
+from .protocol import DOWNLOAD_URL, RECORD_INFO, AnotherTask, Answer, Call
 from .records import Record, details_of
 from .transport import Transport
+
+T = TypeVar("T")
 
 
 class Api:
@@ -23,6 +27,7 @@ class Api:
 
     Attributes:
         looks: how many looks were made.
+        misdirected: how many of them were answered with the record of another task.
     """
 
     def __init__(self, transport: Transport, settings: Settings, timeouts: Timeouts) -> None:
@@ -30,16 +35,31 @@ class Api:
         self._credit_path = settings.credit_path
         self._timeouts = timeouts
         self.looks = 0
+        self.misdirected = 0
 
     def submit(self, call: Call, confirm: Callable[[], Awaitable[object]]) -> Awaitable[Answer]:
         """Send a POST that costs money; return the answer unread. See `Transport.call`."""
         return self._transport.call(call, self._timeouts.submit, confirm)
 
     async def look(self, task_id: str) -> Record | None:
-        """One GET of a task's record; None while MidAPI does not know the task."""
+        """One GET of a task's record; None while MidAPI does not know the task.
+
+        If the answer is about another task, one more GET goes out at once, over a new connection.
+        """
+        with naming(task_id=task_id):
+            try:
+                return await self._look(task_id)
+            except AnotherTask:
+                return await self._look(task_id)
+
+    async def _look(self, task_id: str) -> Record | None:
         self.looks += 1
-        answer = await self._ask(Call("GET", f"{RECORD_INFO}?taskId={task_id}"))
-        return read_look(answer, task_id)
+        call = Call("GET", f"{RECORD_INFO}?taskId={task_id}")
+        try:
+            return await self._ask(call, lambda answer: protocol.read_look(answer, task_id))
+        except AnotherTask:
+            self.misdirected += 1
+            raise
 
     async def details(self, task_id: str) -> TaskDetails:
         """One look, as the public snapshot.
@@ -53,11 +73,18 @@ class Api:
 
     async def credits(self) -> float:
         """The credits that the account has left."""
-        return read_credits(await self._ask(Call("GET", self._credit_path)))
+        return await self._ask(Call("GET", self._credit_path), protocol.read_credits)
 
     async def download_url(self, url: str) -> str:
         """A link to a result that opens without a key, for 20 minutes."""
-        return read_url(await self._ask(Call("POST", DOWNLOAD_URL, dumps({"url": url}))))
+        call = Call("POST", DOWNLOAD_URL, dumps({"url": url}))
+        return await self._ask(call, protocol.read_url)
 
-    def _ask(self, call: Call) -> Awaitable[Answer]:
-        return self._transport.call(call, self._timeouts.look)
+    async def _ask(self, call: Call, read: Callable[[Answer], T]) -> T:
+        answer = await self._transport.call(call, self._timeouts.look)
+        try:
+            return read(answer)
+        except ProtocolError:
+            # It may answer another call: one that came twice shifts all later ones on a connection.
+            await self._transport.replace(answer)
+            raise

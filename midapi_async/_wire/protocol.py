@@ -86,12 +86,18 @@ class Answer:
         headers: the HTTP headers.
         body: the bytes that arrived.
         flaw: what cut the body short, in a few words; None if it is complete.
+        session: the HTTP session over which it came, for `Transport.replace`.
     """
 
     status: int
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
     flaw: str | None = None
+    session: object = attrs.field(default=None, repr=False, eq=False)
+
+
+class AnotherTask(ProtocolError):
+    """An answer, or a record, is about another task than the one that was asked for."""
 
 
 class Unsure(Exception):
@@ -141,13 +147,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,12}", text):
         return float(text)
-    moment, now = _http_date(text), _http_date(headers.get("Date", ""))
+    moment, now = server_time(text), server_time(headers.get("Date"))
     return None if moment is None else max(0.0, moment - (time.time() if now is None else now))
 
 
-def _http_date(text: str) -> float | None:
+def server_time(text: str | None) -> float | None:
+    """Epoch seconds of an HTTP date, as in the Date header; None if it is missing or malformed."""
     try:
-        moment = parsedate_to_datetime(text)
+        moment = parsedate_to_datetime(text or "")
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -291,7 +298,7 @@ def read_look(answer: Answer, task_id: str) -> Record | None:
 
     Raises:
         APIError: MidAPI, or a proxy in between, answered with an error.
-        ProtocolError: the answer is not MidAPI's, or about another task.
+        ProtocolError: the answer is not MidAPI's; `AnotherTask` if it is about another task.
     """
     try:
         data = read_data(answer)
@@ -299,9 +306,10 @@ def read_look(answer: Answer, task_id: str) -> Record | None:
         if error.own_envelope:
             return None  # 422 "recordInfo is null" is MidAPI's answer for a task that is too new
         raise
-    record = read_record(data, is_plain=not may_hold_secret(answer.body.decode("latin-1")))
+    is_plain = not may_hold_secret(answer.body.decode("latin-1"))
+    record = read_record(data, is_plain=is_plain, shown_at=answer.headers.get("Date"))
     if record is not None and record.task_id != task_id:
-        raise ProtocolError("data.taskId", f"names another task than {task_id}")
+        raise AnotherTask("data.taskId", f"names another task than {task_id}")
     return record
 
 

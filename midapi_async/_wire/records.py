@@ -151,6 +151,7 @@ class Record:
         params: the request as MidAPI stored it; may contain our callback URL.
         raw: the JSON object that the record was read from; may contain our callback URL.
         is_plain: whether it certainly contains no callback URL and no token.
+        shown_at: when MidAPI's server sent it, by its own clock; a Date header, or None.
     """
 
     task_id: str = attrs.field(metadata=_wire("taskId", _task_id))
@@ -172,6 +173,7 @@ class Record:
     # Not from MidAPI: whatever it may send under these names is replaced.
     raw: Mapping[str, object] = attrs.field(repr=False, metadata=_wire("raw", lambda it: it))
     is_plain: bool = attrs.field(metadata=_wire("is_plain", lambda it: it))
+    shown_at: str | None = attrs.field(default=None, metadata=_wire("shown_at", lambda it: it))
 
     @property
     def status(self) -> TaskStatus:
@@ -209,12 +211,15 @@ def read_envelope(body: bytes) -> tuple[int, str | None, object]:
         raise ProtocolError("code", str(error)) from None
 
 
-def read_record(data: object, *, is_plain: bool = False) -> Record | None:
+def read_record(
+    data: object, *, is_plain: bool = False, shown_at: str | None = None
+) -> Record | None:
     """A task's record from ``data``: an object, or a string that holds one; None for null.
 
     Args:
         data: the ``data`` of an answered look.
         is_plain: whether it certainly contains no callback URL and no token.
+        shown_at: the Date header of the answer, if there is one.
 
     Raises:
         ProtocolError: naming the path of the value that is wrong.
@@ -225,15 +230,15 @@ def read_record(data: object, *, is_plain: bool = False) -> Record | None:
         raise ProtocolError("data", f"is not JSON: {_reason(error)}") from None
     if value is None:
         return None
-    return _record(value, is_plain=is_plain)
+    return _record(value, is_plain=is_plain, shown_at=shown_at)
 
 
-def _record(value: object, *, is_plain: bool) -> Record:
+def _record(value: object, *, is_plain: bool, shown_at: str | None = None) -> Record:
     """The record that a JSON object holds; null counts as missing."""
     if not isinstance(value, dict):
         raise ProtocolError("data", f"must be an object, is {described(value)}")
     given = {name: each for name, each in value.items() if each is not None}
-    given |= {"raw": value, "is_plain": is_plain}
+    given |= {"raw": value, "is_plain": is_plain, "shown_at": shown_at}
     try:
         return _structure(given, Record)
     except ClassValidationError as error:

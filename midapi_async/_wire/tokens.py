@@ -11,6 +11,7 @@ import secrets
 
 # Matches also a token that was cut off, since its rest could be guessed.
 _TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{16,}")
+_WHOLE_TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
 
 
 def new_token() -> str:
@@ -21,6 +22,17 @@ def new_token() -> str:
 def token_hash(token: str) -> str:
     """The hash of a token, which the journal stores in its place."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+
+
+def has_foreign_token(text: object, ours: str | None) -> bool:
+    """Whether a text contains a token, and none with this hash; False without a hash.
+
+    A token that was cut proves nothing.
+    """
+    if ours is None or not isinstance(text, str):
+        return False
+    tokens = _WHOLE_TOKEN.findall(text)
+    return bool(tokens) and ours not in map(token_hash, tokens)
 
 
 def without_tokens(text: str) -> str:

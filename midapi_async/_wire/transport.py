@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from ssl import SSLContext
 
 import aiohttp
@@ -91,8 +92,11 @@ class Transport:
             total=None, sock_connect=clock.network_seconds(connect_timeout)
         )
 
+        # Those that are not closed, and how many calls are under way in each.
+        self._calls: dict[aiohttp.ClientSession, int] = {}
+
         def session(connector: aiohttp.TCPConnector, **headers: str) -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(
+            made = aiohttp.ClientSession(
                 connector=connector,
                 # Given to the session and not to each call, because aiohttp copies them faster so.
                 headers={
@@ -107,8 +111,14 @@ class Transport:
                 max_line_size=LARGEST_HEADER,
                 max_field_size=LARGEST_HEADER,
             )
+            self._calls[made] = 0
+            return made
 
-        self._session = session(aiohttp.TCPConnector(keepalive_timeout=LONGEST_IDLE, ssl=checks))
+        def new_session() -> aiohttp.ClientSession:
+            return session(aiohttp.TCPConnector(keepalive_timeout=LONGEST_IDLE, ssl=checks))
+
+        self._new_session = new_session
+        self._session = new_session()
         # Each call that costs money gets a new connection: a reused one may have been closed by the
         # server, or contain the answer to another call. There is no limit of connections, because
         # the journal's row is written by then and the call must be sent at once. The answer must
@@ -142,6 +152,8 @@ class Transport:
         body = bytearray()
         flaw: str | None = None
         is_certificate = False
+        is_late = False
+        self._calls[session] += 1
         try:
             async with asyncio.timeout(None) as scope:
                 timer = self._clock.expire(scope, timeout)
@@ -156,15 +168,36 @@ class Transport:
                     if response is not None:
                         response.release()
         except Exception as error:  # noqa: BLE001 - whatever breaks a paid POST must be judged
-            flaw = _describe_error(error)
+            flaw, is_late = _describe_error(error), isinstance(error, TimeoutError)
             is_certificate = isinstance(error, aiohttp.ClientConnectorCertificateError)
+        finally:
+            self._calls[session] -= 1
+            await self._close_if_unused(session)
         # Raised outside the handler: aiohttp's error, which contains the API key, is not its cause.
         if response is None:
             sent = payload is None or payload.written
-            raise TransportError(flaw or "no answer came", sent=sent, permanent=is_certificate)
+            raise TransportError(
+                flaw or "no answer came", sent=sent, permanent=is_certificate, timed_out=is_late
+            )
         if len(body) > LARGEST_ANSWER:
             flaw = f"its answer is larger than {LARGEST_ANSWER >> 20} MiB"
-        return Answer(response.status, response.headers, self._without_key(body), flaw)
+        return Answer(response.status, response.headers, self._without_key(body), flaw, session)
+
+    async def replace(self, answer: Answer) -> None:
+        """Use new connections from now on, after an answer that may belong to another call.
+
+        All later answers on its connection may be shifted, too. The old connections are closed when
+        the calls have ended that are under way on them.
+        """
+        if answer.session is self._session:
+            old, self._session = self._session, self._new_session()
+            await self._close_if_unused(old)
+
+    async def _close_if_unused(self, session: aiohttp.ClientSession) -> None:
+        is_old = session is not self._session and session is not self._paid_session
+        if is_old and self._calls.get(session) == 0:
+            del self._calls[session]
+            await session.close()
 
     def _without_key(self, body: bytearray) -> bytes:
         """The body without our API key, which a server may repeat."""
@@ -174,10 +207,9 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        try:
-            await self._paid_session.close()
-        finally:
-            await self._session.close()
+        async with AsyncExitStack() as exits:
+            for session in self._calls:
+                exits.push_async_callback(session.close)
 
 
 def _describe_error(error: Exception) -> str:

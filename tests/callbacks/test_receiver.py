@@ -183,7 +183,7 @@ async def test_a_callback_too_early_to_be_checked_is_sent_again() -> None:
         assert (await waiting).is_final
 
 
-@pytest.mark.parametrize("fault", [reply(502), ok(record(flag=[1])), looked(OTHER)])
+@pytest.mark.parametrize("fault", [reply(502), ok(record(flag=[1]))])
 @pytest.mark.fault("C21")
 async def test_a_callback_that_cannot_be_checked_is_sent_again(fault: object) -> None:
     """A look that fails is 503, never a guess."""
