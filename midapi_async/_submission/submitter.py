@@ -170,6 +170,7 @@ class Submitter:
         self._rewrites = OwnedTasks()
         self._wakeups: set[asyncio.Event] = set()  # of the callers in `_wait_for_change`
         self._unwritten: dict[str, Intent] = {}  # accepted by `bind`, not in the journal yet
+        self._disowned: set[tuple[str, str]] = set()  # intents and the tasks that are not theirs
         self._is_stopped = False
         self._is_closing = False
         self._closed: asyncio.Future[None] = clock.loop.create_future()
@@ -324,6 +325,27 @@ class Submitter:
             found = row.intent_id, bound.state, task_id, problem
             _log.log(level, "a callback for intent %s (%s) names task %s: %s", *found)
         return bound
+
+    async def disown(self, intent_id: str, task_id: str) -> SubmissionUnknown:
+        """The record of an intent's task belongs to another submission: the intent is unknown.
+
+        So the answer to its POST was that of another request, as after a proxy that mixed them up.
+
+        Returns:
+            The error for whoever waited for that task.
+        """
+        row = await self._journal.advance(intent_id, foreign=task_id)
+        if (intent_id, task_id) not in self._disowned:
+            self._disowned.add((intent_id, task_id))
+            _log.critical(
+                "task %s is not that of intent %s, as its record shows, but another submission's: "
+                "its POST got another request's answer, and it cannot be known what was bought",
+                task_id,
+                intent_id,
+            )
+        for changed in self._wakeups:
+            changed.set()
+        return self._unknown_error(row, f"task {task_id} is another submission's")
 
     def stop(self, *, is_closing: bool = False) -> None:
         """Send nothing more: callers that wait for a slot get `ClientClosed`, and later ones, too.

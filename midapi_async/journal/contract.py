@@ -481,6 +481,27 @@ class JournalContract:
                     wrong.append((state, to, after.state))
         assert wrong == []
 
+    @pytest.mark.parametrize("state", [State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED])
+    async def test_a_task_that_is_another_submissions(self, journal: Journal, state: State) -> None:
+        """The intent is UNKNOWN and has no task, unless that was final; and it can be accepted."""
+        row = await in_state(journal, state, "k")
+        task_id = row.task_id or ""
+        assert await journal.advance(row.intent_id, State.UNKNOWN, foreign="other") == row
+        after = await journal.advance(row.intent_id, foreign=task_id)
+        if state is State.SUCCEEDED:
+            assert after == row
+            return
+        expected = attrs.evolve(row, state=State.UNKNOWN, task_id=None, accepted_at=None)
+        assert after == await row_of(journal, row) == expected
+        assert await journal.find(task_id=task_id) is None
+        assert await journal.find(key=(row.scope, "k")) == after
+        other = an_intent()
+        await claimed(journal, other)
+        owner = await journal.advance(other.intent_id, State.ACCEPTED, task_id=task_id)
+        assert owner.task_id == task_id
+        again = await journal.advance(row.intent_id, State.ACCEPTED, task_id="mine")
+        assert (again.state, again.task_id) == (State.ACCEPTED, "mine")
+
     async def test_a_move_of_an_intent_that_is_not_there(self, journal: Journal) -> None:
         """It is an error that names the intent."""
         with pytest.raises(JournalError, match="no-such-intent"):

@@ -169,6 +169,8 @@ class _MemoryTable(Table):
 
     def update(self, before: Intent, after: Intent) -> None:
         self.by_id[after.intent_id] = after
+        if before.task_id is not None and after.task_id is None:
+            self._tasks[before.task_id].remove(after.intent_id)
         if after.holds_key and after.key is not None:
             self._keys[after.scope, after.key] = after.intent_id
         for task_id in filter(None, (after.task_id, *after.other_task_ids)):

@@ -1,7 +1,8 @@
 """The states of an intent, and the moves between them. Pure: every journal uses `moved`.
 
     SENDING ──► ACCEPTED ──► CALLED_BACK ──► SUCCEEDED | FAILED    final, with the details
-       │ ▲         └──────────────┴────────► EXPIRED               MidAPI does not know it any more
+       │ ▲         └──────────────┼────────► EXPIRED               MidAPI does not know it any more
+       │ │                        └────────► UNKNOWN               the task is another submission's
        ▼ │
     RESTING                           nothing was bought; it will be sent again
        │
@@ -12,9 +13,11 @@
                │                      back when it is refused
                └──► DISMISSED         by the user
 
-REFUSED, RESTING and SUPERSEDED become ACCEPTED when a callback with the intent's token proves it.
-A FAILED intent can be SUPERSEDED, too. When the new intent is REFUSED, the superseded one is
-UNKNOWN or FAILED again, and has its key again.
+An ACCEPTED or CALLED_BACK intent whose task proves to be another submission's becomes UNKNOWN and
+has no task any more (`Changes.foreign`; no other move leads there). REFUSED, RESTING and SUPERSEDED
+become ACCEPTED when a callback with the intent's token proves it. A FAILED intent can be
+SUPERSEDED, too. When the new intent is REFUSED, the superseded one is UNKNOWN or FAILED again, and
+has its key again.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ class State(StrEnum):
 PENDING = frozenset({State.SENDING, State.RESTING})
 # The task is known and may still be asked for.
 BOUGHT = frozenset({State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED})
+# So it is, and it was not seen to be final.
+_OPEN = frozenset({State.ACCEPTED, State.CALLED_BACK})
 # Nothing more is expected to happen to the intent; it is pruned some time after that.
 OVER = frozenset(
     {
@@ -137,12 +142,14 @@ class Changes(TypedDict, total=False):
     Attributes:
         task_id: its task. A second one is stored in ``other_task_ids``.
         candidate: a task id that may be its task, without a proof.
+        foreign: its task, which proves to be another submission's; the state needs no name then.
         details: the final details of its task.
         taken: True when the user has taken its result.
     """
 
     task_id: str | None
     candidate: str | None
+    foreign: str | None
     details: TaskDetails | None
     taken: bool
 
@@ -157,6 +164,9 @@ def moved(row: Intent, to: State | None = None, *, now: float, **what: Unpack[Ch
         **what: what became known of it.
     """
     task_id, candidate, details = what.get("task_id"), what.get("candidate"), what.get("details")
+    if row.task_id is not None and what.get("foreign") == row.task_id and row.state in _OPEN:
+        # Its POST got the answer to another request.
+        return attrs.evolve(row, state=State.UNKNOWN, task_id=None, accepted_at=None, taken=False)
     changes: dict[str, object] = {}
     if to is not None and to in _NEXT.get(row.state, ()):
         changes["state"] = to
