@@ -73,7 +73,11 @@ class App:
                 web.get(f"{_wire.DOWNLOAD_LINKS}/{{token}}/{{name}}", self._linked),
             ]
         )
+        app.on_response_prepare.append(self._date)
         return app
+
+    async def _date(self, _: web.Request, response: web.StreamResponse) -> None:
+        response.headers[hdrs.DATE] = self._service.clock.date()
 
     async def aclose(self, grace: float) -> None:
         """Wait some seconds for handlers whose clients have left; then cancel them.

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from email.utils import formatdate
 from typing import final
 
 
@@ -34,6 +35,10 @@ class Clock:
         stamps is the duration that the sandbox plays, not the real one.
         """
         return round((self._epoch + moment) * 1000)
+
+    def date(self) -> str:
+        """Give the Date header of an answer that is sent now, in line with the stamps."""
+        return formatdate(self._epoch + self.now(), usegmt=True)
 
     def call_in(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Call a function after some seconds of the sandbox."""
