@@ -24,6 +24,7 @@ from .journal import Journal
 from .journal.watcher import Watcher
 
 CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
+DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
 
 
@@ -74,7 +75,7 @@ class Session:
         self.downloader = Downloader(
             allow_http=is_loopback(settings.base_url),
             connect_timeout=timeouts.connect,
-            read_timeout=timeouts.look,
+            read_timeout=max(timeouts.look, DOWNLOAD_PATIENCE),
             total_timeout=timeouts.wait,
             ssl=ssl,
             proxy=proxy,

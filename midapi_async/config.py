@@ -81,7 +81,7 @@ class Timeouts:
 
     connect: float = 10.0
     submit: float = 180.0
-    look: float = 30.0
+    look: float = 10.0
     wait: float | None = 3600.0
 
     def __attrs_post_init__(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
 from typing import cast
@@ -14,12 +15,25 @@ import attrs
 from ._session import Session
 from ._tracking.schedule import Kind
 from ._wire.bodies import task_type
-from ._wire.protocol import failure
-from .errors import ClientClosed, InvalidRequestError, JournalError, shown
+from ._wire.protocol import AnotherTask, failure
+from ._wire.records import details_of
+from ._wire.tokens import has_foreign_token
+from .errors import (
+    ClientClosed,
+    InvalidRequestError,
+    JournalError,
+    SubmissionUnknown,
+    TaskNotFound,
+    shown,
+)
 from .journal import Intent, State
 from .requests import Request
 from .tasks import TaskDetails, TaskStatus
 
+# If another task of a TaskGroup fails in the turn of the loop in which a wait returns, the group
+# cancels the caller in the next turn; in nested groups, one turn later for each.
+_CANCEL_TURNS = 4
+_CLOCK_STEP = 5.0  # seconds by which a clock that is kept in time may be set back
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
@@ -47,7 +61,7 @@ class TaskHandle:
     _session: Session
     _kind: Kind | None = None
     _since: float | None = None
-    _has_callback: bool = False
+    _token_hash: str | None = None
     _final: TaskDetails | None = attrs.field(default=None, on_setattr=attrs.setters.NO_OP)
     _is_recorded: bool = attrs.field(default=False, on_setattr=attrs.setters.NO_OP)
 
@@ -72,14 +86,18 @@ class TaskHandle:
 
         Args:
             timeout: seconds from now; None waits without a limit; left out, ``Timeouts.wait``
-                counted from the acceptance of the task, but until one look has been made.
+                counted from the acceptance of the task, but until one look was answered, or looks
+                have failed for 30 s.
 
         Raises:
             WaitTimeout: it was not finished in time.
+            SubmissionUnknown: its record belongs to another submission: the answer to the POST was
+                not MidAPI's answer to this one, and it cannot be known what was bought.
             TaskFailed: it failed; `PromptRejected` if moderation rejected its prompt or picture.
             TaskNotFound: MidAPI has not known it for two minutes.
             ResultMissing: it succeeded, and its record has shown no file for two minutes.
-            AuthenticationError: MidAPI refused the API key in two looks in a row.
+            AuthenticationError: MidAPI has refused the API key for two minutes, in at least five
+                looks. The task goes on.
             ClientClosed: the client was closed.
         """
         details = self._final
@@ -91,38 +109,69 @@ class TaskHandle:
                 kind=self._kind,
                 since=self._since,
                 deadline=self._deadline(timeout),
-                looks_once=timeout is ...,
-                has_callback=self._has_callback,
+                patience=self._session.timeouts.wait if timeout is ... else None,
+                token_hash=self._token_hash,
             )
             try:
                 details = await wait
+            except AnotherTask:
+                raise await self._disown() from None
             finally:
                 tracker.leave(wait)
             self._final = details
         if not self._is_recorded and not self._session.is_over:
             self._is_recorded = True
-            self._session.recorder.hand_over(self.task_id, self.intent_id, details)
+            # Without a task (another runner of coroutines) nothing is counted: `int()` is 0.
+            cancels: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", int)
+            self._session.recorder.writes.start(self._hand_over(details, cancels, cancels()))
         if details.status is TaskStatus.FAILED:
             raise failure(details)
         return details
 
     def _deadline(self, timeout: float | EllipsisType | None) -> float | None:
-        now = self._session.clock.time()
-        if isinstance(timeout, EllipsisType):
-            patience = self._session.timeouts.wait
-            since = now if self._since is None else self._since
-            return None if patience is None else since + patience
-        return None if timeout is None else now + check_seconds(timeout)
+        if timeout is None or isinstance(timeout, EllipsisType):
+            return None
+        return self._session.clock.time() + check_seconds(timeout)
+
+    async def _disown(self) -> SubmissionUnknown:
+        return await self._session.submitter.disown(self.intent_id or "", self.task_id)
+
+    async def _hand_over(
+        self, details: TaskDetails, cancels: Callable[[], int], before: int
+    ) -> None:
+        """Record that a wait has returned these details; runs in the background.
+
+        So it is written only after the caller has continued. If the wait awaited the write, the
+        caller could be cancelled or killed in between: the result would count as taken although the
+        caller never got it. This way a result may be returned twice, but is never lost.
+
+        Args:
+            details: what the wait has returned.
+            cancels: how often its caller has been cancelled.
+            before: how often that was when the wait returned.
+        """
+        recorder = self._session.recorder
+        for _ in range(_CANCEL_TURNS):
+            await asyncio.sleep(0)
+            if cancels() > before:
+                self._is_recorded = False  # the caller did not get it
+        taken = recorder.takes_at_once and self._is_recorded
+        await recorder.write(self.task_id, self.intent_id, details, taken=taken)
 
     async def details(self) -> TaskDetails:
         """One look at the task, whatever its state.
 
         Raises:
             TaskNotFound: MidAPI does not know it, or not yet.
+            SubmissionUnknown: as in ``wait``.
             MidAPIError: the look failed.
         """
         self._check()
-        return await self._session.api.details(self.task_id)
+        if (record := await self._session.api.look(self.task_id)) is None:
+            raise TaskNotFound(self.task_id)
+        if has_foreign_token(record.params.get("callBackUrl"), self._token_hash):
+            raise await self._disown()
+        return details_of(record)
 
     async def ack(self) -> None:
         """Mark the result as taken, so that ``resume`` leaves the task out from now on.
@@ -158,9 +207,11 @@ def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskH
     """The handle of an accepted intent."""
     if row.task_id is None or row.accepted_at is None:
         raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
-    age = max(0.0, time.time() - row.accepted_at) * session.clock.scale
+    age = time.time() - row.accepted_at
     # Without `since` a wait looks at once: after a callback, or a final look, it may be finished.
-    may_be_final = row.state is not State.ACCEPTED
+    # So it does if the wall clock was moved back meanwhile: how old the task is, is not known. Any
+    # other mistake of that clock is corrected by the first look.
+    may_be_final = row.state is not State.ACCEPTED or age < -_CLOCK_STEP
     return TaskHandle(
         task_id=row.task_id,
         request=row.request,
@@ -171,8 +222,8 @@ def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskH
         replayed=replayed,
         session=session,
         kind=kind_of(row.request) if row.request is not None else None,
-        since=None if may_be_final else session.clock.time() - age,
-        has_callback=row.token_hash is not None,
+        since=None if may_be_final else session.clock.time() - max(0.0, age) * session.clock.scale,
+        token_hash=row.token_hash,
         final=row.details,
         is_recorded=row.taken,
     )

@@ -340,7 +340,7 @@ def test_a_good_number_is_taken(policy: Callable[..., object], name: str, _: boo
 
 def test_the_defaults_are_those_of_the_design() -> None:
     """design.md, "Defaults"."""
-    assert Timeouts(connect=10, submit=180, look=30, wait=3600) == Timeouts()
+    assert Timeouts(connect=10, submit=180, look=10, wait=3600) == Timeouts()
     assert RetryPolicy(give_up_after=60) == RetryPolicy()
     assert PollPolicy(look_price=1, floor=1, ceiling=60, looks_per_second=5) == PollPolicy()
     assert RateLimit(20, per=10.0) == RateLimit(20)

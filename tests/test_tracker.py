@@ -7,9 +7,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from itertools import pairwise
 from typing import cast
 
+import attrs
 import pytest
 
 from midapi_async import (
@@ -112,13 +114,14 @@ class World:
         has_callback: bool = False,
     ) -> Wait:
         """Begin to wait for a task of now, or of another time, or of an unknown age."""
+        accepted_at = now() if since in {-1.0, None} else since
         return self.tracker.join(
             task_id,
             kind=FAST,
             since=now() if since == -1.0 else since,
-            deadline=None if within is None else now() + within,
-            looks_once=looks_once,
-            has_callback=has_callback,
+            deadline=None if within is None or looks_once else now() + within,
+            patience=within + now() - accepted_at if within and looks_once else None,
+            token_hash="0" * 64 if has_callback else None,
         )
 
     async def wait(
@@ -480,7 +483,7 @@ async def test_blocked_loop_causes_no_timeout(world: World) -> None:
 
 @pytest.mark.fault("P11")
 async def test_revoked_key_ends_every_wait(world: World) -> None:
-    """Two of MidAPI's own 401s in a row end every wait, and looking stops."""
+    """Five of MidAPI's own 401s over two minutes end every wait, and looking stops."""
     tasks = [f"task{n}" for n in range(500)]
     for task in tasks:
         world.says(task, AuthenticationError(401, "no access", 200))
@@ -489,7 +492,24 @@ async def test_revoked_key_ends_every_wait(world: World) -> None:
     )
     assert {type(error) for error in ended} == {AuthenticationError}
     assert len({id(error) for error in ended}) == 500
-    assert len(world.looks) <= 20
+    assert len(world.looks) <= 40
+    assert now() - world.born >= 120
+    assert {error.task_id for error in ended if isinstance(error, MidAPIError)} == {*tasks}
+
+
+@pytest.mark.fault("P22")
+async def test_refusals_of_hours_ago_do_not_count(world: World) -> None:
+    """Five refusals over two minutes, with hours between them, are not two minutes of refusals."""
+    refusal = AuthenticationError(401, "no access", 200)
+    world.says(TASK, refusal)
+    with pytest.raises(WaitTimeout):
+        await world.wait(within=20, since=None)
+    assert len(world.looks) >= 4
+    await asyncio.sleep(10_000)
+    for n in range(5):
+        world.says(f"t{n}", refusal, record(f"t{n}", 1))
+    ended = await asyncio.gather(*(world.wait(f"t{n}", since=None) for n in range(5)))
+    assert all(details.is_final for details in ended)
 
 
 @pytest.mark.fault("P11")
@@ -942,13 +962,20 @@ def test_kind_of_a_record(fields: dict[str, object], kind: tuple[str, str] | Non
     assert kind_of(found(record(TASK, 1, **fields))) == kind
 
 
-@pytest.mark.parametrize(("age", "credible"), [(-60, False), (60, True), (4000, False)])
-def test_age_of_a_record(age: float, credible: bool) -> None:
-    """An age that only a wrong clock explains is not used."""
-    assert age_of(found(record(createTime=None)), 0.0) is None
-    created = 1_700_000_000
-    shown = found(record(createTime=created * 1000))
-    assert age_of(shown, created + age) == (age if credible else None)
+CREATED = 1_700_000_000
+
+
+@pytest.mark.fault("P23")
+@pytest.mark.parametrize(
+    ("age", "expected"), [(60, 60), (90_000, 90_000), (-2, 0), (-8 * 3600, None), (None, None)]
+)
+def test_age_of_a_record(age: float | None, expected: float | None) -> None:
+    """By the Date header that came with it: our own clock does not count."""
+    shown_at = None if age is None else formatdate(CREATED + age, usegmt=True)
+    shown = read_record(record(createTime=CREATED * 1000), shown_at=shown_at)
+    assert shown is not None
+    assert age_of(shown) == expected
+    assert age_of(attrs.evolve(shown, create_time=None)) is None
 
 
 async def test_unknown_kind_and_age_are_taken_from_the_record(world: World) -> None:
@@ -959,8 +986,10 @@ async def test_unknown_kind_and_age_are_taken_from_the_record(world: World) -> N
         "completeTime": created + 2_500_000,
         "paramJson": '{"speed": "relax"}',
     }
+    shown = found(record(TASK, 1, **fields))
+    shown = attrs.evolve(shown, shown_at=formatdate(created / 1000 + 3000, usegmt=True))
     for n in range(5):
-        world.says(f"t{n}", record(f"t{n}", 1, **fields))
+        world.answers[f"t{n}"] = lambda: shown
         wait = world.tracker.join(f"t{n}", kind=None, since=None, deadline=None)
         assert (await wait).is_final
     assert world.schedule.expected(("mj_txt2img", "relaxed")).median == 2500

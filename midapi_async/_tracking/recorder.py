@@ -22,10 +22,11 @@ class ResultRecorder:
     Args:
         journal: stores the intents.
         origin: the origin of the service's base URL.
-        takes_at_once: whether a result counts as taken when a wait has returned it.
+        takes_at_once: see the attribute.
         schedule: learns how long tasks take.
 
     Attributes:
+        takes_at_once: whether a result counts as taken when a wait has returned it.
         writes: those that are under way.
     """
 
@@ -34,20 +35,10 @@ class ResultRecorder:
     ) -> None:
         self._journal = journal
         self._origin = origin
-        self._takes_at_once = takes_at_once
+        self.takes_at_once = takes_at_once
         self._schedule = schedule
         self.writes = OwnedTasks()
         self._new_durations: dict[Kind, list[float]] = {}  # not written yet
-
-    def hand_over(self, task_id: str, intent_id: str | None, details: TaskDetails) -> None:
-        """Record that a wait returns these details; the write runs in the background.
-
-        It begins only after the caller has continued. If the wait awaited the write, the caller
-        could be cancelled or killed in between: the result would count as taken although the caller
-        never got it. This way a result may be returned twice, but is never lost.
-        """
-        write = self.write(task_id, intent_id, details, taken=self._takes_at_once)
-        self.writes.start(write)
 
     async def write(
         self,

@@ -13,16 +13,24 @@ import heapq
 import itertools
 import logging
 import math
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import BLOCKED_LOOP, Clock
-from .._wire.protocol import CLOCK_SKEW
+from .._wire.protocol import CLOCK_SKEW, AnotherTask
 from .._wire.records import KNOWN_FLAGS, Record
-from ..errors import AuthenticationError, ClientClosed, MidAPIError, ProtocolError, WaitTimeout
+from .._wire.tokens import has_foreign_token
+from ..errors import (
+    AuthenticationError,
+    ClientClosed,
+    MidAPIError,
+    ProtocolError,
+    TransportError,
+    WaitTimeout,
+    about,
+)
 from ..tasks import TaskDetails, TaskStatus
 from .looker import Looker
 from .schedule import Kind, Schedule
@@ -42,7 +50,12 @@ RETRIES, HINTS_WITH_RETRIES = 4, 2
 GRACE, GRACE_LOOKS = 120.0, 5
 LATE_CALLBACK = 5.0  # seconds after a result was found in which its callback still is in time
 MISSED_CALLBACKS = 3  # how many callbacks must be missing, with none that came, before a warning
-FORGIVEN = 30.0  # seconds more for a wait whose deadline passed while the process stood still
+# Seconds more for a wait whose deadline passed while the process stood still, or while its looks
+# failed.
+FORGIVEN = 30.0
+# MidAPI has refused the API key so often, over so many seconds: all waits end.
+REFUSALS, REFUSED_FOR = 5, 120.0
+CREDIBLE = 30.0  # seconds by which the age of a task may differ from what MidAPI shows
 SLEEP_CHECK = 10.0  # loop seconds between two checks whether the machine has slept
 RECENT_TASKS = 5_000  # how many tasks are remembered that no wait is going on for
 AT_ONCE = 500  # how many tasks are served in one turn of the event loop
@@ -88,7 +101,9 @@ class Tracker:
         self._late_callbacks: dict[str, float] = {}
         self._missed_callbacks = 0
         self._got_callback = False
-        self._consecutive_refusals = 0  # looks in a row for which MidAPI refused the API key
+        # Looks for which MidAPI refused the API key, since the last one that it answered.
+        self._refusals = 0
+        self._refused_since = self._refused_at = -math.inf
         self._unknown_flags: set[int | None] = set()  # each is logged once
         self._slept = clock.slept()
         self._wakes_at = math.inf  # when the scheduler's timer wakes it
@@ -123,18 +138,20 @@ class Tracker:
         kind: Kind | None,
         since: float | None,
         deadline: float | None,
-        looks_once: bool = False,
-        has_callback: bool = False,
+        patience: float | None = None,
+        token_hash: str | None = None,
     ) -> Wait:
         """A future of the final details of a task; `leave` must follow.
 
         Args:
             task_id: which task.
             kind: its type and speed, for the plan; None if not known.
-            since: when MidAPI accepted it, on the client's clock; None if not known.
+            since: when MidAPI accepted it, on the client's clock; None if not known. It may be
+                wrong, and is corrected by the task's record.
             deadline: when to stop waiting, on the client's clock; None for never.
-            looks_once: time out only after a look that began during this wait.
-            has_callback: whether MidAPI has a callback URL of ours for it.
+            patience: in place of a deadline, seconds after the acceptance; the wait then times out
+                only after a look that began during it was answered, or has failed for 30 s.
+            token_hash: if MidAPI has a callback URL of ours for it, the hash of the token in it.
 
         Returns:
             A future; `TaskHandle.wait` lists the errors that it can get.
@@ -146,12 +163,15 @@ class Tracker:
             raise ClientClosed(task_id)
         now = self._clock.time()
         task = self._tasks.get(task_id) or self._begin_tracking(task_id, kind, since, now)
-        if has_callback and task.callback_expected_since is None:
+        if token_hash is not None and task.callback_expected_since is None:
             task.callback_expected_since = now
+            task.token_hash = token_hash
         wait = Wait(task)
+        wait.began, wait.patience = now, patience
+        if patience is not None:
+            deadline = patience + (now if since is None else task.accepted_at)
         if deadline is not None:
             wait.deadline = max(deadline, now)
-            wait.needs_look_since = now if looks_once else None
         task.waits[wait] = None
         task.deadline = min(task.deadline, wait.deadline)
         self._wake_for(task)
@@ -367,11 +387,16 @@ class Tracker:
 
     def _end_or_extend(self, wait: Wait, now: float) -> None:
         """End a wait whose deadline has passed, or extend it until a look has ended."""
-        task, since = wait.task, wait.needs_look_since
-        if since is not None and (task.look_began < since or task.phase is Phase.LOOKING):
+        task = wait.task
+        needs_look = wait.patience is not None
+        is_first = needs_look and not wait.ends_with_look
+        if is_first and (task.look_began < wait.began or task.phase is Phase.LOOKING):
             # It still has no look of its own: it ends with that look, whenever that is.
             wait.deadline = math.inf
-        elif since is None and self._stall[0] <= wait.deadline <= self._stall[1]:
+        elif is_first and task.answered < wait.began:
+            # All its looks have failed: it ends with one that is answered, or after half a minute.
+            wait.deadline, task.retries_left, task.is_urgent = now + FORGIVEN, RETRIES, True
+        elif not needs_look and self._stall[0] <= wait.deadline <= self._stall[1]:
             # The process stood still when it passed, so the result may be late, too: it ends with
             # the next look, or after half a minute.
             wait.deadline = now + FORGIVEN
@@ -408,37 +433,64 @@ class Tracker:
     async def _look_at(self, task: TrackedTask) -> None:
         try:
             record = await self._look(task.task_id)
+        except AnotherTask as error:
+            # That says nothing about the task, or about MidAPI.
+            _log.debug("a look at task %s failed: %s", task.task_id, error)
         except MidAPIError as error:
             _log.debug("a look at task %s failed: %s", task.task_id, error)
             task.consecutive_failures += 1
-            if not isinstance(error, ProtocolError):  # which would concern only this task
-                self._looker.failed(error)
-            if not (isinstance(error, AuthenticationError) and error.own_envelope):
-                self._consecutive_refusals = 0
-                return
-            # MidAPI itself has refused the API key: twice in a row ends all waits.
-            self._consecutive_refusals += 1
-            if self._consecutive_refusals >= 2:
-                self._consecutive_refusals = 0
-                refusal = (error.code, error.message, error.http_status)
-                await self._fail_all(lambda _: AuthenticationError(*refusal))
+            task.is_stuck = isinstance(error, TransportError) and error.timed_out
+            # Neither an unreadable answer nor a record that hangs concerns other tasks.
+            if not (task.is_stuck or isinstance(error, ProtocolError)):
+                self._looker.failed(task, error)
+            if isinstance(error, AuthenticationError) and error.own_envelope:
+                await self._count_refusal(error)
         else:
             self._looker.succeeded()
-            self._consecutive_refusals = task.consecutive_failures = 0
+            self._refusals = task.consecutive_failures = 0
+            task.is_stuck, task.answered = False, task.look_began
             self._take_answer(task, record)
         finally:
             self._looker.end(task)
             self._wake.set()
-            for wait in task.waits:
-                if wait.ends_with_look and not wait.done():
-                    wait.set_exception(WaitTimeout(task.task_id))
+            self._end_overdue(task)
             if task.waits:
                 self._plan_next(task)
+
+    def _end_overdue(self, task: TrackedTask) -> None:
+        """After a look: end the waits that end with it, or extend them if it was not answered."""
+        was_answered = task.answered == task.look_began
+        for wait in task.waits:
+            if not wait.ends_with_look or wait.done():
+                continue
+            if was_answered or (wait.patience is not None and task.answered >= wait.began):
+                wait.set_exception(WaitTimeout(task.task_id))
+                continue
+            task.is_urgent = True
+            if wait.deadline == math.inf:
+                # One failed look ends no wait: there are more of them for half a minute.
+                wait.deadline, task.retries_left = task.look_ended + FORGIVEN, RETRIES
+                task.deadline = min(task.deadline, wait.deadline)
+
+    async def _count_refusal(self, refusal: AuthenticationError) -> None:
+        """MidAPI itself has refused the API key. If it goes on doing so, end all waits."""
+        now = self._clock.time()
+        if not self._refusals or now - self._refused_at > 3 * REFUSED_FOR:
+            self._refusals, self._refused_since = 0, now
+        self._refusals, self._refused_at = self._refusals + 1, now
+        if self._refusals >= REFUSALS and now - self._refused_since >= REFUSED_FOR:
+            self._refusals = 0
+            said = (refusal.code, refusal.message, refusal.http_status)
+            await self._fail_all(lambda task_id: about(AuthenticationError(*said), task_id=task_id))
 
     def _take_answer(self, task: TrackedTask, record: Record | None) -> None:
         """End the waits if the answer is final; else update the task from it."""
         now, answer = self._clock.time(), read_answer(record, is_seen=task.is_seen)
         if record is not None:
+            if has_foreign_token(record.params.get("callBackUrl"), task.token_hash):
+                self._end(task, _foreign)
+                return
+            task.token_hash = None
             self._learn_from(task, record, now)
         if isinstance(answer, TaskDetails):
             self._finish(task, answer, now)
@@ -456,16 +508,29 @@ class Tracker:
 
     def _learn_from(self, task: TrackedTask, record: Record, now: float) -> None:
         task.is_seen = True
-        if task.is_age_unknown:
-            task.is_age_unknown = False
-            if self._clock.scale == 1.0 and (age := age_of(record, time.time())) is not None:
-                task.accepted_at = min(task.accepted_at, now - age)
+        if not task.is_age_confirmed:
+            self._correct_age(task, record, now)
         if task.is_kind_unknown and (kind := kind_of(record)) is not None:
             task.kind, task.is_kind_unknown = kind, False
         flag = record.success_flag
         if flag not in KNOWN_FLAGS and flag not in self._unknown_flags:
             self._unknown_flags.add(flag)
             _log.warning("MidAPI sent an unknown successFlag %s; it is read as generating", flag)
+
+    def _correct_age(self, task: TrackedTask, record: Record, now: float) -> None:
+        """Take the age of a task from its record: our wall clock may have been moved since."""
+        if (age := age_of(record)) is None:
+            return
+        was_unknown, task.is_age_unknown, task.is_age_confirmed = task.is_age_unknown, False, True
+        if not was_unknown and abs(now - age - task.accepted_at) <= CREDIBLE:
+            return
+        task.accepted_at = now - age
+        for wait in task.waits:
+            moment = task.accepted_at + (wait.patience or 0.0)
+            if moment > now and (wait.ends_with_look or moment > wait.deadline):
+                # It has more time than it seemed to have.
+                wait.deadline, wait.ends_with_look = moment, False
+                task.deadline = min(task.deadline, moment)
 
     def _plan_next(self, task: TrackedTask) -> None:
         """Plan the look after one that has ended."""
@@ -509,3 +574,8 @@ class Tracker:
                     "'midapi doctor' to find out; until then results are found by looking.",
                     MISSED_CALLBACKS,
                 )
+
+
+def _foreign(task_id: str) -> MidAPIError:
+    problem = "holds the token of another submission"
+    return about(AnotherTask("data.paramJson.callBackUrl", problem), task_id=task_id)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .._wire.protocol import CLOCK_SKEW, server_time
 from .._wire.records import Record, details_of
 from ..errors import MidAPIError, ResultMissing, TaskNotFound
 from ..tasks import TaskDetails, TaskStatus
 from .schedule import Kind
 from .waits import DEFAULT_KIND
-
-OLDEST = 3600.0  # seconds; a running task that seems older than this has a wrong clock
 
 # Makes an error from a task's id. Each wait raises its own error object.
 Failure = Callable[[str], MidAPIError]
@@ -49,9 +48,10 @@ def kind_of(record: Record) -> Kind | None:
     return record.task_type, "relaxed" if speed == "relax" else speed
 
 
-def age_of(record: Record, wall_time: float) -> float | None:
-    """How many seconds ago a task was created; None if its record has no credible time."""
-    if record.create_time is None:
+def age_of(record: Record) -> float | None:
+    """How old a task was when its record was sent, in seconds, by the clock of MidAPI's server."""
+    sent = server_time(record.shown_at)
+    if record.create_time is None or sent is None:
         return None
-    age = wall_time - record.create_time.timestamp()
-    return age if 0 < age < OLDEST else None
+    age = sent - record.create_time.timestamp()
+    return max(0.0, age) if age > -CLOCK_SKEW else None

@@ -29,16 +29,18 @@ class Wait(asyncio.Future[TaskDetails]):
     Attributes:
         task: the task that is waited for.
         deadline: when the wait times out; infinite for never.
-        needs_look_since: it may time out only after a look that began at this time or later; None
-            if it needs no look.
-        ends_with_look: its deadline has passed, and it times out when the next look ends.
+        patience: it times out so many seconds after the acceptance of the task, and not before a
+            look that began during the wait was answered; None if its deadline is a fixed time.
+        began: when it began.
+        ends_with_look: its deadline has passed, and it times out when the next look is answered.
     """
 
     def __init__(self, task: TrackedTask) -> None:
         super().__init__()
         self.task = task
         self.deadline = math.inf
-        self.needs_look_since: float | None = None
+        self.patience: float | None = None
+        self.began = -math.inf
         self.ends_with_look = False
 
 
@@ -51,6 +53,9 @@ class TrackedTask:
         accepted_at: when MidAPI accepted it; if that is not known, when this client heard of it.
         kind: its type and speed.
         is_age_unknown: `accepted_at` is a guess until a record shows when it was created.
+        is_age_confirmed: a record has shown how old it was, by the clock of MidAPI's server.
+        token_hash: of its submission's token, until a record has shown no other; None if that is
+            not to be checked.
         is_kind_unknown: `kind` is a guess until a record shows it.
         is_seen: MidAPI has shown its record.
         waits: all waits for it that have not been left, as an ordered set.
@@ -60,7 +65,10 @@ class TrackedTask:
         wakes_at: the time of its valid entry in the tracker's heap; infinite if it has none.
         look_began: when the last look began.
         look_ended: when the last look ended.
+        answered: when the last look began that was answered.
         consecutive_failures: looks that failed in a row.
+        is_stuck: the last look got no answer in time.
+        is_urgent: its next look comes before those of others, for a wait that ends with it.
         retries_left: how many of the next looks are made soon, independent of the plan.
         missing_since: since when MidAPI does not know it, or shows it succeeded without files.
         missing_looks: how many looks have found that.
@@ -75,6 +83,8 @@ class TrackedTask:
     accepted_at: float
     kind: Kind = DEFAULT_KIND
     is_age_unknown: bool = False
+    is_age_confirmed: bool = False
+    token_hash: str | None = None
     is_kind_unknown: bool = True
     is_seen: bool = False
     waits: dict[Wait, None] = attrs.field(factory=dict)
@@ -84,7 +94,10 @@ class TrackedTask:
     wakes_at: float = math.inf
     look_began: float = -math.inf
     look_ended: float = -math.inf
+    answered: float = -math.inf
     consecutive_failures: int = 0
+    is_stuck: bool = False
+    is_urgent: bool = False
     retries_left: int = 0
     missing_since: float | None = None
     missing_looks: int = 0
