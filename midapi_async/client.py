@@ -39,6 +39,9 @@ _DEFAULT_RETRY = RetryPolicy()
 _DEFAULT_POLLING = PollPolicy()
 _DEFAULT_RATE_LIMIT = RateLimit(20, per=10.0)
 _DEFAULT_TIMEOUTS = Timeouts()
+# How long to wait for the callback of a lost answer: so many times as long as nine of ten such
+# tasks take, and at least so many seconds.
+SETTLING_FACTOR, SHORTEST_SETTLING = 3, 120.0
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +53,7 @@ class ClientStats:
         looks: GETs of record-info.
         callbacks: callbacks that were accepted.
         ignored_callbacks: callbacks with a valid token that named another intent's task.
+        misdirected: looks that were answered with the record of another task.
         waiting: waits for a result that are going on.
         at_the_gate: submissions that wait for a slot, or to be sent again.
     """
@@ -58,6 +62,7 @@ class ClientStats:
     looks: int
     callbacks: int
     ignored_callbacks: int
+    misdirected: int
     waiting: int
     at_the_gate: int
 
@@ -385,7 +390,8 @@ class MidAPIClient:
         """Submit a request and wait for its result.
 
         If the answer to the POST is lost and there is a receiver, it waits for the task's callback
-        before it raises `SubmissionUnknown`.
+        before it raises `SubmissionUnknown`: three times as long as nine of ten such tasks take,
+        and at least two minutes.
 
         Args:
             request: a prompt, or one of the eight requests.
@@ -420,7 +426,13 @@ class MidAPIClient:
         except SubmissionUnknown as unknown:
             if not unknown.can_settle:
                 raise
-            handle = await self.intents.settle(unknown.intent_id, left())
+            # No longer than such a task takes: after a refused POST no callback ever comes.
+            p90 = self._schedule.expected(kind_of(asked)).p90
+            seconds = max(SHORTEST_SETTLING, SETTLING_FACTOR * p90)
+            handle = await self.intents.settle(
+                unknown.intent_id,
+                seconds if deadline is None else min(seconds, max(0.0, deadline - time())),
+            )
         return await handle.wait(left())
 
     async def find(self, key: str) -> TaskHandle | None:
@@ -495,6 +507,7 @@ class MidAPIClient:
             looks=session.api.looks,
             callbacks=self._inbox.taken,
             ignored_callbacks=self._inbox.ignored,
+            misdirected=session.api.misdirected,
             waiting=session.tracker.waiting,
             at_the_gate=session.submitter.at_the_gate,
         )
