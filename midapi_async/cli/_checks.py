@@ -148,9 +148,12 @@ async def journal(folder: Path | None) -> Finding:
         text = "in memory: keys and tasks are forgotten when a program ends"
         hint = "To keep them, set MIDAPI_JOURNAL to a folder."
         return Finding("journal", "warning", text, hint)
+    try:
+        opened = SQLiteJournal(folder)
+    except InvalidRequestError as error:
+        return Finding("journal", "failed", error.problems["journal"])
     if (problem := _folder_problem(folder)) is not None:
         return problem
-    opened = SQLiteJournal(folder)
     try:
         problems = await opened.check()
         stats = None if problems else await opened.stats()

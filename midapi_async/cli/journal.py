@@ -250,6 +250,7 @@ def _folder(given: Path | None) -> Path:
     folder = given or _env.journal_folder()
     if folder is None:
         raise InvalidRequestError({"folder": "is missing: give --folder, or set MIDAPI_JOURNAL"})
+    SQLiteJournal(folder)  # says that a URL is no folder
     if not folder.is_dir():
         raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"})
     return folder

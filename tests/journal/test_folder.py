@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from midapi_async.errors import JournalError
+from midapi_async import MidAPIClient
+from midapi_async.cli import _checks, main
+from midapi_async.errors import InvalidRequestError, JournalError
 from midapi_async.journal import State
 from midapi_async.journal.sqlite import SQLiteJournal, schema
 from midapi_async.journal.sqlite import folder as folders
@@ -91,6 +93,34 @@ async def test_nothing_happens_before_the_first_use(folder: Path) -> None:
     journal = SQLiteJournal(str(folder))
     await journal.aclose()
     assert not folder.exists()
+
+
+@pytest.mark.fault("L20")
+@pytest.mark.parametrize(
+    "url", ["redis://user:secret@host/0", "postgresql://host/db", "SQLite:///journal", "file:/x"]
+)
+async def test_a_url_is_no_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    """As an argument, a path or a variable, and for the command line: no folder is made."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    wanted = f"journal: there is no journal for {url.partition(':')[0]}: URLs; give the path of a"
+    for given in (url, Path(url)):
+        with pytest.raises(InvalidRequestError, match=wanted):
+            MidAPIClient("key", journal=given)
+    monkeypatch.setenv("MIDAPI_JOURNAL", url)
+    with pytest.raises(InvalidRequestError, match=wanted) as caught:
+        MidAPIClient("key")
+    assert "secret" not in str(caught.value)
+    for arguments in (["list"], ["list", "--folder", url], ["check"]):
+        assert main(["journal", *arguments]) == 2
+        assert "give the path of a folder" in capsys.readouterr().err
+    assert (await _checks.journal(Path(url))).verdict == "failed"
+    assert list(folder.iterdir()) == []
+    journal = SQLiteJournal("./redis:/x")  # a folder that has such a name
+    await claimed(journal)
+    await journal.aclose()
 
 
 async def test_an_empty_folder_is_taken(folder: Path) -> None:

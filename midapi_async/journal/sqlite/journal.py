@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import warnings
 import weakref
@@ -13,13 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...errors import JournalError
+from ...errors import InvalidRequestError, JournalError
 from ..base import TableJournal
 from ..table import Table
 from .store import Job, Store
 
 T = TypeVar("T")
 
+# A `Path` has only one slash of a URL's two left. A folder of such a name: "./name".
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 _POLL_INTERVAL = 0.25  # seconds between two checks for what other processes have written
 
 
@@ -34,11 +37,21 @@ class SQLiteJournal(TableJournal):
         folder: its path; it is made if it is missing.
         store_prompts: False stores no requests, only hashes of them that are meaningless without
             the folder's own key; then ``request`` of the rows is None.
+
+    Raises:
+        InvalidRequestError: the folder is a URL.
     """
 
     is_durable = True
 
     def __init__(self, folder: str | os.PathLike[str], *, store_prompts: bool = True) -> None:
+        if url := _URL.match(os.fsdecode(folder)):
+            raise InvalidRequestError(
+                {
+                    "journal": f"there is no journal for {url[1]}: URLs; give the path of a folder "
+                    "on a local disk, or a Journal object, or leave it out for memory"
+                }
+            )
         # Absolute, so that the program may change its working directory.
         self.path = Path(os.path.abspath(folder))  # noqa: PTH100 - keeps links, unlike resolve()
         self._store_prompts = store_prompts
