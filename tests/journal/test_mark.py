@@ -7,11 +7,15 @@ still bought, or the journal says what is wrong with it.
 import asyncio
 import os
 import random
+import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,10 @@ import pytest
 from midapi_async.errors import JournalError
 from midapi_async.journal import Claimed, Standing, State
 from midapi_async.journal.sqlite import SQLiteJournal, store
-from tests.journal.world import SCOPE, accepted, claim, claimed, ids, in_thread, intent
+from midapi_async.journal.sqlite.table import SQLiteTable
+from tests.journal.world import SCOPE, accepted, claim, claimed, ids, in_thread, intent, standing
+from tests.support.scripted import ScriptedServer
+from tests.world import client_of, selling, submits
 
 pytestmark = pytest.mark.fault("S23")
 ROOT = Path(__file__).parents[2]
@@ -312,6 +319,171 @@ async def test_a_file_that_is_lost_while_the_journal_is_open(
     await claim_again(killed)
 
 
+@pytest.mark.parametrize("visitor", [False, True])
+async def test_a_wal_that_is_removed_while_two_have_it_open(folder: Path, visitor: bool) -> None:
+    """Closing saves everything, as the error says, also if somebody looked in meanwhile."""
+    journals = [SQLiteJournal(folder), SQLiteJournal(folder)]
+    for n, key in enumerate(KEYS):
+        await accepted(journals[n % 2], intent(key=key))
+    (folder / WAL).unlink()
+    for journal in journals:
+        with pytest.raises(JournalError, match="close the journal in every program"):
+            await claim(journal, intent(key="more"))
+    if visitor:
+        assert "journal" in await claim_again(folder)
+    for journal in journals:
+        await journal.aclose()
+    await kept(folder)
+
+
+def _copy_over(folder: Path, older: Path) -> None:
+    for name in (DATABASE, WAL, LOCK):
+        (folder / name).write_bytes((older / name).read_bytes())
+
+
+def _copy_database(folder: Path, older: Path) -> None:
+    (folder / DATABASE).write_bytes((older / DATABASE).read_bytes())
+
+
+def _cut_wal(folder: Path, older: Path) -> None:
+    os.truncate(folder / WAL, (folder / WAL).stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [_copy_over, _copy_database, _cut_wal])
+async def test_files_that_are_overwritten_while_the_journal_is_open(
+    folder: Path, damage: Callable[[Path, Path], None]
+) -> None:
+    """With another program's write the files keep their names; all the same no key gets free."""
+    killed = await bought(folder, moved=30)
+    journal = SQLiteJournal(killed)
+    await claimed(journal)
+    damage(killed, folder.with_name(HALF_WAY))
+    wanted = [claim(journal, intent(key=key)) for key in KEYS]
+    answers = await asyncio.gather(*wanted, return_exceptions=True)
+    assert {type(each) for each in answers} <= {JournalError, Standing}
+    await journal.aclose()
+    await claim_again(killed)
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(("name", "moved"), [(WAL, 0), (DATABASE, 40)])
+async def test_flipped_bits_while_the_journal_is_open(folder: Path, name: str, moved: int) -> None:
+    """A program that has it open sees them at its next claim, though SQLite reports nothing."""
+    killed = await bought(folder, moved=moved)
+    chance, errors = random.Random(7), 0
+    if moved:
+        (killed / WAL).unlink()
+        places = pages_of(killed, "intents")
+    else:  # the newest pages; older ones are not read any more
+        places = [((size := (killed / WAL).stat().st_size) - 8 * 4120, size)]
+    for number in range(30):
+        copy = folder.with_name(f"copy {number}")
+        shutil.copytree(killed, copy)
+        journal = SQLiteJournal(copy)
+        await claimed(journal)
+        time.sleep(0.01)  # noqa: ASYNC251 - a clock of files ticks every 4 ms or so
+        flip(copy / name, chance.randrange(*chance.choice(places)), chance.randrange(8))
+        wanted = [claim(journal, intent(key=key)) for key in KEYS]
+        answers = await asyncio.gather(*wanted, return_exceptions=True)
+        assert {type(each) for each in answers} <= {JournalError, Standing}
+        errors += JournalError in {type(each) for each in answers}
+        await journal.aclose()
+        shutil.rmtree(copy)
+    assert errors > (5 if moved else 2)
+
+
+async def test_an_older_database_beside_a_process_that_has_the_newer_one_open(folder: Path) -> None:
+    """Who opens it then is refused; nobody compares rows and indexes while others are alive."""
+    killed = await bought(folder, moved=30)
+    journal = SQLiteJournal(killed)
+    await claimed(journal)
+    _replace(killed / DATABASE, folder.with_name(HALF_WAY))
+    assert "was replaced while another process has the old one open" in await claim_again(killed)
+    await journal.aclose()
+    assert await claim_again(killed) != ""
+
+
+async def test_another_program_that_only_writes_what_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of a file's time is no damage: the rows are compared once, and it goes on."""
+    journal = SQLiteJournal(folder)
+    await accepted(journal, intent(key=KEYS[0]))
+    openings, opened = list[store.Store](), store.Store._open
+
+    def record(its: store.Store) -> SQLiteTable:
+        openings.append(its)
+        return opened(its)
+
+    monkeypatch.setattr(store.Store, "_open", record)
+    for name in (DATABASE, WAL):
+        os.utime(folder / name)
+        for _ in range(3):
+            await standing(journal, intent(key=KEYS[0]))
+            await claimed(journal)
+    assert len(openings) == 2
+    await journal.aclose()
+
+
+# ─── with a client ───────────────────────────────────────────────────────────────────────────────
+
+
+def _flip_key(folder: Path) -> None:
+    flip(folder / DATABASE, (folder / DATABASE).read_bytes().rindex(b"key 7") + 4)
+
+
+def _flip_index(folder: Path) -> None:
+    data = (folder / DATABASE).read_bytes()
+    found = [each.start() for each in re.finditer(f"{SCOPE.split()[1]}key 7".encode(), data)]
+    flip(folder / DATABASE, found[0] + len("defaultkey "))
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "the -wal is removed": lambda folder: (folder / WAL).unlink(),
+    "a bit at its beginning": lambda folder: flip(folder / WAL, 3),
+    "half of the -wal": lambda folder: _cut_wal(folder, folder),
+    "a bit in a key": _flip_key,
+    "a bit in the index of keys": _flip_index,
+}
+
+
+@pytest.mark.real_time
+async def test_forty_orders_a_kill_and_damaged_files(tmp_path: Path) -> None:
+    """Five kinds of damage after a SIGKILL: no order is paid again, and each is an error."""
+    folder = tmp_path / "journal"
+    program = (
+        "import asyncio, os, signal, sys\n"
+        "from tests.journal.test_mark import KEYS\n"
+        "from tests.world import client_of\n"
+        "async def main():\n"
+        "    async with client_of(sys.argv[1], journal=sys.argv[2]) as client:\n"
+        "        await asyncio.gather(*(client.generate('a fox', key=key) for key in KEYS))\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    async with ScriptedServer(then=selling()) as server:
+        command = (sys.executable, "-c", program, server.url, str(folder))
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+        assert await process.wait() == -signal.SIGKILL
+        assert len(submits(server)) == 40
+        for name, damage in DAMAGES.items():
+            copy = tmp_path / name
+            shutil.copytree(folder, copy)
+            if "-wal" not in name and "beginning" not in name:
+                with closing(sqlite3.connect(copy / DATABASE)) as database:
+                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            damage(copy)
+            for _ in range(2):
+                with pytest.raises(JournalError, match="backup"):
+                    async with client_of(server, journal=copy) as client:
+                        await client.generate("a fox", key=KEYS[0])
+        assert len(submits(server)) == 40
+        async with client_of(server, journal=folder) as client:
+            handles = [await client.generate("a fox", key=key) for key in KEYS]
+        assert all(handle.replayed for handle in handles)
+        assert len(submits(server)) == 40
+
+
 # ─── checkpoints ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -374,26 +546,16 @@ async def test_a_checkpoint_that_fails(folder: Path, monkeypatch: pytest.MonkeyP
 # ─── the mark ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("size", [0, 10, 26, 64, 68, 72])
-async def test_a_torn_mark(folder: Path, size: int) -> None:
-    """A mark that was never whole was never confirmed; nothing is lost, and it is written again."""
-    killed = await bought(folder)
-    os.truncate(killed / LOCK, size)
-    await kept(killed)
-    await bought_more(killed)
-    (killed / WAL).unlink()
-    await refused(killed, "has lost its last")
-
-
-async def bought_more(folder: Path) -> None:
-    """Buy one more key, and leave the journal as a killed process would."""
-    copy = folder.with_name("while open")
-    journal = SQLiteJournal(folder)
-    await claimed(journal, intent(key="one more"))
-    shutil.copytree(folder, copy)
-    await journal.aclose()
-    shutil.rmtree(folder)
-    copy.rename(folder)
+@pytest.mark.parametrize("moved", [0, 20])
+@pytest.mark.parametrize("size", [None, 0, 26, 68, 100])
+async def test_the_mark_is_lost(folder: Path, size: int | None, moved: int) -> None:
+    """Without it nobody can see whether the -wal is whole, or was lost together with it."""
+    killed = await bought(folder, moved=moved)
+    for wal in ("there", "removed"):
+        (killed / LOCK).unlink() if size is None else os.truncate(killed / LOCK, size)
+        await refused(killed, f"{LOCK} was removed or cut short", "restore the folder")
+        if wal == "there":
+            (killed / WAL).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("byte", range(9))

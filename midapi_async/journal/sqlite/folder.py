@@ -2,8 +2,8 @@
 
     journal.sqlite   the rows; next to it SQLite's own -wal and -shm
     journal.lock     locked by the process that writes. Contains a line once the journal is made, so
-                     that a database that is missing later is an error and not a new journal; and
-                     how many commits there were (see `store`)
+                     that a file that is missing later is an error and not a new journal; and how
+                     many commits there were (see `store`)
     journal.key      random; makes the hashes of requests meaningless without it, where prompts are
                      not stored
     owners/          a locked file for each owner of rows
@@ -18,15 +18,22 @@ import os
 import re
 import secrets
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import JournalError
-from .locks import Lock, file_identity, open_private
+from .locks import Lock, file_identity, file_status, open_private
 
 DATABASE, LOCK, KEY, OWNERS = "journal.sqlite", "journal.lock", "journal.key", "owners"
 DRAFT = f"{DATABASE}.new"
+RESTORE = (
+    "restore the folder from a backup. Or move it away and start with an empty one; then every key "
+    "is forgotten and may be paid again"
+)
+LOCK_SIZE = 128  # bytes
 MOUNTS = Path("/proc/self/mountinfo")
+_FILE = struct.Struct("<3Q")
 _MADE = b"a journal of midapi_async\n"
 _BESIDE = ("-wal", "-shm", "-journal")
 # What may be in a folder in which no journal is made yet.
@@ -70,8 +77,13 @@ class Folder:
         Raises:
             JournalError: a file is missing, or other users could have changed it.
         """
-        if os.pread(self.lock.descriptor, len(_MADE), 0) != _MADE:
+        found = os.pread(self.lock.descriptor, LOCK_SIZE, 0)
+        if len(found) < LOCK_SIZE or not found.startswith(_MADE):
             self._make(make_database)
+        if not self.database.exists() and (self.path / DRAFT).exists():
+            (self.path / DRAFT).rename(self.database)  # the last step of making it
+            _sync_folder(self.path)
+            _sync_folder(self.path.parent)
         for name in (LOCK, DATABASE, KEY):
             _refuse_unsafe(self.path / name, missing_ok=False)
         for end in _BESIDE:
@@ -87,9 +99,13 @@ class Folder:
         """Check that other processes would open the same files that we have open."""
         for path, identity in self._identities.items():
             if file_identity(path) != identity:
+                advice = "put that same file back, not a copy. Or end every program that uses it"
+                if path == self._wal:  # the connections still have what was in it
+                    advice = "close the journal in every program: the last one saves what was in it"
                 raise JournalError(
-                    f"{path} was removed or replaced while it was in use: put it back, or close "
-                    "the journal and open it again"
+                    f"{path} was removed or replaced while it was in use: {advice}; then open the "
+                    "journal again, and if that says that commits are lost, restore the whole "
+                    "folder from a backup"
                 )
         # SQLite makes the -wal in the first transaction and keeps it as long as we are connected.
         if self._wal not in self._identities and (identity := file_identity(self._wal)) is not None:
@@ -98,6 +114,18 @@ class Folder:
     def forget_wal(self) -> None:
         """Accept another -wal file: SQLite may have removed ours with the last connection."""
         self._identities.pop(self._wal, None)
+
+    def files(self) -> bytes:
+        """Inode, size and time of the database and of its -wal; zeros if one is missing or empty.
+
+        They show that another program has written to a file, or has put another one there.
+        """
+        shown = b""
+        for path in (self.database, self.wal):
+            found = file_status(path)
+            facts = (found.st_ino, found.st_size, found.st_mtime_ns) if found else (0, 0, 0)
+            shown += _FILE.pack(*facts) if facts[1] else bytes(_FILE.size)
+        return shown
 
     @property
     def wal_size(self) -> int:
@@ -125,21 +153,26 @@ class Folder:
             (lock.forget if is_child else lock.close)()
 
     def _make(self, make_database: Callable[[Path], None]) -> None:
-        """Make every file; a crash leaves no database, or all but the line in the lock."""
+        """Make every file. The line in the lock comes before the name of the database.
+
+        So a database without the line is always one whose lock file was lost, with the mark in it.
+        """
         path = self.path
-        if not self.database.exists():
-            _refuse_foreign(path)
-            path.chmod(0o700)
-            (path / OWNERS).mkdir(mode=0o700, exist_ok=True)
-            _write_key(path / KEY)
-            for end in ("", *_BESIDE):
-                (path / (DRAFT + end)).unlink(missing_ok=True)
-            os.close(open_private(path / DRAFT, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-            make_database(path / DRAFT)
-            (path / DRAFT).rename(self.database)
+        if self.database.exists():
+            raise JournalError(
+                f"{path / LOCK} was removed or cut short, and only it shows whether the last "
+                f"commits in {self.database} are missing; {RESTORE}"
+            )
+        _refuse_foreign(path)
+        path.chmod(0o700)
+        (path / OWNERS).mkdir(mode=0o700, exist_ok=True)
+        _write_key(path / KEY)
+        for end in ("", *_BESIDE):
+            (path / (DRAFT + end)).unlink(missing_ok=True)
+        os.close(open_private(path / DRAFT, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        make_database(path / DRAFT)
         _sync_folder(path)
-        _sync_folder(path.parent)
-        os.pwrite(self.lock.descriptor, _MADE, 0)
+        os.pwrite(self.lock.descriptor, _MADE.ljust(LOCK_SIZE, b"\0"), 0)  # no commits yet
         os.fsync(self.lock.descriptor)
 
 
@@ -203,10 +236,7 @@ def _refuse_unsafe(path: Path, *, missing_ok: bool) -> None:
     except FileNotFoundError:
         if missing_ok:
             return
-        raise JournalError(
-            f"{path} is missing, and the journal needs it: restore it from a backup. Or remove the "
-            "whole folder to start again; then every key is forgotten and may be paid again"
-        ) from None
+        raise JournalError(f"{path} is missing, and the journal needs it; {RESTORE}") from None
     if not stat.S_ISREG(found.st_mode):
         raise JournalError(f"{path} is not a regular file: put the journal's own file back")
     _refuse(path, found)

@@ -47,13 +47,18 @@ def sync(descriptor: int) -> None:
         os.fdatasync(descriptor)
 
 
-def file_identity(file: str | int) -> tuple[int, int] | None:
-    """What a path or descriptor refers to; None if there is no such file."""
+def file_status(file: str | int | Path) -> os.stat_result | None:
+    """What the system says about a path or descriptor; None if there is no such file."""
     try:
-        found = os.stat(file)  # noqa: PTH116 - for speed; each transaction calls it
+        return os.stat(file)  # noqa: PTH116 - for speed; each transaction calls it
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+
+
+def file_identity(file: str | int) -> tuple[int, int] | None:
+    """What a path or descriptor refers to; None if there is no such file."""
+    found = file_status(file)
+    return (found.st_dev, found.st_ino) if found else None
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:

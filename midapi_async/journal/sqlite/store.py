@@ -11,6 +11,11 @@ and after COMMIT the count is also written to `journal.lock` and synced, before 
 If the count in the database is below this mark, commits are lost. During a checkpoint a flag is set
 next to the mark: the database may then have the newest count and not yet the rows, so the WAL must
 not be missing.
+
+**Damage.** SQLite does not notice a changed bit in a key or in an index, and that key would be free
+again. The first process that opens the database compares all rows with their indexes. Beside the
+mark are the sizes and times of the files after our last write; where they differ later, another
+program has written to them, and the database is opened and compared again.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from urllib.parse import quote
 
 from ...errors import JournalError
 from . import forks, schema
-from .folder import Folder
+from .folder import LOCK_SIZE, RESTORE, Folder
 from .locks import Owners, sync
 from .table import SQLiteTable
 
@@ -43,18 +48,15 @@ _CHECKPOINT_EVERY = 250  # commits; about 1,000 pages of WAL, as SQLite would do
 _LARGE_WAL = 4 << 20  # bytes
 _BUSY_TIMEOUT = 3.0  # seconds that another program may keep the database locked
 _MARK = struct.Struct("<Q?")  # commits, and whether a checkpoint is under way
-_MARK_AT = 64  # bytes from the beginning of journal.lock
+_MARK_AT, _FILES_AT = 64, 80  # bytes from the beginning of journal.lock
 _PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
     "fullfsync=1",  # macOS: without it a sync ends in the disk's cache
     "checkpoint_fullfsync=1",
     "wal_autocheckpoint=0",
+    "cell_size_check=1",  # finds some damage
     f"journal_size_limit={4 * _LARGE_WAL}",
-)
-_RESTORE = (
-    "restore the folder from a backup. Or move it away and start with an empty one; then every key "
-    "is forgotten and may be paid again"
 )
 _ADVICE = {
     "SQLITE_FULL": "free some space on that disk",
@@ -63,8 +65,8 @@ _ADVICE = {
     "SQLITE_LOCKED": "another program has locked it; end that program",
     "SQLITE_CANTOPEN": "check that it exists and that this user may read and write it",
     "SQLITE_IOERR": "check what the system's log says about that disk",
-    "SQLITE_CORRUPT": f"it is damaged; {_RESTORE}",
-    "SQLITE_NOTADB": f"it is damaged; {_RESTORE}",
+    "SQLITE_CORRUPT": f"it is damaged; {RESTORE}",
+    "SQLITE_NOTADB": f"it is damaged; {RESTORE}",
 }
 
 
@@ -122,6 +124,7 @@ class Store:
         self._table: SQLiteTable | None = None
         self._commits_since_checkpoint = 0
         self._openings = 0
+        self._highest = 0  # the most commits that were seen since it was opened
         self._prune_at = 0.0
 
     # ─── what the thread is asked to do ──────────────────────────────────────────────────────────
@@ -192,6 +195,7 @@ class Store:
             self._disconnect()
         self.owners.leave()
         self.folder.leave()
+        self._highest = 0
         forks.opened.discard(self.abandon)
 
     def abandon(self) -> tuple[int, int] | None:
@@ -250,23 +254,30 @@ class Store:
         """The count of commits in the database; raises if it is below the mark."""
         (commits,) = connection.execute("SELECT commits FROM meta").fetchone() or (None,)
         if not isinstance(commits, int):
-            raise JournalError(f"the journal {self.folder.database} is damaged; {_RESTORE}")
-        marked, _ = self._mark()
+            raise JournalError(f"the journal {self.folder.database} is damaged; {RESTORE}")
+        # The folder may have been overwritten with an older one, mark included.
+        marked = max(self._mark()[0], self._highest)
         if commits < marked:
             raise JournalError(
                 f"the journal {self.folder.database} has lost its last {marked - commits} "
                 f"commits: its -wal file was removed or damaged, or an older database was put "
-                f"back; {_RESTORE}"
+                f"back; {RESTORE}"
             )
+        self._highest = commits
         return commits
 
     def _mark(self) -> tuple[int, bool]:
         found = os.pread(self.folder.lock.descriptor, _MARK.size, _MARK_AT)
-        return _MARK.unpack(found) if len(found) == _MARK.size else (0, False)
+        return _MARK.unpack(found)
+
+    def _files(self) -> bytes:
+        """`Folder.files` at the last mark."""
+        return os.pread(self.folder.lock.descriptor, LOCK_SIZE - _FILES_AT, _FILES_AT)
 
     def _write_mark(self, commits: int, *, is_checkpointing: bool) -> None:
         descriptor = self.folder.lock.descriptor
-        os.pwrite(descriptor, _MARK.pack(commits, is_checkpointing), _MARK_AT)
+        mark = _MARK.pack(commits, is_checkpointing).ljust(_FILES_AT - _MARK_AT, b"\0")
+        os.pwrite(descriptor, mark + self.folder.files(), _MARK_AT)
         sync(descriptor)
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
@@ -288,7 +299,7 @@ class Store:
             # The database may have the newest count without the rows.
             raise JournalError(
                 f"{self.folder.wal} was removed or damaged while it was being moved into the "
-                f"database; {_RESTORE}"
+                f"database; {RESTORE}"
             )
         self._write_mark(commits, is_checkpointing=False)
         self._commits_since_checkpoint = 0
@@ -313,9 +324,13 @@ class Store:
             )
         waited = time.monotonic() - asked_at if asked_at is not None else 0.0
         with lock.held(waited), forks.no_fork(), self._connection_that_fails_is_closed():
+            if self._table is not None:
+                self.folder.check_unmoved()
+                if self._files() != self.folder.files():
+                    self._disconnect()  # another program has written to the files
             if self._table is None:
                 self._table = self._open()
-            self.folder.check_unmoved()
+                self.folder.check_unmoved()
             yield self._table
 
     @contextmanager
@@ -330,31 +345,40 @@ class Store:
     def _open(self) -> SQLiteTable:
         database = self.folder.database
         self.folder.prepare(_make_database)
+        seen, now = self._files(), self.folder.files()
+        is_first = not any(map(self.owners.is_alive, self.owners.names()))
+        if not is_first and any(seen) and seen[:8] != now[:8]:
+            raise JournalError(
+                f"{database} was replaced while another process has the old one open: end every "
+                "program that uses it, then put the right one back, or the whole folder from a "
+                "backup"
+            )
         connection = _connect(database)
         try:
             schema.check(connection, database)
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}").fetchall()
-            self._commits(connection)
+            commits = self._commits(connection)
             if self._mark()[1]:
                 self._checkpoint(connection)
-            if not any(map(self.owners.is_alive, self.owners.names())):
-                # The first process that opens it checks it. `quick_check` is not enough: it does
-                # not compare rows with their indexes, and a key that is missing in an index would
-                # be paid again.
+            if is_first or seen != now:
+                # `quick_check` is not enough: it does not compare rows with their indexes, and a
+                # key that is missing in an index would be paid again.
                 for (found,) in connection.execute("PRAGMA integrity_check('intents')"):
                     if found != "ok":
                         raise JournalError(
-                            f"the journal {database} is damaged ({found}): {_RESTORE}"
+                            f"the journal {database} is damaged ({found}): {RESTORE}"
                         )
+                self._write_mark(commits, is_checkpointing=False)
+            hides_prompts = not self._store_prompts
+            table = SQLiteTable(connection, self.owners, self.folder, hides_prompts=hides_prompts)
         except BaseException:
             connection.close()
             raise
         self._openings += 1
         if self.folder.wal_size > _LARGE_WAL:
             self._commits_since_checkpoint = _CHECKPOINT_EVERY
-        hides_prompts = not self._store_prompts
-        return SQLiteTable(connection, self.owners, self.folder, hides_prompts=hides_prompts)
+        return table
 
     def _disconnect(self) -> None:
         table, self._table = self._table, None
@@ -390,7 +414,7 @@ class Store:
                 "folder exists, that this user may write to it, and that the disk has space"
             ) from error
         except UnicodeDecodeError as error:
-            raise JournalError(f"the journal {path} is damaged ({error}); {_RESTORE}") from error
+            raise JournalError(f"the journal {path} is damaged ({error}); {RESTORE}") from error
         except UnicodeError as error:
             raise JournalError(f"the journal {path} cannot store this text: {error}") from error
 
