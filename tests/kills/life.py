@@ -1,6 +1,7 @@
-"""One life of a process that submits, told where to die; a forkserver has imported it."""
+"""One life of a process that submits, told where to die or stop; a forkserver has imported it."""
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -10,14 +11,20 @@ from typing import Any
 import attrs
 
 from midapi_async import (
+    CallbackReceiver,
+    InvalidRequestError,
+    JournalError,
     MidAPIClient,
+    MidAPIError,
     PollPolicy,
     RateLimit,
     State,
     SubmissionUnknown,
     Timeouts,
     TransportError,
+    WaitTimeout,
 )
+from midapi_async._submission.submitter import Submitter
 from midapi_async._wire.protocol import Call
 from midapi_async._wire.transport import Transport
 from midapi_async.journal.sqlite import SQLiteJournal
@@ -27,6 +34,8 @@ POINTS = (
     "before claim",
     "after claim",
     "before POST",
+    "before confirm",
+    "after confirm",
     "after POST",
     "before accepted",
     "after accepted",
@@ -35,6 +44,13 @@ POINTS = (
     "before succeeded",
     "after succeeded",
 )
+# Where a process may stop and be held for dead, while another one submits the same again. Between
+# "after confirm" and the first byte there is no more check: that is the limit of the promise.
+STOPS = tuple(point for point in POINTS if point != "after confirm")
+BETWEEN_CLAIM_AND_POST = ("after claim", "before POST", "before confirm")
+
+# Exit codes of a life.
+ENDED, NO_JOURNAL = 0, 3
 
 
 @attrs.frozen
@@ -45,8 +61,10 @@ class Life:
         url: where the server is.
         folder: where the journal is.
         keys: what to submit, one after another in each of three tasks.
-        point: where to die; None to live until killed or done.
+        point: where the blow falls; None to live until killed or done.
         visit: the how manieth time that the point is passed.
+        blow: SIGKILL or SIGSTOP.
+        resubmits: whether to submit again, in the end, what is unknown.
     """
 
     url: str
@@ -54,14 +72,21 @@ class Life:
     keys: tuple[str, ...]
     point: str | None = None
     visit: int = 1
+    blow: signal.Signals = signal.SIGKILL
+    resubmits: bool = False
 
 
 def live(life: Life) -> None:
-    """Live; os._exit tells 0 for a life that came to its end."""
+    """Live; os._exit tells how a life ended that came to its end."""
+    logging.disable()
     if life.point is not None:
-        _die_at(life.point, life.visit)
-    asyncio.run(_live(life))
-    os._exit(0)
+        _strike_at(life)
+    try:
+        asyncio.run(_live(life))
+    except JournalError as error:
+        note(life.folder, f"journal {error}")
+        os._exit(NO_JOURNAL)
+    os._exit(ENDED)
 
 
 async def _live(life: Life) -> None:
@@ -69,46 +94,67 @@ async def _live(life: Life) -> None:
         "k" * 32,
         base_url=life.url,
         journal=life.folder,
+        receiver=CallbackReceiver("https://me.example"),  # each intent gets a token
         rate_limit=RateLimit(10_000),
-        timeouts=Timeouts(submit=5, look=5, wait=60),
+        timeouts=Timeouts(submit=5, look=5, wait=100),
         polling=PollPolicy(floor=0.01, ceiling=0.05, looks_per_second=1000),
         time_scale=100,
     ) as client:
+
+        async def finish(key: str | None, handle: Awaitable[Any]) -> None:
+            try:
+                details = await handle
+            except WaitTimeout:
+                return  # answers about other tasks have taken its time
+            note(life.folder, f"taken {key} {details.task_id}")
+
         for handle in await client.resume():
-            details = await handle
-            _note(life, f"taken {handle.key} {details.task_id}")
+            await finish(handle.key, handle)
 
         async def work(keys: tuple[str, ...]) -> None:
             for key in keys:
                 try:
-                    handle = await client.generate(f"prompt {key}", key=key, metadata={"k": key})
-                except SubmissionUnknown:
+                    handle = await client.generate(
+                        f"prompt {key}", key=key, metadata={"k": key}, timeout=100
+                    )
+                except (SubmissionUnknown, WaitTimeout, InvalidRequestError):
                     continue
                 except TransportError:
                     return  # the server is gone: the test is over
-                _note(life, f"handle {key} {handle.task_id}")
-                details = await handle
-                _note(life, f"taken {key} {details.task_id}")
+                note(life.folder, f"handle {key} {handle.task_id}")
+                await finish(key, handle)
 
         await asyncio.gather(*(work(life.keys[start::3]) for start in range(3)))
+        if life.resubmits:
+            for row in await client.intents.unknown():
+                try:
+                    handle = await client.intents.resubmit(row.intent_id)
+                except MidAPIError as error:
+                    if isinstance(error, JournalError):
+                        raise
+                    continue
+                note(life.folder, f"handle {row.key} {handle.task_id}")
+                await finish(row.key, handle)
 
 
-def _note(life: Life, line: str) -> None:
+def note(folder: str, line: str) -> None:
     """What the user did with it; whole lines survive a kill, O_APPEND keeps them apart."""
-    notes = os.open(Path(life.folder).with_suffix(".notes"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    notes = os.open(Path(folder).with_suffix(".notes"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.write(notes, f"{line}\n".encode())
     os.close(notes)
 
 
-def _die_at(point: str, visit: int) -> None:
-    """Have SIGKILL strike at a point's nth visit."""
-    left = [visit]
+def _strike_at(life: Life) -> None:
+    """Have the blow fall at a point's nth visit."""
+    left = [life.visit]
 
     def reached(name: str) -> None:
-        if name == point:
+        if name == life.point:
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                if life.blow is signal.SIGSTOP:
+                    note(life.folder, f"stopped {os.getpid()}")
+                os.kill(os.getpid(), life.blow)
 
     def around(
         method: Callable[..., Awaitable[Any]], name: Callable[..., str | None]
@@ -131,4 +177,5 @@ def _die_at(point: str, visit: int) -> None:
 
     SQLiteJournal.claim = around(SQLiteJournal.claim, lambda *_, **__: "claim")  # type: ignore[method-assign,assignment]
     SQLiteJournal.advance = around(SQLiteJournal.advance, moved_to)  # type: ignore[method-assign,assignment]
+    Submitter._confirm = around(Submitter._confirm, lambda *_: "confirm")  # type: ignore[method-assign,assignment]
     Transport.call = around(Transport.call, called)  # type: ignore[method-assign,assignment]

@@ -1,0 +1,136 @@
+"""A proxy that gives answers to the wrong requests, as one whose connections are out of step does.
+
+It doubles an answer, so that the second one is read as the answer to the next request on that
+connection; or it delivers an old answer or a page before the real one, or a refusal behind it.
+"""
+
+import asyncio
+import random
+import re
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+from tests.support.scripted import ScriptedServer
+
+REFUSAL = b"""HTTP/1.1 200 OK\r
+Content-Type: application/json\r
+Content-Length: 37\r
+\r
+{"code":402,"msg":"no","data":  null}"""
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>"
+
+TRICKS = ("doubled", "old one first", "page first", "refusal behind")
+
+
+class MixingProxy:
+    """Passes each request on, and mixes up the answers while it is told to.
+
+    A submission is never given the answer to another submission whose task nobody has looked at
+    yet: until then the journal cannot know whose task it is.
+
+    Args:
+        target: the server.
+        chance: decides what happens to each answer.
+
+    Attributes:
+        mixes: whether answers are mixed up now.
+        remembers: whether answers are kept, to be delivered again.
+        tricks: how many answers were doubled, and how many old ones were delivered.
+    """
+
+    def __init__(self, target: ScriptedServer, chance: random.Random) -> None:
+        self.mixes = False
+        self.remembers = True
+        self.tricks: Counter[str] = Counter()
+        self.port = 0
+        self._target = target
+        self._chance = chance
+        self._submitted: dict[bytes, bytes] = {}  # answers to submissions, by task id
+        self._old: list[bytes] = []  # answers that may be delivered again
+        self._pairs: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """The base URL to use in the server's place."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.close()
+        for pair in self._pairs:
+            pair.cancel()
+        if self._pairs:
+            await asyncio.wait(self._pairs)
+        await self._server.wait_closed()
+
+    async def idle(self) -> None:
+        """Wait until every connection is closed."""
+        while self._pairs:
+            await asyncio.wait(self._pairs)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pair = asyncio.create_task(self._serve(reader, writer))
+        self._pairs.add(pair)
+        pair.add_done_callback(self._pairs.discard)
+        pair.add_done_callback(lambda _: writer.close())  # also if it was cancelled at once
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server = await asyncio.open_connection("127.0.0.1", self._target.port)
+        try:
+            while True:
+                request = await _message(reader)
+                server.write(request)
+                answer = await _message(server_reader)
+                for each in self._mixed(request, answer):
+                    writer.write(each)
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # one end is gone, so the other goes, too
+        finally:
+            server.close()
+
+    def _mixed(self, request: bytes, answer: bytes) -> list[bytes]:
+        """What is delivered as the answer to a request."""
+        answers = [answer]
+        if self.mixes and self._old:
+            trick = self._chance.choice(("none", "none", *TRICKS))
+            if trick == "doubled":
+                answers = [answer, answer]
+            elif trick == "old one first":
+                answers = [self._chance.choice(self._old[-20:]), answer]
+            elif trick == "page first":
+                answers = [PAGE, answer]
+            elif trick == "refusal behind":  # which would free the key, were it read as a POST's
+                answers = [answer, REFUSAL]
+            self.tricks[trick] += 1
+        if self.remembers:
+            self._remember(request, answer)
+        return answers
+
+    def _remember(self, request: bytes, answer: bytes) -> None:
+        found = re.search(rb'"taskId": *"([^"]+)"', answer)
+        if found is None:
+            return
+        if request.startswith(b"POST"):
+            self._submitted[found[1]] = answer
+        else:
+            self._old.append(answer)
+            if found[1] in self._submitted:
+                self._old.append(self._submitted.pop(found[1]))
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    """A whole request or answer; its body has a Content-Length."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    size = re.search(rb"content-length: *([0-9]+)", head, re.IGNORECASE)
+    return head + (await reader.readexactly(int(size[1])) if size else b"")
