@@ -70,11 +70,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Kill processes that submit, 1,000 times or as often as the argument says: nothing is lost."""
+    """Kill, stop and confuse processes that submit: nothing is paid twice, and nothing is lost.
+
+    1,000 kills, and 1,000 rounds of everything else, or as many as the argument says; as many
+    examples of the state machine.
+    """
     session.install("-e", ".[dev]")
-    session.env["MIDAPI_TEST_KILLS"] = session.posargs[0] if session.posargs else "1000"
-    options = ["--slow", "--chaos", "-s", "--timeout=3600"]
-    session.run("pytest", *options, "tests/kills", "tests/journal")
+    times = session.posargs[0] if session.posargs else "1000"
+    session.env["MIDAPI_TEST_KILLS"] = session.env["MIDAPI_TEST_LIFE"] = times
+    options = ["--slow", "--chaos", "-s", "--timeout=7200"]
+    session.run("pytest", *options, "tests/kills", "tests/journal", "tests/test_life.py")
 
 
 @nox.session
