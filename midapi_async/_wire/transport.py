@@ -23,8 +23,9 @@ from ..config import Settings
 from ..errors import TransportError
 from .protocol import Answer, Call
 
-# MidAPI's answers are a few kilobytes; a larger one must not fill our memory.
-LARGEST_ANSWER = 1 << 20
+# MidAPI's answers are a few kilobytes; a larger one must not fill our memory, and reading one must
+# not hold the event loop (1 MiB: 0.3 s). Of a paid call more is read, to find the task id.
+LARGEST_ANSWER, LARGEST_PAID_ANSWER = 1 << 18, 1 << 20
 LARGEST_HEADER = 1 << 16  # bytes of one header; proxies and firewalls add long ones
 SHORTEST_REAL_KEY = 16  # characters
 # Seconds. Servers close idle connections, and a look on a closed connection has to be repeated.
@@ -147,6 +148,7 @@ class Transport:
         """
         payload = _WatchedPayload(call.body, confirm) if call.body else None
         session = self._paid_session if call.is_paid else self._session
+        largest = LARGEST_PAID_ANSWER if call.is_paid else LARGEST_ANSWER
         url = URL(self._base + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
         body = bytearray()
@@ -161,7 +163,7 @@ class Transport:
                     response = await session.request(
                         call.method, url, data=payload, allow_redirects=False
                     )
-                    while not response.content.at_eof() and len(body) <= LARGEST_ANSWER:
+                    while not response.content.at_eof() and len(body) <= largest:
                         body += await response.content.readany()
                 finally:
                     timer.cancel()
@@ -179,8 +181,8 @@ class Transport:
             raise TransportError(
                 flaw or "no answer came", sent=sent, permanent=is_certificate, timed_out=is_late
             )
-        if len(body) > LARGEST_ANSWER:
-            flaw = f"its answer is larger than {LARGEST_ANSWER >> 20} MiB"
+        if len(body) > largest:
+            flaw = f"its answer is larger than {largest >> 10:,} KiB"
         return Answer(response.status, response.headers, self._without_key(body), flaw, session)
 
     async def replace(self, answer: Answer) -> None:

@@ -11,7 +11,13 @@ from aiohttp.abc import AbstractStreamWriter
 from midapi_async import TextToImage, TransportError, __version__
 from midapi_async._runtime.clock import Clock
 from midapi_async._wire.protocol import Answer, Call, read_submit, submit_call
-from midapi_async._wire.transport import LARGEST_ANSWER, LARGEST_HEADER, Transport, _WatchedPayload
+from midapi_async._wire.transport import (
+    LARGEST_ANSWER,
+    LARGEST_HEADER,
+    LARGEST_PAID_ANSWER,
+    Transport,
+    _WatchedPayload,
+)
 from midapi_async.config import settings
 from tests.support.scripted import ScriptedServer, Step, cut, hang, raw, reply, reset, then_close
 from tests.support.secrets import API_KEY
@@ -183,7 +189,7 @@ async def test_both_sessions_use_the_proxy() -> None:
     ("step", "status", "flaw"),
     [
         (cut(reply(body=GOOD), body=10), 200, "its answer was cut short"),
-        (reply(body=b"x" * (LARGEST_ANSWER + 1)), 200, "its answer is larger than 1 MiB"),
+        (reply(body=b"x" * (LARGEST_PAID_ANSWER + 1)), 200, "its answer is larger than 1,024 KiB"),
         (reply(503, body=b"busy"), 503, None),
     ],
     ids=["cut", "too large", "whole"],
@@ -285,11 +291,13 @@ async def test_any_error_says_whether_the_call_was_sent(
             assert caught.value.sent is sent
 
 
-async def test_a_large_answer_is_not_read_to_its_end() -> None:
-    """A server that sends without end must not fill the memory."""
-    large = cut(reply(body=b"x" * (LARGEST_ANSWER * 3)), body=LARGEST_ANSWER * 2, ending="hang")
+@pytest.mark.parametrize(("call", "limit"), [(POST, LARGEST_PAID_ANSWER), (LOOK, LARGEST_ANSWER)])
+async def test_a_large_answer_is_not_read_to_its_end(call: Call, limit: int) -> None:
+    """A server that sends without end must not fill the memory, nor a record hold the loop."""
+    large = cut(reply(body=b"x" * (limit * 3)), body=limit * 2, ending="hang")
     async with ScriptedServer([large]) as server, transport_to(server.url) as transport:
         begun = asyncio.get_running_loop().time()
-        answer = await transport.call(POST, 60)
-        assert answer.flaw == "its answer is larger than 1 MiB"
+        answer = await transport.call(call, 60)
+        assert answer.flaw == f"its answer is larger than {limit // 1024:,} KiB"
+        assert len(answer.body) < 2 * limit
         assert asyncio.get_running_loop().time() - begun < 5.0
