@@ -588,6 +588,11 @@ class JournalContract:
         assert (row.state, row.task_id) == (State.UNKNOWN, None)
         assert row.other_task_ids == ("one", "two")
         assert await journal.find(task_id="two") == row
+        row = await journal.advance(row.intent_id, candidate="three")
+        for _ in range(2):
+            row = await journal.advance(row.intent_id, foreign="three")
+        assert row.other_task_ids == ("one", "two")
+        assert await journal.find(task_id="three") is None
         row = await journal.advance(row.intent_id, State.ACCEPTED, task_id="two")
         assert (row.task_id, row.other_task_ids) == ("two", ("one",))
         assert await journal.find(task_id="one") == await journal.find(task_id="two") == row

@@ -173,6 +173,7 @@ class _MemoryTable(Table):
             self._tasks[before.task_id].remove(after.intent_id)
         if after.holds_key and after.key is not None:
             self._keys[after.scope, after.key] = after.intent_id
+        self._unlist(before.intent_id, *{*before.other_task_ids} - {*after.other_task_ids})
         for task_id in filter(None, (after.task_id, *after.other_task_ids)):
             names = self._tasks.setdefault(task_id, [])
             if after.intent_id not in names:
@@ -192,14 +193,17 @@ class _MemoryTable(Table):
     def forget(self, row: Intent, leave: Intent | None) -> None:
         del self.by_id[row.intent_id]
         self._tokens.pop(row.token_hash or "", None)
-        for task_id in filter(None, (row.task_id, *row.other_task_ids)):
-            self._tasks[task_id].remove(row.intent_id)
-            if not self._tasks[task_id]:
-                del self._tasks[task_id]
+        self._unlist(row.intent_id, *filter(None, (row.task_id, *row.other_task_ids)))
         if leave is not None:
             self.update(leave, leave)
         elif row.holds_key and row.key is not None:
             del self._keys[row.scope, row.key]
+
+    def _unlist(self, intent_id: str, *task_ids: str) -> None:
+        for task_id in task_ids:
+            self._tasks[task_id].remove(intent_id)
+            if not self._tasks[task_id]:
+                del self._tasks[task_id]
 
     def dead_owners(self) -> list[str]:
         owners = {row.owner for row in self.by_id.values() if row.owner}

@@ -142,7 +142,8 @@ class Changes(TypedDict, total=False):
     Attributes:
         task_id: its task. A second one is stored in ``other_task_ids``.
         candidate: a task id that may be its task, without a proof.
-        foreign: its task, which proves to be another submission's; the state needs no name then.
+        foreign: its task, or a candidate, that proves to be another submission's. Without its task
+            the intent is UNKNOWN; the state needs no name then.
         details: the final details of its task.
         taken: True when the user has taken its result.
     """
@@ -181,6 +182,7 @@ def moved(row: Intent, to: State | None = None, *, now: float, **what: Unpack[Ch
         others.append(task_id)
     if candidate is not None and candidate not in (row.task_id, *others):
         others.append(candidate)
+    others = [each for each in others if each != what.get("foreign")]
     if tuple(others) != row.other_task_ids:
         changes["other_task_ids"] = tuple(others)
     if details is not None and row.details is None and is_bought:

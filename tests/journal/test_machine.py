@@ -135,6 +135,7 @@ class Journals(RuleBasedStateMachine):
         with_slot=st.booleans(),
         task_id=task_ids,
         candidate=task_ids,
+        foreign=task_ids,
         taken=st.booleans(),
     )
     def advance(
@@ -145,6 +146,7 @@ class Journals(RuleBasedStateMachine):
         task_id: str | None,
         candidate: str | None,
         *,
+        foreign: str | None,
         with_slot: bool,
         taken: bool,
     ) -> None:
@@ -152,7 +154,15 @@ class Journals(RuleBasedStateMachine):
         slots = self.slots.get(name, (None, None)) if with_slot else (None, None)
         journals: tuple[Journal, Journal] = self.journals[side], self.model
         got, expected = (
-            journal.advance(name, to, slot=slot, task_id=task_id, candidate=candidate, taken=taken)
+            journal.advance(
+                name,
+                to,
+                slot=slot,
+                task_id=task_id,
+                candidate=candidate,
+                foreign=foreign,
+                taken=taken,
+            )
             for journal, slot in zip(journals, slots, strict=True)
         )
         self.both(side, got, expected)
