@@ -10,11 +10,14 @@ from ssl import SSLContext
 
 from ._runtime.clock import Clock
 from ._runtime.urls import is_loopback
+from ._submission.candidates import Candidates
 from ._submission.line import line_of
 from ._submission.submitter import Submitter
 from ._tracking.recorder import ResultRecorder
 from ._tracking.schedule import Schedule
 from ._tracking.tracker import Tracker
+from ._tracking.waits import DEFAULT_KIND
+from ._wire.bodies import task_type
 from ._wire.endpoints import Api
 from ._wire.transport import Transport
 from .config import RateLimit, RetryPolicy, Settings, Timeouts
@@ -22,10 +25,13 @@ from .errors import ClientClosed, InvalidRequestError
 from .files import Downloader
 from .journal import Journal
 from .journal.watcher import Watcher
+from .requests import Request
 
 CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
 DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
+# Service seconds in which a task is finished if it ever is: at least, and times its 90 % point.
+SHORTEST_TASK_LIMIT, TASK_LIMIT = 120.0, 3.0
 
 
 class Session:
@@ -40,6 +46,7 @@ class Session:
         tracker: finds out when tasks are final.
         recorder: writes results into the journal.
         submitter: submits requests.
+        candidates: finds out whether tasks that callbacks name belong to their intents.
         downloader: downloads result files.
         timeouts: the client's timeouts.
     """
@@ -106,6 +113,21 @@ class Session:
             clock=clock,
         )
 
+        def longest_task(request: Request | None) -> float:
+            kind = DEFAULT_KIND
+            if request is not None:
+                kind = task_type(request), getattr(request, "speed", None)
+            return max(SHORTEST_TASK_LIMIT, TASK_LIMIT * schedule.expected(kind).p90)
+
+        self.candidates = Candidates(
+            self.submitter,
+            journal,
+            look=self.api.look,
+            hint=self.tracker.hint,
+            patience=longest_task,
+            clock=clock,
+        )
+
     def check(self) -> None:
         """Check that the client is open, in this process and event loop.
 
@@ -136,6 +158,7 @@ class Session:
         """
         await self.journal.take_over(self.scope)
         await self.recorder.recall_durations()
+        self.candidates.resume(self.scope)
 
     def stop_waiting(self) -> None:
         """End all waits with `ClientClosed`, and send nothing more."""
@@ -151,6 +174,7 @@ class Session:
     async def close_connections(self) -> None:
         """Finish the writes to the journal and close every connection."""
         try:
+            await self.candidates.aclose()
             await self.recorder.writes.finish(RECORD_PATIENCE)
             await self.watcher.aclose()
         finally:

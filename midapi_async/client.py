@@ -485,6 +485,7 @@ class MidAPIClient:
         session = self._opened()
         await session.recorder.writes.join()
         await session.journal.take_over(session.scope)
+        session.candidates.resume(session.scope)
         rows = await all_rows(session, states=sorted(BOUGHT), taken=False, mine=True)
         return [handle_of(row, session) for row in rows]
 

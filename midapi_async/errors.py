@@ -326,22 +326,30 @@ class SubmissionUnknown(MidAPIError):
         key: the user's own name for it, or None.
         can_settle: whether a callback may still show that it was accepted (there is a receiver).
         reason: what happened to the answer, in a few words.
+        candidates: the ids of tasks that callbacks have named for it and whose records could not
+            be read yet; the client looks at them again.
     """
 
     intent_id: str
     key: str | None = None
     can_settle: bool = False
     reason: str = ""
+    candidates: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         named = f"intent {self.intent_id}" + (f", key {self.key!r}" if self.key else "")
         why = f" ({self.reason})" if self.reason else ""
-        settle = ""
+        settle = named_tasks = ""
         if self.can_settle:
             settle = "await client.intents.settle(intent_id) to wait for its callback, "
+        if self.candidates:
+            named_tasks = (
+                f" Callbacks named task {' and task '.join(self.candidates)} for it; the record "
+                "could not be read yet."
+            )
         return (
             f"It cannot be known whether MidAPI accepted this submission ({named}){why}. It may "
-            f"have been paid for and was not sent again. Do one of: {settle}"
+            f"have been paid for and was not sent again.{named_tasks} Do one of: {settle}"
             "client.intents.adopt(intent_id, task_id) if MidAPI's log shows its task, "
             ".resubmit(intent_id) to pay again, .dismiss(intent_id) to give it up."
         )

@@ -37,6 +37,7 @@ class Intents:
         session = self._session
         seconds = session.timeouts.wait if isinstance(timeout, EllipsisType) else timeout
         row = await self._row(intent_id)
+        session.candidates.follow(row)
         deadline = None if seconds is None else session.clock.time() + check_seconds(seconds)
         with naming(key=row.key, intent_id=intent_id):
             return handle_of(await session.submitter.settle(row, deadline), session)
@@ -51,8 +52,8 @@ class Intents:
         if problem := task_id_problem(task_id):
             raise InvalidRequestError({"task_id": problem})
         row = await self._row(intent_id)
-        holder = await self._session.journal.find(task_id=task_id)
-        if holder is not None and holder.intent_id != intent_id:
+        holder = await self._session.submitter.holder(row, task_id)
+        if holder is not None:
             raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
         if row.state not in (State.UNKNOWN, State.SUPERSEDED) and row.task_id != task_id:
             raise _wrong_state(row, "only an unknown one can be changed")

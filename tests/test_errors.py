@@ -229,7 +229,9 @@ def test_an_unknown_submission_names_what_can_be_done() -> None:
     )
     assert "settle" not in str(alone)
     assert "settle" in str(with_receiver)
-    for error in (alone, with_receiver):
+    named = SubmissionUnknown("i1", candidates=("t1", "t2"))
+    assert "task t1 and task t2" in str(named)
+    for error in (alone, with_receiver, named):
         assert all(way in str(error) for way in ("i1", ".adopt(", ".resubmit(", ".dismiss("))
 
 

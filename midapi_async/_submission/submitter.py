@@ -53,8 +53,10 @@ _log = logging.getLogger("midapi_async.submission")
 MAX_METADATA = 4096  # bytes
 MAX_KEY = 200  # characters
 _RECHECK_INTERVAL = 0.05  # seconds between two reads of a row that is waited for
+_LAST_READ = 0.5  # seconds for reading a row once more after the deadline
 _REWRITE_AFTER = 1.0  # seconds until a failed write of an outcome is tried again
 _POST_MARGIN = 5.0  # seconds that a POST may take beyond its timeout, on a busy machine
+_TWO_TASKS = "intent %s has two tasks, %s and %s: both may have been paid for"
 _CLAIM_HOLDS = 1.0  # seconds after a claim in which its POST may begin without another claim
 
 
@@ -286,10 +288,15 @@ class Submitter:
         except TimeoutError:
             if not scope.expired():
                 raise
+            # Callbacks may have named candidates meanwhile.
+            with suppress(JournalError, TimeoutError):
+                async with asyncio.timeout(_LAST_READ):
+                    row = await self._journal.find(intent_id=row.intent_id) or row
         if row.state in unsettled and self._is_closing:
             raise ClientClosed
         if row.state in unsettled:
-            raise self._unknown_error(row, "no callback came in time")
+            missing = "record could be read" if row.other_task_ids else "callback came"
+            raise self._unknown_error(row, f"no {missing} in time")
         return self._require_task(row)
 
     async def bind(self, row: Intent, task_id: str) -> Intent:
@@ -309,7 +316,8 @@ class Submitter:
             self._unwritten.pop(row.intent_id, None)
         except BaseException:
             # Only now: while the journal decides, the task may still be another intent's.
-            self._unwritten[row.intent_id] = bound
+            if row.task_id is None:
+                self._unwritten[row.intent_id] = bound
             raise
         finally:
             if bound.task_id is not None:
@@ -318,12 +326,19 @@ class Submitter:
                     submission.outcome.set_result(bound)
             for changed in self._wakeups:
                 changed.set()
-        if bound.task_id is None:
-            is_kept = task_id in bound.other_task_ids  # the user has dismissed the intent
-            level = logging.WARNING if is_kept else logging.CRITICAL
-            problem = "it was paid for" if is_kept else "it is another intent's, and is ignored"
-            found = row.intent_id, bound.state, task_id, problem
-            _log.log(level, "a callback for intent %s (%s) names task %s: %s", *found)
+        names = bound.intent_id, bound.task_id or bound.state, task_id
+        if bound.task_id == task_id:
+            pass
+        elif task_id not in bound.other_task_ids:
+            holder = await self.holder(bound, task_id)
+            other = holder.intent_id if holder is not None else "that was pruned"
+            _log.critical(
+                "intent %s (%s) cannot get task %s, which belongs to intent %s", *names, other
+            )
+        elif bound.task_id is not None:
+            _log.critical(_TWO_TASKS, *names)
+        else:  # the user has dismissed the intent
+            _log.warning("a callback for intent %s (%s) names task %s: it was paid for", *names)
         return bound
 
     async def disown(self, intent_id: str, task_id: str) -> SubmissionUnknown:
@@ -346,6 +361,14 @@ class Submitter:
         for changed in self._wakeups:
             changed.set()
         return self._unknown_error(row, f"task {task_id} is another submission's")
+
+    async def holder(self, row: Intent, task_id: str) -> Intent | None:
+        """The intent, other than this one, that a task belongs to."""
+        for other in await self._journal.rows(task_ids=[task_id]):
+            is_holder = other.task_id == task_id and other.origin == row.origin
+            if is_holder and other.intent_id != row.intent_id:
+                return other
+        return None
 
     def stop(self, *, is_closing: bool = False) -> None:
         """Send nothing more: callers that wait for a slot get `ClientClosed`, and later ones, too.
@@ -437,7 +460,8 @@ class Submitter:
 
     def _unknown_error(self, intent: Intent, reason: str = "") -> SubmissionUnknown:
         can_settle = intent.token_hash is not None and self._callback_url is not None
-        return SubmissionUnknown(intent.intent_id, intent.key, can_settle, reason)
+        candidates = intent.other_task_ids
+        return SubmissionUnknown(intent.intent_id, intent.key, can_settle, reason, candidates)
 
     # ─── one submission ──────────────────────────────────────────────────────────────────────────
 
@@ -738,9 +762,11 @@ class Submitter:
                 task_id,
             )
             raise self._unknown_error(row, f"the answer names task {task_id} of another intent")
-        if row.task_id != task_id:
+        if task_id in row.other_task_ids:
+            _log.critical(_TWO_TASKS, row.intent_id, row.task_id, task_id)
+        elif row.task_id != task_id:
             _log.critical(
-                "intent %s has two tasks, %s and %s: both may have been paid for",
+                "MidAPI's answer for intent %s, which has task %s, names task %s of another intent",
                 row.intent_id,
                 row.task_id,
                 task_id,

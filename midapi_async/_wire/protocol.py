@@ -418,13 +418,14 @@ def fits(
         return callback_url_matches
     if record.create_time is not None and record.create_time.timestamp() < since - CLOCK_SKEW:
         return False
-    if request is None:
+    # MidAPI does not document the task types of upscales and variations. The prompt is not
+    # compared: MidAPI may have stored it with other blanks, dashes or flags, translated or cut.
+    if request is None or record.task_type is None or isinstance(request, Upscale | Vary):
         return True
-    # MidAPI does not document the task types of upscales and variations.
-    is_named = record.task_type is not None and not isinstance(request, Upscale | Vary)
-    if is_named and record.task_type != task_type(request):
-        return False
-    if getattr(request, "enable_translation", False):
-        return True  # MidAPI may have stored the translated prompt
+    return record.task_type == task_type(request)
+
+
+def has_other_prompt(record: Record, request: Request | None) -> bool:
+    """Whether a record shows another prompt than was submitted, as far as both are known."""
     ours, theirs = getattr(request, "prompt", None), record.params.get("prompt")
-    return not isinstance(theirs, str) or ours is None or theirs.strip() == ours.strip()
+    return isinstance(ours, str) and isinstance(theirs, str) and theirs.strip() != ours.strip()

@@ -8,16 +8,13 @@ looks at once.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextvars import Context
 
 from .._runtime.background import OwnedTasks
 from .._session import Session
-from .._wire.protocol import Callback, fits
-from .._wire.tokens import token_hash
-from ..errors import JournalError, MidAPIError
-from ..journal import Intent, State
+from .._wire.protocol import Callback
+from ..journal import Intent
 from .relay import relay_hints
 
 _log = logging.getLogger("midapi_async.callbacks")
@@ -28,12 +25,11 @@ class ClientInbox:
 
     Attributes:
         taken: how many callbacks were accepted.
-        ignored: how many callbacks with a valid token named a task of another intent.
+        ignored: how many callbacks with a valid token named a task that is not their intent's.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._checks: dict[tuple[str, str], asyncio.Task[Intent | None]] = {}
         self._tasks = OwnedTasks()
         self.taken = 0
         self.ignored = 0
@@ -55,17 +51,11 @@ class ClientInbox:
             JournalError: it cannot be recorded now.
         """
         task_id = callback.task_id
-        if row.task_id is None:
-            # The POST's answer was lost, or has not come yet. Duplicates share one check.
-            name = row.intent_id, task_id
-            check = self._checks.get(name)
-            if check is None:
-                check = self._checks[name] = self._tasks.start(self._bind(row, task_id))
-                check.add_done_callback(lambda _: self._checks.pop(name, None))
-            await asyncio.wait({check})
-            checked = None if check.cancelled() else check.result()
+        if row.task_id is None or task_id not in (row.task_id, *row.other_task_ids):
+            # The POST's answer was lost, or has not come yet; or the POST bought two tasks.
+            checked = await self._session.candidates.check(row, task_id)
             if checked is None:
-                return 503  # MidAPI will send it again
+                return 503  # MidAPI will send it again, in case that this process ends before
             row = checked
         if task_id not in (row.task_id, *row.other_task_ids):
             self.ignored += 1
@@ -74,42 +64,10 @@ class ClientInbox:
             )
             return 200
         self.taken += 1
-        if callback.is_acknowledgement:
-            return 200
-        self._session.tracker.hint(task_id)
-        # Record it once: later states include it, and a second task of the intent has no state.
-        if (
-            task_id == row.task_id
-            and row.state is State.ACCEPTED
-            and self._session.journal.is_durable
-        ):
-            await self._session.journal.advance(row.intent_id, State.CALLED_BACK)
+        if not callback.is_acknowledgement:
+            await self._session.candidates.called_back(row, task_id)
         return 200
 
-    async def _bind(self, row: Intent, task_id: str) -> Intent | None:
-        """Accept a task for an intent if its record fits.
-
-        Returns:
-            The row, with the task if it fits; None if that cannot be known now.
-        """
-        try:
-            record = await self._session.api.look(task_id)
-            if record is None:
-                return None  # record-info may not know a new task yet
-            url = record.params.get("callBackUrl")
-            is_our_url = None
-            if isinstance(url, str):
-                is_our_url = token_hash(url.rstrip("/").rpartition("/")[2]) == row.token_hash
-            if fits(record, row.request, callback_url_matches=is_our_url, since=row.created_at):
-                return await self._session.submitter.bind(row, task_id)
-        except JournalError:
-            _log.exception("Cannot record a callback; MidAPI will send it again")
-            return None
-        except MidAPIError as error:
-            _log.info("Cannot check a callback now; MidAPI will send it again: %s", error)
-            return None
-        return row
-
     async def aclose(self) -> None:
-        """Cancel the checks that are still running, and learn nothing more."""
+        """Learn nothing more."""
         await self._tasks.finish()

@@ -19,6 +19,7 @@ from midapi_async._wire.protocol import (
     Unsure,
     failure,
     fits,
+    has_other_prompt,
     is_foreign_page,
     is_retryable,
     proves_refusal,
@@ -1003,7 +1004,8 @@ FOX = TextToImage("a fox")
         (FOX, {"taskType": "mj_txt2img", "paramJson": '{"prompt": " a fox\\n"}'}, True),
         (FOX, {"taskType": "mj_img2img"}, False),
         (FOX, {"taskType": "MJ_TXT2IMG"}, False),
-        (FOX, {"paramJson": '{"prompt": "a wolf"}'}, False),
+        # MidAPI may change a prompt; see `has_other_prompt`.
+        (FOX, {"paramJson": '{"prompt": "a wolf"}'}, True),
         (FOX, {"paramJson": '{"prompt": null}'}, True),
         (FOX, {"paramJson": "{"}, True),
         (FOX, {"createTime": None}, True),
@@ -1020,11 +1022,30 @@ FOX = TextToImage("a fox")
         (ImageToVideo("x", [PICTURE]), {"taskType": "mj_video_hd"}, False),
     ],
 )
-def test_type_prompt_and_time_must_fit(
+def test_type_and_time_must_fit(
     request_: Request | None, members: dict[str, object], expected: bool
 ) -> None:
     """Whatever the record shows must be what was submitted; what it does not show, need not."""
     assert expected is fitting(request_, members)
+
+
+@pytest.mark.fault("C26")
+@pytest.mark.parametrize(
+    ("request_", "stored", "expected"),
+    [
+        (FOX, '{"prompt": " a fox\\n"}', False),
+        (FOX, '{"prompt": "a fox --v 7"}', True),
+        (FOX, '{"prompt": null}', False),
+        (FOX, "{", False),
+        (Vary(OTHER, 0), '{"prompt": "x"}', False),
+        (None, '{"prompt": "x"}', False),
+    ],
+)
+def test_a_changed_prompt_is_noticed(request_: Request | None, stored: str, expected: bool) -> None:
+    """Only where both prompts are known."""
+    record = read_record({"taskId": TASK, "paramJson": stored})
+    assert record is not None
+    assert expected is has_other_prompt(record, request_)
 
 
 @pytest.mark.fault("C23")
