@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -102,6 +103,9 @@ class Line:
                 await self.outage.wait(ticket, ping, stop, give_up_at)
                 if not stop.done():
                     answer = await ask()
+            except Exception:
+                self._free = sys.maxsize  # if the journal hangs, all wait for it at the same time
+                raise
             finally:
                 self._asking -= 1
                 if not isinstance(answer, Claimed):

@@ -1,20 +1,25 @@
 """A disk that is full, broken or locked by another program (S16, S17, S27), no descriptor (S28)."""
 
 import asyncio
+import json
 import os
 import resource
 import sqlite3
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from midapi_async import CallbackReceiver, RateLimit
 from midapi_async.errors import JournalError
 from midapi_async.journal import Claimed, State
 from midapi_async.journal.sqlite import SQLiteJournal, store
 from tests.journal.world import SCOPE, claim, claimed, ids, in_thread, intent, together
+from tests.support.scripted import ScriptedServer
+from tests.world import client_of, selling, submits
 
 LONG = {"note": "x" * 4000}
 IO_ERROR = sqlite3.OperationalError("disk I/O error")
@@ -308,6 +313,66 @@ async def test_a_database_that_is_locked_while_it_is_opened(
     shell.close()
     await claimed(journal)
     await journal.aclose()
+
+
+LOCKS_IT = (
+    "import sqlite3, sys\n"
+    "shell = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    "shell.execute('BEGIN EXCLUSIVE')\n"
+    "print('locked', flush=True)\n"
+    "sys.stdin.read()\n"
+)
+
+
+@pytest.mark.real_time
+@pytest.mark.fault("S27")
+async def test_a_database_that_stays_locked(folder: Path) -> None:
+    """Everybody gets an error within 10 s: a gate full of callers, four processes, a callback."""
+    receiver = CallbackReceiver("http://127.0.0.1:1", port=0)
+    others = [SQLiteJournal(folder) for _ in range(3)]
+    took: list[float] = []
+
+    async def timed(call: Coroutine[object, object, object]) -> object:
+        started = time.monotonic()
+        (got,) = await asyncio.gather(call, return_exceptions=True)
+        took.append(time.monotonic() - started)
+        return got
+
+    async with ScriptedServer(then=selling()) as server:
+        options = {"journal": folder, "receiver": receiver, "rate_limit": RateLimit(20)}
+        async with client_of(server, **options) as client:
+            await client.generate("a fox")
+            ordered = submits(server)[0].json()
+            assert isinstance(ordered, dict)
+            token = ordered["callBackUrl"].rpartition("/")[2]
+            for journal in others:
+                await claimed(journal)
+            shell = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", LOCKS_IT, str(folder / "journal.sqlite")),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            await shell.stdout.readline()
+            task = {"taskId": f"{0:032x}", "resultUrls": ["https://x/1"]}
+            body = json.dumps({"code": 200, "data": task}).encode()
+            got = await asyncio.gather(
+                *(timed(client.generate("a fox", key=f"k{n}")) for n in range(60)),
+                *(timed(claim(journal, intent())) for journal in others for _ in range(5)),
+                timed(receiver.handle(token, {}, body)),
+            )
+            shell.stdin.close()
+            await shell.wait()
+            assert {type(each) for each in got[:-1]} == {JournalError}
+            assert got[-1] == 503
+
+            assert max(took) < 10
+            assert len(submits(server)) == 1
+            await client.generate("a fox", key="k0")
+            assert len(submits(server)) == 2
+        for journal in others:
+            await journal.aclose()
 
 
 # ─── no descriptor ───────────────────────────────────────────────────────────────────────────────

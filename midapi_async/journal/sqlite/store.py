@@ -47,6 +47,7 @@ _PRUNE_EVERY = 6 * 3600.0  # seconds
 _CHECKPOINT_EVERY = 250  # commits; about 1,000 pages of WAL, as SQLite would do by itself
 _LARGE_WAL = 4 << 20  # bytes
 _BUSY_TIMEOUT = 3.0  # seconds that another program may keep the database locked
+_ONE_TRY = 0.2  # seconds of them in which other processes have to wait for our lock
 _MARK = struct.Struct("<Q?")  # commits, and whether a checkpoint is under way
 _MARK_AT, _FILES_AT = 64, 80  # bytes from the beginning of journal.lock
 _PRAGMAS = (
@@ -214,19 +215,30 @@ class Store:
     def _serve_together(self, jobs: Sequence[Job[Any]]) -> None:
         asked_at = min(job.asked_at for job in jobs)
         with self._errors_as_ours():
-            if any(job.writes for job in jobs):
-                with self._locked(asked_at) as table:
-                    self._transact(table, jobs)
-                return
-            if self._table is None:
-                with self._locked(asked_at) as table:
-                    pass  # this has opened the database
-            else:
-                table = self._table
-                self.folder.check_unmoved()
-            with self._connection_that_fails_is_closed(), forks.no_fork():
-                for job in jobs:
-                    job.run(table)
+            while True:
+                try:
+                    return self._try_to_serve(jobs, asked_at)
+                except sqlite3.Error as error:
+                    # Another program has locked the database. Waiting for that in SQLite would keep
+                    # our own lock, and other processes would wait one after another.
+                    is_late = time.monotonic() - asked_at >= _BUSY_TIMEOUT
+                    if not _is_busy(error) or is_late or any(job.has_begun for job in jobs):
+                        raise
+
+    def _try_to_serve(self, jobs: Sequence[Job[Any]], asked_at: float) -> None:
+        if any(job.writes for job in jobs):
+            with self._locked(asked_at) as table:
+                self._transact(table, jobs)
+            return
+        if self._table is None:
+            with self._locked(asked_at) as table:
+                pass  # this has opened the database
+        else:
+            table = self._table
+            self.folder.check_unmoved()
+        with self._connection_that_fails_is_closed(), forks.no_fork():
+            for job in jobs:
+                job.run(table)
 
     def _transact(self, table: SQLiteTable, jobs: Sequence[Job[Any]]) -> None:
         connection = table.connection
@@ -327,7 +339,10 @@ class Store:
             if self._table is not None:
                 self.folder.check_unmoved()
                 if self._files() != self.folder.files():
-                    self._disconnect()  # another program has written to the files
+                    # Another program has written to the files, or one of ours was killed.
+                    if self._mark()[1]:
+                        self._checkpoint(self._table.connection)
+                    self._disconnect()
             if self._table is None:
                 self._table = self._open()
                 self.folder.check_unmoved()
@@ -338,7 +353,7 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+            if not _is_busy(error):
                 self._disconnect()  # else readers can go on with it
             raise
 
@@ -419,6 +434,10 @@ class Store:
             raise JournalError(f"the journal {path} cannot store this text: {error}") from error
 
 
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection to an existing database.
 
@@ -427,7 +446,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw",
         uri=True,
-        timeout=_BUSY_TIMEOUT,
+        timeout=_ONE_TRY,
         isolation_level=None,
         check_same_thread=False,
     )
