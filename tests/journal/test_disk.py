@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from midapi_async import CallbackReceiver, RateLimit
-from midapi_async.errors import JournalError
+from midapi_async import CallbackReceiver, MidAPIClient, RateLimit, RetryPolicy, TaskHandle
+from midapi_async.errors import JournalError, TransportError
 from midapi_async.journal import Claimed, State
 from midapi_async.journal.sqlite import SQLiteJournal, store
 from tests.journal.world import SCOPE, claim, claimed, ids, in_thread, intent, together
@@ -430,3 +430,77 @@ async def test_no_descriptor_is_left_at_any_moment(folder: Path, begin: str) -> 
         await journal.aclose()
     assert failed > (0 if begin == "open" else 2)
     assert left > failed
+
+
+async def buy_without_descriptors(url: str, folder: Path) -> None:
+    """Run as a program. Prints how many orders were bought."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    await asyncio.to_thread(int)
+    bought = failed = 0
+    for begin in ("closed", "open", "used", "lock wait"):
+        for left in range(1, 10):
+            path = folder / f"{begin} {left}"
+            options = {"rate_limit": RateLimit(20), "retry": RetryPolicy(give_up_after=0)}
+            client = client_of(url, journal=path, **options)
+            other = SQLiteJournal(path)
+            if begin == "lock wait":
+                await claimed(other)
+            if begin != "closed":
+                await client.open()
+            if begin == "used":
+                await client.generate("a fox")
+                bought += 1
+
+            async def work(client: MidAPIClient = client, begin: str = begin) -> TaskHandle:
+                if begin == "closed":
+                    await client.open()
+                return await client.generate("a fox", key="k")
+
+            def hold(its: store.Store) -> None:
+                with its._locked():
+                    time.sleep(0.1)
+
+            held = None
+            if begin == "lock wait":
+                held = asyncio.ensure_future(in_thread(other, hold))
+                await asyncio.sleep(0.02)
+            with descriptors_left(left):
+                (got,) = await asyncio.gather(work(), return_exceptions=True)
+            if isinstance(got, BaseException):
+                assert isinstance(got, JournalError | TransportError), got
+                assert not getattr(got, "sent", False)
+                failed += 1
+            if held is not None:
+                await held
+            if "not opened" in repr(client):
+                await client.open()
+            handle = await client.generate("a fox", key="k")
+            assert handle.replayed is not isinstance(got, BaseException)
+            bought += 1
+            await client.aclose()
+            await other.aclose()
+    assert failed > 5
+    print(bought)
+
+
+@pytest.mark.real_time
+@pytest.mark.fault("S28")
+async def test_a_program_without_descriptors(folder: Path) -> None:
+    """Opening, owner file, lock, name, connection: a typed error for that call; the next works."""
+    folder.mkdir()
+    program = (
+        "import asyncio, sys\n"
+        "from tests.journal.test_disk import *\n"
+        "asyncio.run(buy_without_descriptors(sys.argv[1], Path(sys.argv[2])))\n"
+    )
+    async with ScriptedServer(then=selling()) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, url, str(folder)),
+            cwd=Path(__file__).parents[2],
+            stdout=asyncio.subprocess.PIPE,
+        )
+        told, _ = await process.communicate()
+        assert process.returncode == 0
+        assert int(told) == len(submits(server))
