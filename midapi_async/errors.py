@@ -435,10 +435,13 @@ class WaitTimeout(MidAPIError, TimeoutError):
         task_id: the task, which goes on and can be awaited again; None if it is not known.
         intent_id: without a ``task_id``, the submission whose POST is under way and may buy it;
             None if nothing was bought.
+        process: the id of the process that sends it; None if this client does, or if it is not
+            known.
     """
 
     task_id: str | None = None
     intent_id: str | None = None
+    process: int | None = None
 
     def __str__(self) -> str:
         if self.task_id is not None:
@@ -447,8 +450,9 @@ class WaitTimeout(MidAPIError, TimeoutError):
                 f"client.task({self.task_id!r}).wait()."
             )
         if self.intent_id is not None:
+            by = f", which process {self.process} sends," if self.process is not None else ""
             return (
-                f"Submission {self.intent_id} was not answered in time. It goes on, and may be "
+                f"Submission {self.intent_id}{by} was not answered in time. It goes on, and may be "
                 "accepted and paid for: wait for it with the same key, or with "
                 f"client.intents.settle({self.intent_id!r})."
             )

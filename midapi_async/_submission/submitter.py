@@ -171,7 +171,7 @@ class Submitter:
         self._tasks = OwnedTasks()
         self._rewrites = OwnedTasks()
         self._wakeups: set[asyncio.Event] = set()  # of the callers in `_wait_for_change`
-        self._unwritten: dict[str, Intent] = {}  # accepted by `bind`, not in the journal yet
+        self._unwritten: dict[str, Intent] = {}  # outcomes that are not in the journal yet
         self._disowned: set[tuple[str, str]] = set()  # intents and the tasks that are not theirs
         self._is_stopped = False
         self._is_closing = False
@@ -218,13 +218,14 @@ class Submitter:
         _check_arguments(key, metadata, callback_url)
         intent, call = self._prepare(request, key, metadata, callback_url, supersedes)
         waiting_for: str | None = None
+        process: int | None = None
         submission: _Submission | None = None
         scope = asyncio.timeout_at(None if deadline is None else deadline / self._clock.scale)
         try:
             async with scope:
                 while True:
                     submission = self._start(intent, call)
-                    waiting_for = None
+                    waiting_for = process = None
                     try:
                         row = await self._outcome(submission)
                     finally:
@@ -237,7 +238,7 @@ class Submitter:
                     if not row.same:
                         raise KeyConflict(key or "")
                     if holder.state in PENDING:
-                        waiting_for = holder.intent_id
+                        waiting_for, process = holder.intent_id, holder.process
                         holder = await self._wait_for_change(holder, PENDING)
                     if holder.state is not State.REFUSED:
                         return self._require_task(holder), True
@@ -252,7 +253,7 @@ class Submitter:
             found = None if submission.outcome.cancelled() else submission.outcome.result()
             if isinstance(found, Intent):
                 return found, False
-        raise about(WaitTimeout(intent_id=waiting_for), key=key)
+        raise about(WaitTimeout(intent_id=waiting_for, process=process), key=key)
 
     async def find(self, key: str) -> Intent | None:
         """The accepted intent that has a key; None if the key is free, or was refused.
@@ -294,6 +295,8 @@ class Submitter:
                     row = await self._journal.find(intent_id=row.intent_id) or row
         if row.state in unsettled and self._is_closing:
             raise ClientClosed
+        if row.state in PENDING:
+            raise self._unknown_error(row, f"process {row.process or '?'} is still sending it")
         if row.state in unsettled:
             missing = "record could be read" if row.other_task_ids else "callback came"
             raise self._unknown_error(row, f"no {missing} in time")
@@ -394,6 +397,18 @@ class Submitter:
         if not self._closed.done():
             self._closed.set_result(None)
         await self._rewrites.finish(_REWRITE_AFTER)
+        for row in self._unwritten.values():
+            task = f"; its task {row.task_id} was paid for" if row.task_id else ""
+            _log.critical(
+                "intent %s is %s, which was never written to the journal%s",
+                row.intent_id,
+                row.state,
+                task,
+            )
+        if self._unwritten:
+            # A journal that others have open keeps its owner alive, and such a row would be SENDING
+            # for as long as that. Without its owner it is UNKNOWN.
+            await self._journal.disown()
 
     async def _outcome(self, submission: _Submission) -> Intent | Standing:
         """Wait for a submission's outcome. When the last caller leaves, nothing more is sent."""
@@ -421,12 +436,18 @@ class Submitter:
         changed = asyncio.Event()
         self._wakeups.add(changed)
         self._watcher.add(changed.set)
+        text = "intent %s is still being sent by process %s; a call waits for that"
+        facts = row.intent_id, row.process or "?"
+        warning = self._clock.loop.call_later(self._longest_post, _log.warning, text, *facts)
+        if row.state not in PENDING:
+            warning.cancel()
         try:
             while True:
                 await changed.wait()
                 changed.clear()
-                if row.intent_id in self._unwritten:
-                    return self._unwritten[row.intent_id]
+                unwritten = self._unwritten.get(row.intent_id)
+                if unwritten is not None and unwritten.state not in states:
+                    return unwritten
                 try:
                     now = await self._journal.find(intent_id=row.intent_id)
                 except JournalError:
@@ -442,6 +463,7 @@ class Submitter:
                 # Hundreds may wait while hundreds of rows are written.
                 await asyncio.sleep(_RECHECK_INTERVAL)
         finally:
+            warning.cancel()
             self._watcher.remove(changed.set)
             self._wakeups.discard(changed)
 
@@ -740,8 +762,11 @@ class Submitter:
         try:
             return await write()
         except Exception:  # noqa: BLE001 - whatever a journal raises, the outcome must not be lost
-            lost = f"task {task_id} of intent {intent.intent_id} was never written to the journal"
-            self._rewrites.start(self._write_until_it_succeeds(write, lost if task_id else None))
+            row = attrs.evolve(intent, state=to, task_id=task_id, accepted_at=time.time())
+            self._unwritten.setdefault(intent.intent_id, row)  # a callback's, of `bind`, stays
+            for changed in self._wakeups:
+                changed.set()
+            self._rewrites.start(self._write_until_it_succeeds(write, row))
             _log.log(
                 logging.CRITICAL if task_id else logging.ERROR,
                 "intent %s is %s%s, but writing the journal failed; trying again every second",
@@ -750,7 +775,7 @@ class Submitter:
                 f" and its task {task_id} was paid for" if task_id else "",
                 exc_info=True,
             )
-            return attrs.evolve(intent, state=to, task_id=task_id, accepted_at=time.time())
+            return row
 
     async def _record_accepted(self, submission: _Submission, task_id: str) -> Intent:
         row = await self._record(submission, State.ACCEPTED, task_id=task_id)
@@ -812,13 +837,13 @@ class Submitter:
             await self._journal.advance(submission.intent.intent_id, State.REFUSED)
 
     async def _write_until_it_succeeds(
-        self, write: Callable[[], Awaitable[object]], lost: str | None = None
+        self, write: Callable[[], Awaitable[object]], row: Intent | None = None
     ) -> None:
         """Repeat a failed write every second until it succeeds or the client closes."""
         while not self._closed.done():
             await asyncio.wait({self._closed}, timeout=_REWRITE_AFTER)
             with suppress(Exception):
                 await write()
+                if row is not None and self._unwritten.get(row.intent_id) is row:
+                    del self._unwritten[row.intent_id]
                 return
-        if lost is not None:
-            _log.critical(lost)

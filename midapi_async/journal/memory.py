@@ -61,6 +61,9 @@ class MemoryJournal(TableJournal):
         finally:
             self._watchers.discard(changed)
 
+    async def disown(self) -> None:
+        """See `Journal.disown`. Nothing can fail to be written here."""
+
     async def aclose(self) -> None:
         """See `Journal.aclose`. The rows stay, for the next client."""
 

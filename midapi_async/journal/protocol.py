@@ -256,6 +256,14 @@ class Journal(Protocol):
         """What is in the journal."""
         ...
 
+    async def disown(self) -> None:
+        """Make this owner dead, also while nothing can be written; the next use has a new owner.
+
+        A client that could not write an outcome calls it when it closes: its SENDING rows are then
+        UNKNOWN for others.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Finish all writes and close the store; this owner is then dead.
 

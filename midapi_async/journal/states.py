@@ -131,6 +131,12 @@ class Intent:
         return ended_at is not None and ended_at < before
 
     @property
+    def process(self) -> int | None:
+        """The process id of its owner; None if the owner's name has none."""
+        number, dash, _ = self.owner.partition("-")
+        return int(number) if dash and number.isdecimal() else None
+
+    @property
     def origin(self) -> str:
         """The service that the intent is for; a task id is unique there."""
         return self.scope.partition(" ")[0]

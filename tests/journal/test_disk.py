@@ -14,12 +14,19 @@ from pathlib import Path
 import pytest
 
 from midapi_async import CallbackReceiver, MidAPIClient, RateLimit, RetryPolicy, TaskHandle
-from midapi_async.errors import JournalError, TransportError
+from midapi_async.errors import (
+    ClientClosed,
+    JournalError,
+    SubmissionUnknown,
+    TransportError,
+    WaitTimeout,
+)
 from midapi_async.journal import Claimed, State
 from midapi_async.journal.sqlite import SQLiteJournal, store
-from tests.journal.world import SCOPE, claim, claimed, ids, in_thread, intent, together
-from tests.support.scripted import ScriptedServer
-from tests.world import client_of, selling, submits
+from tests.journal.world import FOX, SCOPE, claim, claimed, ids, in_thread, intent, together
+from tests.support.scripted import Answer, Received, ScriptedServer, reply
+from tests.world import TASK, client_of, selling, submits
+from tests.world import accepted as accepts
 
 LONG = {"note": "x" * 4000}
 IO_ERROR = sqlite3.OperationalError("disk I/O error")
@@ -373,6 +380,67 @@ async def test_a_database_that_stays_locked(folder: Path) -> None:
             assert len(submits(server)) == 2
         for journal in others:
             await journal.aclose()
+
+
+@pytest.mark.real_time
+@pytest.mark.fault("S26")
+@pytest.mark.parametrize("answer", ["accepted", "lost"])
+async def test_an_outcome_that_cannot_be_written_before_the_client_closes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str
+) -> None:
+    """A CRITICAL line says so, and others see UNKNOWN though the journal's object stays open."""
+    monkeypatch.setattr(store, "_BUSY_TIMEOUT", 0.3)
+    shells: list[sqlite3.Connection] = []
+
+    def locked(request: Received) -> Answer:
+        shells.append(sqlite3.connect(folder / "journal.sqlite", isolation_level=None))
+        shells[0].execute("BEGIN EXCLUSIVE")
+        return accepts(TASK) if answer == "accepted" else reply(502)
+
+    journal = SQLiteJournal(folder)
+    async with ScriptedServer([locked]) as server:
+        async with client_of(server, journal=journal) as client:
+            if answer == "accepted":
+                assert (await client.generate("a fox", key="k")).task_id == TASK
+            else:
+                with pytest.raises(SubmissionUnknown):
+                    await client.generate("a fox", key="k")
+        found = caplog.records[-1]
+        assert found.levelname == "CRITICAL"
+        assert "was never written to the journal" in found.getMessage()
+        assert (TASK in found.getMessage()) == (answer == "accepted")
+        shells[0].close()
+        other = SQLiteJournal(folder)
+        row = await other.find(key=(f"{server.url} default", "k"))
+        assert row is not None
+        assert row.state is State.UNKNOWN
+        await other.aclose()
+    await claimed(journal)
+    await journal.aclose()
+
+
+@pytest.mark.fault("S26")
+async def test_a_row_that_another_process_sends(
+    folder: Path, sqlite: SQLiteJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Waits for it end by their deadline or by `stop_waiting`, and name the process."""
+    async with ScriptedServer() as server, client_of(server, journal=folder) as client:
+        row = await claimed(sqlite, intent(key="k", scope=f"{server.url} default"))
+        with pytest.raises(WaitTimeout, match=f"process {os.getpid()} sends") as caught:
+            await client.generate(FOX, key="k", timeout=5)
+        assert (caught.value.intent_id, caught.value.process) == (row.intent_id, os.getpid())
+        with pytest.raises(SubmissionUnknown, match=f"process {os.getpid()} is still sending it"):
+            await client.intents.settle(row.intent_id, 5)
+        assert not caplog.records
+        waiting = asyncio.ensure_future(client.generate(FOX, key="k"))
+        settling = asyncio.ensure_future(client.intents.settle(row.intent_id, None))
+        await asyncio.sleep(200)
+        assert f"still being sent by process {os.getpid()}" in caplog.text
+        client.stop_waiting()
+        with pytest.raises(ClientClosed):
+            await waiting
+        with pytest.raises(SubmissionUnknown):
+            await settling
 
 
 # ─── no descriptor ───────────────────────────────────────────────────────────────────────────────

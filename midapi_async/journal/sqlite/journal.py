@@ -87,6 +87,11 @@ class SQLiteJournal(TableJournal):
         finally:
             self._watchers.discard(watcher)
 
+    async def disown(self) -> None:
+        """See `Journal.disown`."""
+        loop = asyncio.get_running_loop()
+        await self._opened().run(lambda store: store.owners.leave(loop))
+
     async def aclose(self) -> None:
         """See `Journal.aclose`."""
         writer, self._writer = self._writer, None

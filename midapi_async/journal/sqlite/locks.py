@@ -221,10 +221,11 @@ class Owners:
             if not self.is_alive(name):
                 self._remove(name)
 
-    def leave(self) -> None:
-        """Release ownership: from now on our owners are dead."""
-        for name in list(self._mine):
-            self._remove(name)
+    def leave(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Release ownership: from now on our owners, or those of one event loop, are dead."""
+        for name, (each, _) in list(self._mine.items()):
+            if loop is None or each() is loop:
+                self._remove(name)
 
     def _remove(self, name: str) -> None:
         with suppress(OSError):
