@@ -104,8 +104,8 @@ async def _live(life: Life) -> None:
         async def finish(key: str | None, handle: Awaitable[Any]) -> None:
             try:
                 details = await handle
-            except WaitTimeout:
-                return  # answers about other tasks have taken its time
+            except (WaitTimeout, SubmissionUnknown):
+                return  # answers about other tasks: they took its time, or it is another one's
             note(life.folder, f"taken {key} {details.task_id}")
 
         for handle in await client.resume():

@@ -270,8 +270,10 @@ class World:
 
         known = {task for row in rows for task in (row.task_id, *row.other_task_ids)}
         notes = self.notes()
-        given = {line.split()[2] for line in notes if line.startswith("handle")}
-        assert given <= known, "a handle was given out before its task id was safe"
+        unknown = {row.key for row in rows if row.state in (State.UNKNOWN, State.SUPERSEDED)}
+        given = [line.split()[1:] for line in notes if line.startswith("handle")]
+        unsafe = [each for each in given if each[1] not in known and each[0] not in unknown]
+        assert not unsafe, f"handles were given out before their task ids were safe: {unsafe}"
         taken = {row.task_id for row in rows if row.taken}
         noted = {line.split()[2] for line in notes if line.startswith("taken")}
         assert taken <= noted, "something counts as taken that nobody got"
