@@ -16,8 +16,7 @@ from ._submission.submitter import Submitter
 from ._tracking.recorder import ResultRecorder
 from ._tracking.schedule import Schedule
 from ._tracking.tracker import Tracker
-from ._tracking.waits import DEFAULT_KIND
-from ._wire.bodies import task_type
+from ._tracking.verdict import kind_of
 from ._wire.endpoints import Api
 from ._wire.transport import Transport
 from .config import RateLimit, RetryPolicy, Settings, Timeouts
@@ -25,13 +24,10 @@ from .errors import ClientClosed, InvalidRequestError
 from .files import Downloader
 from .journal import Journal
 from .journal.watcher import Watcher
-from .requests import Request
 
 CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
 DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
-# Service seconds in which a task is finished if it ever is: at least, and times its 90 % point.
-SHORTEST_TASK_LIMIT, TASK_LIMIT = 120.0, 3.0
 
 
 class Session:
@@ -113,18 +109,12 @@ class Session:
             clock=clock,
         )
 
-        def longest_task(request: Request | None) -> float:
-            kind = DEFAULT_KIND
-            if request is not None:
-                kind = task_type(request), getattr(request, "speed", None)
-            return max(SHORTEST_TASK_LIMIT, TASK_LIMIT * schedule.expected(kind).p90)
-
         self.candidates = Candidates(
             self.submitter,
             journal,
             look=self.api.look,
             hint=self.tracker.hint,
-            patience=longest_task,
+            patience=lambda request: schedule.longest(kind_of(request)),
             clock=clock,
         )
 

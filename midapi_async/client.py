@@ -20,12 +20,13 @@ from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
 from ._tracking.schedule import Expected, Schedule
+from ._tracking.verdict import kind_of
 from ._wire.bodies import make_request
 from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming
-from .handle import TaskHandle, check_seconds, handle_of, kind_of
+from .handle import TaskHandle, check_seconds, handle_of
 from .intents import Intents, all_rows
 from .journal import BOUGHT, Journal
 from .journal.memory import MemoryJournal
@@ -39,9 +40,6 @@ _DEFAULT_RETRY = RetryPolicy()
 _DEFAULT_POLLING = PollPolicy()
 _DEFAULT_RATE_LIMIT = RateLimit(20, per=10.0)
 _DEFAULT_TIMEOUTS = Timeouts()
-# How long to wait for the callback of a lost answer: so many times as long as nine of ten such
-# tasks take, and at least so many seconds.
-SETTLING_FACTOR, SHORTEST_SETTLING = 3, 120.0
 
 
 @attrs.frozen(kw_only=True)
@@ -427,8 +425,7 @@ class MidAPIClient:
             if not unknown.can_settle:
                 raise
             # No longer than such a task takes: after a refused POST no callback ever comes.
-            p90 = self._schedule.expected(kind_of(asked)).p90
-            seconds = max(SHORTEST_SETTLING, SETTLING_FACTOR * p90)
+            seconds = self._schedule.longest(kind_of(asked))
             handle = await self.intents.settle(
                 unknown.intent_id,
                 seconds if deadline is None else min(seconds, max(0.0, deadline - time())),

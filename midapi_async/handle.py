@@ -14,7 +14,7 @@ import attrs
 
 from ._session import Session
 from ._tracking.schedule import Kind
-from ._wire.bodies import task_type
+from ._tracking.verdict import kind_of
 from ._wire.protocol import AnotherTask, failure
 from ._wire.records import details_of
 from ._wire.tokens import has_foreign_token
@@ -227,8 +227,3 @@ def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskH
         final=row.details,
         is_recorded=row.taken,
     )
-
-
-def kind_of(request: Request) -> Kind:
-    """The task type and speed of a request, by which the schedule learns when to look."""
-    return task_type(request), getattr(request, "speed", None)

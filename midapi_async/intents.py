@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import EllipsisType
 
 from ._session import Session
+from ._wire.protocol import fits
+from ._wire.tokens import has_token
 from .errors import InvalidRequestError, naming
 from .handle import TaskHandle, check_seconds, handle_of
-from .journal import Intent, State
+from .journal import BOUGHT, Intent, State
 from .requests import task_id_problem
 
 
@@ -42,25 +44,53 @@ class Intents:
         with naming(key=row.key, intent_id=intent_id):
             return handle_of(await session.submitter.settle(row, deadline), session)
 
-    async def adopt(self, intent_id: str, task_id: str) -> TaskHandle:
-        """Say which task an unknown submission became, as you found it in MidAPI's own log.
+    async def adopt(self, intent_id: str, task_id: str, *, force: bool = False) -> TaskHandle:
+        """Say which task a submission became, as you found it in MidAPI's own log.
+
+        The task's record must fit the submission. A task that was adopted wrongly can be replaced.
+
+        Args:
+            intent_id: of `SubmissionUnknown`.
+            task_id: MidAPI's id of the task.
+            force: do not look at the record, and replace the intent's task whatever it is.
 
         Raises:
-            InvalidRequestError: the task id is malformed or belongs to another intent, or the
-                intent is not unknown.
+            InvalidRequestError: the task id is malformed, belongs to another intent or to another
+                submission, or the intent's state does not allow it.
+            MidAPIError: the record cannot be read now.
         """
         if problem := task_id_problem(task_id):
             raise InvalidRequestError({"task_id": problem})
         row = await self._row(intent_id)
-        holder = await self._session.submitter.holder(row, task_id)
-        if holder is not None:
-            raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
-        if row.state not in (State.UNKNOWN, State.SUPERSEDED) and row.task_id != task_id:
+        if row.task_id == task_id:
+            return handle_of(row, self._session)
+        if row.state not in (State.UNKNOWN, State.SUPERSEDED, *BOUGHT):
             raise _wrong_state(row, "only an unknown one can be changed")
-        bound = await self._session.submitter.bind(row, task_id)
-        if bound.task_id is None:
-            raise _wrong_state(bound, "only an unknown one can be changed, to a task of its own")
-        return handle_of(bound, self._session)
+        submitter = self._session.submitter
+        if holder := await submitter.holder(row, task_id):
+            raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
+        with naming(key=row.key, intent_id=intent_id):
+            if not force and (problem := await self._misfit(row, task_id)):
+                sure = "; check the id, or pass force=True if you are sure"
+                raise InvalidRequestError({"task_id": f"{problem}{sure}"})
+            if row.task_id is not None:
+                await self._session.journal.advance(intent_id, foreign=row.task_id)
+            bound = await submitter.bind(row, task_id)
+            if bound.task_id != task_id:
+                raise _wrong_state(bound, "only an unknown one can be changed, to its own task")
+            return handle_of(bound, self._session)
+
+    async def _misfit(self, row: Intent, task_id: str) -> str | None:
+        """Why a task cannot be the one of an intent; None if it can."""
+        record = await self._session.api.look(task_id)
+        if record is None:
+            return "is not known to MidAPI, which may take some seconds for a new task"
+        is_ours = has_token(record.params.get("callBackUrl"), row.token_hash)
+        if not fits(record, row.request, callback_url_matches=is_ours, since=row.created_at):
+            return "is another submission's, as its record shows"
+        if row.task_id is not None and not is_ours:
+            return f"may be this submission's, but that has task {row.task_id} already"
+        return None
 
     async def resubmit(self, intent_id: str) -> TaskHandle:
         """Submit an unknown or a failed submission again; an unknown one may then be paid twice.

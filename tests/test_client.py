@@ -28,6 +28,7 @@ from midapi_async import (
     RateLimit,
     ReceiverError,
     ResultExpired,
+    ServerError,
     State,
     SubmissionUnknown,
     TaskFailed,
@@ -254,9 +255,87 @@ async def test_intents_adopt() -> None:
         assert TASK == handle.task_id == (await settling).task_id
         assert (await client.generate("a red fox", key="k")).task_id == TASK
         assert (await client.intents.adopt(intent_id, TASK)).task_id == TASK
-        with pytest.raises(InvalidRequestError, match="accepted"):
-            await client.intents.adopt(intent_id, "f" * 32)
         assert await client.intents.unknown() == []
+
+
+OTHERS_CALLBACK = {"paramJson": json.dumps({"callBackUrl": "https://x.example/mjt_" + "a" * 43})}
+
+
+@pytest.mark.fault("S32")
+@pytest.mark.parametrize(
+    ("look", "problem"),
+    [
+        (refused(422, "recordInfo is null"), "not known"),
+        (looked(**OTHERS_CALLBACK), "another submission's"),
+        (looked(taskType="mj_video"), "another submission's"),
+        (looked(createTime=1_600_000_000_000), "another submission's"),
+    ],
+    ids=["unknown", "another callback URL", "another type", "too old"],
+)
+async def test_s32_adopt_refuses_what_does_not_fit(look: Answer, problem: str) -> None:
+    """The record is looked at first; the user may know better."""
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, look)) as server,
+        client_of(server, receiver=receiver_of("callback")) as client,
+    ):
+        intent_id = await unknown_in(client, key="k")
+        with pytest.raises(InvalidRequestError, match=problem) as caught:
+            await client.intents.adopt(intent_id, TASK)
+        assert (caught.value.key, caught.value.intent_id) == ("k", intent_id)
+        assert [row.intent_id for row in await client.intents.unknown()] == [intent_id]
+        assert (await client.intents.adopt(intent_id, TASK, force=True)).task_id == TASK
+
+
+@pytest.mark.fault("S32")
+async def test_s32_adopt_changes_nothing_if_the_record_cannot_be_read() -> None:
+    """The error is that of the look."""
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, reply(502))) as server,
+        client_of(server) as client,
+    ):
+        intent_id = await unknown_in(client)
+        with pytest.raises(ServerError):
+            await client.intents.adopt(intent_id, TASK)
+        assert [row.intent_id for row in await client.intents.unknown()] == [intent_id]
+
+
+@pytest.mark.fault("S32")
+@pytest.mark.parametrize("kept", ["memory", "folder"])
+@pytest.mark.parametrize("is_final", [False, True])
+async def test_s32_what_was_adopted_wrongly_can_be_mended(
+    kept: str, tmp_path: Path, *, is_final: bool
+) -> None:
+    """Also after its result has come; the right task's result is returned then."""
+    journal: MemoryJournal | SQLiteJournal = MemoryJournal()
+    if kept == "folder":
+        journal = SQLiteJournal(tmp_path / "journal")
+    right = "f" * 32
+
+    def look(request: Received) -> Answer:
+        return looked(request.target.rpartition("=")[2])
+
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, look)) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        intent_id = await unknown_in(client, key="k")
+        wrong = await client.intents.adopt(intent_id, TASK)
+        if is_final:
+            assert (await wrong).task_id == TASK
+            await client._opened().recorder.writes.join()
+        with pytest.raises(InvalidRequestError, match=f"has task {TASK} already"):
+            await client.intents.adopt(intent_id, right)
+        handle = await client.intents.adopt(intent_id, right, force=True)
+        assert (handle.task_id, handle.final) == (right, None)
+        assert (await handle).task_id == right
+        again = await client.generate("a red fox", key="k")
+        assert again.task_id == right
+        await client._opened().recorder.writes.join()
+        row = await journal.find(intent_id=intent_id)
+        assert row is not None
+        assert row.details is not None
+        assert row.details.task_id == right
+    await journal.aclose()
 
 
 async def test_intents_adopt_refuses_what_is_somebody_elses() -> None:
@@ -307,7 +386,8 @@ async def test_intents_a_refused_resubmit_gives_everything_back(kept: str, tmp_p
         assert len(submits(server)) == 2
         handle = await client.intents.resubmit(intent_id)
         assert handle.task_id == (await client.generate("a red fox", key="k")).task_id
-        assert (await client.intents.adopt(intent_id, "older")).task_id == "older"
+        older = await client.intents.adopt(intent_id, "older", force=True)
+        assert older.task_id == "older"
         assert handle.task_id == (await client.generate("a red fox", key="k")).task_id
     await journal.aclose()
 
@@ -506,7 +586,7 @@ async def test_intents_adopt_loses_a_race_with_dismiss(tmp_path: Path) -> None:
     ):
         intent_id = await unknown_in(client)
         adopted, dismissed = await asyncio.gather(
-            client.intents.adopt(intent_id, TASK),
+            client.intents.adopt(intent_id, TASK, force=True),
             client.intents.dismiss(intent_id),
             return_exceptions=True,
         )

@@ -497,7 +497,7 @@ async def test_s13_settle_cancelled_anywhere_can_be_settled_again() -> None:
 
 async def adopt_later(client: MidAPIClient, intent_id: str) -> str:
     await asyncio.sleep(1)
-    return (await client.intents.adopt(intent_id, TASK)).task_id
+    return (await client.intents.adopt(intent_id, TASK, force=True)).task_id
 
 
 async def test_s15_one_key_from_two_coroutines_is_one_post() -> None:

@@ -18,7 +18,7 @@ from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
 from .._wire.protocol import fits, has_other_prompt
 from .._wire.records import Record
-from .._wire.tokens import token_hash
+from .._wire.tokens import has_token
 from ..errors import ClientClosed, JournalError, MidAPIError, TaskNotFound
 from ..journal import Intent, Journal, State
 from ..requests import Request
@@ -183,11 +183,8 @@ class Candidates:
             record = await self._look(task_id)
             if record is None:
                 return TaskNotFound(task_id)  # record-info may not know a new task yet
-            url = record.params.get("callBackUrl")
-            is_our_url = None
-            if isinstance(url, str):
-                is_our_url = token_hash(url.rstrip("/").rpartition("/")[2]) == row.token_hash
-            if not fits(record, row.request, callback_url_matches=is_our_url, since=row.created_at):
+            is_ours = has_token(record.params.get("callBackUrl"), row.token_hash)
+            if not fits(record, row.request, callback_url_matches=is_ours, since=row.created_at):
                 return await self._journal.advance(row.intent_id, foreign=task_id)
             if has_other_prompt(record, row.request):
                 _log.info(

@@ -24,6 +24,7 @@ REMEMBERED = 64  # durations per kind
 HALF_LIFE = 20  # a duration has half the weight of one that came 20 later, to follow a drift
 REPLAN_AFTER = 5  # new durations
 SHORTEST, LONGEST = 0.001, 1e6  # seconds; any other duration in a record is an error
+SHORTEST_LIMIT, LIMIT_FACTOR = 120.0, 3.0  # see `Schedule.longest`
 GROWTH = 1.15  # after the plan's end, each look comes at the elapsed time multiplied by this
 GRID = 128  # how many times a plan chooses from
 TRUSTED_AFTER = 3  # callbacks in time, in a row
@@ -253,6 +254,10 @@ class Schedule:
             return prior(kind)
         middle = durations[len(durations) // 2], durations[(len(durations) - 1) // 2]
         return Expected(sum(middle) / 2, durations[math.ceil(0.9 * len(durations)) - 1])
+
+    def longest(self, kind: Kind) -> float:
+        """Seconds in which a task of this kind is finished, if it is finished at all."""
+        return max(SHORTEST_LIMIT, LIMIT_FACTOR * self.expected(kind).p90)
 
     # ─── callbacks ───────────────────────────────────────────────────────────────────────────────
 

@@ -34,7 +34,7 @@ from ..errors import (
 from ..tasks import TaskDetails, TaskStatus
 from .looker import Looker
 from .schedule import Kind, Schedule
-from .verdict import Failure, age_of, kind_of, read_answer
+from .verdict import Failure, age_of, kind_in, read_answer
 from .waits import Phase, TrackedTask, Wait
 
 _log = logging.getLogger("midapi_async.tracking")
@@ -510,7 +510,7 @@ class Tracker:
         task.is_seen = True
         if not task.is_age_confirmed:
             self._correct_age(task, record, now)
-        if task.is_kind_unknown and (kind := kind_of(record)) is not None:
+        if task.is_kind_unknown and (kind := kind_in(record)) is not None:
             task.kind, task.is_kind_unknown = kind, False
         flag = record.success_flag
         if flag not in KNOWN_FLAGS and flag not in self._unknown_flags:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .._wire.bodies import task_type
 from .._wire.protocol import CLOCK_SKEW, server_time
 from .._wire.records import Record, details_of
 from ..errors import MidAPIError, ResultMissing, TaskNotFound
+from ..requests import Request
 from ..tasks import TaskDetails, TaskStatus
 from .schedule import Kind
 from .waits import DEFAULT_KIND
@@ -39,7 +41,14 @@ def read_answer(record: Record | None, *, is_seen: bool) -> TaskDetails | Failur
     return lambda task_id: ResultMissing(task_id, details)
 
 
-def kind_of(record: Record) -> Kind | None:
+def kind_of(request: Request | None) -> Kind:
+    """The task type and speed of a request, by which the schedule learns when to look."""
+    if request is None:
+        return DEFAULT_KIND
+    return task_type(request), getattr(request, "speed", None)
+
+
+def kind_in(record: Record) -> Kind | None:
     """The type and speed of a task according to its record; None if it has no type."""
     if record.task_type is None:
         return None

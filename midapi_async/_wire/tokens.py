@@ -24,6 +24,13 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
+def has_token(url: object, ours: str | None) -> bool | None:
+    """Whether a callback URL ends with the token that has this hash; None without URL or hash."""
+    if ours is None or not isinstance(url, str):
+        return None
+    return token_hash(url.rstrip("/").rpartition("/")[2]) == ours
+
+
 def has_foreign_token(text: object, ours: str | None) -> bool:
     """Whether a text contains a token, and none with this hash; False without a hash.
 

@@ -124,17 +124,22 @@ def adopt(
     task_id: Annotated[str, Parameter(name="TASK")],
     /,
     *,
+    force: Annotated[bool, Parameter(negative=())] = False,
     folder: Folder = None,
     output: Output = _OUTPUT,
 ) -> int:
     """Name the task of an unknown submission, which you found in MidAPI's own log.
 
+    The task's record must fit the submission. A task that was adopted wrongly can be replaced.
+
     Args:
         intent_id: As `midapi journal list` shows it; the first digits are enough.
         task_id: MidAPI's id of the task.
+        force: Do not look at the record, and replace the task whatever it is.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_act("adopt", _folder(folder), intent_id, output, task_id), output)
+    adopted = _act("adopt", _folder(folder), intent_id, output, task_id, force=force)
+    return run_async(adopted, output)
 
 
 @journal.command
@@ -159,12 +164,16 @@ def dismiss(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _
     return run_async(_act("dismiss", _folder(folder), intent_id, output), output)
 
 
-async def _act(what: str, folder: Path, intent_id: str, output: Output, *arguments: object) -> None:
+async def _act(
+    what: str, folder: Path, intent_id: str, output: Output, *arguments: object, **options: bool
+) -> None:
     """Call a method of ``client.intents`` in the namespace of the intent."""
     async with _opened(folder) as opened:
         row = await _find(opened, intent_id)
-        async with _client_of(row, opened, needs_key=what == "resubmit") as client:
-            handle = await getattr(client.intents, what)(row.intent_id, *arguments)
+        async with _client_of(
+            row, opened, needs_key=what in {"adopt", "resubmit"} and not options.get("force")
+        ) as client:
+            handle = await getattr(client.intents, what)(row.intent_id, *arguments, **options)
         after = await opened.find(intent_id=handle.intent_id if handle else row.intent_id) or row
     if output.as_json:
         out_json(_facts(after))

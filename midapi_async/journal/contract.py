@@ -483,15 +483,19 @@ class JournalContract:
 
     @pytest.mark.parametrize("state", [State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED])
     async def test_a_task_that_is_another_submissions(self, journal: Journal, state: State) -> None:
-        """The intent is UNKNOWN and has no task, unless that was final; and it can be accepted."""
+        """The intent is UNKNOWN and has no task and no result; and it can be accepted."""
         row = await in_state(journal, state, "k")
         task_id = row.task_id or ""
         assert await journal.advance(row.intent_id, State.UNKNOWN, foreign="other") == row
         after = await journal.advance(row.intent_id, foreign=task_id)
-        if state is State.SUCCEEDED:
-            assert after == row
-            return
-        expected = attrs.evolve(row, state=State.UNKNOWN, task_id=None, accepted_at=None)
+        expected = attrs.evolve(
+            row,
+            state=State.UNKNOWN,
+            task_id=None,
+            accepted_at=None,
+            ended_at=None,
+            details=None,
+        )
         assert after == await row_of(journal, row) == expected
         assert await journal.find(task_id=task_id) is None
         assert await journal.find(key=(row.scope, "k")) == after

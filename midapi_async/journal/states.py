@@ -52,8 +52,6 @@ class State(StrEnum):
 PENDING = frozenset({State.SENDING, State.RESTING})
 # The task is known and may still be asked for.
 BOUGHT = frozenset({State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED})
-# So it is, and it was not seen to be final.
-_OPEN = frozenset({State.ACCEPTED, State.CALLED_BACK})
 # Nothing more is expected to happen to the intent; it is pruned some time after that.
 OVER = frozenset(
     {
@@ -171,9 +169,17 @@ def moved(row: Intent, to: State | None = None, *, now: float, **what: Unpack[Ch
         **what: what became known of it.
     """
     task_id, candidate, details = what.get("task_id"), what.get("candidate"), what.get("details")
-    if row.task_id is not None and what.get("foreign") == row.task_id and row.state in _OPEN:
-        # Its POST got the answer to another request.
-        return attrs.evolve(row, state=State.UNKNOWN, task_id=None, accepted_at=None, taken=False)
+    if row.task_id is not None and what.get("foreign") == row.task_id and row.state in BOUGHT:
+        # Its POST got the answer to another request, or the user adopted a wrong task.
+        return attrs.evolve(
+            row,
+            state=State.UNKNOWN,
+            task_id=None,
+            accepted_at=None,
+            ended_at=None,
+            details=None,
+            taken=False,
+        )
     changes: dict[str, object] = {}
     if to is not None and to in _NEXT.get(row.state, ()):
         changes["state"] = to

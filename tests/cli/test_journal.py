@@ -173,14 +173,16 @@ def test_resubmit_submits_again(
     assert "only an unknown or a failed one" in ran.json["error"]["message"]
 
 
-def test_resubmit_needs_a_key_and_adopt_does_not(
+def test_what_talks_to_midapi_needs_an_api_key(
     midapi: Midapi, unknown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what talks to MidAPI asks for the API key."""
+    """`adopt` looks at the task's record, unless it is forced."""
     monkeypatch.delenv("MIDAPI_API_KEY")
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example/midapi")
     assert "API key" in midapi("journal", "resubmit", unknown).error
-    assert midapi("journal", "adopt", unknown, "some-task", "--json").json["task_id"] == "some-task"
+    assert "API key" in midapi("journal", "adopt", unknown, "some-task").error
+    forced = midapi("journal", "adopt", unknown, "some-task", "--force", "--json")
+    assert forced.json["task_id"] == "some-task"
 
 
 def test_prune_and_check(midapi: Midapi, unknown: str) -> None:

@@ -255,6 +255,12 @@ class SQLiteTable(Table):
                 (*changes.values(), after.intent_id),
             )
         details = after.details
+        if details is None and before.details is not None:
+            self.connection.execute(
+                "UPDATE texts SET details = NULL WHERE number = "
+                "(SELECT number FROM intents WHERE intent_id = ?)",
+                (after.intent_id,),
+            )
         if details is not None and before.details is None:
             raw = dict(details.raw)
             if self._hides_prompts:
