@@ -27,7 +27,7 @@ from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming
 from .handle import TaskHandle, check_seconds, handle_of
-from .intents import Intents, all_rows
+from .intents import Intents, pages_of
 from .journal import BOUGHT, Journal
 from .journal.memory import MemoryJournal
 from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
@@ -483,8 +483,8 @@ class MidAPIClient:
         await session.recorder.writes.join()
         await session.journal.take_over(session.scope)
         session.candidates.resume(session.scope)
-        rows = await all_rows(session, states=sorted(BOUGHT), taken=False, mine=True)
-        return [handle_of(row, session) for row in rows]
+        pages = pages_of(session, states=sorted(BOUGHT), taken=False, mine=True)
+        return [handle_of(row, session) async for page in pages for row in page]
 
     @property
     def intents(self) -> Intents:

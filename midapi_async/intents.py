@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from types import EllipsisType
 
 from ._session import Session
@@ -22,7 +23,8 @@ class Intents:
     async def unknown(self) -> list[Intent]:
         """The submissions that MidAPI may have accepted or not, oldest first."""
         self._session.check()
-        return await all_rows(self._session, states=[State.UNKNOWN])
+        pages = pages_of(self._session, states=[State.UNKNOWN])
+        return [row async for page in pages for row in page]
 
     async def settle(
         self, intent_id: str, timeout: float | EllipsisType | None = ...
@@ -135,22 +137,20 @@ class Intents:
         return row
 
 
-async def all_rows(
+async def pages_of(
     session: Session,
     *,
     states: list[State],
     taken: bool | None = None,
     mine: bool = False,
-) -> list[Intent]:
-    """All rows of a client's namespace that match, oldest first, read in pages."""
-    rows: list[Intent] = []
+) -> AsyncIterator[list[Intent]]:
+    """All rows of a client's namespace that match, oldest first, in pages."""
     after = None
     while page := await session.journal.rows(
         session.scope, states=states, taken=taken, mine=mine, after=after
     ):
-        rows += page
+        yield page
         after = page[-1].intent_id
-    return rows
 
 
 def _wrong_state(row: Intent, rule: str) -> InvalidRequestError:

@@ -3,15 +3,22 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
+from midapi_async import TaskHandle
+from midapi_async import client as client_module
+from midapi_async._session import Session
 from midapi_async.errors import JournalError
+from midapi_async.handle import handle_of
 from midapi_async.journal import Claimed, Intent, State
+from midapi_async.journal.protocol import RowFilter
 from midapi_async.journal.sqlite import SQLiteJournal, locks, store
 from midapi_async.journal.table import Table
 from tests.journal.world import (
@@ -26,6 +33,7 @@ from tests.journal.world import (
     standing,
     together,
 )
+from tests.world import client_of
 
 Statements = list[str]
 
@@ -459,3 +467,110 @@ def test_a_caller_that_waited_long_for_others_still_gets_a_moment(tmp_path: Path
         end.join()
     one.close()
     two.close()
+
+
+# ─── many rows ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def fill(folder: Path, count: int, scope: str, *, age: float = 0.0) -> None:
+    """A journal with so many finished tasks that nobody took, of an owner that is dead."""
+    journal = SQLiteJournal(folder)
+    row = await accepted(journal, intent(key="key 0", scope=scope))
+    await journal.advance(row.intent_id, State.SUCCEEDED)
+    await journal.aclose()
+    with closing(sqlite3.connect(folder / "journal.sqlite")) as database, database:
+        database.execute(
+            "WITH RECURSIVE n(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < ?) "
+            "INSERT INTO intents SELECT n + 1, printf('%032x', n), account, origin, scope, "
+            "'key ' || n, 1, fingerprint, printf('%064x', n), '{}', created_at, state, "
+            "printf('t%031x', n), NULL, accepted_at - ?, ended_at - ?, 0, NULL, owner, 0 "
+            "FROM intents, n",
+            (count - 1, age, age),
+        )
+
+
+@pytest.mark.fault("L18")
+async def test_resume_reads_pages_and_gives_the_loop_a_turn_between_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,500 rows are four reads, and no turn of the loop makes more handles than a page has."""
+    turns, counts, made = 0, list[int](), list[Intent]()
+
+    def make(row: Intent, session: Session) -> TaskHandle:
+        made.append(row)
+        return handle_of(row, session)
+
+    monkeypatch.setattr(client_module, "handle_of", make)
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    class Counting(SQLiteJournal):
+        async def rows(self, *args: str | None, **which: Unpack[RowFilter]) -> list[Intent]:
+            assert len(made) == sum(counts)
+            found = await super().rows(*args, **which)
+            counts.append(len(found))
+            pages.append(turns)
+            return found
+
+    pages: list[int] = []
+    await fill(folder, 1500, "http://127.0.0.1:9 default")
+    journal = Counting(folder)
+    async with client_of("http://127.0.0.1:9", journal=journal) as client:
+        ticking = asyncio.ensure_future(tick())
+        handles = await client.resume()
+        ticking.cancel()
+        assert isinstance(handles, list)
+        assert [handle.key for handle in handles] == [f"key {n}" for n in range(1500)]
+    assert counts == [500, 500, 500, 0]
+    assert pages == sorted(set(pages))
+    await journal.aclose()
+
+
+@pytest.mark.fault("L18")
+async def test_old_rows_are_pruned_in_turns(folder: Path) -> None:
+    """16 days after its end a row goes, taken or not; a caller waits for one page of them."""
+    await fill(folder, 1500, SCOPE, age=store.KEPT + 60)
+    journal = SQLiteJournal(folder)
+    left = [sum((await journal.stats()).counts.values()) for _ in range(20)]
+    assert (await journal.stats()).spent_keys == 1499
+    assert left[-1] == 1  # the one that has just ended
+    assert 1000 in left
+    await journal.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.real_time
+@pytest.mark.fault("L18")
+async def test_a_hundred_thousand_rows_that_nobody_took(folder: Path) -> None:
+    """Opening takes no longer than a few times SQLite's own check; resume holds the loop little."""
+    await fill(folder, 100_000, "http://127.0.0.1:9 default")
+    with closing(sqlite3.connect(folder / "journal.sqlite")) as database:
+        started = time.monotonic()
+        database.execute("PRAGMA integrity_check('intents')").fetchall()
+        reference = time.monotonic() - started
+    client = client_of("http://127.0.0.1:9", journal=folder)
+    started = time.monotonic()
+    await client.open()
+    opening = time.monotonic() - started
+    loop, stalls = asyncio.get_running_loop(), list[float]()
+
+    async def tick() -> None:
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.001)
+            stalls.append(loop.time() - before)
+
+    ticking = asyncio.ensure_future(tick())
+    started = time.monotonic()
+    assert len(await client.resume()) == 100_000
+    took = time.monotonic() - started
+    ticking.cancel()
+    await client.aclose()
+    print(f"check {reference:.2f} s, opening {opening:.2f} s, resume {took:.2f} s, "
+          f"longest stall {max(stalls) * 1000:.0f} ms")  # fmt: skip
+    assert opening < 4 * reference
+    assert max(stalls) < took / 10

@@ -133,6 +133,7 @@ class _Writer:
         self._batches: dict[asyncio.AbstractEventLoop, tuple[list[Job[Any]], asyncio.Future[None]]]
         self._batches = {}
         self.is_open = True
+        self._is_tidying = False
 
     @property
     def is_ours(self) -> bool:
@@ -169,9 +170,18 @@ class _Writer:
             jobs, _ = self._batches.pop(loop)
         if jobs:
             self._store.serve(jobs)
-        if self._store.is_untidy:
+        self._tidy_later()
+
+    def _tidy_later(self) -> None:
+        if self._store.is_untidy and not self._is_tidying:
             with suppress(RuntimeError):  # the journal was closed in the meantime
-                self._thread.submit(self._store.tidy)
+                self._thread.submit(self._tidy)
+                self._is_tidying = True
+
+    def _tidy(self) -> None:
+        self._is_tidying = False
+        self._store.tidy()
+        self._tidy_later()
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run a method of the store that makes its own transactions."""

@@ -57,6 +57,7 @@ _PRAGMAS = (
     "checkpoint_fullfsync=1",
     "wal_autocheckpoint=0",
     "cell_size_check=1",  # finds some damage
+    "cache_size=-16000",  # 16 MB, for the check of 100,000 rows
     f"journal_size_limit={4 * _LARGE_WAL}",
 )
 _ADVICE = {
@@ -180,8 +181,8 @@ class Store:
                     self._checkpoint(table.connection)
             if time.monotonic() >= self._prune_at:
                 self._prune_at = time.monotonic() + _PRUNE_EVERY
-                while self.once(lambda table: table.prune(time.time() - KEPT)):
-                    pass
+                if self.once(lambda table: table.prune(time.time() - KEPT)):
+                    self._prune_at = 0.0  # there may be more; other jobs come first
         except JournalError:
             _log.warning("the journal could not be tidied; trying again later", exc_info=True)
 
