@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ..config import Settings, Timeouts
-from ..errors import ProtocolError, TaskNotFound, naming
+from ..errors import MidAPIError, ProtocolError, TaskNotFound, about
 from ..tasks import TaskDetails
 from . import protocol
 from .json import dumps
@@ -46,19 +46,24 @@ class Api:
 
         If the answer is about another task, one more GET goes out at once, over a new connection.
         """
-        with naming(task_id=task_id):
-            try:
-                return await self._look(task_id)
-            except AnotherTask:
-                return await self._look(task_id)
+        try:
+            return await self._look(task_id)
+        except AnotherTask:
+            return await self._look(task_id)
 
     async def _look(self, task_id: str) -> Record | None:
         self.looks += 1
         call = Call("GET", f"{RECORD_INFO}?taskId={task_id}")
+        answer: Answer | None = None
+        # Not `_ask` and `naming`, which cost more: of looks there are many.
         try:
-            return await self._ask(call, lambda answer: protocol.read_look(answer, task_id))
-        except AnotherTask:
-            self.misdirected += 1
+            answer = await self._transport.call(call, self._timeouts.look)
+            return protocol.read_look(answer, task_id)
+        except MidAPIError as error:
+            about(error, task_id=task_id)
+            if answer is not None and isinstance(error, ProtocolError):
+                self.misdirected += isinstance(error, AnotherTask)
+                await self._transport.replace(answer)
             raise
 
     async def details(self, task_id: str) -> TaskDetails:

@@ -174,7 +174,8 @@ class Transport:
             is_certificate = isinstance(error, aiohttp.ClientConnectorCertificateError)
         finally:
             self._calls[session] -= 1
-            await self._close_if_unused(session)
+            if session is not self._session:
+                await self._close_if_unused(session)
         # Raised outside the handler: aiohttp's error, which contains the API key, is not its cause.
         if response is None:
             sent = payload is None or payload.written
