@@ -475,7 +475,9 @@ class Tracker:
     async def _count_refusal(self, refusal: AuthenticationError) -> None:
         """MidAPI itself has refused the API key. If it goes on doing so, end all waits."""
         now = self._clock.time()
-        if not self._refusals or now - self._refused_at > 3 * REFUSED_FOR:
+        if not self._refusals or now - self._refused_at > 3 * max(
+            REFUSED_FOR, self._policy.ceiling
+        ):
             self._refusals, self._refused_since = 0, now
         self._refusals, self._refused_at = self._refusals + 1, now
         if self._refusals >= REFUSALS and now - self._refused_since >= REFUSED_FOR:
