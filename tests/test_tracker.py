@@ -45,7 +45,7 @@ from midapi_async._tracking.tracker import (
     SLEEP_CHECK,
     Tracker,
 )
-from midapi_async._tracking.verdict import age_of, kind_of
+from midapi_async._tracking.verdict import age_of, kind_in
 from midapi_async._tracking.waits import TrackedTask, Wait
 from midapi_async._wire.records import Record, read_record
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
@@ -958,7 +958,7 @@ async def test_time_scale_divides_every_wait() -> None:
 )
 def test_kind_of_a_record(fields: dict[str, object], kind: tuple[str, str] | None) -> None:
     """MidAPI's "relax" is our "relaxed"; a record without a type shows no kind."""
-    assert kind_of(found(record(TASK, 1, **fields))) == kind
+    assert kind_in(found(record(TASK, 1, **fields))) == kind
 
 
 CREATED = 1_700_000_000

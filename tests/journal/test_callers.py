@@ -510,6 +510,8 @@ async def test_resume_reads_pages_and_gives_the_loop_a_turn_between_them(
 
     class Counting(SQLiteJournal):
         async def rows(self, *args: str | None, **which: Unpack[RowFilter]) -> list[Intent]:
+            if State.UNKNOWN in which.get("states", ()):
+                return await super().rows(*args, **which)  # those with candidates
             assert len(made) == sum(counts)
             found = await super().rows(*args, **which)
             counts.append(len(found))
