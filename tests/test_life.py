@@ -33,6 +33,7 @@ from midapi_async import (
     Timeouts,
 )
 from midapi_async._wire.protocol import Answer, Call
+from midapi_async._wire.tokens import token_hash
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.journal.sqlite.journal import _Writer
@@ -277,17 +278,20 @@ class Life(RuleBasedStateMachine):
 
         self.runner.run(die())
 
+    @rule(number=who, key=keys, seconds=st.sampled_from((0.5, 3.0, 50.0)), is_dead=st.booleans())
+    def stall(self, number: int, key: str, seconds: float, is_dead: bool) -> None:
+        """A process stands still between a claim and its POST, and may be held for dead."""
+        self.stalls[number] = seconds
+        self._start(self._generate(self.clients[number], key))
+        if is_dead:
+            self.remove_the_lock_file(number)
+
     @rule(number=who)
     def remove_the_lock_file(self, number: int) -> None:
         """A process that is alive is held for dead by the others."""
         writer = self.journals[number]._writer
         for owner in writer._store.owners._mine if writer is not None else ():
             (self.folder / "journal" / "owners" / owner).unlink(missing_ok=True)
-
-    @rule(number=who, seconds=st.sampled_from((0.5, 3.0, 50.0)))
-    def stall(self, number: int, seconds: float) -> None:
-        """A process stands still between its next claim and the POST."""
-        self.stalls[number] = seconds
 
     @rule(looks=st.lists(st.sampled_from(LOOKS), min_size=1, max_size=6))
     def mix_up_looks(self, looks: list[str]) -> None:
@@ -337,13 +341,18 @@ class Life(RuleBasedStateMachine):
         rows = self.runner.run(self._rows())
         known = {task for row in rows for task in (row.task_id, *row.other_task_ids)}
         self.service.known = [row.task_id for row in rows if row.task_id is not None]
-        open_keys = {
-            row.key for row in rows if row.state in (State.UNKNOWN, State.SENDING, State.SUPERSEDED)
-        }
-        for key, _, task in self.service.paid:
-            assert task in known or key in open_keys, f"{task} for {key} is lost"
+        states = {row.token_hash: row.state for row in rows}
+        may_be_paid = (State.UNKNOWN, State.SENDING, State.SUPERSEDED, State.DISMISSED)
+        for key, token, task in self.service.paid:
+            state = states[token_hash(token)]
+            assert task in known or state in may_be_paid, f"{task} for {key} ({state}) is lost"
+        place = {token_hash(token): n for n, (_, token, _) in enumerate(self.service.paid)}
+        tokens = {row.intent_id: row.token_hash for row in rows}
         for row in rows:
             assert row.details is None or row.details.task_id == row.task_id, row
+            old = tokens.get(row.supersedes or "")
+            if old in place and row.token_hash in place:
+                assert place[old] < place[row.token_hash], f"sent after {row} superseded it"
 
     @invariant()
     def i5_the_folder_holds_no_secret(self) -> None:
@@ -408,7 +417,7 @@ class Life(RuleBasedStateMachine):
 # To shrink a failing example takes longer than a test may.
 TestLife = pytest.mark.timeout(7200)(Life.TestCase)
 TestLife.settings = settings(
-    max_examples=int(os.environ.get("MIDAPI_TEST_LIFE", "40")),
+    max_examples=int(os.environ.get("MIDAPI_TEST_LIFE", "30")),
     stateful_step_count=20,
     deadline=None,
     derandomize="MIDAPI_TEST_LIFE" not in os.environ,
