@@ -26,9 +26,6 @@ TRICKS = ("doubled", "old one first", "page first", "refusal behind")
 class MixingProxy:
     """Passes each request on, and mixes up the answers while it is told to.
 
-    A submission is never given the answer to another submission whose task nobody has looked at
-    yet: until then the journal cannot know whose task it is.
-
     Args:
         target: the server.
         chance: decides what happens to each answer.
@@ -46,7 +43,6 @@ class MixingProxy:
         self.port = 0
         self._target = target
         self._chance = chance
-        self._submitted: dict[bytes, bytes] = {}  # answers to submissions, by task id
         self._old: list[bytes] = []  # answers that may be delivered again
         self._pairs: set[asyncio.Task[None]] = set()
 
@@ -91,7 +87,7 @@ class MixingProxy:
                 request = await _message(reader)
                 server.write(request)
                 answer = await _message(server_reader)
-                for each in self._mixed(request, answer):
+                for each in self._mixed(answer):
                     writer.write(each)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
@@ -99,8 +95,8 @@ class MixingProxy:
         finally:
             server.close()
 
-    def _mixed(self, request: bytes, answer: bytes) -> list[bytes]:
-        """What is delivered as the answer to a request."""
+    def _mixed(self, answer: bytes) -> list[bytes]:
+        """What is delivered in an answer's place."""
         answers = [answer]
         if self.mixes and self._old:
             trick = self._chance.choice(("none", "none", *TRICKS))
@@ -113,20 +109,9 @@ class MixingProxy:
             elif trick == "refusal behind":  # which would free the key, were it read as a POST's
                 answers = [answer, REFUSAL]
             self.tricks[trick] += 1
-        if self.remembers:
-            self._remember(request, answer)
-        return answers
-
-    def _remember(self, request: bytes, answer: bytes) -> None:
-        found = re.search(rb'"taskId": *"([^"]+)"', answer)
-        if found is None:
-            return
-        if request.startswith(b"POST"):
-            self._submitted[found[1]] = answer
-        else:
+        if self.remembers and b"taskId" in answer:
             self._old.append(answer)
-            if found[1] in self._submitted:
-                self._old.append(self._submitted.pop(found[1]))
+        return answers
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
