@@ -87,7 +87,7 @@ class MixingProxy:
                 request = await _message(reader)
                 server.write(request)
                 answer = await _message(server_reader)
-                for each in self._mixed(answer):
+                for each in self._mixed(request, answer):
                     writer.write(each)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
@@ -95,7 +95,7 @@ class MixingProxy:
         finally:
             server.close()
 
-    def _mixed(self, answer: bytes) -> list[bytes]:
+    def _mixed(self, request: bytes, answer: bytes) -> list[bytes]:
         """What is delivered in an answer's place."""
         answers = [answer]
         if self.mixes and self._old:
@@ -103,7 +103,13 @@ class MixingProxy:
             if trick == "doubled":
                 answers = [answer, answer]
             elif trick == "old one first":
-                answers = [self._chance.choice(self._old[-20:]), answer]
+                # A submission's answer is no record, so it is given to submissions only.
+                old = [
+                    each
+                    for each in self._old[-20:]
+                    if request.startswith(b"POST") or b"successFlag" in each
+                ]
+                answers = [self._chance.choice(old or [PAGE]), answer]
             elif trick == "page first":
                 answers = [PAGE, answer]
             elif trick == "refusal behind":  # which would free the key, were it read as a POST's
