@@ -54,7 +54,8 @@ class Intents:
         Args:
             intent_id: of `SubmissionUnknown`.
             task_id: MidAPI's id of the task.
-            force: do not look at the record, and replace the intent's task whatever it is.
+            force: do not look at the record now, and replace the intent's task whatever it is. If
+                the record has another submission's token, the first wait finds that out.
 
         Raises:
             InvalidRequestError: the task id is malformed, belongs to another intent or to another

@@ -39,7 +39,7 @@ from tests.support.scripted import (
     lose_answer,
     reply,
 )
-from tests.world import TASK, accepted, client_of, looked, looks, mid, refused, selling
+from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, refused, selling
 
 FAST = PollPolicy(looks_per_second=100)
 
@@ -358,6 +358,25 @@ async def test_a_record_without_a_whole_token_proves_nothing(url: str | None) ->
     async with ScriptedServer(then=mid(accepted(), looked_with(url))) as server:
         async with client_of(server, receiver=receiver) as client:
             assert (await client.generate_and_wait("a red fox")).is_final
+
+
+@pytest.mark.fault("S21")
+@pytest.mark.parametrize(
+    "first", [ok({"taskId": TASK}), looked(flag=0, paramJson=None)], ids=["bare", "no params"]
+)
+async def test_a_foreign_token_in_a_later_record_is_noticed(first: Answer) -> None:
+    """A first record without a callback URL has proven nothing."""
+    answers = iter([first])
+    foreign = looked_with(f"http://127.0.0.1/{new_token()}")
+
+    def look(request: Received) -> Answer:
+        return next(answers, None) or foreign(request)
+
+    receiver = CallbackReceiver(None, port=0)
+    async with ScriptedServer(then=mid(accepted(), look)) as server:
+        async with client_of(server, receiver=receiver) as client:
+            with pytest.raises(SubmissionUnknown, match=TASK):
+                await client.generate_and_wait("a red fox")
 
 
 @pytest.mark.fault("S21")

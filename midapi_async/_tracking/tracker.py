@@ -21,7 +21,7 @@ from .._runtime.background import OwnedTasks
 from .._runtime.clock import BLOCKED_LOOP, Clock
 from .._wire.protocol import CLOCK_SKEW, AnotherTask
 from .._wire.records import KNOWN_FLAGS, Record
-from .._wire.tokens import has_foreign_token
+from .._wire.tokens import has_foreign_token, has_token
 from ..errors import (
     AuthenticationError,
     ClientClosed,
@@ -489,10 +489,12 @@ class Tracker:
         """End the waits if the answer is final; else update the task from it."""
         now, answer = self._clock.time(), read_answer(record, is_seen=task.is_seen)
         if record is not None:
-            if has_foreign_token(record.params.get("callBackUrl"), task.token_hash):
+            url = record.params.get("callBackUrl")
+            if has_foreign_token(url, task.token_hash):
                 self._end(task, _foreign)
                 return
-            task.token_hash = None
+            if has_token(url, task.token_hash):  # a record without it proves nothing
+                task.token_hash = None
             self._learn_from(task, record, now)
         if isinstance(answer, TaskDetails):
             self._finish(task, answer, now)
