@@ -1206,6 +1206,15 @@ class SharedJournalContract(JournalContract):
             assert expect(Standing, await ask(second, intent)).intent == row
             assert await row_of(journal, intent) == row
 
+    async def test_an_owner_that_disowns_its_rows(self, journal: Journal, second: Journal) -> None:
+        """What it was sending is UNKNOWN for others; an answer is written all the same."""
+        row = await in_state(second, State.SENDING, "sending")
+        await second.disown()
+        assert (await row_of(journal, row)).state is State.UNKNOWN
+        after = await second.advance(row.intent_id, State.ACCEPTED, task_id="t-1")
+        assert (after.state, after.task_id) == (State.ACCEPTED, "t-1")
+        await claimed(second, an_intent())
+
     @pytest.mark.parametrize("first_use", ["find", "by key", "by token", "rows", "claim", "stats"])
     async def test_pending_rows_of_a_dead_owner(
         self, journal: Journal, second: Journal, first_use: str

@@ -8,7 +8,7 @@ import pytest
 from midapi_async.journal import Journal
 from midapi_async.journal.memory import MemoryJournal
 from midapi_async.journal.sqlite import SQLiteJournal
-from tests.journal.world import quick_folder
+from tests.journal.world import late_locks_end, quick_folder
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ async def sqlite(folder: Path) -> AsyncIterator[SQLiteJournal]:
     journal = SQLiteJournal(folder)
     yield journal
     await journal.aclose()
+    await late_locks_end()
 
 
 @pytest.fixture
@@ -44,3 +45,4 @@ async def other(folder: Path) -> AsyncIterator[SQLiteJournal]:
     journal = SQLiteJournal(folder)
     yield journal
     await journal.aclose()
+    await late_locks_end()

@@ -31,7 +31,16 @@ import pytest
 from midapi_async.errors import JournalError
 from midapi_async.journal import Claimed, State
 from midapi_async.journal.sqlite import SQLiteJournal, locks
-from tests.journal.world import SCOPE, accepted, claim, claimed, ids, intent, standing
+from tests.journal.world import (
+    SCOPE,
+    accepted,
+    claim,
+    claimed,
+    ids,
+    intent,
+    late_locks_end,
+    standing,
+)
 
 Main = Callable[[Callable[[str], None]], Coroutine[object, object, None]]
 
@@ -342,7 +351,7 @@ def stop(folder: Path) -> None:
         for descriptor in others:
             assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
             os.close(descriptor)
-        assert not [each for each in threading.enumerate() if each.name == "midapi-journal-lock"]
+        await late_locks_end()
         await another.aclose()
 
     child = fork(hold)

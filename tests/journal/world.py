@@ -69,6 +69,14 @@ async def claimed(journal: Journal, wanted: Intent | None = None) -> Intent:
     return row
 
 
+async def late_locks_end() -> None:
+    """Wait for threads that still wait for a lock; each gets it late and closes its file."""
+    started = time.monotonic()
+    while any(each.name == "midapi-journal-lock" for each in threading.enumerate()):
+        assert time.monotonic() - started < 10
+        await asyncio.to_thread(time.sleep, 0.01)
+
+
 async def standing(journal: Journal, wanted: Intent) -> Standing:
     """What stands in the way of an intent."""
     answer = await claim(journal, wanted)
