@@ -2,8 +2,8 @@
 
 A callback's token names an intent. The task that it names is the intent's if MidAPI's record fits.
 While the record cannot be read, the task id is stored with the intent as a candidate and looked at
-again, with growing pauses. Whoever has a token can invent task ids, so the looks that one intent
-can cause are limited.
+again, with growing pauses. A leaked token would allow anyone to invent task ids, so the looks that
+one intent can cause are limited.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("midapi_async.callbacks")
 # Callbacks for one intent can cause 5 looks in 30 s. MidAPI sends a callback that was not taken
 # again after 1, 5 and 15 minutes, and then the intent has looks again.
 LOOKS, STRETCH = 5, 30.0
-COUNTED_INTENTS = 1_000  # for so many intents these looks are counted
+COUNTED_INTENTS = 1_000  # for at most this many intents these looks are counted
 # How many candidates of one intent are followed, and how many are stored.
 MOST_FOLLOWED, MOST_STORED = 5, 10
 # The pauses between the looks at one candidate. A record is found at most a quarter later.
@@ -68,7 +68,7 @@ class Candidates:
         # The looks under way, by intent and task. Duplicates of a callback share one.
         self._checks: dict[tuple[str, str], asyncio.Task[Intent | MidAPIError]] = {}
         self._followed: dict[str, set[str]] = {}  # the candidates that are followed, by intent
-        # By intent: since when looks are counted, and how many. The last counted is the last one.
+        # By intent: the start of its stretch, and its looks since then; the latest intent is last.
         self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._turns = asyncio.Semaphore(FOLLOWED_AT_ONCE)
         self._tasks = OwnedTasks()
@@ -140,7 +140,7 @@ class Candidates:
         if count == LOOKS:
             _log.warning(
                 "callbacks for intent %s name more tasks than are looked at in %.0f s: MidAPI will "
-                "send the true one again. Does somebody else know its callback URL?",
+                "send the true one again. Its callback URL may have leaked.",
                 row.intent_id,
                 STRETCH,
             )

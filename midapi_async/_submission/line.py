@@ -90,7 +90,7 @@ class Line:
             heapq.heappush(self._waiting, (ticket, turn))
             self.proceed()
             try:
-                if not turn.done():  # else this could not be cancelled, but costs much
+                if not turn.done():  # a turn that came at once needs no wait, which costs much
                     await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
                 self._leave(turn)

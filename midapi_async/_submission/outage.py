@@ -67,7 +67,7 @@ class Outage:
             now = loop.time()
             if now >= give_up_at:
                 raise TransportError(
-                    f"submissions pause, since the last answer was: {self._reason}"
+                    f"submissions pause after an outage; last problem: {self._reason}"
                 )
             if now < self._pauses_until:
                 until = min(self._pauses_until, give_up_at) + RESOLUTION

@@ -350,7 +350,7 @@ class Submitter:
         So the answer to its POST was that of another request, as after a proxy that mixed them up.
 
         Returns:
-            The error for whoever waited for that task.
+            The error for the callers that wait for that task.
         """
         row = await self._journal.advance(intent_id, foreign=task_id)
         if (intent_id, task_id) not in self._disowned:
