@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from ssl import SSLContext
 
 from ._runtime.clock import Clock
+from ._runtime.observer import Observer
 from ._runtime.urls import is_loopback
 from ._submission.candidates import Candidates
 from ._submission.line import line_of
@@ -21,6 +23,7 @@ from ._wire.endpoints import Api
 from ._wire.transport import Transport
 from .config import RateLimit, RetryPolicy, Settings, Timeouts
 from .errors import ClientClosed, InvalidRequestError
+from .events import Event
 from .files import Downloader
 from .journal import Journal
 from .journal.watcher import Watcher
@@ -28,6 +31,7 @@ from .journal.watcher import Watcher
 CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
 DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
+EVENT_PATIENCE = 5.0  # loop seconds that an async observer of events has for the last ones
 
 
 class Session:
@@ -45,6 +49,7 @@ class Session:
         candidates: finds out whether tasks that callbacks name belong to their intents.
         downloader: downloads result files.
         timeouts: the client's timeouts.
+        observer: gets the events.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Session:
         timeouts: Timeouts,
         ssl: SSLContext | None,
         proxy: str | None,
+        on_event: Callable[[Event], object] | None,
     ) -> None:
         origin = str(settings.base_url.origin())
         account = hashlib.sha256(f"{origin}\n{settings.api_key}".encode()).hexdigest()
@@ -71,6 +77,7 @@ class Session:
         self.journal = journal
         self.scope = scope
         self.timeouts = timeouts
+        self.observer = Observer(on_event)
         self._transport = Transport(
             settings, clock, connect_timeout=timeouts.connect, ssl=ssl, proxy=proxy
         )
@@ -92,6 +99,7 @@ class Session:
             schedule=schedule,
             learn=self.recorder.learn,
             clock=clock,
+            report=self.report,
         )
         self.submitter = Submitter(
             journal=journal,
@@ -106,6 +114,7 @@ class Session:
             callback_url=callback_url,
             slow_down=self.tracker.rest,
             give_up_after=retry.give_up_after,
+            report=self.report,
             clock=clock,
         )
 
@@ -140,6 +149,13 @@ class Session:
                 {"client": "is open in another event loop: use it there, or open a new one here"}
             )
 
+    def report(self, event: Event) -> None:
+        """Log an event, and give it to the observer."""
+        log = logging.getLogger(event.logger)
+        if log.isEnabledFor(event.level):
+            log.log(event.level, "%s", event, stacklevel=2)
+        self.observer.notify(event)
+
     async def open(self) -> None:
         """Use the journal for the first time.
 
@@ -167,6 +183,7 @@ class Session:
             await self.candidates.aclose()
             await self.recorder.writes.finish(RECORD_PATIENCE)
             await self.watcher.aclose()
+            await self.observer.aclose(EVENT_PATIENCE)
         finally:
             await self.downloader.aclose()
             await self._transport.aclose()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming
+from .events import Event
 from .handle import TaskHandle, check_seconds, handle_of
 from .intents import Intents, pages_of
 from .journal import BOUGHT, Journal
@@ -94,6 +95,9 @@ class MidAPIClient:
             MIDAPI_TIME_SCALE.
         allow_http: allow plain http to other machines, with a warning; the default is
             MIDAPI_ALLOW_HTTP.
+        on_event: called with each `Event` of ``midapi_async.events``. A function must not block; an
+            async function gets the events one at a time from a queue, and while 10,000 are waiting,
+            new ones are dropped and counted in ``stats()``. Its exceptions are logged once.
 
     Raises:
         InvalidRequestError: naming each setting that is missing or wrong.
@@ -124,6 +128,7 @@ class MidAPIClient:
         proxy: str | None = None,
         time_scale: float | None = None,
         allow_http: bool = False,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         self._settings = settings(api_key, base_url, time_scale, allow_http=allow_http)
         self._receiver = receiver
@@ -133,6 +138,7 @@ class MidAPIClient:
             namespace,
             ack,
             proxy,
+            on_event,
             receiver=(receiver, CallbackReceiver, None),
             retry=(retry, RetryPolicy),
             polling=(polling, PollPolicy),
@@ -155,6 +161,7 @@ class MidAPIClient:
             timeouts=timeouts,
             ssl=ssl,
             proxy=proxy,
+            on_event=on_event,
         )
 
     def __repr__(self) -> str:
@@ -557,6 +564,7 @@ def _check_options(
     namespace: object,
     ack: object,
     proxy: object,
+    on_event: object,
     **options: tuple[object, *tuple[type | None, ...]],
 ) -> None:
     """Check a client's options.
@@ -565,6 +573,7 @@ def _check_options(
         namespace: see `MidAPIClient`.
         ack: see `MidAPIClient`.
         proxy: see `MidAPIClient`.
+        on_event: see `MidAPIClient`.
         **options: each is a value and the types that are allowed for it.
 
     Raises:
@@ -577,6 +586,8 @@ def _check_options(
         problems["ack"] = f"must be 'auto' or 'manual', got {ack!r:.60}"
     if proxy is not None and (problem := url_problem(proxy)):
         problems["proxy"] = problem
+    if on_event is not None and not callable(on_event):
+        problems["on_event"] = f"must be a function of one event, got {on_event!r:.60}"
     for name, (value, *types) in options.items():
         if not any(value is each or (each and isinstance(value, each)) for each in types):
             wanted = " or ".join(each.__name__ if each else "None" for each in types)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import attrs
 
@@ -42,6 +43,7 @@ from ..errors import (
     WaitTimeout,
     about,
 )
+from ..events import Accepted, Event, Retrying
 from ..journal import BOUGHT, PENDING, Busy, Claim, Claimed, Intent, Journal, Standing, State
 from ..journal.watcher import Watcher
 from ..requests import Request
@@ -91,9 +93,9 @@ def _check_arguments(key: object, metadata: object, callback_url: object) -> Non
         raise InvalidRequestError(problems)
 
 
-def _named(intent: Intent) -> str:
-    """An intent for a log line."""
-    return f"Submission {intent.intent_id}" + (f" (key {intent.key!r})" if intent.key else "")
+def _names(intent: Intent) -> dict[str, Any]:
+    """What an event about an intent is about."""
+    return {"key": intent.key, "intent_id": intent.intent_id, "task_id": intent.task_id}
 
 
 class _Submission:
@@ -133,6 +135,7 @@ class Submitter:
         callback_url: makes the callback URL for a token; None without a receiver.
         slow_down: called after a 429 or 455 with the seconds for which to make no looks.
         give_up_after: service seconds of attempts and pauses after which to give up.
+        report: called with each event.
         clock: the client's clock.
     """
 
@@ -151,6 +154,7 @@ class Submitter:
         callback_url: Callable[[str], str] | None,
         slow_down: Callable[[float], None],
         give_up_after: float,
+        report: Callable[[Event], object],
         clock: Clock,
     ) -> None:
         self._journal = journal
@@ -166,6 +170,7 @@ class Submitter:
         self._callback_url = callback_url
         self._slow_down = slow_down
         self._give_up_after = give_up_after
+        self._report = report
         self._clock = clock
         self._submissions: dict[str, _Submission] = {}  # by intent id
         self._tasks = OwnedTasks()
@@ -618,8 +623,6 @@ class Submitter:
                     if (row := await self._record_refused(submission)) is not None:
                         return row
                     raise
-                facts = _named(intent), pause, budget.left, proof
-                _log.warning("%s is sent again in %.1f s, with %.0f s left: %s", *facts)
             except protocol.Unsure as error:
                 return await self._record_unknown(submission, str(error))
             except Exception as error:  # noqa: BLE001 - the POST may have been accepted
@@ -744,6 +747,9 @@ class Submitter:
         except Exception:
             await self._record_refused(submission)
             raise
+        if pause is not None:
+            names, reason = _names(submission.intent), str(proof)
+            self._report(Retrying(**names, reason=reason, delay=pause, left=budget.left))
         return pause
 
     # ─── outcomes ────────────────────────────────────────────────────────────────────────────────
@@ -796,7 +802,7 @@ class Submitter:
                 row.task_id,
                 task_id,
             )
-        _log.info("%s was accepted as task %s", _named(row), row.task_id)
+        self._report(Accepted(**_names(row)))
         return row
 
     async def _record_refused(self, submission: _Submission) -> Intent | None:

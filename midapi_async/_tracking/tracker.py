@@ -31,6 +31,7 @@ from ..errors import (
     WaitTimeout,
     about,
 )
+from ..events import Event
 from ..tasks import TaskDetails, TaskStatus
 from .looker import Looker
 from .schedule import Kind, Schedule
@@ -69,6 +70,7 @@ class Tracker:
         schedule: when to look, by the client's policy.
         learn: called with the kind of each task that has succeeded, and the seconds that it took.
         clock: the client's clock.
+        report: called with each event.
 
     Attributes:
         waits_changed: called when the first wait for a task begins, and when no task is waited for
@@ -82,6 +84,7 @@ class Tracker:
         schedule: Schedule,
         learn: Callable[[Kind, float], object],
         clock: Clock,
+        report: Callable[[Event], object] = lambda _: None,
     ) -> None:
         self.waits_changed: Callable[[], None] | None = None
         self._look = look
@@ -89,6 +92,7 @@ class Tracker:
         self._policy = schedule.policy
         self._clock = clock
         self._learn = learn
+        self._report = report
         self._tasks: dict[str, TrackedTask] = {}  # the tasks that are waited for
         # Tasks that were waited for, so that their next wait continues their plan; and tasks that
         # got a hint before they were waited for.

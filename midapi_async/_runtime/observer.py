@@ -1,0 +1,79 @@
+"""Gives events to the observer that a user has passed to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Generic, TypeVar, cast
+
+from .background import OwnedTasks
+
+E = TypeVar("E")
+_log = logging.getLogger("midapi_async")
+
+MOST_WAITING = 10_000  # events that wait for an async observer
+
+
+class Observer(Generic[E]):
+    """Calls a user's observer with each event, in their order.
+
+    A sync observer is called at once. An async one gets the events from a queue, one at a time;
+    while the queue is full, new events are dropped. The first exception of an observer is logged.
+
+    Args:
+        on_event: the observer, or None.
+
+    Attributes:
+        dropped: how many events were dropped.
+    """
+
+    def __init__(self, on_event: Callable[[E], object] | None) -> None:
+        self._on_event = on_event
+        self._is_async = inspect.iscoroutinefunction(on_event) or inspect.iscoroutinefunction(
+            getattr(on_event, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        self._queue: asyncio.Queue[E] = asyncio.Queue(MOST_WAITING)
+        self._tasks = OwnedTasks()
+        self._has_failed = False
+        self.dropped = 0
+
+    def notify(self, event: E) -> None:
+        """Give an event to the observer; never raises, never waits."""
+        if self._on_event is None:
+            return
+        if not self._is_async:
+            try:
+                self._on_event(event)
+            except Exception as error:  # noqa: BLE001 - the observer's bug must not stop the client
+                self._observer_failed(error)
+            return
+        if self._queue.full():
+            self.dropped += 1
+            return
+        self._queue.put_nowait(event)
+        if not self._tasks:  # an empty context: it serves all callers
+            self._tasks.start(self._deliver(), context=Context())
+
+    async def _deliver(self) -> None:
+        """Give the events in the queue to the async observer."""
+        observer = cast("Callable[[E], Awaitable[object]]", self._on_event)
+        while not self._queue.empty():
+            try:
+                await observer(self._queue.get_nowait())
+            except Exception as error:  # noqa: BLE001 - as in `notify`
+                self._observer_failed(error)
+
+    def _observer_failed(self, error: Exception) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            _log.error(
+                "on_event raised; later exceptions of it are not logged. Events go on.",
+                exc_info=error,
+            )
+
+    async def aclose(self, patience: float) -> None:
+        """Wait some seconds until an async observer has got its events, then cancel it."""
+        await self._tasks.finish(patience)
