@@ -9,11 +9,15 @@ import os
 from collections.abc import Callable
 from ssl import SSLContext
 
+import attrs
+
 from ._runtime.clock import Clock
 from ._runtime.observer import Observer
 from ._runtime.urls import is_loopback
 from ._submission.candidates import Candidates
 from ._submission.line import line_of
+from ._submission.outcomes import OutcomeRecorder
+from ._submission.sender import Sender
 from ._submission.submitter import Submitter
 from ._tracking.recorder import ResultRecorder
 from ._tracking.schedule import Schedule
@@ -31,6 +35,7 @@ from .journal.watcher import Watcher
 CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
 DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
+POST_MARGIN = 5.0  # loop seconds that a POST may take beyond its timeout, on a busy machine
 EVENT_PATIENCE = 5.0  # loop seconds that an async observer of events has for the last ones
 
 
@@ -45,6 +50,8 @@ class Session:
         scope: the service's origin and the namespace; the scope of the client's rows.
         tracker: finds out when tasks are final.
         recorder: writes results into the journal.
+        outcomes: knows how submissions ended.
+        sender: carries out submissions.
         submitter: submits requests.
         candidates: finds out whether tasks that callbacks name belong to their intents.
         downloader: downloads result files.
@@ -101,30 +108,50 @@ class Session:
             clock=clock,
             report=self.report,
         )
-        self.submitter = Submitter(
-            journal=journal,
-            watcher=self.watcher,
-            scope=scope,
-            account=account,
-            line=line_of(account, is_limited=rate_limit is not None, scale=clock.scale),
-            rate_limit=rate_limit,
-            send=self.api.submit,
-            ping=self.api.credits,
-            post_timeout=timeouts.submit,
-            callback_url=callback_url,
-            slow_down=self.tracker.rest,
-            give_up_after=retry.give_up_after,
+        longest_post = POST_MARGIN + clock.network_seconds(timeouts.submit)
+        self.outcomes = OutcomeRecorder(
+            journal,
+            self.watcher,
+            longest_post=longest_post,
+            has_receiver=callback_url is not None,
             report=self.report,
             clock=clock,
         )
-
+        self.sender = self._sender(account, longest_post, rate_limit, retry)
+        self.submitter = Submitter(
+            journal=journal,
+            sender=self.sender,
+            recorder=self.outcomes,
+            scope=scope,
+            callback_url=callback_url,
+            clock=clock,
+        )
         self.candidates = Candidates(
-            self.submitter,
+            self.outcomes,
             journal,
             look=self.api.look,
             hint=self.tracker.hint,
             patience=lambda request: schedule.longest(kind_of(request)),
             clock=clock,
+        )
+
+    def _sender(
+        self, account: str, longest_post: float, rate_limit: RateLimit | None, retry: RetryPolicy
+    ) -> Sender:
+        scale = self.clock.scale
+        return Sender(
+            journal=self.journal,
+            recorder=self.outcomes,
+            account=account,
+            line=line_of(account, is_limited=rate_limit is not None, scale=scale),
+            # The journal counts in seconds of the machine.
+            rate_limit=rate_limit and attrs.evolve(rate_limit, per=rate_limit.per / scale),
+            send=self.api.submit,
+            ping=self.api.credits,
+            longest_post=longest_post,
+            slow_down=self.tracker.rest,
+            give_up_after=retry.give_up_after,
+            clock=self.clock,
         )
 
     def check(self) -> None:

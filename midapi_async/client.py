@@ -508,13 +508,13 @@ class MidAPIClient:
         """What this client has done since it was opened."""
         session = self._opened()
         return ClientStats(
-            submits=session.submitter.posts_sent,
+            submits=session.sender.posts_sent,
             looks=session.api.looks,
             callbacks=self._inbox.taken,
             ignored_callbacks=self._inbox.ignored,
             misdirected=session.api.misdirected,
             waiting=session.tracker.waiting,
-            at_the_gate=session.submitter.at_the_gate,
+            at_the_gate=session.sender.at_the_gate,
         )
 
     async def download(

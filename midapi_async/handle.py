@@ -134,7 +134,7 @@ class TaskHandle:
         return self._session.clock.time() + check_seconds(timeout)
 
     async def _disown(self) -> SubmissionUnknown:
-        return await self._session.submitter.disown(self.intent_id or "", self.task_id)
+        return await self._session.outcomes.disown(self.intent_id or "", self.task_id)
 
     async def _hand_over(
         self, details: TaskDetails, cancels: Callable[[], int], before: int

@@ -69,8 +69,8 @@ class Intents:
             return handle_of(row, self._session)
         if row.state not in (State.UNKNOWN, State.SUPERSEDED, *BOUGHT):
             raise _wrong_state(row, "only an unknown one can be changed")
-        submitter = self._session.submitter
-        if holder := await submitter.holder(row, task_id):
+        outcomes = self._session.outcomes
+        if holder := await outcomes.holder(row, task_id):
             raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
         with naming(key=row.key, intent_id=intent_id):
             if not force and (problem := await self._misfit(row, task_id)):
@@ -78,7 +78,7 @@ class Intents:
                 raise InvalidRequestError({"task_id": f"{problem}{sure}"})
             if row.task_id is not None:
                 await self._session.journal.advance(intent_id, foreign=row.task_id)
-            bound = await submitter.bind(row, task_id)
+            bound = await outcomes.bind(row, task_id)
             if bound.task_id != task_id:
                 raise _wrong_state(bound, "only an unknown one can be changed, to its own task")
             return handle_of(bound, self._session)

@@ -188,15 +188,15 @@ class Life(RuleBasedStateMachine):
             timeouts=Timeouts(submit=60, wait=600),
         )
         await client.open()
-        submitter = client._opened().submitter
-        send = submitter._send
+        sender = client._opened().sender
+        send = sender._send
 
         async def send_later(call: Call, confirm: Callable[[], Awaitable[object]]) -> Answer:
             seconds, self.stalls[number] = self.stalls[number], 0.0
             await asyncio.sleep(seconds)
             return await send(call, confirm)
 
-        submitter._send = send_later
+        sender._send = send_later
         return client
 
     # ─── what may happen ─────────────────────────────────────────────────────────────────────────

@@ -675,7 +675,7 @@ async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixtu
         async def broken(_: Call, __: object) -> Answer:
             raise RuntimeError("a bug of ours")
 
-        client._opened().submitter._send = broken
+        client._opened().sender._send = broken
         with pytest.raises(SubmissionUnknown, match="RuntimeError"):
             await client.generate("a blue whale", key="l")
         assert len(await client.intents.unknown()) == 1
@@ -1106,7 +1106,7 @@ async def test_s17_any_bug_after_the_post_began_makes_it_unknown(error: Exceptio
         async def broken(_: Call, __: object) -> Answer:
             raise error
 
-        client._opened().submitter._send = broken
+        client._opened().sender._send = broken
         with pytest.raises(SubmissionUnknown):
             await client.generate("a red fox", key="k")
         assert [row.state for row in await rows_of(server, journal)] == [State.UNKNOWN]
@@ -1154,7 +1154,7 @@ async def test_a_task_of_another_intent_does_not_end_a_post() -> None:
         caller = asyncio.create_task(client.generate("a blue fox"))
         await server.arrived(2)
         [row] = await journal.rows(states=[State.SENDING])
-        assert (await client._opened().submitter.bind(row, TASK)).task_id is None
+        assert (await client._opened().outcomes.bind(row, TASK)).task_id is None
         assert (await caller).task_id == "second"
 
 
@@ -1178,7 +1178,7 @@ async def test_a_task_of_another_intent_settles_nothing(wakes: str) -> None:
         [row] = await journal.rows(states=[State.UNKNOWN])
         settling = asyncio.create_task(client.intents.settle(caught.value.intent_id, timeout=20))
         await asyncio.sleep(1)
-        binding = asyncio.create_task(client._opened().submitter.bind(row, TASK))
+        binding = asyncio.create_task(client._opened().outcomes.bind(row, TASK))
         await asyncio.sleep(1 if wakes == "meanwhile" else 5)
         await journal.note("scope", "kind", "name", "value")  # a change that wakes all waiters
         with pytest.raises(SubmissionUnknown):
@@ -1197,7 +1197,7 @@ async def test_a_task_that_could_not_be_written_is_forgotten_with_the_next_callb
         with pytest.raises(SubmissionUnknown):
             await client.generate("a blue fox")
         [row] = await journal.rows(states=[State.UNKNOWN])
-        bind = client._opened().submitter.bind
+        bind = client._opened().outcomes.bind
         journal.failing.add("accepted")
         with pytest.raises(JournalError):
             await bind(row, TASK)

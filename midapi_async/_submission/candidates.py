@@ -22,7 +22,7 @@ from .._wire.tokens import has_token
 from ..errors import ClientClosed, JournalError, MidAPIError, TaskNotFound
 from ..journal import Intent, Journal, State
 from ..requests import Request
-from .submitter import Submitter
+from .outcomes import OutcomeRecorder
 
 _log = logging.getLogger("midapi_async.callbacks")
 
@@ -41,7 +41,7 @@ class Candidates:
     """Finds out whether the tasks that callbacks name belong to the intents that they name.
 
     Args:
-        submitter: accepts a task for an intent.
+        outcomes: accepts a task for an intent.
         journal: stores the intents.
         look: one GET of a task's record; None while MidAPI does not know the task.
         hint: called with a task that may have changed.
@@ -51,7 +51,7 @@ class Candidates:
 
     def __init__(
         self,
-        submitter: Submitter,
+        outcomes: OutcomeRecorder,
         journal: Journal,
         *,
         look: Callable[[str], Awaitable[Record | None]],
@@ -59,7 +59,7 @@ class Candidates:
         patience: Callable[[Request | None], float],
         clock: Clock,
     ) -> None:
-        self._submitter = submitter
+        self._outcomes = outcomes
         self._journal = journal
         self._look = look
         self._hint = hint
@@ -170,7 +170,7 @@ class Candidates:
     async def _look_at(self, row: Intent, task_id: str) -> Intent | MidAPIError:
         """Accept a task for an intent if its record fits; an error is returned."""
         try:
-            holder = await self._submitter.holder(row, task_id)
+            holder = await self._outcomes.holder(row, task_id)
             if holder is not None:
                 _log.critical(
                     "a callback for intent %s names task %s, which belongs to intent %s: it is "
@@ -190,7 +190,7 @@ class Candidates:
                 _log.info(
                     "task %s of intent %s came back with a changed prompt", task_id, row.intent_id
                 )
-            return await self._submitter.bind(row, task_id)
+            return await self._outcomes.bind(row, task_id)
         except MidAPIError as error:
             return error
 

@@ -63,6 +63,7 @@ class Line:
         ask: Callable[[], Awaitable[Claim]],
         ticket: Ticket,
         *,
+        queued: Callable[[int], object],
         per: float,
         ping: Callable[[], Awaitable[object]],
         stop: asyncio.Future[None],
@@ -73,6 +74,7 @@ class Line:
         Args:
             ask: claims a slot at the journal; a claim under way is not cancelled by `stop`.
             ticket: the position in the line.
+            queued: called once if it has to wait, with how many are before it.
             per: seconds of the window, on the loop's clock.
             ping: makes a free request, to see whether an outage is over.
             stop: done when the slot is no longer wanted.
@@ -84,13 +86,16 @@ class Line:
         Raises:
             TransportError: an outage lasts longer than `patience`.
         """
-        give_up_at = asyncio.get_running_loop().time() + patience
+        give_up_at, is_queued = asyncio.get_running_loop().time() + patience, False
         while True:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiting, (ticket, turn))
             self.proceed()
             try:
                 if not turn.done():  # a turn that came at once needs no wait, which costs much
+                    if not is_queued:
+                        queued(sum(each < ticket for each, _ in self._waiting))
+                    is_queued = True
                     await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
                 self._leave(turn)

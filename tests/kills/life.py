@@ -24,7 +24,7 @@ from midapi_async import (
     TransportError,
     WaitTimeout,
 )
-from midapi_async._submission.submitter import Submitter
+from midapi_async._submission.sender import Sender
 from midapi_async._wire.protocol import Call
 from midapi_async._wire.transport import Transport
 from midapi_async.journal.sqlite import SQLiteJournal
@@ -177,5 +177,5 @@ def _strike_at(life: Life) -> None:
 
     SQLiteJournal.claim = around(SQLiteJournal.claim, lambda *_, **__: "claim")  # type: ignore[method-assign,assignment]
     SQLiteJournal.advance = around(SQLiteJournal.advance, moved_to)  # type: ignore[method-assign,assignment]
-    Submitter._confirm = around(Submitter._confirm, lambda *_: "confirm")  # type: ignore[method-assign,assignment]
+    Sender._confirm = around(Sender._confirm, lambda *_: "confirm")  # type: ignore[method-assign,assignment]
     Transport.call = around(Transport.call, called)  # type: ignore[method-assign,assignment]

@@ -51,8 +51,8 @@ def stand_still(
     client: MidAPIClient, seconds: float, meanwhile: Callable[[], Awaitable[object]] | None = None
 ) -> None:
     """Let time pass between the claim and the POST, once for each POST."""
-    submitter = client._opened().submitter
-    send = submitter._send
+    sender = client._opened().sender
+    send = sender._send
 
     async def later(call: Call, confirm: Callable[[], Awaitable[object]]) -> Answer:
         await asyncio.sleep(seconds)
@@ -60,7 +60,7 @@ def stand_still(
             await meanwhile()
         return await send(call, confirm)
 
-    submitter._send = later
+    sender._send = later
 
 
 @pytest.mark.parametrize(("seconds", "claims"), [(0.5, 1), (1.5, 2), (3600, 2)])
@@ -159,8 +159,8 @@ from midapi_async import MidAPIClient, MidAPIError
 
 async def main(url, folder):
     async with MidAPIClient("{key}", base_url=url, journal=folder) as client:
-        submitter = client._opened().submitter
-        send = submitter._send
+        sender = client._opened().sender
+        send = sender._send
 
         async def stop_first(call, confirm):
             # The journal prunes after its first claim; a stop during that would keep it locked.
@@ -168,7 +168,7 @@ async def main(url, folder):
             os.kill(os.getpid(), signal.SIGSTOP)
             return await send(call, confirm)
 
-        submitter._send = stop_first
+        sender._send = stop_first
         try:
             print((await client.generate("a red fox", key="k")).task_id)
         except MidAPIError as error:

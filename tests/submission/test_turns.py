@@ -17,6 +17,7 @@ class Store:
         self.answers = list(answers)
         self.latency = latency
         self.moments: list[float] = []
+        self.places: list[int] = []
         self.begun = asyncio.get_running_loop().time()
 
     async def ask(self) -> Claim:
@@ -32,7 +33,15 @@ async def no_ping() -> None:
 
 def waits(line: Line, store: Store, stop: asyncio.Future[None]) -> asyncio.Task[Claim | None]:
     """One more who waits in a line."""
-    claim = line.claim(store.ask, line.ticket(), per=PER, ping=no_ping, stop=stop, patience=60.0)
+    claim = line.claim(
+        store.ask,
+        line.ticket(),
+        queued=store.places.append,
+        per=PER,
+        ping=no_ping,
+        stop=stop,
+        patience=60.0,
+    )
     return asyncio.create_task(claim)
 
 
