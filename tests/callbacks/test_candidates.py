@@ -34,10 +34,13 @@ def task_of(request: Received) -> str:
 
 
 @asynccontextmanager
-async def scripted(step: Callable[[Received], Step]) -> AsyncIterator[Scene]:
+async def scripted(step: Callable[[Received], Step], **options: object) -> AsyncIterator[Scene]:
     """A client with a receiver, and a server that answers everything by a function."""
     receiver = CallbackReceiver(None, port=0)
-    async with ScriptedServer(then=step) as server, client_of(server, receiver=receiver) as client:
+    async with (
+        ScriptedServer(then=step) as server,
+        client_of(server, receiver=receiver, **options) as client,
+    ):
         yield Scene(server, client, receiver)
 
 

@@ -1,0 +1,222 @@
+"""What ``on_event`` gets, in which order; an observer can neither stop nor slow a client."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from midapi_async import (
+    BadRequestError,
+    InvalidRequestError,
+    MemoryJournal,
+    RateLimit,
+    SubmissionUnknown,
+    TaskStatus,
+)
+from midapi_async._runtime.observer import MOST_WAITING, Observer
+from midapi_async.events import Accepted, CalledBack, Event, Failed, Looked, Queued, Retrying, Sent
+from tests.callbacks.test_candidates import scripted
+from tests.support.scripted import ScriptedServer, lose_answer
+from tests.world import TASK, accepted, client_of, looked, mid, refused, selling
+
+EVENTS = [
+    Queued(intent_id="1f", key="fox", place=3),
+    Sent(intent_id="1f", key="fox"),
+    Retrying(intent_id="1f", reason="connection refused", delay=2.0, left=48.0),
+    Accepted(intent_id="1f", task_id=TASK),
+    Looked(task_id=TASK, status=TaskStatus.GENERATING),
+    Looked(task_id=TASK, problem="HTTP 502"),
+    CalledBack(intent_id="1f", task_id=TASK),
+    Failed(intent_id="1f", key="fox", error=BadRequestError(400, "no")),
+]
+
+
+def submission_events(events: list[Event]) -> list[type[Event]]:
+    """The types of those events that are about submissions."""
+    kinds = Queued, Sent, Retrying, Accepted, Failed
+    return [type(event) for event in events if isinstance(event, kinds)]
+
+
+async def test_a_submission_is_sent_and_accepted() -> None:
+    """Its events name the key and the intent; the task is named as soon as it is known."""
+    events: list[Event] = []
+    begun = datetime.now(UTC)
+    async with (
+        ScriptedServer(then=selling()) as server,
+        client_of(server, on_event=events.append, journal=MemoryJournal()) as client,
+    ):
+        handle = await client.generate("a red fox", key="fox")
+        assert (await client.generate("a red fox", key="fox")).replayed
+    assert submission_events(events) == [Sent, Accepted], "a key that was bought causes none"
+    sent, bought = events
+    assert {event.key for event in events} == {"fox"}
+    assert {event.intent_id for event in events} == {handle.intent_id}
+    assert (sent.task_id, bought.task_id) == (None, handle.task_id)
+    assert begun <= sent.at <= bought.at <= datetime.now(UTC)
+    assert sent.at.utcoffset() == timedelta(0)
+
+
+async def test_a_submission_that_waits_for_a_slot_says_how_many_are_before_it() -> None:
+    """Only one is sent at once; the others are queued in their order."""
+    events: list[Event] = []
+    limit = RateLimit(1, per=10.0)
+    async with (
+        ScriptedServer(then=selling()) as server,
+        client_of(server, on_event=events.append, rate_limit=limit) as client,
+    ):
+        await asyncio.gather(*(client.generate(f"fox {n}", key=f"fox {n}") for n in range(4)))
+    places = {event.key: event.place for event in events if isinstance(event, Queued)}
+    assert places == {"fox 1": 0, "fox 2": 1, "fox 3": 2}
+    assert submission_events(events).count(Accepted) == 4
+
+
+async def test_a_retry_says_why_when_and_for_how_long() -> None:
+    """After a refusal that may be sent again."""
+    events: list[Event] = []
+    answers = iter([refused(429), refused(455, "maintenance"), accepted()])
+    async with (
+        ScriptedServer(then=mid(submit=lambda _: next(answers))) as server,
+        client_of(server, on_event=events.append) as client,
+    ):
+        await client.generate("a red fox")
+    kinds = submission_events(events)
+    assert [kind for kind in kinds if kind is not Queued] == [
+        *(Sent, Retrying, Sent, Retrying, Sent, Accepted)
+    ]
+    first, second = (event for event in events if isinstance(event, Retrying))
+    assert "429" in first.reason
+    assert "maintenance" in second.reason
+    assert 0 < second.left < first.left
+    assert first.delay > 0
+
+
+@pytest.mark.parametrize("way", ["refused", "unknown"])
+async def test_a_submission_without_a_task_has_failed(way: str) -> None:
+    """The event has the error that the caller gets."""
+    events: list[Event] = []
+    answer = refused(400) if way == "refused" else lose_answer()
+    async with (
+        ScriptedServer(then=mid(submit=answer)) as server,
+        client_of(server, on_event=events.append) as client,
+    ):
+        with pytest.raises((BadRequestError, SubmissionUnknown)) as caught:
+            await client.generate("a red fox", key="fox")
+    assert submission_events(events) == [Sent, Failed]
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert failed.error is caught.value
+    assert (failed.key, failed.intent_id) == ("fox", caught.value.intent_id)
+
+
+async def test_a_lost_answer_that_a_callback_brings_is_accepted_once() -> None:
+    """The callback comes while the submission is unknown; a second one changes nothing."""
+    events: list[Event] = []
+    step = mid(submit=lose_answer(), look=looked())
+    async with scripted(step, on_event=events.append) as scene:
+        with pytest.raises(SubmissionUnknown):
+            await scene.client.generate("a red fox")
+        assert await scene.call_back() == 200
+        assert await scene.call_back() == 200
+    assert submission_events(events) == [Sent, Failed, Accepted]
+    assert [event.task_id for event in events if isinstance(event, Accepted)] == [TASK]
+
+
+async def test_a_sync_observer_that_raises_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client goes on, and the observer gets the later events."""
+    events: list[Event] = []
+
+    def observe(event: Event) -> None:
+        events.append(event)
+        raise ZeroDivisionError
+
+    async with (
+        ScriptedServer(then=selling()) as server,
+        client_of(server, on_event=observe) as client,
+    ):
+        for _ in range(3):
+            await client.generate("a red fox")
+    assert submission_events(events) == [Sent, Accepted] * 3
+    (line,) = [each for each in caplog.records if "on_event" in each.getMessage()]
+    assert line.levelno == logging.ERROR
+
+
+async def test_an_async_observer_gets_one_event_after_the_other() -> None:
+    """In their order, also those that are waiting when the client closes."""
+    events: list[Event] = []
+    busy = 0
+
+    class Slow:
+        async def __call__(self, event: Event) -> None:
+            nonlocal busy
+            busy += 1
+            assert busy == 1
+            await asyncio.sleep(0.5)
+            events.append(event)
+            busy -= 1
+
+    async with (
+        ScriptedServer(then=selling()) as server,
+        client_of(server, on_event=Slow()) as client,
+    ):
+        handles = [await client.generate(f"fox {n}") for n in range(3)]
+        assert len(events) < 6, "the client has not waited for the observer"
+    assert submission_events(events) == [Sent, Accepted] * 3
+    assert [event.task_id for event in events[1::2]] == [handle.task_id for handle in handles]
+
+
+async def test_an_async_observer_that_raises_or_hangs_is_left_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its failure is logged once; closing waits some seconds for it, not for ever."""
+    count = 0
+
+    async def observe(_: Event) -> None:
+        nonlocal count
+        count += 1
+        if count < 4:
+            raise ZeroDivisionError
+        await asyncio.sleep(1e6)
+
+    time = asyncio.get_running_loop().time
+    async with ScriptedServer(then=selling()) as server:
+        async with client_of(server, on_event=observe) as client:
+            for _ in range(3):
+                await client.generate("a red fox")
+            begun = time()
+        assert time() - begun < 10.0
+    assert count == 4
+    assert len([each for each in caplog.records if "on_event" in each.getMessage()]) == 1
+
+
+async def test_events_beyond_the_queue_are_dropped_and_counted() -> None:
+    """The oldest are kept, in their order."""
+    got: list[int] = []
+
+    async def observe(number: int) -> None:
+        got.append(number)
+
+    observer: Observer[int] = Observer(observe)
+    for number in range(MOST_WAITING + 5):
+        observer.notify(number)
+    assert observer.dropped == 5
+    await observer.aclose(1.0)
+    assert got == list(range(MOST_WAITING))
+
+
+@pytest.mark.parametrize("observer", ["print", 1, [print]])
+def test_an_observer_that_cannot_be_called_is_refused(observer: object) -> None:
+    """With an error that names the option."""
+    with pytest.raises(InvalidRequestError, match="on_event: must be a function"):
+        client_of("http://127.0.0.1:1", on_event=observer)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_is_a_sentence(event: Event) -> None:
+    """It names what it is about."""
+    text = str(event)
+    assert (event.task_id or event.intent_id or "") in text
+    assert event.key is None or repr(event.key) in text
+    assert "\n" not in text
