@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Coroutine
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from midapi_async import DownloadError, InvalidRequestError, TaskDetails
 
 from ._errors import CommandError
 from ._interrupt import interrupted, interrupted_wait
-from ._terminal import Pace, out, out_json, progress, say, seconds, shown
+from ._terminal import out, out_json, say, seconds, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +53,7 @@ def run_async(work: Coroutine[object, object, None], output: Output) -> int:
 
 @contextmanager
 def _log_on_stderr(*, verbose: bool) -> Iterator[None]:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_OneLineFormatter("midapi: {levelname}: {message}", style="{"))
     level = _log.level
     _log.addHandler(handler)
@@ -66,6 +65,13 @@ def _log_on_stderr(*, verbose: bool) -> Iterator[None]:
         _log.setLevel(level)
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to what is stderr at that moment, which a progress bar replaces by its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
 class _OneLineFormatter(logging.Formatter):
     """One line for each record, with the text of its exception and without a traceback."""
 
@@ -75,20 +81,18 @@ class _OneLineFormatter(logging.Formatter):
         return shown(self.formatMessage(record) + (f" ({error})" if error else ""))
 
 
-async def wait(handle: TaskHandle, timeout: float | None, pace: Pace) -> TaskDetails:
-    """Wait for a task and show the progress.
+async def wait(handle: TaskHandle, timeout: float | None) -> TaskDetails:
+    """Wait for a task.
 
     Args:
         handle: of the task.
         timeout: seconds; None for the SDK's own.
-        pace: how long such a task takes.
 
     Raises:
         CommandError: interrupted; the text says how to come back.
     """
     try:
-        async with progress(handle.task_id, pace):
-            return await (handle.wait() if timeout is None else handle.wait(timeout))
+        return await (handle.wait() if timeout is None else handle.wait(timeout))
     except asyncio.CancelledError:
         # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
         raise interrupted_wait(handle.task_id) from None

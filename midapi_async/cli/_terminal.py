@@ -1,23 +1,14 @@
-"""Output: results to stdout, messages and progress to stderr; control characters are escaped."""
+"""Output: results to stdout, messages to stderr; control characters are escaped."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-import attrs
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-_FIRST_LINE = 10.0  # service seconds until the first line about progress
-_FRAME = 0.1  # seconds between two pictures of the bar
+    from collections.abc import Mapping
 
 
 def shown(text: object) -> str:
@@ -62,83 +53,3 @@ def seconds(count: float) -> str:
         return f"{count:.0f} s"
     minutes, rest = divmod(round(count), 60)
     return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-
-
-@attrs.frozen(kw_only=True)
-class Pace:
-    """How long a task takes, for the progress; all times are shown in service seconds.
-
-    Attributes:
-        expected: service seconds that such a task usually takes; None if not known.
-        scale: service seconds in one real second; 1 except for a sandbox.
-    """
-
-    expected: float | None = None
-    scale: float = 1.0
-
-    def state(self, elapsed: float) -> str:
-        """How long the task has taken after this many real seconds, and how long is usual."""
-        usual = "" if self.expected is None else f", usually about {seconds(self.expected)}"
-        return f"{seconds(elapsed * self.scale)}{usual}"
-
-
-@asynccontextmanager
-async def progress(task_id: str, pace: Pace) -> AsyncGenerator[None, None]:
-    """Show progress on stderr inside: a bar on a terminal, else a line at 10, 20, 40 … seconds."""
-    console = _console()
-    work = _lines(task_id, pace) if console is None else _bar(console, task_id, pace)
-    ticker = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        ticker.cancel()
-        await asyncio.wait({ticker})
-        if not ticker.cancelled():
-            ticker.exception()  # retrieved: a terminal that went away must not end the wait
-
-
-def _console() -> Console | None:
-    """A rich console, if stderr is a terminal that can move its cursor."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return None if console.is_dumb_terminal else console
-
-
-async def _lines(task_id: str, pace: Pace) -> None:
-    elapsed, pause = 0.0, _FIRST_LINE / pace.scale
-    while True:
-        await asyncio.sleep(pause)
-        elapsed += pause
-        pause = elapsed  # doubles: 10, 20, 40 … seconds
-        say(f"Task {task_id} is generating: {pace.state(elapsed)}.")
-
-
-async def _bar(console: Console, task_id: str, pace: Pace) -> None:
-    now = asyncio.get_running_loop().time
-    started = now()
-    usual = None if pace.expected is None else pace.expected / pace.scale
-    with _progress(console) as bar:
-        row = bar.add_task(f"Task {task_id}", total=usual, state="")
-        while True:
-            elapsed = now() - started
-            total = usual if usual is not None and elapsed < usual else None
-            bar.update(row, completed=elapsed, total=total, state=pace.state(elapsed))
-            bar.refresh()
-            await asyncio.sleep(_FRAME)
-
-
-def _progress(console: Console) -> Progress:
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[state]}", markup=False),
-        console=console,
-        auto_refresh=False,  # its thread would outlive Ctrl-C
-        transient=True,
-    )

@@ -14,7 +14,8 @@ from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, TextToIm
 from . import _env
 from ._common import NAMESPACE, Output, download, make_folder, run_async, wait
 from ._interrupt import submit
-from ._terminal import Pace, out, seconds
+from ._progress import Progress
+from ._terminal import out, seconds
 from .credits import amount
 
 if TYPE_CHECKING:
@@ -53,18 +54,20 @@ def demo(
 
 async def _carry_out(prompt: str, folder: Path, *, real: bool) -> None:
     async with AsyncExitStack() as exits:
-        client, scale = await (_open_real(exits) if real else _open_sandbox(exits))
+        scale = _env.time_scale() if real else _TIME_SCALE
+        progress = Progress(scale=scale)
+        client = await (_open_real if real else _open_sandbox)(exits, progress)
         before = await client.credits()
         out(f"   The account has {amount(before)} credits.")
-        details = await _order(client, scale, prompt)
+        details = await _order(client, progress, scale, prompt)
         _print_files(await download(client, details, folder), folder)
         after = await client.credits()
         out(f"   The account has {amount(after)} credits: {amount(before - after)} fewer.")
     _print_next(details.task_id if real else None)
 
 
-async def _open_sandbox(exits: AsyncExitStack) -> tuple[MidAPIClient, float]:
-    """An open client for a sandbox, and the sandbox's time scale."""
+async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClient:
+    """An open client for a sandbox."""
     from midapi_async.sandbox import Sandbox
 
     server = await exits.enter_async_context(Sandbox(time_scale=_TIME_SCALE))
@@ -80,16 +83,17 @@ async def _open_sandbox(exits: AsyncExitStack) -> tuple[MidAPIClient, float]:
             receiver=receiver,
             journal=MemoryJournal(),
             time_scale=_TIME_SCALE,
+            on_event=progress.take,
         )
     )
     out(f"2  A client is open, and receives callbacks at {receiver.url}.")
-    return client, _TIME_SCALE
+    return client
 
 
-async def _open_real(exits: AsyncExitStack) -> tuple[MidAPIClient, float]:
-    """An open client for the real service, and its time scale."""
+async def _open_real(exits: AsyncExitStack, progress: Progress) -> MidAPIClient:
+    """An open client for the real service."""
     receiver = CallbackReceiver.from_env()
-    client = MidAPIClient(receiver=receiver, namespace=NAMESPACE)
+    client = MidAPIClient(receiver=receiver, namespace=NAMESPACE, on_event=progress.take)
     out(f"1  An API key is set, so this uses {_env.base_url()} and costs credits.")
     out("   Ctrl-C stops this; midapi demo --sandbox costs nothing.")
     await exits.enter_async_context(client)
@@ -97,18 +101,22 @@ async def _open_real(exits: AsyncExitStack) -> tuple[MidAPIClient, float]:
         out("2  A client is open. MIDAPI_PUBLIC_URL is not set, so it polls: no callbacks.")
     else:
         out(f"2  A client is open, and receives callbacks at {receiver.url}.")
-    return client, _env.time_scale()
+    return client
 
 
-async def _order(client: MidAPIClient, scale: float, prompt: str) -> TaskDetails:
+async def _order(
+    client: MidAPIClient, progress: Progress, scale: float, prompt: str
+) -> TaskDetails:
     """Submit, wait, and say how it ended."""
     request = TextToImage(prompt, aspect_ratio="16:9")
-    handle = await submit(client, request)
-    usual = client.expected(request).median
+    progress.expected = usual = client.expected(request).median
+    async with progress:
+        handle = await submit(client, request)
     out(f'3  Submitted "{prompt}", 16:9: it is task {handle.task_id}.')
     here = "" if scale == 1 else f", here {seconds(usual / scale)}"
     out(f"   Such a task takes about {seconds(usual)}{here}. Waiting …")
-    details = await wait(handle, None, Pace(expected=usual, scale=scale))
+    async with progress:
+        details = await wait(handle, None)
     stats = client.stats()
     found_by = "Its callback came" if stats.callbacks else "A look found it"
     took = details.duration

@@ -41,7 +41,8 @@ from ._common import (
 from ._errors import usage_error
 from ._interrupt import submit
 from ._options import PICTURE, VIDEO, Picture, Result, Video, given, parse_metadata
-from ._terminal import Pace, out, say, seconds
+from ._progress import Progress
+from ._terminal import out, say, seconds
 
 generate = App(name="generate", sort_key=2)
 
@@ -235,15 +236,17 @@ def _submit(request: Request, result: Result, output: Output) -> int:
 async def _carry_out(
     request: Request, metadata: dict[str, str], result: Result, output: Output
 ) -> None:
-    async with MidAPIClient(namespace=NAMESPACE) as client:
-        handle = await submit(client, request, key=result.key, metadata=metadata)
+    progress = Progress(scale=_env.time_scale())
+    async with MidAPIClient(namespace=NAMESPACE, on_event=progress.take) as client:
+        progress.expected = usual = client.expected(request).median
+        async with progress:
+            handle = await submit(client, request, key=result.key, metadata=metadata)
+            say(f"Task {handle.task_id} was submitted; such a task takes about {seconds(usual)}.")
+            details = await wait(handle, result.timeout) if result.wait else None
         named = {"key": handle.key, "metadata": metadata, "intent_id": handle.intent_id}
-        usual = client.expected(request).median
-        say(f"Task {handle.task_id} was submitted; such a task takes about {seconds(usual)}.")
-        if not result.wait:
+        if details is None:
             _print_task(handle.task_id, output, named)
             return
-        details = await wait(handle, result.timeout, Pace(expected=usual, scale=_env.time_scale()))
         say_success(details)
         files = await download(client, details, result.folder) if result.download else []
         print_result(details, files, output, **named)

@@ -13,7 +13,8 @@ from midapi_async import MemoryJournal, MidAPIClient, MidAPIError, TaskDetails, 
 from . import _common, _env
 from ._common import Output, print_result, run_async, say_success
 from ._errors import CommandError
-from ._terminal import Pace, say
+from ._progress import Progress
+from ._terminal import say
 
 _OUTPUT = Output()
 
@@ -51,8 +52,10 @@ async def _carry_out(
     task_id: str, folder: Path | None, output: Output, *, waits: bool, timeout: float | None
 ) -> None:
     # Not MIDAPI_JOURNAL: waiting there would mark the result as taken from a bot that shares it.
-    async with MidAPIClient(journal=MemoryJournal()) as client:
-        details = await _look(client, task_id, timeout, waits=waits)
+    progress = Progress(f"Task {task_id}", scale=_env.time_scale())
+    async with MidAPIClient(journal=MemoryJournal(), on_event=progress.take) as client:
+        async with progress:
+            details = await _look(client, task_id, timeout, waits=waits)
         if details.status is TaskStatus.FAILED:
             await client.task(task_id).wait()  # raises the error that says why
         if not details.is_final:
@@ -77,7 +80,7 @@ async def _look(
     else:
         if details.is_final or not waits:
             return details
-    return await _common.wait(handle, timeout, Pace(scale=_env.time_scale()))
+    return await _common.wait(handle, timeout)
 
 
 def _say_unfinished(details: TaskDetails, *, asked_for_files: bool) -> None:

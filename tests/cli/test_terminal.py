@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from midapi_async.cli import _terminal
-from midapi_async.cli._terminal import Pace, one_line, out, out_json, progress, say, seconds, shown
+from midapi_async.cli._progress import Progress
+from midapi_async.cli._terminal import one_line, out, out_json, say, seconds, shown
+from midapi_async.events import Accepted, CalledBack, Event, Looked, Queued, Retrying, Sent
 from midapi_async.sandbox import SandboxThread
 from tests.cli.conftest import REPOSITORY
 
@@ -88,25 +89,74 @@ class Terminal(io.StringIO):
         return True
 
 
-async def show(pace: Pace, seconds: float) -> None:
-    """Show the progress for a while."""
-    async with progress("0f3a", pace):
-        await asyncio.sleep(seconds)
+async def show(progress: Progress, *steps: Event | float) -> None:
+    """Show the progress while these events come, and these seconds pass."""
+    async with progress:
+        for step in steps:
+            if isinstance(step, Event):
+                progress.take(step)
+            else:
+                await asyncio.sleep(step)
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the elapsed and the usual time; it goes on after that, and is removed at the end."""
+def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Stderr, as a terminal that can move its cursor."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
-    asyncio.run(show(Pace(expected=15, scale=60), 1.0))
+    return terminal
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the elapsed and the usual time; it goes on after that, and is removed at the end."""
+    terminal = a_terminal(monkeypatch)
+    progress = Progress("Task 0f3a", scale=60)
+    progress.expected = 15
+    asyncio.run(show(progress, 1.0))
     written = terminal.getvalue()
-    assert "Task 0f3a" in written
     times = [float(each) for each in re.findall(r"([0-9.]+) s, usually about 15 s", written)]
     assert times == sorted(times)
     assert times[0] < 15 < times[-1]
     assert written.endswith("\x1b[2K")
+
+
+EVENTS: dict[str, tuple[Event, str]] = {
+    "queued": (Queued(place=3), "waits for a slot of the rate limit, behind 3 others"),
+    "next": (Queued(place=0), "waits for a slot of the rate limit: "),
+    "sent": (Sent(), "being sent: "),
+    "retrying": (
+        Retrying(reason="connection\x1b[2J refused", delay=2.0, left=40.0),
+        r"waits to be sent again: 0.0 s; last problem: connection\x1b[2J refused",
+    ),
+    "accepted": (Accepted(task_id="0f3a"), "generating: "),
+    "look": (Looked(problem="HTTP 502"), "; last problem: HTTP 502"),
+    "called back": (CalledBack(), "was called back"),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_a_terminal_shows_what_is_done(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As the last event says, with control characters escaped."""
+    event, text = EVENTS[name]
+    terminal = a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "200")
+    asyncio.run(show(Progress(), event, 0.15))
+    assert text in terminal.getvalue()
+
+
+def test_lines_on_stderr_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning of the log is a line of its own, not a part of the bar."""
+
+    async def work() -> None:
+        async with Progress():
+            await asyncio.sleep(0.15)
+            say("midapi: WARNING: it is sent again")
+            await asyncio.sleep(0.15)
+
+    terminal = a_terminal(monkeypatch)
+    asyncio.run(work())
+    assert re.search(r"(^|\x1b\[2K|\n)midapi: WARNING: it is sent again *\n", terminal.getvalue())
 
 
 @pytest.mark.parametrize("name", ["dumb", "unknown"])
@@ -115,7 +165,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, name: str) 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", name)
-    asyncio.run(show(Pace(scale=100), 0.25))
+    asyncio.run(show(Progress("Task 0f3a", scale=100), 0.25))
     assert terminal.getvalue().splitlines() == [
         "Task 0f3a is generating: 10 s.",
         "Task 0f3a is generating: 20 s.",
@@ -128,8 +178,8 @@ def test_a_broken_terminal_does_not_end_the_wait(monkeypatch: pytest.MonkeyPatch
     async def breaks(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(_terminal, "_lines", breaks)
-    asyncio.run(show(Pace(), 0.05))
+    monkeypatch.setattr(Progress, "_print_lines", breaks)
+    asyncio.run(show(Progress(), 0.05))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
