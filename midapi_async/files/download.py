@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import uuid
@@ -17,6 +18,8 @@ from yarl import URL
 
 from ..errors import DownloadError, InvalidRequestError, ResultExpired, UnexpectedContent
 from ..requests import TASK_ID
+
+_log = logging.getLogger("midapi_async.files")
 
 BLOCK = 256 * 1024
 _GONE = frozenset({403, 404, 410})  # what file hosts answer when a file was deleted
@@ -88,6 +91,7 @@ class Downloader:
                 tasks = [group.create_task(fetch(index, url)) for index, url in enumerate(urls)]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        _log.info("Task %s: %d files are in %s", task_id, len(tasks), folder)
         return [task.result() for task in tasks]
 
     async def _fetch(self, url: str, stem: Path) -> Path:
