@@ -140,6 +140,8 @@ class APIError(MidAPIError):
     """
 
     advice: ClassVar[str] = "MidAPI does not document this code; ask their support"
+    # In place of the advice, if it answered a look: that of some classes is for submissions.
+    look_advice: ClassVar[str | None] = None
 
     code: int
     message: str = ""
@@ -155,16 +157,23 @@ class APIError(MidAPIError):
             )
         status = f" (HTTP {self.http_status})" if self.http_status not in (200, self.code) else ""
         said = f": {self.message.rstrip('. ')}" if self.message else ""
-        look = ""
+        advice = f"{self.advice}."
         if self.task_id is not None:
-            look = f" It answered a look at task {self.task_id}; that task is not affected by it."
-        return f"MidAPI answered {self.code}{status}{said}. {self.advice}.{look}"
+            look = f"It answered a look at task {self.task_id}"
+            advice = f"{advice} {look}; that task is not affected by it."
+            if self.look_advice is not None:
+                advice = f"{look}, {self.look_advice}."
+        return f"MidAPI answered {self.code}{status}{said}. {advice}"
 
 
 class BadRequestError(APIError):
-    """400: a field is missing or wrong."""
+    """400: a field is missing or wrong; or, as the answer to a look, the task has failed."""
 
     advice = "Correct the field that this message names"
+    look_advice = (
+        "which was bought. If MidAPI goes on to answer so for two minutes, the task has failed: "
+        "await its handle to find out"
+    )
 
 
 class AuthenticationError(APIError):
@@ -177,6 +186,7 @@ class InsufficientCreditsError(APIError):
     """402: the account has too few credits."""
 
     advice = "Top up the account, then submit again"
+    look_advice = "which was bought and is not affected by it. Look again later"
 
 
 class NotFoundError(APIError):
@@ -186,9 +196,10 @@ class NotFoundError(APIError):
 
 
 class UnprocessableError(APIError):
-    """422: MidAPI refused a value."""
+    """422: MidAPI refused a value; or, as the answer to a look, the task has failed."""
 
     advice = "Correct the value that this message names"
+    look_advice = BadRequestError.look_advice
 
 
 @attrs.define(slots=False, repr=False)
@@ -237,9 +248,13 @@ class ServerError(APIError):
 
 
 class GenerationFailedError(APIError):
-    """501: MidAPI could not start the generation."""
+    """501: MidAPI could not start the generation; or, as the answer to a look, it has failed."""
 
     advice = "Submit again, or change the request"
+    look_advice = (
+        "which was bought, and says that it has failed. Await its handle to be sure; a new try "
+        "needs a new key"
+    )
 
 
 class FeatureDisabledError(APIError):
@@ -419,11 +434,11 @@ class ResultMissing(TaskError):
 
 
 class TaskExpired(TaskError):
-    """The key's task was bought more than 15 days ago, and MidAPI has deleted its results."""
+    """The task was bought more than 15 days ago, and MidAPI has deleted its results."""
 
     text = (
-        "was bought under this key, and MidAPI has deleted its results, which it keeps for 15 "
-        "days. Use another key to buy it again"
+        "was bought, and MidAPI has deleted its results, which it keeps for 15 days. Use another "
+        "key to buy it again"
     )
 
 

@@ -977,6 +977,18 @@ def test_age_of_a_record(age: float | None, expected: float | None) -> None:
     assert age_of(attrs.evolve(shown, create_time=None)) is None
 
 
+@pytest.mark.fault("P15")
+@pytest.mark.fault("P23")
+@pytest.mark.parametrize(
+    "created", ["2023-11-14 22:13:20", "2023-11-15T06:13:20", CREATED, str(CREATED), 5, -1, "x", {}]
+)
+def test_an_unsure_time_shows_no_age(created: object) -> None:
+    """A text without a zone, a number that is not in milliseconds, and anything else."""
+    shown = read_record(record(createTime=created), shown_at=formatdate(CREATED + 60, usegmt=True))
+    assert shown is not None
+    assert age_of(shown) is None
+
+
 async def test_unknown_kind_and_age_are_taken_from_the_record(world: World) -> None:
     """A task of which only the id is known counts for the kind that its record shows."""
     created = int(time.time() * 1000) - 3_000_000

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..config import Settings, Timeouts
 from ..errors import MidAPIError, ProtocolError, TaskNotFound, about
-from ..tasks import TaskDetails
+from ..tasks import TaskDetails, TaskStatus
 from . import protocol
 from .json import dumps
 from .protocol import DOWNLOAD_URL, RECORD_INFO, AnotherTask, Answer, Call
@@ -28,6 +28,8 @@ class Api:
     Attributes:
         looks: how many looks were made.
         misdirected: how many of them were answered with the record of another task.
+        unreadable_urls: how many URLs were left out of results, because they could not be read.
+        date: the Date header of the last answer that said that MidAPI does not know a task.
     """
 
     def __init__(self, transport: Transport, settings: Settings, timeouts: Timeouts) -> None:
@@ -36,6 +38,8 @@ class Api:
         self._timeouts = timeouts
         self.looks = 0
         self.misdirected = 0
+        self.unreadable_urls = 0
+        self.date: str | None = None
 
     def submit(self, call: Call, confirm: Callable[[], Awaitable[object]]) -> Awaitable[Answer]:
         """Send a POST that costs money; return the answer unread. See `Transport.call`."""
@@ -58,13 +62,18 @@ class Api:
         # Not `_ask` and `naming`, which cost more: of looks there are many.
         try:
             answer = await self._transport.call(call, self._timeouts.look)
-            return protocol.read_look(answer, task_id)
+            record = protocol.read_look(answer, task_id)
         except MidAPIError as error:
             about(error, task_id=task_id)
             if answer is not None and isinstance(error, ProtocolError):
                 self.misdirected += isinstance(error, AnotherTask)
                 await self._transport.replace(answer)
             raise
+        if record is None:
+            self.date = answer.headers.get("Date")
+        elif record.unreadable_urls and record.status is TaskStatus.SUCCEEDED:
+            self.unreadable_urls += record.unreadable_urls
+        return record
 
     async def details(self, task_id: str) -> TaskDetails:
         """One look, as the public snapshot.

@@ -20,6 +20,8 @@ import attrs
 from .._runtime.urls import is_http_url
 from ..errors import (
     APIError,
+    BadRequestError,
+    GenerationFailedError,
     InsufficientCreditsError,
     MaintenanceError,
     NotFoundError,
@@ -32,12 +34,13 @@ from ..errors import (
     api_error,
 )
 from ..requests import ExtendVideo, Request, Upscale, Vary
-from ..tasks import TaskDetails
+from ..tasks import TaskDetails, TaskStatus
 from .bodies import submit_body, task_type
 from .json import loads
 from .records import (
     Record,
     described,
+    details_from_raw,
     may_hold_secret,
     object_in,
     read_envelope,
@@ -278,39 +281,92 @@ def read_data(answer: Answer) -> object:
         APIError: MidAPI, or a proxy in between, answered with an error.
         ProtocolError: the answer was cut short, or is not MidAPI's.
     """
+    data, error = _opened(answer)
+    if error is not None:
+        raise error
+    return data
+
+
+def _opened(answer: Answer) -> tuple[object, APIError | None]:
+    """The ``data`` of a complete answer, and the error that its code or status means, or None."""
     if answer.flaw is not None:
         raise ProtocolError("body", f"is cut short ({answer.flaw})")
     if 300 <= answer.status <= 399:
         raise ProtocolError("status", f"is {answer.status}, a redirect, which is never followed")
     try:
-        code, message, data = read_envelope(answer.body)
+        code, message, data = read_envelope(answer.body, is_strict=False)
     except ProtocolError:
         if answer.status < 400:
             raise
-        raise _error_in(answer) from None
+        return None, _error_in(answer)
     if code == 200 and answer.status < 400:
-        return data
-    raise _error_in(answer, code, message)
+        return data, None
+    return data, _error_in(answer, code, message)
 
 
 def read_look(answer: Answer, task_id: str) -> Record | None:
     """The record of a task; None while MidAPI does not know it.
 
+    A record that shows how the task ended counts, whatever the code around it says. MidAPI's
+    sister APIs answer looks at failed tasks with an error's code, and its text is the reason.
+
     Raises:
         APIError: MidAPI, or a proxy in between, answered with an error.
         ProtocolError: the answer is not MidAPI's; `AnotherTask` if it is about another task.
     """
-    try:
-        data = read_data(answer)
-    except (NotFoundError, UnprocessableError) as error:
-        if error.own_envelope:
-            return None  # 422 "recordInfo is null" is MidAPI's answer for a task that is too new
-        raise
+    data, error = _opened(answer)
     is_plain = not may_hold_secret(answer.body.decode("latin-1"))
-    record = read_record(data, is_plain=is_plain, shown_at=answer.headers.get("Date"))
+    shown_at = answer.headers.get("Date")
+    record: Record | None = None
+    try:
+        record = read_record(data, is_plain=is_plain, shown_at=shown_at)
+    except ProtocolError:
+        if error is None:
+            raise
+        # Beside an error there may be anything.
     if record is not None and record.task_id != task_id:
         raise AnotherTask("data.taskId", f"names another task than {task_id}")
-    return record
+    if error is None:
+        return record
+    if record is not None:
+        if record.status is TaskStatus.SUCCEEDED and record.urls:
+            return record
+        if record.status is TaskStatus.FAILED or isinstance(error, GenerationFailedError):
+            raw = _with_reason(record, error)
+            return read_record(raw, is_plain=is_plain, shown_at=shown_at)
+    if error.own_envelope and (
+        isinstance(error, NotFoundError)
+        or (
+            isinstance(error, BadRequestError | UnprocessableError)
+            and _UNKNOWN_TASK.search(error.message)
+        )
+    ):
+        return None
+    raise error
+
+
+# 422 "recordInfo is null" is MidAPI's answer for a task that is too new.
+_UNKNOWN_TASK = re.compile(
+    r"recordinfo is null|\btask (id )?((is|was) )?(not (found|exist)|does(n.t| not) exist)",
+    re.IGNORECASE,
+)
+
+
+def _with_reason(record: Record, error: APIError) -> dict[str, object]:
+    """The raw record of a failed task, with the code and the text of the error around it."""
+    raw = dict(record.raw)
+    if record.status is not TaskStatus.FAILED:
+        raw["successFlag"] = 3
+    if error.own_envelope:  # else its text describes a page of somebody else's
+        raw["errorCode"] = record.error_code or error.code
+        raw["errorMessage"] = record.error_message or error.message
+    return raw
+
+
+def failed_details(task_id: str, error: APIError) -> TaskDetails:
+    """The details of a failed task whose record is not shown, but only this error."""
+    said = {"errorCode": error.code, "errorMessage": error.message}
+    return details_from_raw({"taskId": task_id, "successFlag": 3, **said})
 
 
 def read_credits(answer: Answer) -> float:
@@ -416,7 +472,7 @@ def fits(
     # If the record has a callback URL, that decides: the token in ours cannot be guessed.
     if callback_url_matches is not None:
         return callback_url_matches
-    if record.create_time is not None and record.create_time.timestamp() < since - CLOCK_SKEW:
+    if record.created is not None and record.created < since - CLOCK_SKEW:
         return False
     # MidAPI does not document the task types of upscales and variations. The prompt is not
     # compared: MidAPI may have stored it with other blanks, dashes or flags, translated or cut.

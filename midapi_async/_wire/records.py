@@ -1,14 +1,16 @@
 """What MidAPI answers with: envelopes, and records of tasks.
 
 Several shapes are accepted (other programs that use MidAPI handle each of these variants), but
-types are strict: a value of a wrong type is an error that names its path, and nothing is coerced.
+types are strict: nothing is coerced. A value of a wrong type is an error that names its path if it
+decides what became of a task: the task id, the flag, and the URLs of a success. Any other one
+counts as missing, because it must not cost the result.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import attrs
@@ -62,24 +64,29 @@ def _whole(value: object) -> int:
 
 def _code(value: object) -> int | str | None:
     """A whole number if it is one, else the string as it is; a huge number becomes a string."""
+    if value in ("", "null"):
+        return None
     if isinstance(value, int) and abs(value) > _LARGEST:
         value = str(value)
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
-        return value or None
+        return value
     return _whole(value)
 
 
+# Times without a zone are UTC+8 on a sister API of MidAPI's: a guess, see `Record.created`.
+_GUESSED_ZONE = timezone(timedelta(hours=8))
+_FIRST_YEAR = 2020  # MidAPI has no older tasks; a number that means one is not in milliseconds
+
+
 def _time(value: object) -> datetime:
-    """Epoch milliseconds, as MidAPI sends, or an ISO string, as it documents."""
-    try:
-        if isinstance(value, str):
-            moment = datetime.fromisoformat(value)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return moment.astimezone(UTC)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return datetime.fromtimestamp(value / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        pass  # the error below describes the value
+    """Epoch milliseconds, as MidAPI sends, also in a string; or an ISO string, as it documents."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value)
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=_GUESSED_ZONE)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return datetime.fromtimestamp(value / 1000, UTC)
     raise TypeError(f"must be a time, is {described(value)}")
 
 
@@ -100,33 +107,49 @@ def object_in(value: object) -> JSONObject:
         return {}
 
 
-def _params(value: object) -> JSONObject:
-    # A string that cannot be read must not cost the result: it only repeats our request.
-    return object_in(value) if isinstance(value, str) else _object(value)
+def _urls(value: object) -> tuple[list[str], list[str]]:
+    """The URLs in a list of strings, of ``{"resultUrl": …}`` or of ``{"url": …}``.
 
-
-def _urls(value: object) -> tuple[str, ...]:
-    """A list of strings, of ``{"resultUrl": …}`` or of ``{"url": …}``."""
+    Returns:
+        The URLs, and what is wrong with the other values.
+    """
     if not isinstance(value, list):
-        raise TypeError(f"must be a list, is {described(value)}")
-    urls = []
+        return [], [] if value is None else [f"must be a list, is {described(value)}"]
+    urls, problems = [], []
     for index, each in enumerate(value):
-        url = each.get("resultUrl") or each.get("url") if isinstance(each, dict) else each
-        if not is_http_url(url):
-            raise ValueError(f"[{index}] is not a URL: {described(url)}")
-        urls.append(url)
-    return tuple(urls)
+        given = [each.get("resultUrl"), each.get("url")] if isinstance(each, dict) else [each]
+        if (url := next(filter(is_http_url, given), None)) is not None:
+            urls.append(url)
+        else:
+            problems.append(f"[{index}] is not a URL: {described(given[0])}")
+    return urls, problems
 
 
-def _nested_urls(value: object) -> tuple[str, ...]:
-    """``resultInfoJson``: an object with ``resultUrls``, or a string that holds one."""
-    if isinstance(value, str):
-        value = loads(value or "null")
-    urls = None if value is None else _object(value).get("resultUrls")
-    try:
-        return () if urls is None else _urls(urls)
-    except (TypeError, ValueError) as error:
-        raise ProtocolError("resultUrls", str(error)) from None
+def _result_urls(record: JSONObject) -> tuple[list[str], int, ProtocolError | None]:
+    """The URLs of the result, from the first place that has any.
+
+    They are under ``resultInfoJson``, directly in the record, or (older) under ``response``. Each
+    of the outer two may be a string that holds the object.
+
+    Returns:
+        The URLs; how many others cannot be read; and if there is no URL, what is wrong, or None.
+    """
+    wrong: ProtocolError | None = None
+    for name in ("resultInfoJson", None, "response"):
+        path, outer = "data", record
+        try:
+            if name is not None:
+                path, inner = f"data.{name}", record.get(name)
+                outer = {} if inner in (None, "", "null") else _object(inner)
+            path += ".resultUrls"
+            urls, problems = _urls(outer.get("resultUrls"))
+        except (TypeError, ValueError) as error:
+            urls, problems = [], [str(error)]
+        if urls:
+            return urls, len(problems), None
+        if problems and wrong is None:
+            wrong = ProtocolError(path, problems[0])
+    return [], 0, wrong
 
 
 def task_id_in(data: object, name: str = "taskId") -> str | None:
@@ -143,37 +166,55 @@ def _wire(name: str, read: Callable[[Any], object]) -> dict[str, object]:
     return {"wire": override(rename=name, struct_hook=lambda value, _: read(value))}
 
 
+def _extra(name: str, read: Callable[[Any], object]) -> dict[str, object]:
+    """The same for a field that decides nothing: None in place of a value that cannot be read."""
+
+    def read_or_none(value: object) -> object:
+        try:
+            return read(value)
+        except (TypeError, ValueError, OverflowError, OSError):
+            return None
+
+    return _wire(name, read_or_none)
+
+
+def _ours(name: str) -> dict[str, object]:
+    """The same for a field that does not come from MidAPI."""
+    return _wire(name, lambda value: value)
+
+
 @attrs.frozen(kw_only=True)
 class Record:
     """What record-info says about a task.
 
     Attributes:
         params: the request as MidAPI stored it; may contain our callback URL.
+        create_time: in UTC, or in a zone that is guessed; `created` is only for sure ones.
+        urls: the result files.
+        unreadable_urls: how many others could not be read.
         raw: the JSON object that the record was read from; may contain our callback URL.
         is_plain: whether it certainly contains no callback URL and no token.
         shown_at: when MidAPI's server sent it, by its own clock; a Date header, or None.
     """
 
     task_id: str = attrs.field(metadata=_wire("taskId", _task_id))
-    task_type: str | None = attrs.field(default=None, metadata=_wire("taskType", _text))
+    task_type: str | None = attrs.field(default=None, metadata=_extra("taskType", _text))
     params: Mapping[str, object] = attrs.field(
-        factory=dict, repr=False, metadata=_wire("paramJson", _params)
+        factory=dict, repr=False, metadata=_wire("paramJson", object_in)
     )
     complete_time: datetime | None = attrs.field(
-        default=None, metadata=_wire("completeTime", _time)
+        default=None, metadata=_extra("completeTime", _time)
     )
-    create_time: datetime | None = attrs.field(default=None, metadata=_wire("createTime", _time))
-    nested_urls: tuple[str, ...] = attrs.field(
-        default=(), metadata=_wire("resultInfoJson", _nested_urls)
-    )
-    result_urls: tuple[str, ...] = attrs.field(default=(), metadata=_wire("resultUrls", _urls))
+    create_time: datetime | None = attrs.field(default=None, metadata=_extra("createTime", _time))
     success_flag: int | None = attrs.field(default=None, metadata=_wire("successFlag", _whole))
-    error_code: int | str | None = attrs.field(default=None, metadata=_wire("errorCode", _code))
-    error_message: str | None = attrs.field(default=None, metadata=_wire("errorMessage", _text))
+    error_code: int | str | None = attrs.field(default=None, metadata=_extra("errorCode", _code))
+    error_message: str | None = attrs.field(default=None, metadata=_extra("errorMessage", _text))
     # Not from MidAPI: whatever it may send under these names is replaced.
-    raw: Mapping[str, object] = attrs.field(repr=False, metadata=_wire("raw", lambda it: it))
-    is_plain: bool = attrs.field(metadata=_wire("is_plain", lambda it: it))
-    shown_at: str | None = attrs.field(default=None, metadata=_wire("shown_at", lambda it: it))
+    urls: tuple[str, ...] = attrs.field(metadata=_ours("urls"))
+    unreadable_urls: int = attrs.field(metadata=_ours("unreadable_urls"))
+    raw: Mapping[str, object] = attrs.field(repr=False, metadata=_ours("raw"))
+    is_plain: bool = attrs.field(metadata=_ours("is_plain"))
+    shown_at: str | None = attrs.field(default=None, metadata=_ours("shown_at"))
 
     @property
     def status(self) -> TaskStatus:
@@ -182,6 +223,13 @@ class Record:
             return TaskStatus.SUCCEEDED
         return TaskStatus.FAILED if self.success_flag in {2, 3} else TaskStatus.GENERATING
 
+    @property
+    def created(self) -> float | None:
+        """When the task was created, in epoch seconds; None if that is not sure."""
+        moment = self.create_time
+        is_sure = moment is not None and moment.tzinfo is UTC and moment.year >= _FIRST_YEAR
+        return moment.timestamp() if moment is not None and is_sure else None
+
 
 KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})
 
@@ -189,8 +237,12 @@ _ON_WIRE = {field.name: field.metadata["wire"] for field in attrs.fields(Record)
 _structure = make_dict_structure_fn(Record, Converter(), **_ON_WIRE)
 
 
-def read_envelope(body: bytes) -> tuple[int, str | None, object]:
+def read_envelope(body: bytes, *, is_strict: bool = True) -> tuple[int, str | None, object]:
     """The code, the message and the data that every answer of MidAPI consists of.
+
+    Args:
+        body: of the answer.
+        is_strict: whether a message that is no string is an error; else it counts as missing.
 
     Raises:
         ProtocolError: the body is not an envelope of MidAPI's.
@@ -199,12 +251,15 @@ def read_envelope(body: bytes) -> tuple[int, str | None, object]:
         value = loads(body)
     except ValueError as error:
         excerpt = without_tokens(repr(bytes(body[:400]).decode("utf-8", "replace")))[:60]
-        raise ProtocolError("body", f"is not JSON ({excerpt}): {_reason(error)}") from None
+        path = "object" if body.lstrip()[:1] == b"{" else "body"  # else a page of somebody else's
+        raise ProtocolError(path, f"is not JSON ({excerpt}): {_reason(error)}") from None
     if not isinstance(value, dict):
         raise ProtocolError("body", f"must be an object, is {described(value)}")
     message = value.get("msg")
     if not isinstance(message, str | None):
-        raise ProtocolError("msg", f"must be a string, is {described(message)}")
+        if is_strict:
+            raise ProtocolError("msg", f"must be a string, is {described(message)}")
+        message = None
     try:
         return _whole(value.get("code")), message, value.get("data")
     except (TypeError, ValueError) as error:
@@ -238,15 +293,19 @@ def _record(value: object, *, is_plain: bool, shown_at: str | None = None) -> Re
     if not isinstance(value, dict):
         raise ProtocolError("data", f"must be an object, is {described(value)}")
     given = {name: each for name, each in value.items() if each is not None}
+    urls, unreadable, wrong = _result_urls(given)
+    given |= {"urls": tuple(urls), "unreadable_urls": unreadable}
     given |= {"raw": value, "is_plain": is_plain, "shown_at": shown_at}
     try:
-        return _structure(given, Record)
+        record = _structure(given, Record)
     except ClassValidationError as error:
         problem, note = error.group_exceptions()[0][0]
+    else:
+        if wrong is None or record.status is not TaskStatus.SUCCEEDED:
+            return record
+        raise wrong
     # Raised outside the handler: cattrs' errors would keep the values, with the token in them.
     path = f"data.{_ON_WIRE[note.name].rename}"
-    if isinstance(problem, ProtocolError):  # of an object inside this one
-        raise ProtocolError(f"{path}.{problem.path}", problem.problem)
     raise ProtocolError(path, "is missing" if isinstance(problem, KeyError) else str(problem))
 
 
@@ -270,14 +329,18 @@ def details_of(record: Record) -> TaskDetails:
         task_id=record.task_id,
         task_type=readable(record.task_type, 100) or None,
         status=status,
-        urls=record.nested_urls or record.result_urls if status is TaskStatus.SUCCEEDED else (),
+        urls=record.urls if status is TaskStatus.SUCCEEDED else (),
         params=record.params,
-        created_at=record.create_time,
-        completed_at=None if status is TaskStatus.GENERATING else record.complete_time,
+        created_at=_in_utc(record.create_time),
+        completed_at=None if status is TaskStatus.GENERATING else _in_utc(record.complete_time),
         error_code=(readable(code, 100) if isinstance(code, str) else code) or None,
         error_message=readable(record.error_message) or None,
         raw=record.raw,
     )
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return moment and moment.astimezone(UTC)
 
 
 def details_from_raw(raw: Mapping[str, object]) -> TaskDetails:

@@ -184,6 +184,17 @@ def test_the_recorded_shape() -> None:
         ({"resultInfoJson": None, "resultUrls": list(URLS)}, "urls", URLS),
         ({"resultInfoJson": {}, "resultUrls": [{"resultUrl": u} for u in URLS]}, "urls", URLS),
         ({"resultInfoJson": {"resultUrls": []}, "resultUrls": list(URLS)}, "urls", URLS),
+        ({"resultInfoJson": None, "response": {"resultUrls": list(URLS)}}, "urls", URLS),
+        (
+            {"resultInfoJson": "", "response": json.dumps({"resultUrls": list(URLS)})},
+            "urls",
+            URLS,
+        ),
+        # URLs that cannot be read are left out
+        ({"resultInfoJson": {"resultUrls": [None, *URLS, 5, "x", {}]}}, "urls", URLS),
+        ({"resultInfoJson": {"resultUrls": [{"resultUrl": 5, "url": URLS[0]}]}}, "urls", URLS[:1]),
+        ({"resultInfoJson": 5, "resultUrls": list(URLS)}, "urls", URLS),
+        ({"resultInfoJson": "[", "response": {"resultUrls": list(URLS)}}, "urls", URLS),
         # success without files is not there yet
         ({"resultInfoJson": None}, "urls", ()),
         ({"resultInfoJson": ""}, "urls", ()),
@@ -195,7 +206,9 @@ def test_the_recorded_shape() -> None:
         # times
         ({"createTime": "2025-10-16T09:51:46Z"}, "created_at", CREATED),
         ({"createTime": "2025-10-16T11:51:46+02:00"}, "created_at", CREATED),
-        ({"createTime": "2025-10-16 09:51:46"}, "created_at", CREATED),
+        ({"createTime": "2025-10-16 17:51:46"}, "created_at", CREATED),  # UTC+8, as a sister API
+        ({"createTime": "1760608306000"}, "created_at", CREATED),
+        ({"completeTime": "1760608373000"}, "completed_at", COMPLETED),
         ({"createTime": None}, "created_at", None),
         ({"completeTime": None}, "completed_at", None),
         ({"createTime": None}, "duration", None),
@@ -204,6 +217,7 @@ def test_the_recorded_shape() -> None:
         ({"errorCode": "500"}, "error_code", 500),
         ({"errorCode": "E_NSFW"}, "error_code", "E_NSFW"),
         ({"errorCode": ""}, "error_code", None),
+        ({"errorCode": "null"}, "error_code", None),
         ({"errorCode": 0}, "error_code", None),
         ({"errorCode": 10**12}, "error_code", str(10**12)),
         ({"errorCode": "1" * 12}, "error_code", "1" * 12),
@@ -264,11 +278,6 @@ INT, STR, LIST, DICT = 5, "x", [1], {"a": 1}
     [
         ("taskId", [None, 5, True, "", "../x", "a\nb", "x" * 10_000, LIST, DICT], "taskId"),
         ("taskId", [f"mjt_{'A' * 43}"], "taskId"),
-        ("taskType", [INT, True, LIST, DICT], "taskType"),
-        ("paramJson", [INT, True, LIST, 1.5], "paramJson"),
-        ("completeTime", [True, "", "x", 1.5, LIST, DICT, 10**18, 10**400], "completeTime"),
-        ("createTime", [False, "soon", -(10**18), "0001-01-01T00:00+14:00"], "createTime"),
-        ("createTime", ["1760608306000", "2025-13-01", "\ud800", "٢٣٢٣-٢٣-٢٣"], "createTime"),
         ("resultInfoJson", [INT, True, "x", "[", LIST, "5", '"x"'], "resultInfoJson"),
         ("resultUrls", [INT, STR, True, DICT], "resultUrls"),
         ("resultUrls", [[None], [5], [""], ["x"], ["ftp://h/x"], [{}]], "resultUrls"),
@@ -277,20 +286,57 @@ INT, STR, LIST, DICT = 5, "x", [1], {"a": 1}
         ("resultInfoJson", [{"resultUrls": STR}, {"resultUrls": [5]}], "resultInfoJson.resultUrls"),
         ("successFlag", [True, False, 1.0, "", "x", "1 ", "٣", LIST, DICT], "successFlag"),
         ("successFlag", [10**9, 10**400, "1" * 10], "successFlag"),
-        ("errorCode", [True, 1.5, LIST, DICT], "errorCode"),
-        ("errorMessage", [INT, False, LIST, DICT], "errorMessage"),
     ],
 )
-def test_what_is_of_the_wrong_kind_is_refused_with_its_path(
+def test_what_decides_is_refused_with_its_path_if_it_is_of_the_wrong_kind(
     member: str, wrong: list[object], path: str
 ) -> None:
-    """Nothing is coerced: None is no text, "false" no bool, 1.0 no flag. The text is one line."""
+    """Nothing is coerced: "false" is no bool, 1.0 no flag. The error is one line.
+
+    URLs decide only in a success that shows no good one elsewhere.
+    """
+    elsewhere = {"resultInfoJson": None} if member == "resultUrls" else {}
     for value in wrong:
+        changes = elsewhere | {member: value}
         with pytest.raises(ProtocolError) as caught:
-            pytest.fail(f"{value!r:.100} was read as {record_of(**{member: value})!r:.300}")
+            pytest.fail(f"{value!r:.100} was read as {record_of(**changes)!r:.300}")
         assert caught.value.path == f"data.{path}"
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400
+
+
+@pytest.mark.fault("P15")
+@pytest.mark.parametrize(
+    ("member", "wrong", "field"),
+    [
+        ("taskType", [INT, True, LIST, DICT], "task_type"),
+        ("paramJson", [INT, True, LIST, 1.5, "{"], "params"),
+        ("completeTime", [True, "", "x", 1.5, LIST, DICT, 10**18, 10**400], "completed_at"),
+        ("createTime", [False, "soon", -(10**18), "0001-01-01T00:00+14:00"], "created_at"),
+        ("createTime", ["2025-13-01", "\ud800", "٢٣٢٣-٢٣-٢٣", "9" * 5000, "9" * 30], "created_at"),
+        ("errorCode", [True, 1.5, LIST, DICT], "error_code"),
+        ("errorMessage", [INT, False, LIST, DICT], "error_message"),
+    ],
+)
+def test_what_decides_nothing_is_missing_if_it_is_of_the_wrong_kind(
+    member: str, wrong: list[object], field: str
+) -> None:
+    """It is None, or empty, and the result is there; ``raw`` has the value."""
+    for value in wrong:
+        found = details(**{member: value})
+        assert not getattr(found, field)
+        assert found.urls == URLS
+        assert found.raw[member] == value
+
+
+@pytest.mark.fault("P15")
+@pytest.mark.parametrize("flag", [None, 0, 2, 3, 7])
+def test_urls_decide_nothing_unless_the_task_succeeded(flag: int | None) -> None:
+    """A failed task is failed, and a generating one is generating, whatever its URLs are."""
+    for wrong in (INT, "[", [None], {"resultUrls": [5]}):
+        found = details(successFlag=flag, resultInfoJson=wrong, resultUrls=wrong, response=wrong)
+        assert found.urls == ()
+        assert (found.status is TaskStatus.FAILED) == (flag in (2, 3))
 
 
 @pytest.mark.parametrize("data", [5, True, 1.5, [], [RECORD], "x", "5", "[]", "{", "[" * 5000])
@@ -308,12 +354,13 @@ def test_the_path_of_a_missing_member() -> None:
 
 
 def test_ten_thousand_files_are_read() -> None:
-    """Many are no problem, and one wrong one is found among them."""
+    """Many are no problem, and wrong ones among them are left out and counted."""
     many = [f"https://h/{n}" for n in range(10_000)]
     assert tuple(many) == details(resultInfoJson={"resultUrls": many}).urls
-    many[9_999] = "x"
-    with pytest.raises(ProtocolError, match=r"\[9999\] is not a URL"):
-        record_of(resultInfoJson={"resultUrls": many})
+    record = record_of(resultInfoJson={"resultUrls": ["x", *many, None]})
+    assert (record.urls, record.unreadable_urls) == (tuple(many), 2)
+    with pytest.raises(ProtocolError, match=r"\[0\] is not a URL"):
+        record_of(resultInfoJson={"resultUrls": ["x"] * 10_000})
 
 
 def test_known_flags_are_those_of_the_document() -> None:
@@ -506,6 +553,58 @@ def test_a_record_carries_what_it_was_read_from(is_plain: bool) -> None:
     assert record.raw is RECORD
     assert record.is_plain is is_plain
     secrets.assert_none_in(record)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "recorded": {},
+    "documented": {"createTime": "2025-10-16T09:51:46Z", "completeTime": "2025-10-16T09:52:53Z"},
+    "flag as text": {"successFlag": "1"},
+    "results as text": {"resultInfoJson": json.dumps(RECORD["resultInfoJson"])},
+    "URLs as strings": {"resultInfoJson": {"resultUrls": list(URLS)}},
+    "URLs as objects": {"resultInfoJson": {"resultUrls": [{"url": url} for url in URLS]}},
+    "URLs in the record": {"resultInfoJson": None, "resultUrls": list(URLS)},
+    "URLs in the response": {"resultInfoJson": None, "response": {"resultUrls": list(URLS)}},
+    "failed": {"successFlag": 3, "errorCode": "500", "errorMessage": "no response"},
+    "failed, with numbers": {"successFlag": "2", "errorCode": 500, "resultInfoJson": {}},
+}
+# What says how a task ended, in each shape: everything else decides nothing.
+DECIDES = {"taskId", "successFlag"}
+WITH_URLS = {"URLs in the record": "resultUrls", "URLs in the response": "response"}
+
+
+@pytest.mark.fault("P15")
+@hypothesis_settings(deadline=None, max_examples=500)
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.sampled_from([*RECORD, "resultUrls", "response", "msg", "raw", "urls", "shown_at", "new"]),
+    jsons(LEAVES),
+    st.booleans(),
+)
+def test_no_field_that_does_not_decide_costs_a_result(
+    shape: str, member: str, value: object, as_text: bool
+) -> None:
+    """Any field in any shape of a good record is replaced by any JSON: the end is read."""
+    data = {**RECORD, **SHAPES[shape]}
+    is_failed = shape.startswith("failed")
+    is_result = member == WITH_URLS.get(shape, "resultInfoJson") and not is_failed
+    if member not in DECIDES and not is_result:
+        data[member] = value
+    record = read_record(json.dumps(data) if as_text else data)
+    assert record is not None
+    found = details_of(record)
+    assert found.is_final
+    assert (found.status is TaskStatus.FAILED) == is_failed
+    if member not in {"resultInfoJson", "resultUrls", "response"} and not is_failed:
+        assert found.urls == URLS
+
+
+@pytest.mark.fault("P15")
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(st.lists(jsons(LEAVES), max_size=5), st.lists(jsons(LEAVES), max_size=5))
+def test_one_good_url_is_a_result(before: list[object], behind: list[object]) -> None:
+    """Whatever stands beside it in the list."""
+    found = details(resultInfoJson={"resultUrls": [*before, URLS[0], *behind]})
+    assert URLS[0] in found.urls
 
 
 @hypothesis_settings(deadline=None)
