@@ -53,6 +53,7 @@ class ClientStats:
         callbacks: callbacks that were accepted.
         ignored_callbacks: callbacks with a valid token that named another intent's task.
         misdirected: looks that were answered with the record of another task.
+        unreadable_urls: URLs of results that could not be read and were left out.
         waiting: waits for a result that are going on.
         at_the_gate: submissions that wait for a slot, or to be sent again.
     """
@@ -62,6 +63,7 @@ class ClientStats:
     callbacks: int
     ignored_callbacks: int
     misdirected: int
+    unreadable_urls: int
     waiting: int
     at_the_gate: int
 
@@ -513,6 +515,7 @@ class MidAPIClient:
             callbacks=self._inbox.taken,
             ignored_callbacks=self._inbox.ignored,
             misdirected=session.api.misdirected,
+            unreadable_urls=session.api.unreadable_urls,
             waiting=session.tracker.waiting,
             at_the_gate=session.sender.at_the_gate,
         )

@@ -23,6 +23,7 @@ from .errors import (
     InvalidRequestError,
     JournalError,
     SubmissionUnknown,
+    TaskExpired,
     TaskNotFound,
     shown,
 )
@@ -95,6 +96,8 @@ class TaskHandle:
                 not MidAPI's answer to this one, and it cannot be known what was bought.
             TaskFailed: it failed; `PromptRejected` if moderation rejected its prompt or picture.
             TaskNotFound: MidAPI has not known it for two minutes.
+            TaskExpired: the same, and it is older than the 15 days for which MidAPI keeps results.
+            ProtocolError: its record could not be read for two minutes, in at least five looks.
             ResultMissing: it succeeded, and its record has shown no file for two minutes.
             AuthenticationError: MidAPI has refused the API key for two minutes, in at least five
                 looks. The task goes on.
@@ -116,6 +119,10 @@ class TaskHandle:
                 details = await wait
             except AnotherTask:
                 raise await self._disown() from None
+            except TaskNotFound:
+                if await self._is_expired():
+                    raise TaskExpired(self.task_id) from None
+                raise
             finally:
                 tracker.leave(wait)
             self._final = details
@@ -135,6 +142,14 @@ class TaskHandle:
 
     async def _disown(self) -> SubmissionUnknown:
         return await self._session.outcomes.disown(self.intent_id or "", self.task_id)
+
+    async def _is_expired(self) -> bool:
+        """Whether a task that MidAPI does not know is so old that MidAPI has deleted it."""
+        session, age = self._session, math.inf
+        if self._since is not None:
+            age = (session.clock.time() - self._since) / session.clock.scale
+        date = session.api.date
+        return await session.recorder.expire(self.task_id, self.intent_id, date, age)
 
     async def _hand_over(
         self, details: TaskDetails, cancels: Callable[[], int], before: int

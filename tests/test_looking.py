@@ -19,10 +19,15 @@ from midapi_async import (
     MemoryJournal,
     MidAPIError,
     PollPolicy,
+    PromptRejected,
     ProtocolError,
     State,
     SubmissionUnknown,
     TaskDetails,
+    TaskExpired,
+    TaskFailed,
+    TaskNotFound,
+    TaskStatus,
     Timeouts,
     WaitTimeout,
 )
@@ -39,7 +44,19 @@ from tests.support.scripted import (
     lose_answer,
     reply,
 )
-from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, refused, selling
+from tests.world import (
+    TASK,
+    accepted,
+    client_of,
+    looked,
+    looks,
+    mid,
+    ok,
+    record,
+    refused,
+    selling,
+    submits,
+)
 
 FAST = PollPolicy(looks_per_second=100)
 
@@ -459,3 +476,384 @@ async def test_a_caller_that_is_cancelled_in_that_turn_has_not_taken_the_result(
         assert again.final is not None  # the result itself is in the journal
         assert (await handle).is_final  # and this caller takes it
         assert await client.resume() == []
+
+
+# ─── what an answer means ────────────────────────────────────────────────────────────────────────
+
+GRACE_AND_MORE = 200  # seconds in which a doubtful answer ends a wait, from the first look on
+POLICY = "Your prompt was flagged by Website as violating content policies"
+
+
+def said(code: int, data: object = None, msg: object = POLICY, *, is_status: bool = False) -> Play:
+    """Every submission is accepted, and every look answered with this code."""
+    answer = {"code": code, "msg": msg, "data": data}
+    return mid(accepted(), reply(code if is_status else 200, json=answer, accepted=False))
+
+
+# A record in the answer, and what it means whatever the code is; None if the code decides.
+RECORDS: dict[str, tuple[object, str | None]] = {
+    "none": (None, None),
+    "text": ("no record", None),
+    "generating": (record(flag=0), None),
+    "no flag": (record(flag=None), None),
+    "succeeded": (record(flag=1), "succeeded"),
+    "no files yet": (record(flag=1, resultInfoJson=None), None),
+    "failed": (record(flag=2), "failed"),
+    "not generated": (record(flag=3), "failed"),
+}
+# What a code means that is not decided by its record.
+CODES = {400: "failed, for this wait", 422: "failed, for this wait", 500: "goes on", 501: "failed"}
+
+
+@pytest.mark.fault("P16")
+@pytest.mark.parametrize("is_status", [False, True], ids=["code", "status"])
+@pytest.mark.parametrize("shown", RECORDS)
+@pytest.mark.parametrize("code", CODES)
+async def test_an_answer_with_an_errors_code(code: int, shown: str, is_status: bool) -> None:
+    """A record that shows the end counts; else the code does. The journal has the final state."""
+    data, end = RECORDS[shown]
+    meaning = end or CODES[code]
+    journal, begun = MemoryJournal(), now()
+    async with ScriptedServer(then=said(code, data, is_status=is_status)) as server:
+        async with client_of(server, journal=journal) as client:
+            handle = await client.generate("a red fox")
+            if meaning == "succeeded":
+                assert len((await handle).urls) == 4
+            elif meaning == "goes on":
+                with pytest.raises(WaitTimeout):
+                    await handle
+            else:
+                with pytest.raises(PromptRejected) as caught:
+                    await handle
+                assert POLICY in str(caught.value)
+                assert caught.value.task_id == TASK
+                assert now() - begun < 45 + GRACE_AND_MORE
+        [row] = await journal.rows(f"{server.url} default")
+        assert row.state is (State(meaning) if meaning in set(State) else State.ACCEPTED)
+        if row.state is State.FAILED:
+            assert row.details is not None
+            assert row.details.error_message == POLICY
+            assert row.details.status is TaskStatus.FAILED
+        if meaning == "failed, for this wait":
+            assert len(looks(server)) >= 5
+
+
+@pytest.mark.fault("P16")
+async def test_the_text_of_the_record_comes_before_that_of_the_answer() -> None:
+    """If the record says why the task failed, the text around it says less."""
+    failed = record(flag=3, errorCode=77, errorMessage="it was too red")
+    async with ScriptedServer(then=said(501, failed)) as server, client_of(server) as client:
+        with pytest.raises(TaskFailed, match="code 77: it was too red"):
+            await client.generate_and_wait("a red fox")
+
+
+@pytest.mark.fault("P16")
+@pytest.mark.parametrize("code", [400, 422, 501])
+async def test_an_errors_code_for_a_while_ends_no_wait(code: int) -> None:
+    """It may be the answer to another look: four of them in 100 s, and then there is the result."""
+    begun = now()
+
+    def step(request: Received) -> Answer:
+        if request.method == "POST":
+            return accepted()
+        return refused(code, POLICY) if now() - begun < 140 else looked()
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        assert (await client.generate_and_wait("a red fox")).is_final
+
+
+@pytest.mark.fault("P1")
+@pytest.mark.parametrize("code", [400, 404, 422])
+@pytest.mark.parametrize("msg", ["recordInfo is null", "Task not found", "The task does not exist"])
+async def test_texts_that_say_that_the_task_is_not_known(code: int, msg: str) -> None:
+    """Such a task has not failed."""
+    async with ScriptedServer(then=said(code, msg=msg)) as server, client_of(server) as client:
+        handle = await client.generate("a red fox")
+        with pytest.raises(TaskNotFound):
+            await handle.details()
+        with pytest.raises(TaskNotFound):
+            await handle
+
+
+@pytest.mark.fault("P16")
+@pytest.mark.fault("P22")
+@pytest.mark.parametrize("code", [400, 401, 402, 422, 429, 433, 455, 500, 501, 505, 999])
+async def test_an_error_of_a_look_does_not_deny_the_purchase(code: int) -> None:
+    """The task was bought, and its id is in the text."""
+    async with ScriptedServer(then=said(code)) as server, client_of(server) as client:
+        handle = await client.generate("a red fox")
+        for ask in (handle.details, lambda: client.details(TASK)):
+            with pytest.raises(MidAPIError) as caught:
+                await ask()
+            text = str(caught.value)
+            assert TASK in text
+            assert POLICY in text
+            assert "othing was bought" not in text
+            assert "ubmit again" not in text
+            if code in (400, 422, 501):
+                assert "has failed" in text
+                assert "not affected" not in text
+
+
+@pytest.mark.fault("P16")
+async def test_the_details_of_a_failed_task_are_shown_whatever_the_code() -> None:
+    """Its record stands inside the error."""
+    async with ScriptedServer(then=said(501, record(flag=0))) as server:
+        async with client_of(server) as client:
+            details = await client.details(TASK)
+    assert details.status is TaskStatus.FAILED
+    assert (details.error_code, details.error_message) == (501, POLICY)
+    assert details.created_at is not None
+
+
+@pytest.mark.fault("P15")
+async def test_an_odd_message_costs_no_result(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in the envelope nor in the record; a URL that is none is left out and counted."""
+    urls = [None, {"resultUrl": "https://h/1.png"}, "https://h/2.png", {"url": 5}]
+    odd = record(errorMessage={"a": 1}, completeTime=[], resultInfoJson={"resultUrls": urls})
+    async with ScriptedServer(then=said(200, odd, {"odd": 1})) as server:
+        async with client_of(server) as client:
+            handle = await client.generate("a red fox")
+            assert (await handle).urls == ("https://h/1.png", "https://h/2.png")
+            assert (await handle).is_final
+            assert client.stats().unreadable_urls == 2
+    assert caplog.text.count("2 of its URLs cannot be read") == 1
+
+
+UNREADABLE: dict[str, Answer] = {
+    "flag": looked(flag=[1]),
+    "task id": ok({"taskId": 5, "successFlag": 1}),
+    "no URL among them": looked(resultInfoJson={"resultUrls": [None]}),
+    "a list": ok([1]),
+    "a number that is none": reply(body=json.dumps({"code": 200, "data": {"x": float("nan")}})),
+    "cut inside": reply(body=json.dumps({"code": 200, "msg": "success", "data": record()})[:-9]),
+    "no code": reply(json={"status": "fine"}),
+}
+
+
+@pytest.mark.fault("P17")
+@pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
+async def test_the_same_unreadable_answer_ends_the_wait(answer: Answer) -> None:
+    """After five looks over two minutes, with the task id; the task is still in the journal."""
+    journal, begun = MemoryJournal(), now()
+    async with ScriptedServer(then=mid(accepted(), answer)) as server:
+        async with client_of(server, journal=journal) as client:
+            handle = await client.generate("a red fox")
+            with pytest.raises(ProtocolError) as caught:
+                await handle
+            assert caught.value.task_id == TASK
+            assert now() - begun < 45 + GRACE_AND_MORE
+            assert len(looks(server)) >= 5
+            [row] = await journal.rows(f"{server.url} default")
+            assert row.state is State.ACCEPTED
+
+
+@pytest.mark.fault("P17")
+async def test_each_wait_gets_an_error_of_its_own() -> None:
+    """Three waits for one task that cannot be read."""
+    async with ScriptedServer(then=mid(accepted(), looked(flag=[1]))) as server:
+        async with client_of(server) as client:
+            handle = await client.generate("a red fox")
+            waits = (handle.wait() for _ in range(3))
+            errors = await asyncio.gather(*waits, return_exceptions=True)
+    assert len({id(error) for error in errors}) == 3
+    assert all(isinstance(error, ProtocolError) for error in errors)
+
+
+PASSING = {
+    "another task": looked("f" * 32),
+    "a page": reply(body="<html>Log in</html>"),
+    "nothing": reply(),
+    "a redirect": reply(302, headers={"Location": "https://login.example/"}),
+    "a page with 501": reply(501, body="<html>"),
+    "a page with 400": reply(400, body="<html>"),
+}
+
+
+@pytest.mark.fault("P17")
+@pytest.mark.fault("P7")
+@pytest.mark.fault("P6")
+@pytest.mark.parametrize("answer", PASSING.values(), ids=PASSING)
+async def test_what_is_not_an_answer_to_the_look_ends_no_wait(answer: Answer) -> None:
+    """Half an hour of it says nothing about the task."""
+    begun = now()
+
+    def step(request: Received) -> Answer:
+        if request.method == "POST":
+            return accepted()
+        return answer if now() - begun < 1800 else looked()
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        assert (await client.generate_and_wait("a red fox")).is_final
+
+
+@pytest.mark.fault("P17")
+@pytest.mark.fault("P16")
+async def test_answers_that_change_end_no_wait() -> None:
+    """Each is repeated for less than two minutes, or a good record stands between them."""
+    begun = now()
+    turns = [looked(flag=[1]), refused(400), refused(501), refused(404), looked(flag=0)]
+
+    def step(request: Received) -> Answer:
+        if request.method == "POST":
+            return accepted()
+        turn = int((now() - begun) // 100)
+        return turns[turn] if turn < len(turns) else looked()
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        assert (await client.generate_and_wait("a red fox")).is_final
+        assert now() - begun >= 500
+
+
+@pytest.mark.fault("P16")
+async def test_a_task_that_failed_delays_no_other_looks() -> None:
+    """Twenty that are answered with 501 are no reason to pause: another task is found in time."""
+    begun, good = now(), "600d" * 8
+    sell = selling()
+
+    def step(request: Received) -> Answer:
+        if request.method == "POST":
+            return sell(request) if submits(server) else accepted(good)
+        if asked_for(request) != good:
+            return refused(501, POLICY)
+        return looked(good, flag=1 if now() - begun > 60 else 0)
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        handle = await client.generate("a good fox")
+        bad = [await client.generate(f"fox {n}") for n in range(20)]
+        waits = [asyncio.create_task(ended(each.wait())) for each in bad]
+        await handle
+        assert now() - begun < 75
+        await asyncio.wait(waits)
+
+
+# ─── a task that MidAPI has deleted ──────────────────────────────────────────────────────────────
+
+DAY = 86_400.0
+
+
+class OldTask:
+    """A service that knows no task, and a journal with one that was accepted just now."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.journal = MemoryJournal()
+        self.ours = self.theirs = 0.0  # by how much our clock, and MidAPI's, were moved
+        self.has_date = True
+        real = time.time
+        monkeypatch.setattr("time.time", lambda: real() + self.ours)
+        self._real = real
+
+    def step(self, request: Received) -> Answer:
+        """Accept every submission, and know no task."""
+        if request.method == "POST":
+            return accepted()
+        date = formatdate(self._real() + self.theirs, usegmt=True)
+        return refused(404, "Task not found", **({"Date": date} if self.has_date else {}))
+
+    async def buy(self, server: ScriptedServer, key: str | None = "fox") -> None:
+        """Buy a task in a process that ends before its result."""
+        async with client_of(server, journal=self.journal) as client:
+            await client.generate("a red fox", key=key)
+
+    async def state(self, server: ScriptedServer) -> State:
+        """The state of its intent."""
+        [row] = await self.journal.rows(f"{server.url} default")
+        return row.state
+
+
+@pytest.mark.fault("P19")
+@pytest.mark.parametrize("key", ["fox", None])
+async def test_a_task_older_than_the_retention_expires_once(
+    key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first wait finds it out; `resume` leaves it out from then on, and the key stays spent."""
+    world = OldTask(monkeypatch)
+    async with ScriptedServer(then=world.step) as server:
+        await world.buy(server, key)
+        world.ours = world.theirs = 15.1 * DAY
+        async with client_of(server, journal=world.journal) as client:
+            [handle] = await client.resume()
+            with pytest.raises(TaskExpired) as caught:
+                await handle
+            assert caught.value.task_id == TASK
+            assert await world.state(server) is State.EXPIRED
+            assert await client.resume() == []
+            if key is not None:
+                with pytest.raises(TaskExpired):
+                    await client.generate("a red fox", key=key)
+            # A wait that another handle begins later ends in the same way.
+            with pytest.raises(TaskExpired):
+                await client.task(TASK)
+        looked_at = len(looks(server))
+        async with client_of(server, journal=world.journal) as client:
+            assert await client.resume() == []
+        assert len(looks(server)) == looked_at
+
+
+@pytest.mark.fault("P19")
+@pytest.mark.fault("P23")
+@pytest.mark.parametrize(
+    ("ours", "theirs", "has_date"),
+    [
+        (20, 0, True),  # our clock was set forward
+        (20, 0, False),  # and MidAPI's is not known
+        (0, 20, True),  # MidAPI's clock is wrong, or a cache in between answers
+        (14.9, 14.9, True),  # young
+        (-20, -20, True),
+    ],
+)
+async def test_a_task_that_may_be_young_does_not_expire(
+    ours: float, theirs: float, has_date: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must be old by every clock; else it is not found, and `resume` has it again."""
+    world = OldTask(monkeypatch)
+    async with ScriptedServer(then=world.step) as server:
+        await world.buy(server)
+        world.ours, world.theirs, world.has_date = ours * DAY, theirs * DAY, has_date
+        async with client_of(server, journal=world.journal) as client:
+            [handle] = await client.resume()
+            with pytest.raises(TaskNotFound):
+                await handle
+            assert await world.state(server) is State.ACCEPTED
+            assert len(await client.resume()) == 1
+
+
+@pytest.mark.fault("P19")
+async def test_a_clock_that_was_wrong_at_the_submission_lets_no_task_expire(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was 20 days late and is set right while the process waits, which knows better."""
+    world = OldTask(monkeypatch)
+    world.ours = -20 * DAY
+    async with ScriptedServer(then=world.step) as server:
+        async with client_of(server, journal=world.journal) as client:
+            handle = await client.generate("a red fox")
+            world.ours = 0.0
+            with pytest.raises(TaskNotFound):
+                await handle
+            assert await world.state(server) is State.ACCEPTED
+
+
+@pytest.mark.fault("P19")
+async def test_a_task_without_an_intent_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known about its age."""
+    world = OldTask(monkeypatch)
+    async with ScriptedServer(then=world.step) as server:
+        async with client_of(server, journal=world.journal) as client:
+            with pytest.raises(TaskNotFound):
+                await client.task(TASK)
+
+
+@pytest.mark.fault("P19")
+async def test_an_old_task_that_is_still_there_does_not_expire(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MidAPI may keep results longer than it says."""
+    world = OldTask(monkeypatch)
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        await world.buy(server)
+        world.ours = world.theirs = 40 * DAY
+        async with client_of(server, journal=world.journal) as client:
+            [handle] = await client.resume()
+            assert (await handle).is_final
+        assert await world.state(server) is State.SUCCEEDED

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 from .._runtime.background import OwnedTasks
+from .._wire.protocol import server_time
 from ..errors import JournalError
 from ..journal import Journal, State
 from ..tasks import TaskDetails, TaskStatus
@@ -13,6 +15,7 @@ from .schedule import REMEMBERED, Kind, Schedule
 
 _log = logging.getLogger("midapi_async.journal")
 
+RETENTION = 15 * 86_400.0  # seconds for which MidAPI keeps results
 _DURATION = "duration"  # the kind of notes that hold how long tasks took
 
 
@@ -58,6 +61,33 @@ class ResultRecorder:
         if details is not None:
             final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
         await self._journal.advance(intent_id, final, details=details, taken=taken)
+
+    async def expire(
+        self, task_id: str, intent_id: str | None, server_date: str | None, age: float
+    ) -> bool:
+        """Record that MidAPI has deleted a task, if it is older than MidAPI keeps results.
+
+        Any clock may be wrong, so the task must be so old by all of them: by this machine's clock,
+        by that of MidAPI's server, and by what the caller knows. A young task is never given up.
+
+        Args:
+            task_id: which task.
+            intent_id: its submission; None if that is not known.
+            server_date: the Date header of MidAPI's last answer that did not know the task.
+            age: seconds for which the caller has known it; infinite if that is not known.
+
+        Returns:
+            Whether it has expired.
+        """
+        find = self._journal.find
+        row = await (find(intent_id=intent_id) if intent_id else find(task_id=task_id))
+        server_now = server_time(server_date)
+        if row is None or row.accepted_at is None or server_now is None:
+            return False
+        if min(age, min(time.time(), server_now) - row.accepted_at) < RETENTION:
+            return False
+        row = await self._journal.advance(row.intent_id, State.EXPIRED)
+        return row.state is State.EXPIRED
 
     async def recall_durations(self) -> None:
         """Give the schedule the durations that earlier processes saw."""

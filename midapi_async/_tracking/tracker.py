@@ -35,7 +35,7 @@ from ..events import Event
 from ..tasks import TaskDetails, TaskStatus
 from .looker import Looker
 from .schedule import Kind, Schedule
-from .verdict import Failure, age_of, kind_in, read_answer
+from .verdict import Doubtful, Failure, age_of, kind_in, read_answer, read_error
 from .waits import Phase, TrackedTask, Wait
 
 _log = logging.getLogger("midapi_async.tracking")
@@ -46,8 +46,8 @@ HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12
 # floor), but only for the first two hints of a task. The same if the first look at a task fails
 # whose age is not known.
 RETRIES, HINTS_WITH_RETRIES = 4, 2
-# A task that MidAPI does not know, or that succeeded without files, is an error after this many
-# seconds and looks.
+# An answer that need not be the last word (MidAPI does not know the task, shows no files, answers
+# with an error or what cannot be read) ends the waits after this many seconds and looks.
 GRACE, GRACE_LOOKS = 120.0, 5
 LATE_CALLBACK = 5.0  # seconds after a result was found in which its callback still is in time
 MISSED_CALLBACKS = 3  # how many callbacks must be missing, with none that came, before a warning
@@ -444,9 +444,12 @@ class Tracker:
             _log.debug("a look at task %s failed: %s", task.task_id, error)
             task.consecutive_failures += 1
             task.is_stuck = isinstance(error, TransportError) and error.timed_out
+            doubtful = read_error(task.task_id, error)
             # Neither an unreadable answer nor a record that hangs concerns other tasks.
-            if not (task.is_stuck or isinstance(error, ProtocolError)):
+            if not (task.is_stuck or doubtful or isinstance(error, ProtocolError)):
                 self._looker.failed(task, error)
+            if doubtful is not None:
+                self._count_doubt(task, doubtful, self._clock.time())
             if isinstance(error, AuthenticationError) and error.own_envelope:
                 await self._count_refusal(error)
         else:
@@ -466,6 +469,12 @@ class Tracker:
         was_answered = task.answered == task.look_began
         for wait in task.waits:
             if not wait.ends_with_look or wait.done():
+                continue
+            patience = math.inf if wait.patience is None else wait.patience
+            if task.doubt is not None and wait.began >= task.accepted_at + patience:
+                # It began late, for an old task: it goes on until it is known whether that is lost.
+                wait.deadline = max(task.look_ended, task.doubtful_since + GRACE) + FORGIVEN
+                task.deadline = min(task.deadline, wait.deadline)
                 continue
             if was_answered or (wait.patience is not None and task.answered >= wait.began):
                 wait.set_exception(WaitTimeout(task.task_id))
@@ -501,18 +510,38 @@ class Tracker:
                 task.token_hash = None
             self._learn_from(task, record, now)
         if isinstance(answer, TaskDetails):
+            if record is not None and record.unreadable_urls:
+                _log.warning(
+                    "task %s: %d of its URLs cannot be read and are left out; its raw details "
+                    "have them",
+                    task.task_id,
+                    record.unreadable_urls,
+                )
             self._finish(task, answer, now)
             return
-        if answer is not None:
-            task.missing_since = now if task.missing_since is None else task.missing_since
-            task.missing_looks += 1
-            if task.missing_looks >= GRACE_LOOKS and now - task.missing_since >= GRACE:
-                self._end(task, answer)
-                return
+        if self._count_doubt(task, answer, now):
+            return
         if not task.is_hinted:
             task.is_called_back = False  # the callback came before the end of the task
         if not task.hints:
             task.retries_left = 0  # they were in case that the first look failed
+
+    def _count_doubt(self, task: TrackedTask, answer: Doubtful | None, now: float) -> bool:
+        """Count an answer that ends the waits only if it stays the same; return whether it has."""
+        if answer is None:
+            task.doubt = None
+            return False
+        doubt, outcome = answer
+        if doubt != task.doubt:
+            task.doubt, task.doubtful_since, task.doubtful_looks = doubt, now, 0
+        task.doubtful_looks += 1
+        if task.doubtful_looks < GRACE_LOOKS or now - task.doubtful_since < GRACE:
+            return False
+        if isinstance(outcome, TaskDetails):
+            self._finish(task, outcome, now)
+        else:
+            self._end(task, outcome)
+        return True
 
     def _learn_from(self, task: TrackedTask, record: Record, now: float) -> None:
         task.is_seen = True
@@ -547,6 +576,10 @@ class Tracker:
         gap = self._schedule.next_look(task.kind, elapsed) - elapsed
         if failures := task.consecutive_failures:  # the gap doubles, up to the ceiling
             gap = min(gap * 2 ** min(failures, 10), max(gap, self._policy.ceiling))
+        if task.doubt is not None:  # make the looks that are missing, and no more, in the grace
+            left = task.doubtful_since + GRACE - now
+            missing = max(1, GRACE_LOOKS - task.doubtful_looks)
+            gap = min(gap, max(left / missing, self._policy.floor))
         if task.retries_left:
             gap = min(gap, self._policy.floor * 2 ** (RETRIES - task.retries_left))
             task.retries_left -= 1

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._wire.bodies import task_type
-from .._wire.protocol import CLOCK_SKEW, server_time
+from .._wire.protocol import CLOCK_SKEW, AnotherTask, failed_details, failure, server_time
 from .._wire.records import Record, details_of
-from ..errors import MidAPIError, ResultMissing, TaskNotFound
+from ..errors import (
+    APIError,
+    BadRequestError,
+    GenerationFailedError,
+    MidAPIError,
+    ProtocolError,
+    ResultMissing,
+    TaskNotFound,
+    UnprocessableError,
+    about,
+)
 from ..requests import Request
 from ..tasks import TaskDetails, TaskStatus
 from .schedule import Kind
@@ -17,7 +27,11 @@ from .waits import DEFAULT_KIND
 Failure = Callable[[str], MidAPIError]
 
 
-def read_answer(record: Record | None, *, is_seen: bool) -> TaskDetails | Failure | None:
+# What an answer says that ends the waits only if it stays the same, and how they end then.
+Doubtful = tuple[str, TaskDetails | Failure]
+
+
+def read_answer(record: Record | None, *, is_seen: bool) -> TaskDetails | Doubtful | None:
     """What an answer means for the waits for its task.
 
     Args:
@@ -25,20 +39,40 @@ def read_answer(record: Record | None, *, is_seen: bool) -> TaskDetails | Failur
         is_seen: whether MidAPI has shown the task's record before.
 
     Returns:
-        The final details; or the error that ends the waits if the answer stays like this for the
-        grace period; or None while the task goes on.
+        The final details; or how the waits end if the answer stays the same for the grace period;
+        or None while the task goes on.
     """
     if record is None:
         # MidAPI may not know a new task yet. A task that it has shown before cannot disappear, so
         # that answer is a temporary error.
-        return None if is_seen else TaskNotFound
+        return None if is_seen else ("not found", TaskNotFound)
     if record.status is TaskStatus.GENERATING:
         return None
     details = details_of(record)
     if details.is_final:
         return details
     # A success whose record shows no file yet.
-    return lambda task_id: ResultMissing(task_id, details)
+    return "no files", lambda task_id: ResultMissing(task_id, details)
+
+
+def read_error(task_id: str, error: MidAPIError) -> Doubtful | None:
+    """What an error means that a look was answered with; None if it says nothing about the task.
+
+    That is so for errors of the network, for pages of somebody else's, and for MidAPI's own errors
+    that concern every task.
+    """
+    if isinstance(error, APIError) and error.own_envelope:
+        # No record comes with these codes, so they may be the answer to another look.
+        details = failed_details(task_id, error)
+        if isinstance(error, GenerationFailedError):
+            return "501", details
+        if isinstance(error, BadRequestError | UnprocessableError):
+            return str(error.code), lambda _: failure(details)
+    if isinstance(error, ProtocolError) and not isinstance(error, AnotherTask):
+        path, problem = error.path, error.problem
+        if path not in {"body", "status"}:  # a page, a redirect, or a body that was cut short
+            return path, lambda task_id: about(ProtocolError(path, problem), task_id=task_id)
+    return None
 
 
 def kind_of(request: Request | None) -> Kind:
@@ -60,7 +94,7 @@ def kind_in(record: Record) -> Kind | None:
 def age_of(record: Record) -> float | None:
     """How old a task was when its record was sent, in seconds, by the clock of MidAPI's server."""
     sent = server_time(record.shown_at)
-    if record.create_time is None or sent is None:
+    if record.created is None or sent is None:
         return None
-    age = sent - record.create_time.timestamp()
+    age = sent - record.created
     return max(0.0, age) if age > -CLOCK_SKEW else None

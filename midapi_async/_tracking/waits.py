@@ -70,8 +70,9 @@ class TrackedTask:
         is_stuck: the last look got no answer in time.
         is_urgent: its next look comes before those of others, for a wait that ends with it.
         retries_left: how many of the next looks are made soon, independent of the plan.
-        missing_since: since when MidAPI does not know it, or shows it succeeded without files.
-        missing_looks: how many looks have found that.
+        doubt: what the last answer said, if that ends the waits only if it stays the same.
+        doubtful_since: since when all answers have said so.
+        doubtful_looks: how many answers that are.
         is_hinted: a hint has come since the last look began, and the next look is made for it.
         hints: how many hints have moved a look forward.
         hinted_at: the time to which the last hint moved a look.
@@ -99,8 +100,9 @@ class TrackedTask:
     is_stuck: bool = False
     is_urgent: bool = False
     retries_left: int = 0
-    missing_since: float | None = None
-    missing_looks: int = 0
+    doubt: str | None = None
+    doubtful_since: float = -math.inf
+    doubtful_looks: int = 0
     is_hinted: bool = False
     hints: int = 0
     hinted_at: float = -math.inf
