@@ -748,7 +748,8 @@ class OldTask:
         if request.method == "POST":
             return accepted()
         date = formatdate(self._real() + self.theirs, usegmt=True)
-        return refused(404, "Task not found", **({"Date": date} if self.has_date else {}))
+        unknown = {"code": 404, "msg": "Task not found", "data": None}
+        return reply(json=unknown, headers={"Date": date} if self.has_date else {})
 
     async def buy(self, server: ScriptedServer, key: str | None = "fox") -> None:
         """Buy a task in a process that ends before its result."""
