@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from ssl import SSLContext
 
 import aiohttp
@@ -26,7 +27,8 @@ from .protocol import Answer, Call
 # MidAPI's answers are a few kilobytes; a larger one must not fill our memory, and reading one must
 # not hold the event loop (1 MiB: 0.3 s). Of a paid call more is read, to find the task id.
 LARGEST_ANSWER, LARGEST_PAID_ANSWER = 1 << 18, 1 << 20
-LARGEST_HEADER = 1 << 16  # bytes of one header; proxies and firewalls add long ones
+# Bytes of one header, and how many there may be; proxies and firewalls add long ones.
+LARGEST_HEADER, MOST_HEADERS = 1 << 16, 1 << 10
 SHORTEST_REAL_KEY = 16  # characters
 # Seconds. Servers close idle connections, and a look on a closed connection has to be repeated.
 LONGEST_IDLE = 2.0
@@ -104,6 +106,8 @@ class Transport:
                     "Authorization": f"Bearer {settings.api_key}",
                     "User-Agent": f"midapi-async/{__version__}",
                     "Accept": "application/json",
+                    # Else aiohttp offers what the installed packages can decode.
+                    "Accept-Encoding": "gzip, deflate",
                     **headers,
                 },
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -111,6 +115,9 @@ class Transport:
                 proxy=proxy,
                 max_line_size=LARGEST_HEADER,
                 max_field_size=LARGEST_HEADER,
+                max_headers=MOST_HEADERS,
+                # aiohttp cannot read an answer whose Content-Encoding is wrong.
+                auto_decompress=False,
             )
             self._calls[made] = 0
             return made
@@ -182,9 +189,10 @@ class Transport:
             raise TransportError(
                 flaw or "no answer came", sent=sent, permanent=is_certificate, timed_out=is_late
             )
-        if len(body) > largest:
+        plain = _decompressed(bytes(body), largest)
+        if len(plain) > largest:
             flaw = f"its answer is larger than {largest >> 10:,} KiB"
-        return Answer(response.status, response.headers, self._without_key(body), flaw, session)
+        return Answer(response.status, response.headers, self._without_key(plain), flaw, session)
 
     async def replace(self, answer: Answer) -> None:
         """Use new connections from now on, after an answer that may belong to another call.
@@ -202,10 +210,10 @@ class Transport:
             del self._calls[session]
             await session.close()
 
-    def _without_key(self, body: bytearray) -> bytes:
+    def _without_key(self, body: bytes) -> bytes:
         """The body without our API key, which a server may repeat."""
         if self._key is None or self._key_part not in body.lower():
-            return bytes(body)
+            return body
         return self._key.sub(b"***", body)
 
     async def aclose(self) -> None:
@@ -213,6 +221,22 @@ class Transport:
         async with AsyncExitStack() as exits:
             for session in self._calls:
                 exits.push_async_callback(session.close)
+
+
+def _decompressed(body: bytes, largest: int) -> bytes:
+    """A body without its compression; at most one byte more than the largest.
+
+    The body itself shows whether and how it is compressed. The Content-Encoding may be wrong or
+    missing, because proxies change one and not the other.
+    """
+    if body[:1] in (b"", b"{"):
+        return body
+    for window in (47, -15):  # gzip or zlib, by their headers; deflate without one
+        with suppress(zlib.error):
+            plain = zlib.decompressobj(window).decompress(body, largest + 1)
+            if window > 0 or plain[:1] == b"{":
+                return plain
+    return body
 
 
 def _describe_error(error: Exception) -> str:
