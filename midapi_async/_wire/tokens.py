@@ -9,14 +9,16 @@ import hashlib
 import re
 import secrets
 
+from .._runtime.secret import Secret
+
 # Matches also a token that was cut off, since its rest could be guessed.
 _TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{16,}")
 _WHOLE_TOKEN = re.compile(r"mjt_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
 
 
-def new_token() -> str:
+def new_token() -> Secret:
     """A new token: 256 random bits, safe in a URL's path."""
-    return f"mjt_{secrets.token_urlsafe(32)}"
+    return Secret(f"mjt_{secrets.token_urlsafe(32)}")
 
 
 def token_hash(token: str) -> str:
@@ -25,10 +27,16 @@ def token_hash(token: str) -> str:
 
 
 def has_token(url: object, ours: str | None) -> bool | None:
-    """Whether a callback URL ends with the token that has this hash; None without URL or hash."""
+    """Whether a callback URL contains the token with this hash; None if that cannot be known.
+
+    It cannot without a URL or a hash, or if the token was cut off. Slashes and other characters of
+    the URL may be escaped.
+    """
     if ours is None or not isinstance(url, str):
         return None
-    return token_hash(url.rstrip("/").rpartition("/")[2]) == ours
+    if tokens := _WHOLE_TOKEN.findall(url):
+        return ours in map(token_hash, tokens)
+    return None if "mjt_" in url else False
 
 
 def has_foreign_token(text: object, ours: str | None) -> bool:
