@@ -145,7 +145,10 @@ class Looked(Event):
 
 @attrs.frozen(kw_only=True)
 class CalledBack(Event):
-    """MidAPI's callback for a task has come, and was accepted."""
+    """MidAPI's callback for a task has come to this process, and was accepted.
+
+    Acknowledgements, and callbacks that other processes have taken, are no events.
+    """
 
     logger: ClassVar[str] = "midapi_async.callbacks"
 

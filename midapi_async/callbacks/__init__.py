@@ -2,7 +2,7 @@
 
 from .._wire.protocol import Callback, read_callback
 from .._wire.tokens import without_tokens
-from .http.answer import Body, Headers
+from .http.answer import Body, Headers, read_body
 from .receiver import CallbackReceiver, Inbox
 from .signature import sign_callback
 
@@ -12,6 +12,7 @@ __all__ = [
     "CallbackReceiver",
     "Headers",
     "Inbox",
+    "read_body",
     "read_callback",
     "sign_callback",
     "without_tokens",

@@ -9,11 +9,13 @@ looks at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from contextvars import Context
 
 from .._runtime.background import OwnedTasks
 from .._session import Session
 from .._wire.protocol import Callback
+from ..events import CalledBack
 from ..journal import Intent
 from .relay import relay_hints
 
@@ -44,14 +46,21 @@ class ClientInbox:
         row = await self._session.journal.find(token_hash=token_hash)
         return row if row is not None and row.scope == self._session.scope else None
 
-    async def take(self, row: Intent, callback: Callback) -> int:
+    def task_ids(self, row: Intent) -> Collection[str]:
+        """The intent's tasks."""
+        return [row.task_id, *row.other_task_ids] if row.task_id is not None else []
+
+    async def take(self, row: Intent, callback: Callback | None) -> int:
         """Handle a callback with this intent's token; return the HTTP status for the answer.
 
         Raises:
             JournalError: it cannot be recorded now.
         """
-        task_id = callback.task_id
-        if row.task_id is None or task_id not in (row.task_id, *row.other_task_ids):
+        # A callback that cannot be read is a hint for the task that is known already.
+        task_id = row.task_id if callback is None else callback.task_id
+        if task_id is None:
+            return 503  # MidAPI will send it again; its body may be whole then, or its task known
+        if task_id not in self.task_ids(row):
             # The POST's answer was lost, or has not come yet; or the POST bought two tasks.
             checked = await self._session.candidates.check(row, task_id)
             if checked is None:
@@ -64,7 +73,8 @@ class ClientInbox:
             )
             return 200
         self.taken += 1
-        if not callback.is_acknowledgement:
+        if callback is None or not callback.is_acknowledgement:
+            self._session.report(CalledBack(key=row.key, intent_id=row.intent_id, task_id=task_id))
             await self._session.candidates.called_back(row, task_id)
         return 200
 

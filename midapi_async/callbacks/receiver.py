@@ -8,18 +8,20 @@ callback are not trusted: a callback only makes the tracker look at the task.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from yarl import URL
 
+from .._runtime.secret import Secret, clear_locals
 from .._runtime.urls import host_in_url, is_loopback, url_problem
 from .._wire.protocol import Callback, read_callback
 from .._wire.tokens import token_hash
 from ..config import environment, secret_from_env
 from ..errors import InvalidRequestError, JournalError, ProtocolError, ReceiverError
-from .http.answer import LARGEST_BODY, Body, Headers
+from .http.answer import LARGEST_BODY, Body, Headers, read_body
 from .signature import SIGNATURE_HEADER, is_signed
 
 if TYPE_CHECKING:
@@ -32,10 +34,12 @@ T = TypeVar("T")
 _log = logging.getLogger("midapi_async.callbacks")
 
 READ_SECONDS = 4.0  # for a body
+ANSWER_SECONDS = 12.0  # for the event loops of the clients; MidAPI gives up after 15
 _LONGEST_TOKEN = 128  # characters
 _ADVICE = {
     "missing": "webhook_key is set here; is the key set at MidAPI too?",
     "wrong": "Was the key changed at MidAPI? Give webhook_key the old and the new key meanwhile.",
+    "not to be checked": "Its body names no task, and its intent has none yet.",
 }
 
 
@@ -53,8 +57,16 @@ class Inbox(Protocol[T]):
         """
         ...
 
-    async def take(self, found: T, callback: Callback, /) -> int:
+    def task_ids(self, found: T, /) -> Collection[str]:
+        """The tasks that a callback may be about if its body cannot be read."""
+        ...
+
+    async def take(self, found: T, callback: Callback | None, /) -> int:
         """Handle a callback; return the HTTP status for the answer.
+
+        Args:
+            found: what `find` returned.
+            callback: what it says; None if its body cannot be read.
 
         Raises:
             JournalError: it cannot be recorded now.
@@ -174,20 +186,40 @@ class CallbackReceiver:
     async def handle(self, token: str, headers: Headers, body: Body) -> int:
         """Take one callback; return the HTTP status for the answer.
 
-        It may be called in any event loop, also in another thread than the client's.
+        It may be called in any event loop, also in another thread than the client's: a view that is
+        not async calls ``asyncio.run(receiver.handle(…))``.
 
         Args:
             token: the last non-empty segment of the path.
-            headers: the HTTP headers.
-            body: the body, or a function that reads it. It is called only after the token and the
-                headers were accepted, and must end within 4 s. It may stop after 64 KiB and one
-                byte, and must raise ConnectionError if the sender disconnects.
+            headers: the HTTP headers: any mapping, or pairs.
+            body: the body, as bytes or str, or a function that reads it. It is called only after
+                the token and the headers were accepted, and must end within 4 s. It may stop after
+                64 KiB and one byte, and must raise ConnectionError if the sender disconnects.
 
         Returns:
-            200 taken, or nothing to do; 400 malformed; 401 not signed; 404 unknown token;
-            408 too slow; 413 too large; 415 compressed; 503 not possible now: MidAPI will send it
-            again.
+            200 taken, or nothing to do; 400 the sender has disconnected; 401 not signed; 404
+            unknown token; 408 too slow; 413 too large; 415 compressed; 503 not possible now: MidAPI
+            will send it again.
+
+        Raises:
+            InvalidRequestError: the body is of another type.
         """
+        work = self._handle(Secret(token), headers, body)
+        del token, body  # both are secrets: tracebacks can be rendered with local variables
+        try:
+            return await work
+        except JournalError as error:
+            clear_locals(error)
+            _log.exception("Cannot use the journal; MidAPI will send this callback again")
+            return 503
+        except _LoopLost:
+            _log.warning("A client's event loop has ended, or is blocked; MidAPI will try again")
+            return 503
+        except Exception as error:
+            clear_locals(error)
+            raise
+
+    async def _handle(self, token: str, headers: Headers, body: Body) -> int:
         # Cheap checks first, so that a sender without a valid token causes little work.
         running = [each for each in self._inboxes.items() if each[1].is_running()]
         if not running:
@@ -196,54 +228,58 @@ class CallbackReceiver:
             return 404
         hashed = token_hash(token)
         inboxes = iter(running)
+        deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
+        for inbox, loop in inboxes:
+            if (row := await _run_in(loop, inbox.find(hashed), deadline)) is not None:
+                break
+        else:
+            return 404
+
+        # The token is known. Check the headers, then read the body.
+        named = _by_lower_name(headers)
+        encodings, lengths = named.get("content-encoding", ()), named.get("content-length", ())
+        if any(each.strip().casefold() != "identity" for each in encodings):
+            return 415
+        if any(each.isdecimal() and int(each[:20]) > LARGEST_BODY for each in lengths):
+            return 413
         try:
+            async with asyncio.timeout(READ_SECONDS):
+                content = await read_body(body)
+        except TimeoutError:
+            return 408
+        except ConnectionError:
+            return 400
+        if len(content) > LARGEST_BODY:
+            return 413
+        callback, problem = None, ""
+        try:
+            callback = read_callback(content)
+        except ProtocolError as error:
+            problem = f"{error.path} {error.problem}"
+
+        # The signature can only be checked now, because it covers the task id in the body. If that
+        # cannot be read, it must cover a task of the token's intent.
+        task_ids = inbox.task_ids(row) if callback is None else [callback.task_id]
+        if self._keys and not any(is_signed(self._keys, named, each) for each in task_ids):
+            kind = "wrong" if task_ids else "not to be checked"
+            self._warn_of_signature(kind if SIGNATURE_HEADER in named else "missing")
+            return 401
+        if callback is None:
+            _log.warning("Cannot read a callback with a valid token: %s", problem)
+
+        status = await _run_in(loop, inbox.take(row, callback), deadline)
+        if status == 200:
+            # Clients that share a journal have the same intents: give it to all of them.
             for inbox, loop in inboxes:
-                if (row := await _run_in(loop, inbox.find(hashed))) is not None:
-                    break
-            else:
-                return 404
-
-            # The token is known. Check the headers, then read the body.
-            named = _by_lower_name(headers)
-            encodings, lengths = named.get("content-encoding", ()), named.get("content-length", ())
-            if any(each.strip().casefold() != "identity" for each in encodings):
-                return 415
-            if any(each.isdecimal() and int(each[:20]) > LARGEST_BODY for each in lengths):
-                return 413
-            if not isinstance(body, bytes):
-                try:
-                    async with asyncio.timeout(READ_SECONDS):
-                        body = await body()
-                except TimeoutError:
-                    return 408
-                except ConnectionError:
-                    return 400
-            if len(body) > LARGEST_BODY:
-                return 413
-            try:
-                callback = read_callback(body)
-            except ProtocolError as error:
-                _log.warning("Rejected malformed callback: %s %s", error.path, error.problem)
-                return 400
-
-            # The signature can only be checked now, because it covers the task id in the body.
-            if self._keys and not is_signed(self._keys, named, callback.task_id):
-                kind = "wrong" if SIGNATURE_HEADER in named else "missing"
-                if kind not in self._warned_of:
-                    self._warned_of.add(kind)
-                    _log.warning("Rejected callback: its signature is %s. %s", kind, _ADVICE[kind])
-                return 401
-
-            status = await _run_in(loop, inbox.take(row, callback))
-            if status == 200:
-                # Clients that share a journal have the same intents: give it to all of them.
-                for inbox, loop in inboxes:
-                    if (row := await _run_in(loop, inbox.find(hashed))) is not None:
-                        await _run_in(loop, inbox.take(row, callback))
-        except JournalError:
-            _log.exception("Cannot use the journal; MidAPI will send this callback again")
-            return 503
+                if (row := await _run_in(loop, inbox.find(hashed), deadline)) is not None:
+                    await _run_in(loop, inbox.take(row, callback), deadline)
         return status
+
+    def _warn_of_signature(self, kind: str) -> None:
+        """Log what is wrong with a signature, once for each kind."""
+        if kind not in self._warned_of:
+            self._warned_of.add(kind)
+            _log.warning("Rejected callback: its signature is %s. %s", kind, _ADVICE[kind])
 
     def aiohttp_app(self) -> web.Application:
         """An aiohttp application: ``app.add_subapp("/hooks/midapi/", receiver.aiohttp_app())``.
@@ -309,16 +345,52 @@ class CallbackReceiver:
                 await starting.result().aclose()
 
 
-async def _run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, T]) -> T:
-    """Await a coroutine in its client's event loop, which may run in another thread."""
-    if loop is asyncio.get_running_loop():
+class _LoopLost(Exception):
+    """A client's event loop has ended, or did not answer in time."""
+
+
+async def _run_in(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, T], deadline: float
+) -> T:
+    """Await a coroutine in its client's event loop, which may run in another thread.
+
+    Args:
+        loop: the client's event loop.
+        work: the coroutine.
+        deadline: when to give up, on the clock of the running loop.
+
+    Raises:
+        _LoopLost: the client's loop has ended, or has not done it by then.
+    """
+    here = asyncio.get_running_loop()
+    if loop is here:
         return await work
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+    try:
+        done = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:  # it was closed a moment ago
+        work.close()
+        raise _LoopLost from None
+    answer = asyncio.wrap_future(done)
+    try:
+        await asyncio.wait({answer}, timeout=deadline - here.time())
+    finally:
+        if not answer.done():
+            if not loop.is_closed():
+                done.cancel()
+            elif inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                work.close()
+    if not answer.done() or answer.cancelled():
+        raise _LoopLost
+    return answer.result()
 
 
 def _by_lower_name(headers: Headers) -> dict[str, list[str]]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    # Not every framework's headers are a `Mapping`, and ASGI's are bytes.
+    items = getattr(headers, "items", None)
     values: dict[str, list[str]] = {}
-    for name, value in pairs:
+    for pair in headers if items is None else items():
+        name, value = (
+            str(each, "latin-1") if isinstance(each, bytes) else str(each) for each in pair
+        )
         values.setdefault(name.lower(), []).append(value)
     return values

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import aiohttp
 import attrs
 from yarl import URL
 
 from midapi_async import CallbackReceiver
-from midapi_async.callbacks import Body, Callback, Headers
+from midapi_async.callbacks import Body, Callback, Headers, read_body
 
 from ._callback import CallbackSummary, summarize
 
@@ -58,13 +58,16 @@ class Received:
 
 
 class _AcceptAll:
-    """An `Inbox` that knows every token and answers 200."""
+    """An `Inbox` that knows every token, and answers 200 to what it can read."""
 
     async def find(self, token_hash: str) -> str | None:
         return token_hash
 
-    async def take(self, found: str, callback: Callback, /) -> int:  # noqa: ARG002 - see `Inbox`
-        return 200
+    def task_ids(self, found: str, /) -> Collection[str]:  # noqa: ARG002 - see `Inbox`
+        return []
+
+    async def take(self, found: str, callback: Callback | None, /) -> int:  # noqa: ARG002
+        return 200 if callback is not None else 400
 
 
 class Listener(CallbackReceiver):
@@ -117,7 +120,7 @@ class Listener(CallbackReceiver):
 
         async def keep() -> bytes:
             nonlocal read
-            read = body if isinstance(body, bytes) else await body()
+            read = await read_body(body)
             return read
 
         at, forwarded = time.time(), None

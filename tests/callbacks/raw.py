@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
@@ -53,10 +53,13 @@ class Desk:
     async def find(self, token_hash: str) -> Intent | None:
         return self._row if token_hash == self._row.token_hash else None
 
-    async def take(self, row: Intent, callback: Callback) -> int:
+    def task_ids(self, row: Intent) -> Collection[str]:
+        return [row.task_id] if row.task_id else []
+
+    async def take(self, row: Intent, callback: Callback | None) -> int:
         if self.work is not None:
             await self.work()
-        self.taken.append(callback.task_id)
+        self.taken.append("" if callback is None else callback.task_id)
         return 200
 
     async def handle(self, token: str, headers: Headers, body: Body) -> int:

@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import json
+import logging
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -26,10 +28,12 @@ from midapi_async import (
 from midapi_async._wire.tokens import new_token, token_hash
 from midapi_async.callbacks.http.answer import LARGEST_BODY
 from midapi_async.callbacks.signature import signature
+from midapi_async.events import CalledBack, Event
 from midapi_async.journal import Intent
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
 from tests.callbacks.serving import free_port
-from tests.support.scripted import ScriptedServer, delay, lose_answer, reply
+from tests.support.scripted import Received, ScriptedServer, Step, delay, lose_answer, reply
 from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in, known
 from tests.world import TASK, URLS, accepted, client_of, looked, looks, ok, record, refused
 
@@ -252,7 +256,8 @@ async def test_the_callback_of_a_dismissed_intent_names_what_was_paid_for(
         assert (row.state, row.task_id, row.other_task_ids) == (State.DISMISSED, None, (TASK,))
         stats = scene.client.stats()
         assert (stats.callbacks, stats.ignored_callbacks) == (1, 0)
-        (entry,) = (each for each in caplog.records if TASK in each.getMessage())
+        warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
+        (entry,) = (each for each in warnings if TASK in each.getMessage())
         assert (entry.levelname, "was paid for" in entry.getMessage()) == ("WARNING", True)
 
 
@@ -338,29 +343,186 @@ async def test_every_shape_of_a_callback_is_a_hint(shape: str) -> None:
         assert asyncio.get_running_loop().time() - begun < 1
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"null",
-        b"[]",
-        b"5",
-        b"\xff\xfe",
-        b"[" * 60_000,
-        b'{"data":{"taskId":""}}',
-        b'{"data":{"taskId":5}}',
-        b'{"data":{"taskId":"../x"}}',
-        b'{"taskId":"a","taskId":"b"}',
-        b'{"code":NaN,"taskId":"a"}',
-    ],
-)
+UNREADABLE: dict[str, bytes] = {
+    "empty": b"",
+    "cut": callback()[:-30],
+    "null": b"null",
+    "a list": b"[" + callback() + b"]",
+    "a number": b"5",
+    "a form": b"taskId=" + TASK.encode(),
+    "not UTF-8": b"\xff\xfe",
+    "UTF-16": callback().decode().encode("utf-16"),
+    "deep": b"[" * 60_000,
+    "deep with a task id": b'{"taskId":"a","data":' + b"[" * 100 + b"]" * 100 + b"}",
+    "no task id": b'{"code":200,"msg":"success"}',
+    "an empty task id": b'{"data":{"taskId":""}}',
+    "a number as task id": b'{"data":{"taskId":5}}',
+    "a path as task id": b'{"data":{"taskId":"../x"}}',
+    "two task ids": b'{"taskId":"a","taskId":"b"}',
+    "NaN": b'{"code":NaN,"taskId":"a"}',
+}
+
+
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
 @pytest.mark.fault("C12")
-async def test_malformed_callbacks_are_400(body: bytes) -> None:
-    """Deep, cut, wrong and empty bodies change nothing."""
-    async with a_scene(accepted()) as scene:
-        await scene.client.generate("a red fox")
-        assert await scene.call_back(body) == 400
+@pytest.mark.fault("C25")
+async def test_an_unreadable_callback_is_a_hint_for_the_task_of_its_token(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """200, and the task is looked at, once; a line says what is wrong, without quoting it."""
+    caplog.set_level(logging.WARNING)
+    async with a_scene(accepted(), looked()) as scene:
+        handle = await scene.client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(1)
+        begun = asyncio.get_running_loop().time()
+        assert await scene.call_back(body) == 200
+        assert (await waiting).urls == URLS
+        assert asyncio.get_running_loop().time() - begun < 1
+        assert scene.client.stats().callbacks == 1
+        (line,) = [each for each in caplog.messages if "Cannot read a callback" in each]
+        assert TASK not in line
+
+
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.fault("C25")
+async def test_an_unreadable_callback_for_a_lost_answer_is_sent_again(body: bytes) -> None:
+    """It names no task, so nothing can be looked at: 503, and the next one may be whole."""
+    async with a_scene(lose_answer(), looked(), looked()) as scene:
+        waiting = asyncio.create_task(scene.client.generate_and_wait("a red fox"))
+        await scene.server.arrived(1)
+        await asyncio.sleep(1)
+        assert await scene.call_back(body) == 503
+        assert State.UNKNOWN is (await scene.row()).state
+        assert not looks(scene.server)
+        assert scene.client.stats().callbacks == 0
+        assert await scene.call_back() == 200
+        assert (await waiting).urls == URLS
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.fault("C25")
+async def test_an_unreadable_callback_must_be_signed_for_the_task_of_its_token() -> None:
+    """Another task's signature, a wrong one and none are 401, and nothing changes."""
+    async with a_scene(accepted(), looked(), webhook_key=WEBHOOK_KEY) as scene:
+        handle = await scene.client.generate("a red fox")
+        for headers in ({}, signed(OTHER), signed(key=known("another-webhook-key"))):
+            assert await scene.call_back(b"", headers) == 401
+        assert scene.client.stats().callbacks == 0
+        assert State.ACCEPTED is (await scene.row()).state
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(1)
+        assert await scene.call_back(b"", signed()) == 200
+        await asyncio.sleep(1)
+        assert (await waiting).urls == URLS
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.fault("C25")
+async def test_an_unreadable_callback_for_a_lost_answer_cannot_be_signed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """401: the signature covers a task id, and none is known; the log does not blame the key."""
+    async with a_scene(lose_answer(), webhook_key=WEBHOOK_KEY) as scene:
+        with pytest.raises(SubmissionUnknown):
+            await scene.client.generate("a red fox")
+        assert await scene.call_back(b"", signed()) == 401
+    assert "names no task, and its intent has none yet" in caplog.text
+    assert "Was the key changed" not in caplog.text
+
+
+# ─── acknowledgements ────────────────────────────────────────────────────────────────────────────
+
+ACKNOWLEDGEMENT = json.dumps(
+    {"code": 200, "msg": "success", "data": {"taskId": TASK, "promptJson": "{}"}}
+).encode()
+
+
+@pytest.mark.fault("C30")
+async def test_an_acknowledgement_changes_nothing(tmp_path: Path) -> None:
+    """Long before the end, after a true callback, long after the end: no look, no new state."""
+    journal, receiver = SQLiteJournal(tmp_path), CallbackReceiver(None, port=0)
+    events: list[Event] = []
+    time = asyncio.get_running_loop().time
+    begun = time()
+
+    def step(request: Received) -> Step:
+        if request.method == "POST":
+            return accepted()
+        return looked(flag=0 if time() - begun < 40 else 1)
+
+    async with (
+        ScriptedServer(then=step) as server,
+        client_of(
+            server, receiver=receiver, journal=journal, ack="manual", on_event=events.append
+        ) as client,
+    ):
+        scene = Scene(server, client, receiver)
+
+        async def acknowledge() -> State:
+            """Send it, and see that nothing changes in the next two seconds."""
+            row, count, told = await scene.row(), len(looks(server)), len(called_back(events))
+            assert await scene.call_back(ACKNOWLEDGEMENT) == 200
+            await asyncio.sleep(2)
+            assert await scene.row() == row
+            assert len(looks(server)) == count
+            assert len(called_back(events)) == told
+            assert not row.taken
+            return row.state
+
+        handle = await client.generate("a red fox")
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(1)
+        assert await acknowledge() is State.ACCEPTED
+        assert await scene.call_back() == 200  # too early: it is still generating
+        await asyncio.sleep(20)
+        assert await acknowledge() is State.CALLED_BACK
+        assert (await waiting).urls == URLS
+        await asyncio.sleep(1)
+        assert await acknowledge() is State.SUCCEEDED
+        await asyncio.sleep(86_400)
+        assert await acknowledge() is State.SUCCEEDED
+        assert (await handle.wait()).urls == URLS
+        await handle.ack()
+        assert len(called_back(events)) == 1
+    await journal.aclose()
+
+
+def called_back(events: Sequence[Event]) -> list[CalledBack]:
+    """The callbacks among some events."""
+    return [each for each in events if isinstance(each, CalledBack)]
+
+
+async def test_each_callback_is_an_event_in_the_process_that_it_came_to(tmp_path: Path) -> None:
+    """Duplicates, too; ignored ones and those that another client has taken are not."""
+    events: list[Event] = []
+    others: list[Event] = []
+    journal, receiver = SQLiteJournal(tmp_path), CallbackReceiver(None, port=0)
+    second = SQLiteJournal(tmp_path)
+    theirs = json.dumps({"callBackUrl": "https://me.example/" + new_token()})
+
+    def step(request: Received) -> Step:
+        if request.method == "POST":
+            return accepted()
+        return looked(OTHER, paramJson=theirs) if OTHER in request.target else looked()
+
+    async with (
+        ScriptedServer(then=step) as server,
+        client_of(server, receiver=receiver, journal=journal, on_event=events.append) as client,
+        client_of(server, journal=second, on_event=others.append) as other,
+    ):
+        scene = Scene(server, client, receiver)
+        handle = await client.generate("a red fox", key="fox")
+        waiting = asyncio.create_task(other.task(handle.task_id).wait())
+        await asyncio.sleep(1)
+        for body in (callback(OTHER), callback(), callback(), b"unreadable"):
+            assert await scene.call_back(body) == 200
+        await waiting
+        assert not called_back(others)
+        found = [(each.key, each.intent_id, each.task_id) for each in called_back(events)]
+        assert found == [("fox", handle.intent_id, TASK)] * 3
+    await journal.aclose()
+    await second.aclose()
 
 
 @pytest.mark.fault("C8")
@@ -759,6 +921,9 @@ class EveryToken:
             created_at=0.0,
             task_id=TASK,
         )
+
+    def task_ids(self, row: Intent) -> Collection[str]:
+        return [row.task_id] if row.task_id else []
 
     async def take(self, row: Intent, callback: object) -> int:
         return 200

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -227,7 +227,10 @@ class OneIntent:
             created_at=0,
         )
 
-    async def take(self, row: Intent, callback: Callback) -> int:
+    def task_ids(self, row: Intent) -> Collection[str]:
+        return [row.task_id] if row.task_id else []
+
+    async def take(self, row: Intent, callback: Callback | None) -> int:
         self.taken += 1
         return 200
 

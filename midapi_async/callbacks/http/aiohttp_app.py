@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiohttp import StreamReader, web
 
-from .answer import LARGEST_BODY, Body, Handle, answer
+from .answer import LARGEST_BODY, Handle, answer
 
 
 def aiohttp_application(handle: Handle) -> web.Application:
@@ -31,7 +32,7 @@ def aiohttp_application(handle: Handle) -> web.Application:
     return application
 
 
-def body_of(content: StreamReader) -> Body:
+def body_of(content: StreamReader) -> bytes | Callable[[], Awaitable[bytes]]:
     """The body itself if all of it has arrived (the usual case), else a function that reads it."""
     if content.is_eof() and content.exception() is None:
         return content.read_nowait()

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from ..._runtime.secret import Secret, clear_locals
+from ...errors import InvalidRequestError
 
 LARGEST_BODY = 64 * 1024  # bytes
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+Content = bytes | bytearray | memoryview | str
 # A body, or a function that reads it; see `CallbackReceiver.handle`.
-Body = bytes | Callable[[], Awaitable[bytes]]
+Body = Content | Callable[[], Awaitable[Content] | Content]
 Handle = Callable[[str, Headers, Body], Awaitable[int]]
 
 _log = logging.getLogger("midapi_async.callbacks")
+
+
+async def read_body(body: Body) -> bytes:
+    """The bytes of a body.
+
+    Raises:
+        InvalidRequestError: it is of another type.
+    """
+    content: object = body() if callable(body) else body
+    if inspect.isawaitable(content):
+        content = await content
+    if isinstance(content, str):
+        return content.encode(errors="surrogatepass")
+    if isinstance(content, bytes | bytearray | memoryview):
+        return bytes(content)
+    kind = type(content).__name__
+    raise InvalidRequestError({"body": f"must be the body as it came, as bytes or str; got {kind}"})
 
 
 async def answer(handle: Handle, method: str, path: str, headers: Headers, body: Body) -> int:
@@ -27,9 +49,10 @@ async def answer(handle: Handle, method: str, path: str, headers: Headers, body:
     """
     if method != "POST":
         return 405
-    token = path.rstrip("/").rpartition("/")[2]
+    path = Secret(path)  # it ends with the token
     try:
-        return await handle(token, headers, body)
-    except Exception:  # noqa: BLE001 - a bug of ours must not break the application around us
+        return await handle(Secret(path.rstrip("/").rpartition("/")[2]), headers, body)
+    except Exception as error:  # noqa: BLE001 - a bug of ours must not break the application around
+        clear_locals(error)
         _log.exception("A callback could not be handled because of a bug")
         return 500

@@ -47,7 +47,7 @@ def asgi_application(handle: Handle) -> ASGIApplication:
 
 async def _serve(handle: Handle, scope: Scope, receive: Receive, send: Send) -> None:
     pairs = cast("Iterable[tuple[bytes, bytes]]", scope.get("headers", ()))
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs]
+    headers = [(str(name, "latin-1"), str(value, "latin-1")) for name, value in pairs]
     is_disconnected = False
 
     async def read_body() -> bytes:
