@@ -21,6 +21,7 @@ from ._submission.sender import Sender
 from ._submission.submitter import Submitter
 from ._tracking.recorder import ResultRecorder
 from ._tracking.schedule import Schedule
+from ._tracking.seen import Seen
 from ._tracking.tracker import Tracker
 from ._tracking.verdict import kind_of
 from ._wire.endpoints import Api
@@ -50,6 +51,7 @@ class Session:
         scope: the service's origin and the namespace; the scope of the client's rows.
         tracker: finds out when tasks are final.
         recorder: writes results into the journal.
+        seen: what is known of tasks without a look.
         outcomes: knows how submissions ended.
         sender: carries out submissions.
         submitter: submits requests.
@@ -101,8 +103,9 @@ class Session:
         self.recorder = ResultRecorder(
             journal, origin=origin, takes_at_once=takes_at_once, schedule=schedule
         )
+        self.seen = Seen(self.api.look, self.recorder, clock)
         self.tracker = Tracker(
-            look=self.api.look,
+            look=self.seen.look,
             schedule=schedule,
             learn=self.recorder.learn,
             clock=clock,
@@ -129,7 +132,7 @@ class Session:
         self.candidates = Candidates(
             self.outcomes,
             journal,
-            look=self.api.look,
+            look=self.seen.look,
             hint=self.tracker.hint,
             patience=lambda request: schedule.longest(kind_of(request)),
             clock=clock,
@@ -208,6 +211,7 @@ class Session:
         """Finish the writes to the journal and close every connection."""
         try:
             await self.candidates.aclose()
+            await self.seen.aclose()
             await self.recorder.writes.finish(RECORD_PATIENCE)
             await self.watcher.aclose()
             await self.observer.aclose(EVENT_PATIENCE)

@@ -471,17 +471,27 @@ class MidAPIClient:
         _check_task_id(task_id)
         return TaskHandle(task_id=task_id, session=session)
 
-    async def details(self, task_id: str) -> TaskDetails:
-        """One look at a task, whatever its state.
+    async def details(self, task_id: str, max_age: float = 0.0) -> TaskDetails:
+        """What is known of a task, whatever its state.
+
+        Final details never change, so they come from this client's last look or from the journal,
+        if they are known there. Otherwise this is one look, which is shared with everyone who asks
+        this client for the same task at that moment.
+
+        Args:
+            task_id: which task.
+            max_age: seconds for which details that are not final are valid, at most 3600. With 5.0,
+                many visitors of a page cause one look every 5 s.
 
         Raises:
+            InvalidRequestError: the task id is not valid; or ``max_age`` is not a number, or is
+                negative.
             TaskNotFound: MidAPI does not know it, or not yet: a new task may take some seconds.
             MidAPIError: the look failed.
         """
         session = self._opened()
         _check_task_id(task_id)
-        with naming(task_id=task_id):
-            return await session.api.details(task_id)
+        return await TaskHandle(task_id=task_id, session=session).details(max_age)
 
     async def resume(self) -> list[TaskHandle]:
         """The handles of all tasks in this namespace that are not taken yet, finished or not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
@@ -173,20 +174,32 @@ class TaskHandle:
         taken = recorder.takes_at_once and self._is_recorded
         await recorder.write(self.task_id, self.intent_id, details, taken=taken)
 
-    async def details(self) -> TaskDetails:
-        """One look at the task, whatever its state.
+    async def details(self, max_age: float = 0.0) -> TaskDetails:
+        """What is known of the task, whatever its state; as ``MidAPIClient.details``.
+
+        Args:
+            max_age: seconds for which details that are not final are valid.
 
         Raises:
+            InvalidRequestError: ``max_age`` is not a number, or is negative.
             TaskNotFound: MidAPI does not know it, or not yet.
             SubmissionUnknown: as in ``wait``.
             MidAPIError: the look failed.
         """
+        max_age = check_age(max_age)
         self._check()
-        if (record := await self._session.api.look(self.task_id)) is None:
-            raise TaskNotFound(self.task_id)
-        if has_foreign_token(record.params.get("callBackUrl"), self._token_hash):
+        if self._final is not None:
+            return self._final
+        found = await self._session.seen.find(self.task_id, max_age)
+        if isinstance(found, TaskDetails):
+            details = found
+        elif has_foreign_token(found.params.get("callBackUrl"), self._token_hash):
             raise await self._disown()
-        return details_of(record)
+        else:
+            details = details_of(found)
+        if details.is_final:
+            self._final = details
+        return details
 
     async def ack(self) -> None:
         """Mark the result as taken, so that ``resume`` leaves the task out from now on.
@@ -201,6 +214,19 @@ class TaskHandle:
             self._session.check()
         except ClientClosed:
             raise ClientClosed(self.task_id) from None
+
+
+def check_age(max_age: object) -> float:
+    """A ``max_age`` as a float.
+
+    Raises:
+        InvalidRequestError: it is not a number, or is negative.
+    """
+    if isinstance(max_age, int | float) and not isinstance(max_age, bool) and max_age >= 0:
+        return float(min(max_age, sys.float_info.max))  # a huge int is no float
+    raise InvalidRequestError(
+        {"max_age": f"must be a number of seconds, 0 or more, got {shown(max_age)}"}
+    )
 
 
 def check_seconds(timeout: object) -> float:

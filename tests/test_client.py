@@ -979,15 +979,15 @@ KINDS = {
 
 
 async def download(client: MidAPIClient, server: ScriptedServer, folder: Path) -> list[Path]:
-    details = (await client.details(TASK)).urls
-    assert len(details) == 1
-    return await client.download(await client.details(TASK), folder)
+    details = await client.details(TASK)
+    assert len(details.urls) == 1
+    return await client.download(details, folder)
 
 
 def with_file(server: ScriptedServer, *answers: object) -> None:
-    """Two looks that show one file on the server itself, and then the answers of the file host."""
+    """A look that shows one file on the server itself, and then the answers of the file host."""
     shown = looked(resultInfoJson={"resultUrls": [f"{server.url}/m/x.jpeg"]})
-    server.add(shown, shown, *answers)  # type: ignore[arg-type]
+    server.add(shown, *answers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", KINDS)
@@ -1044,7 +1044,7 @@ async def test_d05_folders_that_cannot_be_used(tmp_path: Path) -> None:
             await download(client, server, tmp_path / "file")
         assert (tmp_path / "file").read_text() == "mine"
         (tmp_path / "out" / f"{TASK}_0.jpeg").mkdir(parents=True)
-        with_file(server, reply(body=JPEG))
+        server.add(reply(body=JPEG))
         with pytest.raises(DownloadError, match="written"):
             await download(client, server, tmp_path / "out")
         assert len(list((tmp_path / "out").iterdir())) == 1
@@ -1055,7 +1055,7 @@ async def test_download_cancelled_leaves_nothing(tmp_path: Path) -> None:
     async with ScriptedServer() as server, client_of(server) as client:
         with_file(server, cut(reply(body=JPEG), body=500_000, ending="hang"))
         task = asyncio.create_task(download(client, server, tmp_path))
-        await server.arrived(3)
+        await server.arrived(2)
         await asyncio.sleep(1)
         assert len(list(tmp_path.iterdir())) == 1
         task.cancel()

@@ -113,7 +113,7 @@ async def test_one_look_is_asked_again_over_a_new_connection() -> None:
     """So a user who only asks for the details gets them; a second such answer is the error."""
     other = looked("f" * 32)
     async with (
-        ScriptedServer([other, looked(), other, other]) as server,
+        ScriptedServer([other, looked(flag=0), other, other]) as server,
         client_of(server) as client,
     ):
         assert (await client.details(TASK)).task_id == TASK

@@ -9,7 +9,7 @@ import time
 from .._runtime.background import OwnedTasks
 from .._wire.protocol import server_time
 from ..errors import JournalError
-from ..journal import Journal, State
+from ..journal import Intent, Journal, State
 from ..tasks import TaskDetails, TaskStatus
 from .schedule import REMEMBERED, Kind, Schedule
 
@@ -50,17 +50,27 @@ class ResultRecorder:
         details: TaskDetails | None = None,
         *,
         taken: bool,
-    ) -> None:
-        """Record a task's final details, if they are given, and whether its result was taken."""
+    ) -> Intent | None:
+        """Record a task's final details, if they are given, and whether its result was taken.
+
+        Returns:
+            The row as it is then; None if a task of another program has no row here.
+        """
         if intent_id is None:
-            row = await self._journal.find(task_id=task_id)
+            row = await self.row_of(task_id)
             if row is None:
-                return  # a task of another program has no row here
+                return None
             intent_id = row.intent_id
         final = None
         if details is not None:
             final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
-        await self._journal.advance(intent_id, final, details=details, taken=taken)
+        return await self._journal.advance(intent_id, final, details=details, taken=taken)
+
+    async def row_of(self, task_id: str) -> Intent | None:
+        """The row of a task of this service; None if there is none."""
+        row = await self._journal.find(task_id=task_id)
+        is_its = row is not None and (row.task_id, row.origin) == (task_id, self._origin)
+        return row if is_its else None
 
     async def expire(
         self, task_id: str, intent_id: str | None, server_date: str | None, age: float

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ..config import Settings, Timeouts
-from ..errors import MidAPIError, ProtocolError, TaskNotFound, about
-from ..tasks import TaskDetails, TaskStatus
+from ..errors import MidAPIError, ProtocolError, about
+from ..tasks import TaskStatus
 from . import protocol
 from .json import dumps
 from .protocol import DOWNLOAD_URL, RECORD_INFO, AnotherTask, Answer, Call
-from .records import Record, details_of
+from .records import Record
 from .transport import Transport
 
 T = TypeVar("T")
@@ -74,16 +74,6 @@ class Api:
         elif record.unreadable_urls and record.status is TaskStatus.SUCCEEDED:
             self.unreadable_urls += record.unreadable_urls
         return record
-
-    async def details(self, task_id: str) -> TaskDetails:
-        """One look, as the public snapshot.
-
-        Raises:
-            TaskNotFound: MidAPI does not know the task, or not yet.
-        """
-        if (record := await self.look(task_id)) is None:
-            raise TaskNotFound(task_id)
-        return details_of(record)
 
     async def credits(self) -> float:
         """The credits that the account has left."""

@@ -8,7 +8,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from midapi_async import MemoryJournal, MidAPIClient, MidAPIError, TaskDetails, TaskStatus
+from midapi_async import (
+    MemoryJournal,
+    MidAPIClient,
+    MidAPIError,
+    TaskDetails,
+    TaskHandle,
+    TaskStatus,
+)
 
 from . import _common, _env
 from ._common import Output, print_result, run_async, say_success
@@ -54,10 +61,11 @@ async def _carry_out(
     # Not MIDAPI_JOURNAL: waiting there would mark the result as taken from a bot that shares it.
     progress = Progress(f"Task {task_id}", scale=_env.time_scale())
     async with MidAPIClient(journal=MemoryJournal(), on_event=progress.take) as client:
+        handle = client.task(task_id)
         async with progress:
-            details = await _look(client, task_id, timeout, waits=waits)
+            details = await _look(handle, timeout, waits=waits)
         if details.status is TaskStatus.FAILED:
-            await client.task(task_id).wait()  # raises the error that says why
+            await handle.wait()  # raises the error that says why, without another look
         if not details.is_final:
             _say_unfinished(details, asked_for_files=folder is not None)
             print_result(details, [], output)
@@ -67,11 +75,8 @@ async def _carry_out(
         print_result(details, files, output)
 
 
-async def _look(
-    client: MidAPIClient, task_id: str, timeout: float | None, *, waits: bool
-) -> TaskDetails:
+async def _look(handle: TaskHandle, timeout: float | None, *, waits: bool) -> TaskDetails:
     """The details of a task: final ones with `waits`, else those of one look."""
-    handle = client.task(task_id)
     try:
         details = await handle.details()
     except MidAPIError:

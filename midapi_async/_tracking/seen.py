@@ -1,0 +1,131 @@
+"""What is known of tasks without a look: this client's last records, and the journal's rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from copy import copy
+
+from .._runtime.background import OwnedTasks
+from .._runtime.clock import Clock
+from .._wire.records import Record
+from .._wire.tokens import has_foreign_token
+from ..errors import ClientClosed, JournalError, MidAPIError, TaskNotFound
+from ..tasks import TaskDetails, TaskStatus
+from .recorder import ResultRecorder
+from .verdict import read_answer
+
+REMEMBERED = 1_000  # records of so many tasks
+FORGOTTEN_AFTER = 3600.0  # seconds
+
+
+class Seen:
+    """Remembers the last record of each task, and lets callers share a look.
+
+    Args:
+        look: one GET of a task's record; None while MidAPI does not know the task.
+        recorder: reads and writes the final details in the journal.
+        clock: the client's clock.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[str], Awaitable[Record | None]],
+        recorder: ResultRecorder,
+        clock: Clock,
+    ) -> None:
+        self._look = look
+        self._recorder = recorder
+        self._clock = clock
+        # When each record came; the last one is the newest.
+        self._records: OrderedDict[str, tuple[float, Record]] = OrderedDict()
+        self._shared: dict[str, asyncio.Task[Record | TaskDetails | MidAPIError]] = {}
+        self._tasks = OwnedTasks()
+
+    async def look(self, task_id: str) -> Record | None:
+        """One GET of a task's record, which is remembered; None while MidAPI does not know it."""
+        record = await self._look(task_id)
+        if record is not None:
+            self._remember(record)
+        return record
+
+    def _remember(self, record: Record) -> None:
+        now, before = self._clock.time(), self._records.pop(record.task_id, None)
+        if before is not None and before[1].status is not TaskStatus.GENERATING is record.status:
+            now, record = before  # a final state stays
+        self._records[record.task_id] = now, record
+        oldest, _ = next(iter(self._records.values()))
+        if len(self._records) > REMEMBERED or now - oldest > FORGOTTEN_AFTER:
+            self._records.popitem(last=False)
+
+    async def find(self, task_id: str, max_age: float) -> Record | TaskDetails:
+        """What is known of a task: by its last record, by the journal, or by a look.
+
+        All who ask for a task at the same time share the look. It goes on if one of them is
+        cancelled.
+
+        Args:
+            task_id: which task.
+            max_age: for how many seconds a record that is not final is valid.
+
+        Raises:
+            TaskNotFound: MidAPI does not know it.
+            ClientClosed: the client was closed.
+            MidAPIError: the look failed.
+        """
+        seen_at, record = self._records.get(task_id, (0.0, None))
+        if record is not None:
+            age = self._clock.time() - seen_at
+            if age <= FORGOTTEN_AFTER and (age < max_age or final_in(record)):
+                return record
+        finding = self._shared.get(task_id)
+        if finding is None:
+            finding = self._tasks.start(self._find_out(task_id), context=Context())
+            self._shared[task_id] = finding
+            finding.add_done_callback(lambda _: self._shared.pop(task_id))
+        await asyncio.wait({finding})
+        if finding.cancelled():
+            raise ClientClosed(task_id)
+        found = finding.result()
+        if isinstance(found, MidAPIError):
+            # Each caller gets an error of its own, since each adds its own traceback.
+            own = copy(found)
+            own.__cause__ = found.__cause__
+            raise own
+        return found
+
+    async def _find_out(self, task_id: str) -> Record | TaskDetails | MidAPIError:
+        """The final details in the journal, or else one look."""
+        row = None
+        with suppress(JournalError):  # the look shows more than the journal
+            row = await self._recorder.row_of(task_id)
+        if row is not None and row.details is not None:
+            return row.details
+        try:
+            record = await self.look(task_id)
+        except MidAPIError as error:
+            return error
+        if record is None:
+            return TaskNotFound(task_id)
+        details = final_in(record)
+        if (
+            row is not None
+            and details is not None
+            and not has_foreign_token(record.params.get("callBackUrl"), row.token_hash)
+        ):
+            write = self._recorder.write(task_id, row.intent_id, details, taken=False)
+            self._recorder.writes.start(write)
+        return record
+
+    async def aclose(self) -> None:
+        """End the looks that are shared; their callers get `ClientClosed`."""
+        await self._tasks.finish()
+
+
+def final_in(record: Record) -> TaskDetails | None:
+    """The final details that a record shows; None if it shows none."""
+    answer = read_answer(record, is_seen=True)
+    return answer if isinstance(answer, TaskDetails) else None
