@@ -59,6 +59,7 @@ class Session:
         downloader: downloads result files.
         timeouts: the client's timeouts.
         observer: gets the events.
+        listeners: functions of ours that get them, too, and None when `is_stopped` becomes true.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Session:
         account = hashlib.sha256(f"{origin}\n{settings.api_key}".encode()).hexdigest()
         self.loop = asyncio.get_running_loop()
         self.is_over = False
+        self.listeners: set[Callable[[Event | None], object]] = set()
+        self._is_stopped = False
         self._process = os.getpid()
         self.clock = clock = Clock(settings.time_scale)
         self.journal = journal
@@ -185,6 +188,8 @@ class Session:
         if log.isEnabledFor(event.level):
             log.log(event.level, "%s", event, stacklevel=2)
         self.observer.notify(event)
+        for listener in tuple(self.listeners):
+            listener(event)
 
     async def open(self) -> None:
         """Use the journal for the first time.
@@ -196,13 +201,25 @@ class Session:
         await self.recorder.recall_durations()
         self.candidates.resume(self.scope)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether all waits have ended, because the client is closed or stops waiting."""
+        return self.is_over or self._is_stopped
+
+    def _stop_listeners(self) -> None:
+        self._is_stopped = True
+        for listener in tuple(self.listeners):
+            listener(None)
+
     def stop_waiting(self) -> None:
         """End all waits with `ClientClosed`, and send nothing more."""
+        self._stop_listeners()
         self.submitter.stop()
         self.tracker.stop_waiting()
 
     async def finish(self) -> None:
         """Wait for the answers to POSTs, and end every wait."""
+        self._stop_listeners()
         self.submitter.stop(is_closing=True)
         await self.tracker.aclose()
         await self.submitter.aclose(CLOSE_PATIENCE)

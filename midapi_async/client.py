@@ -33,6 +33,7 @@ from .journal import BOUGHT, Journal
 from .journal.memory import MemoryJournal
 from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
 from .tasks import TaskDetails
+from .untaken import Untaken
 
 _log = logging.getLogger("midapi_async")
 
@@ -504,6 +505,23 @@ class MidAPIClient:
         session.candidates.resume(session.scope)
         pages = pages_of(session, states=sorted(BOUGHT), taken=False, mine=True)
         return [handle_of(row, session) async for page in pages for row in page]
+
+    def untaken(self) -> Untaken:
+        """All tasks in this namespace that are not taken, each as it becomes final; `resume`, live.
+
+        ``async for handle in client.untaken():`` yields the finished ones first, then each other
+        one when it has succeeded or failed, also those that are submitted meanwhile by this client,
+        or left behind by a process that ended (within about half a minute). It ends when the client
+        is closed, or at ``stop_waiting``, and can be left at any time.
+
+        ``handle.final`` is set, and ``await handle`` returns or raises at once. A task that was
+        yielded is not taken yet: with ``ack="auto"`` await its handle, with ``ack="manual"`` call
+        ``handle.ack()``. If it is not taken, it is not yielded twice by one loop, but again by the
+        next. Tasks that belong to another process which is still running are left out, and so
+        are unknown submissions, which ``intents`` has. A task that MidAPI does not show is logged,
+        and followed again a quarter of an hour later.
+        """
+        return Untaken(self._opened())
 
     @property
     def intents(self) -> Intents:

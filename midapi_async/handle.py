@@ -248,11 +248,7 @@ def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskH
     """The handle of an accepted intent."""
     if row.task_id is None or row.accepted_at is None:
         raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
-    age = time.time() - row.accepted_at
-    # Without `since` a wait looks at once: after a callback, or a final look, it may be finished.
-    # So it does if the wall clock was moved back meanwhile: how old the task is, is not known. Any
-    # other mistake of that clock is corrected by the first look.
-    may_be_final = row.state is not State.ACCEPTED or age < -_CLOCK_STEP
+    kind, since = plan_of(row, session)
     return TaskHandle(
         task_id=row.task_id,
         request=row.request,
@@ -262,9 +258,23 @@ def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskH
         submitted_at=datetime.fromtimestamp(row.accepted_at, UTC),
         replayed=replayed,
         session=session,
-        kind=kind_of(row.request) if row.request is not None else None,
-        since=None if may_be_final else session.clock.time() - max(0.0, age) * session.clock.scale,
+        kind=kind,
+        since=since,
         token_hash=row.token_hash,
         final=row.details,
         is_recorded=row.taken,
     )
+
+
+def plan_of(row: Intent, session: Session) -> tuple[Kind | None, float | None]:
+    """For the plan of the looks: the kind of an intent's task, and when MidAPI accepted it.
+
+    None for what is not known; without a time, a wait begins with a look.
+    """
+    age = time.time() - (row.accepted_at or 0.0)
+    # After a callback, or a final look, it may be finished. If the wall clock was moved back
+    # meanwhile, it is not known how old the task is. Any other mistake of that clock is corrected
+    # by the first look.
+    may_be_final = row.state is not State.ACCEPTED or age < -_CLOCK_STEP
+    since = None if may_be_final else session.clock.time() - max(0.0, age) * session.clock.scale
+    return kind_of(row.request) if row.request is not None else None, since

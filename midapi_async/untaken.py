@@ -11,9 +11,11 @@ import asyncio
 import logging
 import math
 from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 from ._session import Session
 from ._tracking.waits import Wait
@@ -21,11 +23,13 @@ from ._wire.protocol import AnotherTask
 from .errors import ClientClosed, JournalError, MidAPIError
 from .events import Accepted, CalledBack, Event
 from .handle import TaskHandle, handle_of, plan_of
-from .intents import rows_of
-from .journal import BOUGHT, Intent, Journal
+from .journal import BOUGHT, Intent
+from .tasks import TaskDetails
 
+T = TypeVar("T")
 _log = logging.getLogger("midapi_async.tracking")
 
+PAGE = 500  # rows that are read at once
 MOST_FOLLOWED = 10_000  # tasks; more are followed when these have ended
 MOST_NEW = 10_000  # task ids that events have named; if there are more, the next scan finds them
 # Seconds between two scans of the journal, for tasks that no event of this client has named: those
@@ -113,20 +117,24 @@ class Untaken:
         """
         while True:
             row = None
+            if self._is_closed:
+                return None
             if self._ended:
                 task_id = self._ended[0]
-                row = await self._end(task_id, *self._waits[task_id])
+                wait, intent_id = self._waits[task_id]
+                row = await self._end(task_id, wait, intent_id)
+                self._session.tracker.leave(wait)
                 self._ended.popleft()
-                del self._waits[task_id]
+                self._waits.pop(task_id, None)  # closed meanwhile
             elif self._found:
                 task_id = self._found[0]
                 row = next(iter(await self._rows(task_ids=[task_id])), None)
                 self._found.popleft()
-            elif new := [each for each in self._new if each not in self._waits][:500]:
+            elif new := [each for each in self._new if each not in self._waits][:PAGE]:
                 for new_row in await self._rows(task_ids=new):
                     self._add(new_row)
                 for task_id in new:
-                    del self._new[task_id]
+                    self._new.pop(task_id, None)
             elif self._scan_at <= self._session.clock.time() or self._scan_at == math.inf:
                 await self._read_page()
             else:
@@ -136,4 +144,136 @@ class Untaken:
                 self._yielded[row.task_id] = self._scan
                 return row
 
-    async def _rows(self, after: str | None = None, task_ids: list[str] | None = None)
+    async def _rows(
+        self, *, after: str | None = None, task_ids: list[str] | None = None
+    ) -> list[Intent]:
+        """Rows of this client's tasks that are not taken, finished or not; see `Journal.rows`."""
+        rows = self._session.journal.rows(
+            self._session.scope,
+            states=sorted(BOUGHT),
+            taken=False,
+            mine=True,
+            after=after,
+            task_ids=task_ids,
+            limit=PAGE,
+        )
+        return await self._use_journal(rows)
+
+    async def _use_journal(self, work: Coroutine[object, object, T]) -> T:
+        """Do something with the journal in a task that the client awaits before it closes it.
+
+        Without that, the work's next step could open the journal again.
+        """
+        if self._is_closed or self._session.is_stopped:
+            work.close()
+            raise ClientClosed
+        task = self._session.recorder.writes.start(_error_or(work), context=Context())
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise ClientClosed
+        found = task.result()
+        if isinstance(found, JournalError):
+            raise found
+        return found
+
+    async def _read_page(self) -> None:
+        """Read one page of a scan, or begin one, or end one after its last page."""
+        clock, journal = self._session.clock, self._session.journal
+        began = clock.time()
+        if self._scan_at != math.inf:
+            await self._use_journal(journal.take_over(self._session.scope))
+            self._scan, self._scan_at, self._scan_took = self._scan + 1, math.inf, 0.0
+        page = await self._rows(after=self._after)
+        for row in page:
+            self._add(row)
+        now = clock.time()
+        self._scan_took += now - began
+        self._after = page[-1].intent_id if page else None
+        if not page:
+            self._scan_at = now + max(SCAN_INTERVAL, SCAN_PAUSE * self._scan_took)
+            # The others have been taken, or were pruned.
+            self._yielded = {name: of for name, of in self._yielded.items() if of == self._scan}
+            self._again = {name: at for name, at in self._again.items() if at > now}
+
+    def _add(self, row: Intent) -> None:
+        """Yield a task soon if it is final, else follow it."""
+        task_id, session = row.task_id, self._session
+        assert task_id is not None  # noqa: S101 - its intent is bought
+        if task_id in self._yielded:
+            self._yielded[task_id] = self._scan
+        elif task_id in self._waits or self._again.get(task_id, -math.inf) > session.clock.time():
+            pass
+        elif row.details is not None:
+            self._yielded[task_id] = self._scan
+            self._found.append(task_id)
+        elif len(self._waits) < MOST_FOLLOWED:
+            kind, since = plan_of(row, session)
+            wait = session.tracker.join(
+                task_id, kind=kind, since=since, deadline=None, token_hash=row.token_hash
+            )
+            self._waits[task_id] = wait, row.intent_id
+            wait.add_done_callback(partial(_has_ended, self._ended, self._wake, task_id))
+
+    async def _end(self, task_id: str, wait: Wait, intent_id: str) -> Intent | None:
+        """The row of a task that has ended; None if it is taken already, or has no result."""
+        session = self._session
+        try:
+            details = wait.result()
+        except ClientClosed:
+            raise
+        except AnotherTask:
+            await self._use_journal(session.outcomes.disown(intent_id, task_id))
+            return None
+        except MidAPIError as error:
+            _log.warning(
+                "untaken task %s has no result for now, and is followed again in %.0f minutes: %s",
+                *(task_id, FOLLOW_AGAIN / 60, error),
+            )
+            self._again[task_id] = session.clock.time() + FOLLOW_AGAIN
+            return None
+        # If somebody else in this client waits for the task, too, their result counts as taken.
+        await asyncio.sleep(0)
+        await session.recorder.writes.join()
+        write = session.recorder.write(task_id, intent_id, details, taken=False)
+        row = await self._use_journal(write)
+        return row if row is not None and row.state in BOUGHT and not row.taken else None
+
+
+async def _error_or(work: Awaitable[T]) -> T | JournalError:
+    """What some work returns, or its error: the caller's, and not one of a background task."""
+    try:
+        return await work
+    except JournalError as error:
+        return error
+
+
+def _heard(new: dict[str, None], wake: asyncio.Event, event: Event | None) -> None:
+    """Hear of an event; None when the client stops waiting."""
+    if isinstance(event, Accepted | CalledBack) and event.task_id is not None:
+        if len(new) >= MOST_NEW:
+            new.clear()
+        new[event.task_id] = None
+        wake.set()
+    elif event is None:
+        wake.set()
+
+
+def _has_ended(
+    ended: deque[str], wake: asyncio.Event, task_id: str, wait: asyncio.Future[TaskDetails]
+) -> None:
+    if not wait.cancelled():
+        wait.exception()  # it may never be asked for
+    ended.append(task_id)
+    wake.set()
+
+
+def _leave(
+    session: Session,
+    listener: Callable[[Event | None], object],
+    waits: dict[str, tuple[Wait, str]],
+) -> None:
+    """Follow no task any more."""
+    session.listeners.discard(listener)
+    for wait, _ in waits.values():
+        session.tracker.leave(wait)
+    waits.clear()

@@ -26,7 +26,7 @@ ORDER: list[set[str]] = [
     {"_submission", "_tracking", "files"},
     {"_session"},
     {"callbacks", "handle"},
-    {"intents"},
+    {"intents", "untaken"},
     {"client"},
     {"batch"},
     {"integrations", "cli"},

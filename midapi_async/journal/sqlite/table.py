@@ -167,7 +167,8 @@ class SQLiteTable(Table):
             only("created_at >= ?", since)
         if taken is not None:
             only("taken = ?", taken)
-            if not taken and states and not OVER.difference(BOUGHT) & set(states):
+            is_open = not taken and states and not OVER.difference(BOUGHT) & set(states)
+            if is_open and which.get("task_ids") is None:
                 only(_OPEN)  # always true here; with it SQLite uses the small index
         if which.get("mine"):
             # Not `me`, which would make an owner and needs the lock; without an owner: no rows.
