@@ -49,10 +49,10 @@ def operation_of(path: str) -> str:
 class App:
     """Routes, keys, faults and the ledger around one service."""
 
-    def __init__(self, service: Service, fallback_origin: Callable[[], str]) -> None:
-        """Serve a service; ``fallback_origin`` is for requests whose Host says nothing."""
+    def __init__(self, service: Service, own_url: Callable[[], str]) -> None:
+        """Serve a service; ``own_url`` is for requests whose Host says nothing."""
         self._service = service
-        self._fallback_origin = fallback_origin
+        self._own_url = own_url
         self._uploads = Uploads(service, self._origin)
         self._running: set[asyncio.Task[object]] = set()
 
@@ -192,8 +192,16 @@ class App:
 
     def _origin(self, request: web.Request) -> str:
         """Give where the client believes to be, so that the URLs work from there."""
-        host = request.headers.get(hdrs.HOST, "")
-        return f"http://{host}" if _HOST.fullmatch(host) else self._fallback_origin()
+        if self._service.settings.files_url is not None:
+            return self._service.settings.files_url
+        # Proxies put the client's side first: "X-Forwarded-Proto: https, http".
+        proto = request.headers.get(hdrs.X_FORWARDED_PROTO, "").partition(",")[0].strip().lower()
+        scheme = proto if proto in {"http", "https"} else request.scheme
+        forwarded = request.headers.get(hdrs.X_FORWARDED_HOST, "").partition(",")[0].strip()
+        for host in (forwarded, request.headers.get(hdrs.HOST, "")):
+            if _HOST.fullmatch(host):
+                return f"{scheme}://{host}"
+        return self._own_url()
 
 
 def _task_id(operation: str, request: web.Request) -> str | None:

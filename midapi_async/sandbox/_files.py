@@ -51,6 +51,11 @@ def task_of_file(name: str) -> str | None:
     return found["task"] if found else None
 
 
+def place_of(url: str, origin: str) -> str | None:
+    """Give the path on this server of a URL that begins with its origin, or None."""
+    return urlsplit(url.removeprefix(origin)).path if url.startswith(f"{origin}/") else None
+
+
 @final
 class Files:
     """Draws results when they are asked for, and keeps uploads and links while they last."""
@@ -132,14 +137,14 @@ class Files:
         return name
 
     def owns(self, url: str, origin: str) -> bool | None:
-        """Say whether a URL is a living file here; None if it has another origin."""
-        parts = urlsplit(url)
-        if f"{parts.scheme}://{parts.netloc}" != origin:
+        """Say whether a URL is a living file here; None if it begins elsewhere."""
+        place = place_of(url, origin)
+        if place is None:
             return None
-        if parts.path.startswith(f"{_wire.RESULT_FILES}/"):
-            return self._living_result(parts.path.rpartition("/")[2]) is not None
+        if place.startswith(f"{_wire.RESULT_FILES}/"):
+            return self._living_result(place.rpartition("/")[2]) is not None
         try:
-            return bool(self.uploaded(parts.path))
+            return bool(self.uploaded(place))
         except Refused:
             return False
 

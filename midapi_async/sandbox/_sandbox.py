@@ -3,8 +3,10 @@
 import errno
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -56,6 +58,9 @@ class Sandbox:
         prices: credits by (task type, speed), "*" for any; those of a video are for each
             video of its batch.
         auto: tasks end by themselves; False leaves that to `finish` and `fail`.
+        files_url: where the URLs of files begin, as "https://fox.example.org": for clients that
+            cannot use the address that they sent the submission to. None takes that address,
+            from the headers Host, X-Forwarded-Host and X-Forwarded-Proto.
 
     Raises:
         ValueError: for an argument that cannot be meant; the text names it.
@@ -76,6 +81,7 @@ class Sandbox:
         durations: Mapping[tuple[str, str], float] | None = None,
         prices: Mapping[tuple[str, str], float] | None = None,
         auto: bool = True,
+        files_url: str | None = None,
     ) -> None:
         """Check the arguments; nothing is opened yet."""
         _check(time_scale, (api_key, webhook_key), shape)
@@ -94,6 +100,7 @@ class Sandbox:
             durations=checked_table("durations", durations),
             prices=checked_table("prices", prices),
             auto=auto,
+            files_url=_checked_files_url(files_url),
         )
         self._service: Service | None = None
         self._app: App | None = None
@@ -280,6 +287,19 @@ def _check(time_scale: float, keys: tuple[str | None, ...], shape: str) -> None:
     if shape not in ("recorded", "documented"):
         message = f"shape must be 'recorded' or 'documented', not {shape!r}"
         raise ValueError(message)
+
+
+def _checked_files_url(url: str | None) -> str | None:
+    """Give the URL without a slash at its end; ValueError when no file could be found below it."""
+    if url is None:
+        return None
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        whole = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or True)
+        if whole and url.isascii() and url.isprintable() and not set(url) & set("?# @"):
+            return url.rstrip("/")
+    message = "files_url must be an http or https URL without user, ? and #"
+    raise ValueError(message)
 
 
 def _url_of(host: str, port: int) -> str:

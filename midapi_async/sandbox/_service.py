@@ -39,6 +39,7 @@ class Settings:
     durations: Table | None
     prices: Table | None
     auto: bool
+    files_url: str | None
 
 
 @final
@@ -55,7 +56,7 @@ class Service:
         self.files = Files(self.clock, self.tasks)
         self.account = account
         self.book = book
-        self._settings = settings
+        self.settings = settings
         self._orders = Orders(
             self.tasks,
             self.files.owns,
@@ -72,7 +73,7 @@ class Service:
 
     def check_key(self, key: str) -> None:
         """Raise the 401 refusal for a key that opens nothing."""
-        expected = self._settings.api_key
+        expected = self.settings.api_key
         given = key.encode("utf-8", "surrogateescape")
         if not given or (expected and not secrets.compare_digest(given, expected.encode())):
             raise Refused(_wire.UNAUTHORIZED)
@@ -108,14 +109,14 @@ class Service:
         if order.callback_url:
             task.delivery = self.director.delivery(_call("callback", task, body))
         self.caller.acknowledge(task)
-        if self._settings.auto:
+        if self.settings.auto:
             self.tasks.run(task)
         return task
 
     def _new_id(self) -> str:
         # Random even with a seed: a client's journal may outlive the sandbox that it talked to.
         name = uuid.uuid4().hex
-        return f"mj_task_{name[:12]}" if self._settings.shape == "documented" else name
+        return f"mj_task_{name[:12]}" if self.settings.shape == "documented" else name
 
     def look(self, task_id: str) -> dict[str, object]:
         """Give record-info's data; raises the refusal of the service."""

@@ -34,6 +34,7 @@ class SandboxOptions(TypedDict, total=False):
     durations: Mapping[tuple[str, str], float] | None
     prices: Mapping[tuple[str, str], float] | None
     auto: bool
+    files_url: str | None
 
 
 @final

@@ -14,7 +14,7 @@ from aiohttp.web_request import FileField
 
 from midapi_async.sandbox import _wire
 from midapi_async.sandbox._envelope import Refused, json_answer
-from midapi_async.sandbox._files import File, Upload, draw_still
+from midapi_async.sandbox._files import File, Upload, draw_still, place_of
 from midapi_async.sandbox._pictures import Picture
 from midapi_async.sandbox._requests import read_json
 from midapi_async.sandbox._rules import is_web_url
@@ -73,12 +73,12 @@ class Uploads:
         return self._keep(request, name, _text(body, "uploadPath"), file.content_type, file.data)
 
     async def _file_at(self, request: web.Request, url: str) -> File:
-        owned = self._service.files.owns(url, self._origin(request))
-        if owned is None:
+        origin = self._origin(request)
+        path = place_of(url, origin)
+        if path is None:
             return draw_still(Picture(url, 0))
-        if not owned:
+        if not self._service.files.owns(url, origin):
             raise Refused(_wire.BAD_REQUEST, "fileUrl could not be fetched")
-        path = urlsplit(url).path
         if path.startswith(f"{_wire.UPLOADED_FILES}/"):
             return self._service.files.uploaded(path)
         return await self._service.files.result(posixpath.basename(path))

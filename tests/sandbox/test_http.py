@@ -177,15 +177,66 @@ async def test_a_client_that_leaves_does_no_harm(sandbox: Sandbox, api: Api) -> 
     assert len(sandbox.ledger.accepted) == 1
 
 
+PUBLIC = "https://fox.example.org"
+
+
 @pytest.mark.parametrize(
-    ("host", "origin"),
-    [("sandbox:8787", "http://sandbox:8787"), ("[::1]:80", "http://[::1]:80"), ("a b", None)],
+    ("headers", "origin"),
+    [
+        ({"Host": "sandbox:8787"}, "http://sandbox:8787"),
+        ({"Host": "[::1]:80"}, "http://[::1]:80"),
+        ({"Host": "a b"}, None),
+        ({"Host": "fox.example.org", "X-Forwarded-Proto": "https"}, PUBLIC),
+        ({"X-Forwarded-Host": "fox.example.org", "X-Forwarded-Proto": "HTTPS, http"}, PUBLIC),
+        ({"X-Forwarded-Host": "fox.example.org, inner:80"}, "http://fox.example.org"),
+        ({"Host": "a:1", "X-Forwarded-Host": "<b>", "X-Forwarded-Proto": "ftp"}, "http://a:1"),
+    ],
+    ids=str,
 )
 async def test_urls_begin_where_the_client_believes_to_be(
-    sandbox: Sandbox, api: Api, host: str, origin: str | None
+    sandbox: Sandbox, api: Api, headers: dict[str, str], origin: str | None
 ) -> None:
-    """Behind a compose service's name the files' URLs use that name."""
-    async with api.session.post(GENERATE, json=FOX, headers={"Host": host}) as response:
-        task_id = (await response.json())["data"]["taskId"]
+    """Results, download links and uploads work behind a tunnel and under a compose service's name.
+
+    An uploaded file is found again when such a URL comes back as a reference.
+    """
+    api.session.headers.update(headers)
+    await check_urls(sandbox, api, origin or sandbox.url)
+
+
+@pytest.mark.parametrize("url", [PUBLIC, f"{PUBLIC}/sandbox/", "http://[::1]:80"])
+async def test_urls_begin_with_files_url(url: str) -> None:
+    """It wins over every header; a path stands before that of the file."""
+    async with Sandbox(files_url=url) as sandbox, api_of(sandbox) as api:
+        api.session.headers["X-Forwarded-Host"] = "other.example.org"
+        await check_urls(sandbox, api, url.rstrip("/"))
+
+
+async def check_urls(sandbox: Sandbox, api: Api, origin: str) -> None:
+    """Check that each kind of URL begins with the origin, and leads to a file."""
+    data = {"base64Data": "aGk=", "fileName": "a.png"}
+    upload = (await api.post("/api/file-base64-upload", data))["data"]["downloadUrl"]
+    task_id = await api.submit(fileUrls=[upload])
     sandbox.finish(task_id)
-    assert (await api.urls(task_id))[0].startswith(f"{origin or sandbox.url}/m/")
+    result = (await api.urls(task_id))[0]
+    link = (await api.post(DOWNLOAD_URL, {"url": result}))["data"]
+    copy = (await api.post("/api/file-url-upload", {"fileUrl": upload}))["data"]["downloadUrl"]
+    for url, place in ((upload, "/u/"), (result, "/m/"), (link, "/d/"), (copy, "/u/")):
+        assert url.startswith(f"{origin}{place}")
+        status, content = await api.download(f"{sandbox.url}{url.removeprefix(origin)}")
+        assert status == 200
+        assert content.startswith(b"hi" if place == "/u/" else b"\xff\xd8")
+    # A file of ours that is not there is noticed: the task fails, as it would at MidAPI.
+    failing = await api.submit(fileUrls=[f"{origin}/u/none/a.png"], prompt="[[sandbox: seconds=0]]")
+    await asyncio.sleep(1)
+    assert (await api.look(failing))["successFlag"] == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "fox.example.org", "ftp://a", "https://", "https://a:99999", "http://a/?b", "http://u@a"],
+)
+def test_a_files_url_that_is_none(url: str) -> None:
+    """An error at once, which says what it must be."""
+    with pytest.raises(ValueError, match="files_url must be an http or https URL"):
+        Sandbox(files_url=url)
