@@ -49,6 +49,7 @@ HOMES = {
     "pytest": {"sandbox", "journal"},
     "rich": {"cli"},
     "PIL": {"sandbox"},
+    "trustme": {"sandbox"},
 }
 # A session that sends the API key, or fetches files; a webhook's own caller is the sandbox's.
 SESSION_HOMES = {"_wire", "files", "sandbox", "cli"}

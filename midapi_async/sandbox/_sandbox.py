@@ -4,6 +4,7 @@ import errno
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from midapi_async.sandbox._ledger import Book, Ledger
 from midapi_async.sandbox._orders import checked_table
 from midapi_async.sandbox._records import Shape
 from midapi_async.sandbox._service import Service, Settings
+from midapi_async.sandbox._tls import Certificate
 from midapi_async.sandbox.faults import Faults
 
 # How long requests under way may take to end when the sandbox closes, in real seconds.
@@ -61,6 +63,9 @@ class Sandbox:
         files_url: where the URLs of files begin, as "https://fox.example.org": for clients that
             cannot use the address that they sent the submission to. None takes that address,
             from the headers Host, X-Forwarded-Host and X-Forwarded-Proto.
+        tls: serve https, with a certificate that is made when it opens, for localhost, 127.0.0.1,
+            ::1, ``host`` and the host of ``files_url``; needs the extra ``tls``. Programs trust
+            it when SSL_CERT_FILE is set to `ca_file`; a path here is where that is written.
 
     Raises:
         ValueError: for an argument that cannot be meant; the text names it.
@@ -82,11 +87,14 @@ class Sandbox:
         prices: Mapping[tuple[str, str], float] | None = None,
         auto: bool = True,
         files_url: str | None = None,
+        tls: bool | Path = False,
     ) -> None:
         """Check the arguments; nothing is opened yet."""
         _check(time_scale, (api_key, webhook_key), shape)
         self._host = host
         self._port = port
+        self._tls = tls
+        self._certificate: Certificate | None = None
         self._faults = Faults() if faults is None else faults
         self._account = Account(credits)
         self._book = Book()
@@ -129,8 +137,10 @@ class Sandbox:
         """Begin to serve.
 
         Raises:
-            OSError: if the address cannot be listened on; the text names it.
+            OSError: if the address cannot be listened on, or the CA's certificate not written;
+                the text names it.
             RuntimeError: if it was opened before.
+            ImportError: for ``tls`` without the extra; the text says how to install it.
         """
         if self._service is not None:
             message = "a sandbox is opened once; make another"
@@ -144,15 +154,23 @@ class Sandbox:
             lingering_time=2 * _GRACE,
         )
         try:
+            self._certificate = self._make_certificate()
             await self._runner.setup()
             self._url = await self._listen(self._runner)
         except BaseException:
             await self.aclose()
             raise
 
+    def _make_certificate(self) -> Certificate | None:
+        if self._tls is False:
+            return None
+        hosts = self._host, urlsplit(self._settings.files_url or "").hostname or ""
+        return Certificate(hosts, self._tls if isinstance(self._tls, Path) else None)
+
     async def _listen(self, runner: web.AppRunner) -> str:
         # Beyond the queue a connection waits a second for its second SYN: no virtual clock sees it.
-        site = web.TCPSite(runner, self._host, self._port, backlog=_QUEUE)
+        ssl = self._certificate.context if self._certificate else None
+        site = web.TCPSite(runner, self._host, self._port, backlog=_QUEUE, ssl_context=ssl)
         try:
             await site.start()
         except OSError as error:
@@ -160,7 +178,7 @@ class Sandbox:
             why = "the port is taken; choose another" if taken else error.strerror or str(error)
             message = f"cannot listen on {self._host}:{self._port}: {why}"
             raise OSError(error.errno, message) from error
-        return _url_of(self._host, site.port)
+        return _url_of("https" if ssl else "http", self._host, site.port)
 
     async def aclose(self) -> None:
         """Stop serving: end all tasks, callbacks and connections within about a second.
@@ -177,6 +195,8 @@ class Sandbox:
             await runner.cleanup()
             await app.aclose(_GRACE)
             service.files.close()
+            if self._certificate is not None:
+                self._certificate.remove()
 
     @property
     def url(self) -> str:
@@ -185,6 +205,14 @@ class Sandbox:
             message = "the sandbox is not open; use `async with Sandbox() as sandbox`"
             raise RuntimeError(message)
         return self._url
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The CA's certificate, as PEM: what SSL_CERT_FILE is to be set to; None without tls.
+
+        Where no path was given for it, its folder is removed when the sandbox closes.
+        """
+        return self._certificate.ca_file if self._certificate else None
 
     @property
     def ledger(self) -> Ledger:
@@ -302,8 +330,10 @@ def _checked_files_url(url: str | None) -> str | None:
     raise ValueError(message)
 
 
-def _url_of(host: str, port: int) -> str:
+def _url_of(scheme: str, host: str, port: int) -> str:
     """The URL for programs on this machine."""
     # "All addresses" cannot be connected to.
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  not listened on
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return (
+        f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
+    )

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack, final
 
@@ -35,6 +36,7 @@ class SandboxOptions(TypedDict, total=False):
     prices: Mapping[tuple[str, str], float] | None
     auto: bool
     files_url: str | None
+    tls: bool | Path
 
 
 @final
@@ -108,6 +110,11 @@ class SandboxThread:
     def url(self) -> str:
         """Where it serves."""
         return self._sandbox.url
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The certificate to trust; see `Sandbox.ca_file`."""
+        return self._sandbox.ca_file
 
     @property
     def ledger(self) -> Ledger:
