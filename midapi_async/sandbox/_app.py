@@ -151,6 +151,8 @@ class App:
             # All handlers here give whole responses; the faults need their bytes.
             return cast("web.Response", await handler(request))
         except Refused as refused:
+            if self._service.settings.http_errors:
+                refused.status = refused.code
             return refusal(refused)
         except web.HTTPException as error:
             return _http_refusal(error)
@@ -167,8 +169,8 @@ class App:
     async def _look(self, request: web.Request) -> web.Response:
         return success(self._service.look(request.query.get("taskId", "")))
 
-    async def _credits(self, request: web.Request) -> web.Response:  # noqa: ARG002  a handler's
-        return success(self._service.account.wire_balance())
+    async def _credits(self, request: web.Request) -> web.Response:
+        return success(self._service.account_of(bearer_key(request)).wire_balance())
 
     async def _download_url(self, request: web.Request) -> web.Response:
         url = (await read_json(request)).get("url")

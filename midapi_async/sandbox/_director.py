@@ -1,6 +1,7 @@
 """Decides which faults strike, for one sandbox."""
 
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 from typing import final
 from weakref import WeakKeyDictionary
@@ -25,9 +26,11 @@ class _Memory:
 class Director:
     """Counts for every rule of a plan and picks the actions."""
 
-    def __init__(self, faults: Faults, seed: int) -> None:
-        """Follow a plan; equal seeds and requests strike alike."""
+    def __init__(self, faults: Faults, seed: int, now: Callable[[], float]) -> None:
+        """Follow a plan, by the sandbox's clock; equal seeds and requests strike alike."""
         self._faults = faults
+        self._now = now
+        self._begun: float | None = None
         self._seed = seed
         self._made = 0
         self._memories: WeakKeyDictionary[Rule, _Memory] = WeakKeyDictionary()
@@ -45,6 +48,8 @@ class Director:
 
     def outcome(self, call: Call, outcome: Outcome) -> Outcome:
         """Give what becomes of a task that has just been accepted."""
+        if self._begun is None:
+            self._begun = self._now()
         for rule in self._striking(call):
             for action in rule.actions:
                 if isinstance(action, TaskAction):
@@ -68,6 +73,10 @@ class Director:
             return False
         if rule.when is not None and not rule.when(call):
             return False
+        if rule.during is not None:
+            since = -1.0 if self._begun is None else self._now() - self._begun
+            if not rule.during[0] <= since < rule.during[1]:
+                return False
         memory = self._memory(rule)
         key = call.task_id if rule.per_task else None
         memory.counts[key] += 1

@@ -42,8 +42,8 @@ class Sandbox:
         host: the address to listen on.
         port: the port; 0 picks a free one.
         api_key: the only bearer key that is let in; None lets in any that is not empty. All
-            keys are keys of one account: credits and the rate limit are shared, as they are
-            among the keys of one real account.
+            keys but those in ``accounts`` are keys of one account: credits and the rate limit
+            are shared, as they are among the keys of one real account.
         webhook_key: signs callbacks; None sends them unsigned.
         credits: the balance to begin with.
         time_scale: divides every duration and window: of tasks, of the rate limit, of the
@@ -66,6 +66,9 @@ class Sandbox:
         tls: serve https, with a certificate that is made when it opens, for localhost, 127.0.0.1,
             ::1, ``host`` and the host of ``files_url``; needs the extra ``tls``. Programs trust
             it when SSL_CERT_FILE is set to `ca_file`; a path here is where that is written.
+        accounts: keys with an account of their own, by its balance. They are let in beside
+            ``api_key``, and each has a rate limit of its own.
+        http_errors: a refusal's code is the HTTP status as well; False answers it with HTTP 200.
 
     Raises:
         ValueError: for an argument that cannot be meant; the text names it.
@@ -88,9 +91,11 @@ class Sandbox:
         auto: bool = True,
         files_url: str | None = None,
         tls: bool | Path = False,
+        accounts: Mapping[str, float] | None = None,
+        http_errors: bool = False,
     ) -> None:
         """Check the arguments; nothing is opened yet."""
-        _check(time_scale, (api_key, webhook_key), shape)
+        _check(time_scale, (api_key, webhook_key, *(accounts or ())), shape)
         self._host = host
         self._port = port
         self._tls = tls
@@ -109,6 +114,8 @@ class Sandbox:
             prices=checked_table("prices", prices),
             auto=auto,
             files_url=_checked_files_url(files_url),
+            accounts={key: checked_balance(own) for key, own in (accounts or {}).items()},
+            http_errors=http_errors,
         )
         self._service: Service | None = None
         self._app: App | None = None
@@ -226,7 +233,7 @@ class Sandbox:
 
     @property
     def credits(self) -> float:
-        """The account's balance; may be set."""
+        """The balance of the account of every key that is not in ``accounts``; may be set."""
         return self._account.balance
 
     @credits.setter  # noqa: A003  the property of the class is meant
@@ -310,7 +317,7 @@ def _check(time_scale: float, keys: tuple[str | None, ...], shape: str) -> None:
         message = f"time_scale must be a number above 0, not {time_scale!r}"
         raise ValueError(message)
     if "" in keys:
-        message = "api_key and webhook_key must not be empty; None goes without"
+        message = "api_key, webhook_key and the keys of accounts must not be empty"
         raise ValueError(message)
     if shape not in ("recorded", "documented"):
         message = f"shape must be 'recorded' or 'documented', not {shape!r}"

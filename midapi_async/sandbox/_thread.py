@@ -37,6 +37,8 @@ class SandboxOptions(TypedDict, total=False):
     auto: bool
     files_url: str | None
     tls: bool | Path
+    accounts: Mapping[str, float] | None
+    http_errors: bool
 
 
 @final

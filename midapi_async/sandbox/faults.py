@@ -29,6 +29,7 @@ from attrs import evolve, field, frozen
 
 from midapi_async.sandbox import _wire
 from midapi_async.sandbox._actions import (
+    JSON_REQUESTS,
     OPERATIONS,
     RAW_STATUS_LINE,
     Action,
@@ -130,6 +131,7 @@ class Rule:
     task: str | None = None
     chance: float | None = None
     when: Callable[[Call], bool] | None = None
+    during: tuple[float, float] | None = None
 
 
 @final
@@ -164,6 +166,7 @@ class Faults:
         task: str | None = None,
         chance: float | None = None,
         when: Callable[[Call], bool] | None = None,
+        during: tuple[float, float] | None = None,
     ) -> Self:
         """Add a rule and give the plan back, so that lines can follow each other.
 
@@ -178,6 +181,8 @@ class Faults:
             task: only requests that name this task id.
             chance: only so often, 0 to 1, by the sandbox's seed.
             when: only where this says so.
+            during: only from the one to the other of these seconds, counted from the moment when
+                the first submit was accepted.
 
         Raises:
             ValueError: for an operation that is not known (with the choices), an action
@@ -185,14 +190,23 @@ class Faults:
         """
         actions = (do,) if isinstance(do, Action) else tuple(do)
         _check_operation(operation, actions)
-        if chance is not None and not 0 <= chance <= 1:
-            message = f"chance must be between 0 and 1, not {chance!r}"
-            raise ValueError(message)
-        if per not in (None, "task"):
-            message = f"per must be 'task' or None, not {per!r}"
-            raise ValueError(message)
-        rule = Rule(operation, actions, _numbers(nth, first), per == "task", task, chance, when)
+        _check_limits(per, chance, during)
+        numbers = _numbers(nth, first)
+        rule = Rule(operation, actions, numbers, per == "task", task, chance, when, during)
         self._rules = (*self._rules, rule)
+        return self
+
+    def outage(self, seconds: float, *, after: float = 0.0) -> Self:
+        """Answer everything but files with a page and status 503 for some seconds.
+
+        It begins ``after`` seconds after the first submit was accepted, whose answer still gets
+        through: so it meets a client that waits for a task.
+        """
+        _at_least("seconds", seconds, 0.001)
+        _at_least("after", after, 0)
+        for operation in JSON_REQUESTS:
+            action = answer_status(503, page=True)
+            self.on(operation, do=action, during=(after, after + seconds))
         return self
 
 
@@ -211,6 +225,20 @@ def _check_operation(operation: str, actions: tuple[Action, ...]) -> None:
         if isinstance(action, RequestAction) and len(actions) > 1:
             message = f"a request gets one action, not {len(actions)}"
             raise ValueError(message)
+
+
+def _check_limits(
+    per: str | None, chance: float | None, during: tuple[float, float] | None
+) -> None:
+    if chance is not None and not 0 <= chance <= 1:
+        message = f"chance must be between 0 and 1, not {chance!r}"
+        raise ValueError(message)
+    if per not in (None, "task"):
+        message = f"per must be 'task' or None, not {per!r}"
+        raise ValueError(message)
+    if during is not None and not 0 <= during[0] < during[1]:
+        message = f"during must be two times, the later one second, not {during!r}"
+        raise ValueError(message)
 
 
 def _numbers(nth: int | Iterable[int] | None, first: int | None) -> frozenset[int] | range | None:

@@ -61,3 +61,38 @@ async def test_the_window_is_for_what_was_accepted(api: Api) -> None:
         assert (await api.get(RECORD_INFO, taskId="x"))["code"] == 422
     for _ in range(20):
         await api.submit()
+
+
+async def test_accounts_of_their_own() -> None:
+    """Each such key has its own credits and its own window; all others share one account."""
+    accounts = {"rich": 1000, "poor": 0}
+    async with Sandbox(credits=8, accounts=accounts) as sandbox:
+        async with api_of(sandbox, "rich") as rich, api_of(sandbox, "poor") as poor:
+            for _ in range(20):
+                await rich.submit()
+            assert (await rich.post(GENERATE, FOX))["code"] == 429
+            assert (await poor.post(GENERATE, FOX))["code"] == 402
+            balances = [(await api.get(CREDIT))["data"] for api in (rich, poor)]
+            assert balances == [840, 0]
+        async with api_of(sandbox, "one") as one, api_of(sandbox, "other") as other:
+            await one.submit()
+            assert (await other.post(GENERATE, FOX))["code"] == 402
+        assert sandbox.credits == 0
+
+
+async def test_accounts_beside_the_one_key() -> None:
+    """With an api_key, that key and those with an account are let in, and no other."""
+    async with Sandbox(api_key="mine", credits=5, accounts={"its": 7}) as sandbox:
+        balances = {}
+        for key in ("mine", "its", "else"):
+            async with api_of(sandbox, key) as api:
+                answer = await api.get(CREDIT)
+                balances[key] = answer["data"], answer["code"]
+    assert balances == {"mine": (5, 200), "its": (7, 200), "else": (None, 401)}
+
+
+@pytest.mark.parametrize("accounts", [{"": 5}, {"k": -1}, {"k": math.nan}])
+def test_accounts_that_cannot_be(accounts: dict[str, float]) -> None:
+    """An empty key, or a balance that no account holds."""
+    with pytest.raises(ValueError, match=r"accounts|credits"):
+        Sandbox(accounts=accounts)

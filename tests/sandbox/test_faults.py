@@ -1,5 +1,6 @@
 """Plans: what may be written, and which requests a rule strikes."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -237,3 +238,50 @@ def test_the_names_are_what_the_documentation_says() -> None:
     assert isinstance(other_content("text/html", b"x"), RequestAction)
     assert "change_urls" in repr(change_urls("a"))
     assert reset() == reset(accepted=True)
+
+
+async def test_an_outage() -> None:
+    """It begins with the first accepted submit, meets looks and further submits, and is over."""
+    async with Sandbox(faults=Faults().outage(30)) as sandbox, api_of(sandbox) as api:
+
+        async def statuses() -> list[int]:
+            """Give the statuses of a look, a submit, and a file."""
+            look = api.session.get(RECORD_INFO, params={"taskId": "x"})
+            submit = api.session.post(GENERATE, json=FOX)
+            file = api.session.get("/m/x")
+            async with look as looked, submit as submitted, file as got:
+                return [looked.status, submitted.status, got.status]
+
+        await asyncio.sleep(100)
+        assert (await api.get(CREDIT))["code"] == 200
+        await api.submit()
+        async with api.session.get(CREDIT) as answer:
+            assert (answer.status, answer.content_type) == (503, "text/html")
+        assert await statuses() == [503, 503, 404]
+        await asyncio.sleep(29)
+        assert await statuses() == [503, 503, 404]
+        assert len(sandbox.ledger.accepted) == 1
+        await asyncio.sleep(2)
+        assert await statuses() == [200, 200, 404]
+
+
+async def test_an_outage_that_comes_later() -> None:
+    """Some seconds after the first submit; the time scale divides them."""
+    async with Sandbox(faults=Faults().outage(10, after=50), time_scale=10) as sandbox:
+        async with api_of(sandbox) as api:
+            await api.submit()
+            seen = []
+            for _ in range(7):
+                async with api.session.get(CREDIT) as answer:
+                    seen.append(answer.status)
+                await asyncio.sleep(1)
+    assert seen == [200, 200, 200, 200, 200, 503, 200]
+
+
+@pytest.mark.parametrize("during", [(1, 1), (2, 1), (-1, 5)])
+def test_times_that_cannot_be(during: tuple[float, float]) -> None:
+    """The second must be the later one, and none before the first submit."""
+    with pytest.raises(ValueError, match="during must be two times"):
+        Faults().on("look", during=during, do=hang())
+    with pytest.raises(ValueError, match="seconds must be at least"):
+        Faults().outage(0)

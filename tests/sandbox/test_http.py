@@ -240,3 +240,26 @@ def test_a_files_url_that_is_none(url: str) -> None:
     """An error at once, which says what it must be."""
     with pytest.raises(ValueError, match="files_url must be an http or https URL"):
         Sandbox(files_url=url)
+
+
+async def test_refusals_as_http_errors() -> None:
+    """With http_errors the status is the code, and the body is the same."""
+    statuses = {}
+    for http_errors in (False, True):
+        async with (
+            Sandbox(credits=0, http_errors=http_errors) as sandbox,
+            api_of(sandbox) as api,
+            api.session.post(GENERATE, json=FOX) as paid,
+            api.session.get(RECORD_INFO, params={"taskId": "x"}) as looked,
+            api.session.get(CREDIT, headers={"Authorization": ""}) as keyless,
+            api.session.get(CREDIT) as good,
+        ):
+            answers = [
+                (each.status, (await each.json())["code"]) for each in (paid, looked, keyless, good)
+            ]
+            statuses[http_errors] = answers
+    codes = [402, 422, 401, 200]
+    assert statuses == {
+        False: [(200, code) for code in codes],
+        True: [(code, code) for code in codes],
+    }

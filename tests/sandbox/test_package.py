@@ -36,11 +36,11 @@ def test_nothing_of_the_sdk_is_imported() -> None:
 
 
 def test_functions_are_short() -> None:
-    """45 lines at the most, with the docstring."""
+    """45 lines at the most, with the docstring and without the arguments."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
+                length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 assert length <= 45, (path, node.name)
 
 
