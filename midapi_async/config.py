@@ -1,6 +1,7 @@
 """Settings: arguments and environment variables, checked before anything is sent.
 
-These environment variables are read here and nowhere else; blanks around their values are ignored:
+These environment variables are read here and nowhere else. Blanks around their values are ignored;
+so are quotes, which Docker does not remove from an env file, with a warning:
 
 | variable | default of |
 |---|---|
@@ -16,10 +17,13 @@ These environment variables are read here and nowhere else; blanks around their 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -28,12 +32,29 @@ from yarl import URL
 from ._runtime.urls import is_loopback, url_problem
 from .errors import InvalidRequestError, shown
 
+_log = logging.getLogger("midapi_async")
+
 DEFAULT_BASE_URL = "https://api.midapi.ai"
+_QUOTES = ('""', "''", "“”")
 
 
 def environment(name: str) -> str:
-    """An environment variable, without the blanks around it; '' if it is not set."""
-    return os.environ.get(name, "").strip()
+    """An environment variable, without blanks and quotes around it; '' if it is not set."""
+    return _bare(os.environ.get(name, ""), name)
+
+
+def _bare(value: str, name: str) -> str:
+    """A value without what shells and editors put around it: blanks, a byte order mark, quotes."""
+    text = value.strip().strip("\ufeff").strip()
+    if len(text) < 2 or text[0] + text[-1] not in _QUOTES or text[0] in text[1:-1]:
+        return text
+    _warn_once(f"the quotes around {name} were left out; write the value without them")
+    return _bare(text[1:-1], name)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning(text)
 
 
 def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
@@ -41,16 +62,14 @@ def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
 
     If the file cannot be read, that is added to `problems` under `field`.
     """
-    if value := environment(name):
-        return value
-    if not (file := environment(f"{name}_FILE")):
-        return ""
-    try:
-        return Path(file).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
-        return ""
+    text = environment(name)
+    if not text and (file := environment(f"{name}_FILE")):
+        try:
+            text = Path(file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
+    return "\n".join(_bare(line, name) for line in text.strip().splitlines())
 
 
 def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> None:
@@ -222,10 +241,13 @@ def _api_key(given: object, problems: dict[str, str]) -> str:
     if not isinstance(given, str):
         problems["api_key"] = f"must be a str, got {type(given).__name__}"
         return ""
-    key = given.strip()
+    key = _bare(given, "the API key")
+    if found := re.match(r"(authorization:\s*)?bearer(\s+|$)", key, re.IGNORECASE):
+        _warn_once("the word Bearer in front of the API key was left out; give the key alone")
+        key = _bare(key[found.end() :], "the API key")
     if not key:
         missing = "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"
         problems.setdefault("api_key", missing)
-    elif not key.isascii() or not key.isprintable() or " " in key:
+    elif not key.isascii() or not key.isprintable() or re.search("[ \"']", key):
         problems["api_key"] = "contains a character that no API key has (a blank, a line break, …)"
     return key

@@ -13,12 +13,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from midapi_async import config
+from midapi_async import CallbackReceiver, config
 from midapi_async._runtime.urls import is_loopback
-from midapi_async.config import PollPolicy, RateLimit, RetryPolicy, Timeouts, settings
+from midapi_async.config import (
+    PollPolicy,
+    RateLimit,
+    RetryPolicy,
+    Timeouts,
+    environment,
+    secret_from_env,
+    settings,
+)
 from midapi_async.errors import InvalidRequestError
 from tests.support import secrets
-from tests.support.secrets import API_KEY
+from tests.support.secrets import API_KEY, WEBHOOK_KEY
 
 LOCAL = "http://127.0.0.1:8787"
 
@@ -28,6 +36,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of ours, but for what a test sets."""
     for name in [name for name in os.environ if name.startswith("MIDAPI_")]:
         monkeypatch.delenv(name)
+    config._warn_once.cache_clear()  # each test is a process of its own
 
 
 def problems_of(make: Callable[[], object]) -> dict[str, str]:
@@ -91,6 +100,110 @@ def test_a_file_with_a_byte_order_mark_is_read(
     file.write_bytes(b"\xef\xbb\xbfkey\r\n")
     monkeypatch.setenv("MIDAPI_API_KEY_FILE", str(file))
     assert settings().api_key == "key"
+
+
+# How a value comes out of env files and other places, and what the one warning names.
+WRAPPED = [
+    ("{}", ""),
+    (" {}\r\n", ""),
+    ("\ufeff{}", ""),
+    ('"{}"', "quotes"),
+    ("'{}'", "quotes"),
+    ("“{}”", "quotes"),
+    (' "{} " \n', "quotes"),
+    ("'\"{}\"'", "quotes"),
+    ('\ufeff"{}"', "quotes"),
+]
+BEARER = [
+    ("Bearer {}", "Bearer"),
+    ("bearer  {}", "Bearer"),
+    ("Authorization: Bearer {}", "Bearer"),
+    ("Bearer '{}'", "quotes|Bearer"),
+    ('"Bearer {}"', "quotes|Bearer"),
+]
+
+
+@pytest.mark.parametrize("way", ["argument", "variable", "file"])
+@pytest.mark.parametrize("wrapping", WRAPPED + BEARER)
+def test_what_stands_around_a_key_is_left_out(
+    wrapping: tuple[str, str],
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Quotes, a byte order mark, the word of the header; one warning, which does not show it."""
+    given_key, (wrapped, names) = None, wrapping
+    if way == "argument":
+        given_key = wrapped.format(API_KEY)
+    elif way == "variable":
+        monkeypatch.setenv("MIDAPI_API_KEY", wrapped.format(API_KEY))
+    else:
+        file = tmp_path / "key"
+        file.write_bytes(wrapped.format(API_KEY).encode())
+        monkeypatch.setenv("MIDAPI_API_KEY_FILE", f'"{file}"' if names else str(file))
+    for _ in range(3):
+        assert settings(given_key).api_key == API_KEY
+    found = [record.getMessage() for record in caplog.records]
+    assert all(record.levelname == "WARNING" for record in caplog.records)
+    if way == "file" and names:
+        found.remove(next(text for text in found if "MIDAPI_API_KEY_FILE" in text))
+    assert len(found) == len([each for each in names.split("|") if each])
+    assert all(each in " ".join(found) for each in names.split("|"))
+    secrets.assert_none_in(*found)
+
+
+@pytest.mark.parametrize("given_key", ['""', "''", "Bearer", " bearer ", '"Bearer "', "\ufeff"])
+def test_a_wrapping_without_a_key_is_no_key(given_key: str) -> None:
+    """Not the word Bearer, and not a pair of quotes."""
+    assert "is missing" in problems_of(lambda: settings(given_key))["api_key"]
+
+
+@pytest.mark.parametrize("more", ['"', "'", '"x"'])
+def test_a_quote_that_is_left_is_reported(more: str) -> None:
+    """It has lost its pair, or stands in the middle: a guess would hide the mistake."""
+    for wrong in (f"{API_KEY}{more}", f"{more}{API_KEY}"):
+        assert "character" in problems_of(lambda wrong=wrong: settings(wrong))["api_key"]
+
+
+@pytest.mark.parametrize(("wrapped", "names"), WRAPPED)
+def test_what_stands_around_any_variable_is_left_out(
+    wrapped: str, names: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of them comes from the same files; one warning names each one."""
+    values = {
+        "MIDAPI_BASE_URL": LOCAL,
+        "MIDAPI_TIME_SCALE": "60",
+        "MIDAPI_ALLOW_HTTP": "1",
+        "MIDAPI_JOURNAL": "some folder",
+        "MIDAPI_PUBLIC_URL": "https://bot.example/hook",
+        "MIDAPI_CALLBACK_PORT": "8080",
+        "MIDAPI_WEBHOOK_KEY": WEBHOOK_KEY,
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, wrapped.format(value))
+    for _ in range(2):
+        assert {name: environment(name) for name in values} == values
+        assert settings(API_KEY).time_scale == 60.0
+        assert CallbackReceiver.from_env() is not None
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == (len(values) if names else 0)
+    secrets.assert_none_in(*found)
+
+
+def test_each_of_several_webhook_keys_may_be_quoted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Line by line, as they are read."""
+    (tmp_path / "keys").write_text("'one'\r\n\"two\"\nthree\n")
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY_FILE", str(tmp_path / "keys"))
+    problems: dict[str, str] = {}
+    assert secret_from_env("MIDAPI_WEBHOOK_KEY", problems, "webhook_key") == "one\ntwo\nthree"
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", '"one"\n"two"')
+    assert secret_from_env("MIDAPI_WEBHOOK_KEY", problems, "webhook_key") == "one\ntwo"
+    monkeypatch.setenv("MIDAPI_WEBHOOK_KEY", '"one\ntwo"')
+    assert secret_from_env("MIDAPI_WEBHOOK_KEY", problems, "webhook_key") == "one\ntwo"
+    assert problems == {}
 
 
 @pytest.mark.parametrize("given_key", [None, "", "  ", "\n"])

@@ -14,7 +14,7 @@ def has_api_key() -> bool:
 
 def without_api_key(text: str) -> str:
     """The text without the value of MIDAPI_API_KEY, in case an error's text contains it."""
-    key = environment("MIDAPI_API_KEY")
+    key = environment("MIDAPI_API_KEY").rpartition(" ")[2]  # there may be a Bearer before it
     return text.replace(key, "…") if len(key) > 3 else text
 
 
