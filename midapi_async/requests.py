@@ -3,20 +3,27 @@
 The rules are those of MidAPI's documentation of ``/api/v1/mj/generate``, ``generateUpscale``,
 ``generateVary`` and ``generateVideoExtend`` (docs.midapi.ai). What it only recommends, such as
 multiples of 50 for the stylization, is not enforced; flags inside a prompt (``--ar``, ``--sref``,
-…) are sent unchanged.
+…) are sent unchanged. Known fields are checked because MidAPI ignores a misspelt one in silence,
+and bills for the task all the same; ``extra`` sends fields and values that are newer than this.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, TypeAlias, TypedDict, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import ClassVar, Literal, Protocol, TypeAlias, TypedDict, cast, get_args
 
 import attrs
 
 from ._runtime.urls import url_problem
 from .errors import InvalidRequestError, shown
 
+# A value of `extra`. Lists become tuples there, and mappings read-only.
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Speed: TypeAlias = Literal["relaxed", "fast", "turbo"]
 AspectRatio: TypeAlias = Literal[
     "1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1"
@@ -30,6 +37,18 @@ MAX_PROMPT = 2000  # characters, as documented
 # A token of ours (mjt_…) must not pass as a task id: it is a secret, and task ids are logged.
 TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
 _LARGEST_INDEX = 2**31 - 1  # no limit is documented; this is the largest 32-bit integer
+_DEEPEST = 32  # levels of `extra`
+_MOST_BITS = 1024  # of an integer in `extra`; programs that read it as a float can, too
+
+
+class HasTaskId(Protocol):
+    """What may stand in place of a task id: the details of a task, or its handle."""
+
+    @property
+    def task_id(self) -> str:
+        """MidAPI's id of the task."""
+        ...
+
 
 # A rule returns what is wrong with a value, or None.
 Rule: TypeAlias = Callable[[object], str | None]
@@ -69,7 +88,7 @@ def _one_of(*allowed: object) -> Rule:
     return rule
 
 
-def _whole(least: int, most: int, step: int = 1) -> Rule:
+def _whole(least: int, most: int) -> Rule:
     span = f"from {least} to {most}"
 
     def rule(value: object) -> str | None:
@@ -77,7 +96,7 @@ def _whole(least: int, most: int, step: int = 1) -> Rule:
             return f"must be a whole number {span}, got {_kind(value)}"
         if not least <= value <= most:
             return f"must be a whole number {span}, got {shown(value)}"
-        return None if value % step == 0 else f"must be a multiple of {step}, got {value}"
+        return None
 
     return rule
 
@@ -94,6 +113,21 @@ def _version(value: object) -> str | None:
     return f"must be like '7', '6.1' or 'niji6', got {shown(value)}"
 
 
+# {red, blue} is a permutation, unless the comma is escaped; --repeat 4 is also written --r 4.
+_SEVERAL_JOBS = re.compile(
+    r"\{(?:[^{},\\]|\\.)*+,[^{}]*+[{}]|(?<!\S)(?:--|—)(?:repeat|r)\s+[0-9]", re.DOTALL
+)
+
+
+def has_several_jobs(request: Request) -> bool:
+    """Whether Midjourney makes several jobs of the prompt, because of {red, blue} or --repeat.
+
+    https://docs.midjourney.com/hc/en-us/articles/32761322355597-Permutations
+    """
+    prompt = request.extra.get("prompt", getattr(request, "prompt", None))
+    return isinstance(prompt, str) and _SEVERAL_JOBS.search(prompt) is not None
+
+
 def task_id_problem(value: object) -> str | None:
     """What is wrong with a task id, or None."""
     if isinstance(value, str) and TASK_ID.fullmatch(value):
@@ -104,10 +138,24 @@ def task_id_problem(value: object) -> str | None:
     )
 
 
+def checked_task_id(value: str | HasTaskId) -> str:
+    """The task id that was given, or that of the details or handle that were given instead.
+
+    Raises:
+        InvalidRequestError: it is not a valid task id.
+    """
+    task_id = id_of(value, "task_id")
+    if problem := task_id_problem(task_id):
+        raise InvalidRequestError({"task_id": problem})
+    return task_id
+
+
 def _urls(exactly: int | None = None) -> Rule:
     wanted = "exactly one URL" if exactly == 1 else "at least one URL"
 
     def rule(value: object) -> str | None:
+        if isinstance(value, str):
+            return "must be a list of URLs, got a str: put it into a list, ['https://…']"
         if not isinstance(value, tuple):
             return f"must be a list of URLs, got {_kind(value)}"
         if not value or (exactly is not None and len(value) != exactly):
@@ -122,13 +170,69 @@ def _urls(exactly: int | None = None) -> Rule:
     return rule
 
 
+def _frozen(value: object, level: int = 0) -> JSON:
+    """A JSON value as it is kept: read-only, with the names of its mappings in order.
+
+    Raises:
+        ValueError: it is not JSON; the text says why.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if problem := _text(value):
+            raise ValueError(problem)
+        return str(value)
+    if isinstance(value, int):
+        if value.bit_length() > _MOST_BITS:
+            raise ValueError("contains a number that is too large")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"contains {value}, which is not JSON")
+        return float(value)
+    if level >= _DEEPEST:
+        raise ValueError("is nested too deeply")
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(each, level + 1) for each in value)
+    if isinstance(value, Mapping):
+        if wrong := [name for name in value if _text(name)]:
+            raise ValueError(f"contains the name {shown(wrong[0])}, which {_text(wrong[0])}")
+        names = sorted(value)
+        return MappingProxyType({str(name): _frozen(value[name], level + 1) for name in names})
+    raise ValueError(f"contains {_kind(value)}, which is not JSON")
+
+
+def thawed(extra: Mapping[str, JSON]) -> dict[str, object]:
+    """A copy of the `extra` of a request that is made of plain dicts and lists."""
+    return cast("dict[str, object]", json.loads(_compact(extra)))
+
+
+_compact = json.JSONEncoder(default=dict, separators=(",", ":")).encode
+
+
+def _extra(value: object) -> str | None:
+    if not isinstance(value, Mapping):
+        return f"must be a mapping, as in {{'aspectRatio': '21:9'}}, got {_kind(value)}"
+    try:
+        _frozen(value)
+    except ValueError as error:
+        return str(error)
+    for name in value:
+        known = _WIRE_NAMES.get(letters(name))
+        if known == "callBackUrl":
+            return "must not contain callBackUrl; give generate() a callback_url"
+        if known not in {None, name}:
+            return f"contains {name}, which MidAPI would ignore; it spells it {known}"
+    return None
+
+
 _RULES: Mapping[str, Rule] = {
     "prompt": _prompt,
     "speed": _one_of(*get_args(Speed)),
     "file_urls": _urls(),
     "aspect_ratio": _one_of(*get_args(AspectRatio)),
     "version": _version,
-    "variety": _whole(0, 100, step=5),
+    "variety": _whole(0, 100),
     "stylization": _whole(0, 1000),
     "weirdness": _whole(0, 3000),
     "ow": _whole(1, 1000),
@@ -140,12 +244,87 @@ _RULES: Mapping[str, Rule] = {
     "task_id": task_id_problem,
     "image_index": _whole(0, 3),
     "index": _whole(0, _LARGEST_INDEX),
+    "extra": _extra,
 }
 
 
-def _as_tuple(value: Sequence[str]) -> tuple[str, ...]:
+# ─── names ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def camel(name: str) -> str:
+    """The name of a field in MidAPI's spelling."""
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def letters(name: str) -> str:
+    """A name without what is easily misspelt: upper case, _ and -."""
+    return name.casefold().replace("_", "").replace("-", "")
+
+
+_WIRE_NAMES = {
+    letters(name): name
+    for name in (*map(camel, _RULES.keys() - {"hd", "extra"}), "taskType", "callBackUrl", "fileUrl")
+}
+# Names of Midjourney's own flags, and of other SDKs.
+_OTHER_NAMES = {
+    other: name
+    for name, others in {
+        "aspect_ratio": "ar ratio size",
+        "version": "v model",
+        "speed": "mode",
+        "variety": "c chaos",
+        "stylization": "s stylize",
+        "weirdness": "w weird",
+        "file_urls": "images imageurls imageurl urls url",
+        "enable_translation": "translate",
+        "wait_timeout": "timeout",
+        "timeout": "waittimeout",
+        "extra": "extrabody extrafields",
+    }.items()
+    for other in others.split()
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one is likely to mean."""
+    import difflib  # only for an error, and slow to import
+
+    by_letters = {letters(each): each for each in known}
+    meant = letters(_OTHER_NAMES.get(letters(name), name))
+    close = difflib.get_close_matches(meant, by_letters, n=1)
+    return by_letters[close[0]] if close else None
+
+
+# ─── what is taken for what is meant ─────────────────────────────────────────────────────────────
+
+
+def id_of(value: object, name: str) -> str:
+    """The id of this name that a handle, details or an error has; anything else as it is."""
+    found = value if isinstance(value, str) else getattr(value, name, None)
+    return cast("str", found if isinstance(found, str) else value)
+
+
+def _task_id(value: str | HasTaskId) -> str:
+    return id_of(value, "task_id")
+
+
+def _as_tuple(value: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Freeze a list; leave anything else for the rule to refuse."""
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_frozen(extra: Mapping[str, JSON]) -> Mapping[str, JSON]:
+    """Freeze a mapping; leave anything else for the rule to refuse."""
+    if isinstance(extra, Mapping):
+        try:
+            return cast("Mapping[str, JSON]", _frozen(extra)) if extra else _NO_EXTRA
+        except ValueError:
+            return extra
+    return extra
+
+
+_NO_EXTRA: Mapping[str, JSON] = MappingProxyType({})
 
 
 @attrs.frozen
@@ -153,6 +332,11 @@ class _Request:
     """Checks every field against its rule and reports all problems together."""
 
     _own_rules: ClassVar[Mapping[str, Rule]] = {}
+
+    # Compared as text, in which 1, 1.0 and True differ.
+    extra: Mapping[str, JSON] = attrs.field(
+        default=_NO_EXTRA, kw_only=True, converter=_as_frozen, eq=_compact, repr=_compact
+    )
 
     def __attrs_post_init__(self) -> None:
         problems = {}
@@ -165,6 +349,11 @@ class _Request:
                 problems[field.name] = problem
         if problems:
             raise InvalidRequestError(problems)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A read-only mapping cannot be pickled.
+        fields = {field.name: getattr(self, field.name) for field in self.__attrs_attrs__}
+        return partial(type(self), **{**fields, "extra": thawed(self.extra)}), ()
 
 
 @attrs.frozen
@@ -189,11 +378,13 @@ class TextToImage(_Image):
         speed: "relaxed", "fast" (the default) or "turbo". The price depends on it.
         aspect_ratio: width to height, as in "16:9"; None lets Midjourney choose.
         version: Midjourney's model, as in "7", "6.1" or "niji6"; None is the newest.
-        variety: how much the four pictures differ, 0 to 100 in steps of 5.
+        variety: how much the four pictures differ, 0 to 100.
         stylization: how strong Midjourney's own style is, 0 to 1000.
         weirdness: how unusual the pictures are, 0 to 3000.
         water_mark: a text to mark the pictures with.
         enable_translation: have MidAPI translate the prompt to English first.
+        extra: fields of MidAPI that this release does not know, or other values of known ones, as
+            in ``{"aspectRatio": "21:9"}``: sent as they are, in MidAPI's spelling, unchecked.
 
     Raises:
         InvalidRequestError: naming every field that is wrong.
@@ -210,7 +401,7 @@ class ImageToImage(_Image):
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
-    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
+    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
 
 
 @attrs.frozen
@@ -223,7 +414,7 @@ class StyleReference(_Image):
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
-    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
+    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
 
 
 @attrs.frozen
@@ -237,7 +428,7 @@ class OmniReference(_Image):
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
-    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
+    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
     ow: int | None = attrs.field(default=None, kw_only=True)
 
 
@@ -254,6 +445,7 @@ class ImageToVideo(_Request):
         aspect_ratio: width to height, as in "16:9"; None lets Midjourney choose.
         water_mark: a text to mark the videos with.
         enable_translation: have MidAPI translate the prompt to English first.
+        extra: as in `TextToImage`.
 
     Raises:
         InvalidRequestError: naming every field that is wrong.
@@ -262,7 +454,7 @@ class ImageToVideo(_Request):
     _own_rules: ClassVar[Mapping[str, Rule]] = {"file_urls": _urls(exactly=1)}
 
     prompt: str
-    file_urls: Sequence[str] = attrs.field(converter=_as_tuple)
+    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
     hd: bool = attrs.field(default=False, kw_only=True)
     motion: Motion = attrs.field(default="high", kw_only=True)
     video_batch_size: VideoBatchSize = attrs.field(default=1, kw_only=True)
@@ -276,15 +468,16 @@ class Upscale(_Request):
     """An enlarged version of one of the four pictures of a task.
 
     Attributes:
-        task_id: the finished task.
+        task_id: the finished task; its details or its handle will do, too.
         image_index: which of its pictures, 0 to 3.
         water_mark: a text to mark the picture with.
+        extra: as in `TextToImage`.
 
     Raises:
         InvalidRequestError: naming every field that is wrong.
     """
 
-    task_id: str
+    task_id: str = attrs.field(converter=_task_id)
     image_index: int
     water_mark: str | None = attrs.field(default=None, kw_only=True)
 
@@ -294,10 +487,11 @@ class Vary(_Request):
     """Variations of one of the four pictures of a task.
 
     Attributes:
-        task_id: the finished task.
+        task_id: the finished task; its details or its handle will do, too.
         image_index: which of its pictures. MidAPI documents it both as 0 to 3 (its schema) and as
             1 to 4 (its notes and sample), so 0 to 4 is accepted and sent unchanged.
         water_mark: a text to mark the pictures with.
+        extra: as in `TextToImage`.
 
     Raises:
         InvalidRequestError: naming every field that is wrong.
@@ -305,7 +499,7 @@ class Vary(_Request):
 
     _own_rules: ClassVar[Mapping[str, Rule]] = {"image_index": _whole(0, 4)}
 
-    task_id: str
+    task_id: str = attrs.field(converter=_task_id)
     image_index: int
     water_mark: str | None = attrs.field(default=None, kw_only=True)
 
@@ -315,16 +509,17 @@ class ExtendVideo(_Request):
     """A longer version of a task's video.
 
     Attributes:
-        task_id: the finished video task.
+        task_id: the finished video task; its details or its handle will do, too.
         index: which of its videos, counted from 0.
         prompt: what should happen next, 1 to 2,000 characters; None lets Midjourney choose.
         water_mark: a text to mark the video with.
+        extra: as in `TextToImage`.
 
     Raises:
         InvalidRequestError: naming every field that is wrong.
     """
 
-    task_id: str
+    task_id: str = attrs.field(converter=_task_id)
     index: int
     prompt: str | None = None
     water_mark: str | None = attrs.field(default=None, kw_only=True)
@@ -354,3 +549,4 @@ class ImageFields(TypedDict, total=False):
     weirdness: int | None
     water_mark: str | None
     enable_translation: bool
+    extra: Mapping[str, JSON]

@@ -5,11 +5,14 @@ import enum
 import inspect
 import pickle
 from collections.abc import Callable
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 import pytest
 
-from midapi_async.errors import InvalidRequestError
+from midapi_async.errors import InvalidRequestError, WaitTimeout
 from midapi_async.requests import (
     REQUESTS,
     ExtendVideo,
@@ -21,8 +24,10 @@ from midapi_async.requests import (
     TextToImage,
     Upscale,
     Vary,
+    has_several_jobs,
     task_id_problem,
 )
+from midapi_async.tasks import TaskDetails
 
 URL = "https://files.example/a.png"
 TASK = "0f3a9c52047dda21bb3df0488736cce5"
@@ -37,6 +42,7 @@ IMAGE = [
     "weirdness",
     "water_mark",
     "enable_translation",
+    "extra",
 ]
 # Sections 2 and 3 of the wire document: which fields each of the eight takes, and needs.
 FIELDS: dict[type[Request], list[str]] = {
@@ -53,10 +59,11 @@ FIELDS: dict[type[Request], list[str]] = {
         "aspect_ratio",
         "water_mark",
         "enable_translation",
+        "extra",
     ],
-    Upscale: ["task_id", "image_index", "water_mark"],
-    Vary: ["task_id", "image_index", "water_mark"],
-    ExtendVideo: ["task_id", "index", "prompt", "water_mark"],
+    Upscale: ["task_id", "image_index", "water_mark", "extra"],
+    Vary: ["task_id", "image_index", "water_mark", "extra"],
+    ExtendVideo: ["task_id", "index", "prompt", "water_mark", "extra"],
 }
 NEEDED: dict[type[Request], dict[str, object]] = {
     TextToImage: {"prompt": "a fox"},
@@ -83,6 +90,15 @@ class Level(enum.IntEnum):
 
 
 HUGE = [10**400, 10**5000, -(10**5000)]
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
+DEEP: list[object] = []
+for _ in range(99):
+    DEEP = [DEEP]
+NO_JSON = [
+    *[b"x", {1}, object(), 1j, Decimal(1), float("nan"), float("inf"), -float("inf")],
+    *["\ud800", "a\udfff", 2**1024, *HUGE, CYCLE, DEEP],
+]
 NO_INT = [True, False, 5.0, float("nan"), "5", b"5", [], {}, object()]
 NO_STR = [5, True, 1.5, b"a fox", ["a fox"], {"a": "fox"}, object()]
 NO_BOOL = [None, 0, 1, "true", "false", b"", [], object()]
@@ -97,7 +113,7 @@ GOOD: dict[str, list[object]] = {
         None,
     ],
     "version": ["7", "6.1", "6", "5.2", "5.1", "niji6", "niji7", "8", "8.25", "niji10.1", None],
-    "variety": [0, 5, 95, 100, Level.FIVE, None],
+    "variety": [0, 1, 5, 7, 99, 100, Level.FIVE, None],  # steps of 5 are only suggested
     "stylization": [0, 1, 50, 999, 1000, None],  # multiples of 50 are only suggested
     "weirdness": [0, 1, 150, 2999, 3000, None],  # multiples of 100 are only suggested
     "ow": [1, 2, 999, 1000, None],
@@ -119,6 +135,13 @@ GOOD: dict[str, list[object]] = {
     "task_id": ["x", "x" * 128, "mj_task_abc", "0b2c6b1e-9d5c-4b1a-8f6e-2f0d1c3b4a59", "A-_9"],
     "image_index": [0, 1, 2, 3],
     "index": [0, 1, 4, 2**31 - 1],
+    "extra": [
+        {},
+        {"aspectRatio": "21:9"},
+        {"taskType": "mj_new", "prompt": "x", "speed": None, "": ""},
+        {"seed": 2**1024 - 1, "big": 1e308, "狐": "🦊", "on": True},
+        MappingProxyType({"a": {"b": {"c": 1.5}}}),
+    ],
 }
 BAD: dict[str, list[object]] = {
     "prompt": ["", " \n\t", "x" * 2001, "\ud800", "a\udfffb", *NO_STR],
@@ -144,7 +167,7 @@ BAD: dict[str, list[object]] = {
         object(),
         *HUGE,
     ],
-    "variety": [-5, -1, 1, 99, 101, 105, *NO_INT, *HUGE],
+    "variety": [-5, -1, 101, 105, *NO_INT, *HUGE],
     "stylization": [-1, 1001, *NO_INT, *HUGE],
     "weirdness": [-1, 3001, *NO_INT, *HUGE],
     "ow": [0, 1001, -1, *NO_INT, *HUGE],
@@ -208,6 +231,18 @@ BAD: dict[str, list[object]] = {
     ],
     "image_index": [None, -1, 5, *NO_INT, *HUGE],
     "index": [None, -1, 2**31, *NO_INT, *HUGE],
+    "extra": [
+        None,
+        *[[], (), "aspectRatio", b"x", 5, True, object(), [("aspectRatio", "21:9")]],
+        # what JSON cannot say, or not all programs read
+        *({"new": value} for value in NO_JSON),
+        *({"new": [{"deep": value}]} for value in NO_JSON),
+        *[{5: 1}, {None: 1}, {b"new": 1}, {"\ud800": 1}, {"new": {5: 1}}, {"a": 1, 5: 1}],
+        # never the user's own
+        *[{"callBackUrl": URL}, {"callbackUrl": URL}, {"call_back_url": None}],
+        # MidAPI would ignore these, and bill for the task
+        *[{"aspect_ratio": "21:9"}, {"AspectRatio": "21:9"}, {"watermark": "x"}, {"file_urls": []}],
+    ],
 }
 
 
@@ -314,6 +349,121 @@ def test_a_list_given_is_not_the_list_kept() -> None:
     made = ImageToImage("x", mine)
     mine.append("file:///etc/passwd")
     assert made.file_urls == (URL,)
+
+
+@pytest.mark.parametrize("cls", REQUESTS)
+def test_extra_cannot_be_changed_later(cls: type[Request]) -> None:
+    """Neither by who has given it nor by who reads it, at no depth; a copy is equal."""
+    mine: dict[str, Any] = {"a": {"b": [1, {"c": [2]}]}, "z": (3,)}
+    made, same = make(cls, extra=mine), make(cls, extra=copy.deepcopy(mine))
+    mine["a"]["b"][1]["c"].append("changed")
+    mine["new"] = 1
+    assert made == same
+    assert hash(made) == hash(same)
+    read: Any = made.extra
+    changes: list[Callable[[], object]] = [
+        lambda: read.update(new=1),
+        lambda: read["a"].pop("b"),
+        lambda: read["a"]["b"].append(1),
+        lambda: read["a"]["b"][1]["c"].append(1),
+    ]
+    for change in changes:
+        with pytest.raises((TypeError, AttributeError)):
+            change()
+    for arrived in (
+        copy.copy(made),
+        copy.deepcopy(made),
+        attrs.evolve(made),
+        *(pickle.loads(pickle.dumps(made, number)) for number in range(6)),  # noqa: S301 - ours
+    ):
+        assert arrived == made
+        assert repr(arrived) == repr(made)
+    assert made != make(cls)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_equal"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
+        ({"a": [1]}, {"a": (1,)}, True),
+        ({"a": Level.FIVE, "b": Tone.FOX}, {"a": 5, "b": "a fox"}, True),
+        ({}, MappingProxyType({}), True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": 1}, {"a": 1.0}, False),
+        ({"a": None}, {}, False),
+        ({"a": [1, 2]}, {"a": [2, 1]}, False),
+    ],
+)
+def test_extra_is_equal_if_its_json_is(one: Any, other: Any, is_equal: bool) -> None:
+    """The order of the names does not count; 1, 1.0 and True are different."""
+    assert (TextToImage("x", extra=one) == TextToImage("x", extra=other)) is is_equal
+    assert len({TextToImage("x", extra=one), TextToImage("x", extra=other)}) == 2 - is_equal
+
+
+def test_a_misspelt_name_in_extra_is_told() -> None:
+    """With MidAPI's spelling; a name that MidAPI may know one day is taken."""
+    with pytest.raises(InvalidRequestError, match="it spells it aspectRatio"):
+        TextToImage("x", extra={"aspectratio": "21:9"})
+    with pytest.raises(InvalidRequestError, match="a callback_url"):
+        TextToImage("x", extra={"callBackURL": URL})
+    assert TextToImage("x", extra={"aspectRatios": 1, "styleRaw": True}).extra["aspectRatios"] == 1
+
+
+class Finished:
+    """Anything with the id of a task, as `TaskDetails` and `TaskHandle` are."""
+
+    task_id = TASK
+
+
+@pytest.mark.parametrize("cls", [Upscale, Vary, ExtendVideo])
+def test_details_or_a_handle_stand_for_their_task_id(cls: type[Request]) -> None:
+    """The id alone is kept; an object without an id is refused by the name of the field."""
+    assert make(cls, task_id=Finished()) == make(cls)
+    assert make(cls, task_id=TaskDetails(task_id=TASK)) == make(cls)
+    with pytest.raises(InvalidRequestError, match="task_id: must be MidAPI's task id"):
+        make(cls, task_id=WaitTimeout(None, "an intent"))
+
+
+def test_one_url_is_told_to_be_a_list() -> None:
+    """A text is a sequence of texts, and would be a hundred URLs."""
+    with pytest.raises(InvalidRequestError, match="put it into a list"):
+        ImageToImage("x", URL)  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a {red, blue} fox", True),
+        ("a {red,blue} fox {big, small}", True),
+        ("{a {red, blue} fox, an owl}", True),
+        ("a {, old} fox", True),
+        ("a {red\n,\nblue} fox", True),
+        (r"a {red\, white, blue} fox", True),
+        ("a fox --repeat 4", True),
+        ("a fox --r 4 --ar 16:9", True),
+        ("a fox —repeat 4", True),
+        ("--r  12", True),
+        ("a fox", False),
+        ("a {red} fox, an owl", False),
+        ("a {red fox, an owl", False),
+        ("a red} fox, an {owl", False),
+        (r"a {red\, white} fox", False),
+        ("a fox, repeat 4", False),
+        ("a fox --repeat", False),
+        ("a fox --raw --r", False),
+        ("a fox --rows 4", False),
+        ("pre--repeat 4", False),
+        ("{" * 2000, False),
+        ("{" + "," * 1999, False),
+        ("{," * 1000, True),  # nested and never closed: warned of all the same
+    ],
+)
+def test_a_prompt_for_several_jobs_is_known(prompt: str, expected: bool) -> None:
+    """A comma in braces, unless it is escaped, and --repeat; also in `extra` and in videos."""
+    assert has_several_jobs(TextToImage(prompt)) is expected
+    assert has_several_jobs(ExtendVideo(TASK, 0, prompt)) is expected
+    assert has_several_jobs(TextToImage("x", extra={"prompt": prompt})) is expected
+    assert not has_several_jobs(ExtendVideo(TASK, 0))
 
 
 def test_a_changed_copy_is_checked_too() -> None:

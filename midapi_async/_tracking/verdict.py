@@ -79,7 +79,8 @@ def kind_of(request: Request | None) -> Kind:
     """The task type and speed of a request, by which the schedule learns when to look."""
     if request is None:
         return DEFAULT_KIND
-    return task_type(request), getattr(request, "speed", None)
+    speed = request.extra.get("speed", getattr(request, "speed", None))
+    return task_type(request), speed if isinstance(speed, str) else None
 
 
 def kind_in(record: Record) -> Kind | None:

@@ -21,6 +21,9 @@ from ..requests import (
     TextToImage,
     Upscale,
     Vary,
+    camel,
+    nearest,
+    thawed,
 )
 from .json import JSONObject, dumps
 
@@ -41,14 +44,9 @@ _BY_TASK_TYPE: Mapping[object, type[Request]] = {
 }
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
-
-
 # The name of each field by MidAPI's spelling; MidAPI puts `hd` into the task type.
 _FIELD_NAMES: Mapping[type[Request], Mapping[str, str]] = {
-    cls: {_camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
+    cls: {camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
 }
 _ALL_NAMES = sorted(
     {"taskType", "callBackUrl", "fileUrl"}.union(*(names for names in _FIELD_NAMES.values()))
@@ -57,6 +55,12 @@ _ALL_NAMES = sorted(
 
 def task_type(request: Request) -> str:
     """MidAPI's name for the type of task that a request makes."""
+    # In `extra`, it may be a type that this release does not know.
+    other = request.extra.get("taskType")
+    return other if isinstance(other, str) else _own_task_type(request)
+
+
+def _own_task_type(request: Request) -> str:
     if isinstance(request, ImageToVideo) and request.hd:
         return "mj_video_hd"
     if isinstance(request, ExtendVideo) and request.prompt is not None:
@@ -65,12 +69,17 @@ def task_type(request: Request) -> str:
 
 
 def request_to_json(request: Request) -> JSONObject:
-    """A request in MidAPI's spelling, with its task type, as `request_from_json` reads it."""
-    body: JSONObject = {"taskType": task_type(request)}
+    """A request in MidAPI's spelling, with its task type, as `request_from_json` reads it.
+
+    What was given as ``extra`` is a member of that name, if there is any.
+    """
+    body: JSONObject = {"taskType": _own_task_type(request)}
     for name, field in _FIELD_NAMES[type(request)].items():
         # None means not set. Every other default is sent, because MidAPI's own defaults vary.
-        if (value := getattr(request, field)) is not None:
+        if field != "extra" and (value := getattr(request, field)) is not None:
             body[name] = value
+    if request.extra:
+        body["extra"] = thawed(request.extra)
     return body
 
 
@@ -79,6 +88,8 @@ def submit_body(request: Request, callback_url: str | None) -> bytes:
     body = request_to_json(request)
     if isinstance(request, Upscale | Vary):
         del body["taskType"]  # our own name; MidAPI has a path for each of these
+    body.pop("extra", None)
+    body |= thawed(request.extra)
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return dumps(body)
@@ -92,14 +103,15 @@ def fingerprint(request: Request) -> str:
         if getattr(request, field.name) != field.default
     }
     named = [type(request).__name__, sorted(chosen.items())]
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(named, default=dict).encode()).hexdigest()
 
 
 def request_from_json(body: Mapping[str, object], kind: type[Request] | None = None) -> Request:
     """The request for a JSON body as MidAPI documents it.
 
     A field that MidAPI knows but this type of task does not have is dropped, since MidAPI ignores
-    it; so is ``callBackUrl``. A ``fileUrl`` becomes the only one of ``file_urls``.
+    it; so is ``callBackUrl``. A ``fileUrl`` becomes the only one of ``file_urls``. Fields that
+    this release does not know are taken from a member ``extra`` only.
 
     Args:
         body: the fields in MidAPI's spelling.
@@ -112,11 +124,14 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     """
     if not isinstance(body, Mapping):
         raise InvalidRequestError({"body": f"must be a mapping, got {type(body).__name__}"})
+    if kind is not None and kind not in [*REQUESTS]:
+        raise InvalidRequestError({"kind": f"must be a class of requests, got {shown(kind)}"})
     misspelt = [str(name) for name in body if name not in _ALL_NAMES]
     if misspelt:
         raise InvalidRequestError(
             {
-                name: f"is not a field of MidAPI's{_did_you_mean(name, _ALL_NAMES)}"
+                name: "is not a field of MidAPI's that this release knows (a new one goes into "
+                f"extra){_did_you_mean(name, _ALL_NAMES)}"
                 for name in misspelt
             }
         )
@@ -162,15 +177,22 @@ def _class_of(body: Mapping[str, object], kind: type[Request] | None) -> type[Re
     return ExtendVideo if "taskId" in body else TextToImage
 
 
-def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
+def make_request(
+    cls: type[Request], fields: Mapping[str, object], options: Iterable[str] = ()
+) -> Request:
     """A request from named fields.
+
+    Args:
+        cls: its class.
+        fields: the fields.
+        options: other names that a misspelt one may mean.
 
     Raises:
         InvalidRequestError: naming every field that is wrong, missing or unknown.
     """
     known = attrs.fields_dict(cls)
     problems = {
-        name: f"is not a field of {cls.__name__}{_did_you_mean(name, known)}"
+        name: f"is not a field of {cls.__name__}{_did_you_mean(name, [*known, *options])}"
         for name in fields
         if name not in known
     } | {
@@ -184,13 +206,6 @@ def make_request(cls: type[Request], fields: Mapping[str, object]) -> Request:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    import difflib  # only for an error, and slow to import
-
-    def letters(text: str) -> str:
-        return text.casefold().replace("_", "").replace("-", "")
-
-    by_letters = {letters(each): each for each in known}
-    close = difflib.get_close_matches(letters(name), by_letters, n=1)
-    if close:
-        return f"; did you mean {by_letters[close[0]]}?"
-    return f"; it has {', '.join(by_letters.values())}"
+    if close := nearest(name, known):
+        return f"; did you mean {close}?"
+    return f"; it has {', '.join(sorted(known, key='extra'.__eq__))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import attrs
 from cyclopts import Group, Parameter
 
 from midapi_async import InvalidRequestError
-from midapi_async.requests import AspectRatio, Motion, Speed, VideoBatchSize
+from midapi_async.requests import JSON, AspectRatio, Motion, Speed, VideoBatchSize
 
 PICTURE, VIDEO = Group("Picture", sort_key=10), Group("Video", sort_key=10)
 
@@ -23,7 +24,7 @@ class Picture:
         speed: Decides the price; "fast" if not given.
         aspect_ratio: Width to height.
         version: Midjourney's model, as in 7, 6.1 or niji6; the newest if not given.
-        variety: How much the four pictures differ, 0 to 100 in steps of 5.
+        variety: How much the four pictures differ, 0 to 100.
         stylization: How much of Midjourney's own style, 0 to 1000.
         weirdness: How unusual, 0 to 3000.
         water_mark: A text to mark it with.
@@ -75,6 +76,8 @@ class Result:
         key: Your own name for the request: the same key is never paid twice while the journal
             exists. Set MIDAPI_JOURNAL to a folder to keep it.
         metadata: A note of your own, NAME=VALUE, that the JSON repeats; may be given several times.
+        extra: A field of MidAPI's that has no option, or another value of one that has, NAME=JSON,
+            as in 'aspectRatio="21:9"': sent unchecked; may be given several times.
     """
 
     folder: Annotated[Path, Parameter(show_default=False)] = Path()
@@ -83,11 +86,31 @@ class Result:
     timeout: float | None = None
     key: str | None = None
     metadata: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    extra: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
 
 
 def given(options: Picture | Video) -> dict[str, Any]:
     """The fields that were given; only those are sent."""
     return {name: value for name, value in attrs.asdict(options).items() if value is not None}
+
+
+def parse_extra(extra: tuple[str, ...]) -> dict[str, JSON]:
+    """The fields in NAME=JSON texts.
+
+    Raises:
+        InvalidRequestError: one of them has no =, or no JSON behind it.
+    """
+    fields = {}
+    for each in extra:
+        name, sign, text = each.partition("=")
+        try:
+            fields[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            sign = ""
+        if not name or not sign:
+            problem = f"must be NAME=JSON, as in 'aspectRatio=\"21:9\"', got {each!r:.60}"
+            raise InvalidRequestError({"extra": problem})
+    return fields
 
 
 def parse_metadata(metadata: tuple[str, ...]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import attrs
 from cyclopts import App, Parameter
 
 from midapi_async import (
@@ -40,7 +41,7 @@ from ._common import (
 )
 from ._errors import usage_error
 from ._interrupt import submit
-from ._options import PICTURE, VIDEO, Picture, Result, Video, given, parse_metadata
+from ._options import PICTURE, VIDEO, Picture, Result, Video, given, parse_extra, parse_metadata
 from ._progress import Progress
 from ._terminal import out, say, seconds
 
@@ -228,6 +229,9 @@ def extend(
 
 def _submit(request: Request, result: Result, output: Output) -> int:
     metadata = parse_metadata(result.metadata)
+    if result.extra:
+        extra = {**request.extra, **parse_extra(result.extra)}
+        request = attrs.evolve(request, extra=extra)
     if result.wait and result.download:
         make_folder(result.folder)  # before anything is bought
     return run_async(_carry_out(request, metadata, result, output), output)

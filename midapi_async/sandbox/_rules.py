@@ -46,14 +46,12 @@ def _version(name: str, value: object) -> object:
     return _one_of(_wire.VERSIONS)(name, text)
 
 
-def _whole(low: int, high: int, *, step: int = 1) -> Check:
+def _whole(low: int, high: int) -> Check:
     def check(name: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise _wrong(name, "a whole number")
         if not low <= value <= high:
             raise _wrong(name, f"between {low} and {high}")
-        if value % step:
-            raise _wrong(name, f"a multiple of {step}")
         return value
 
     return check
@@ -103,7 +101,7 @@ _GENERATE: Final[Mapping[str, Check]] = {
     "fileUrls": _texts,
     "aspectRatio": _one_of(_wire.ASPECT_RATIOS),
     "version": _version,
-    "variety": _whole(0, 100, step=5),
+    "variety": _whole(0, 100),
     "stylization": _whole(0, 1000),
     "weirdness": _whole(0, 3000),
     "ow": _whole(1, 1000),

@@ -137,6 +137,10 @@ def test_options_that_are_not_given_are_not_sent(
             {"stylization": 100, "weirdness": 7, "waterMark": "me"},
         ),
         (["a fox", "--enable-translation"], {"enableTranslation": True}),
+        (
+            ["a fox", "--extra", 'speed="turbo"', "--extra", 'new={"a": [1, null]}'],
+            {"speed": "turbo", "new": {"a": [1, None]}},
+        ),
         (["--", "style"], {"taskType": "mj_txt2img", "prompt": "style"}),
         (
             ["image", "a fox", URL, URL + "?2", "--aspect-ratio", "2:1"],
@@ -250,9 +254,14 @@ def test_a_file_without_a_request_is_a_usage_error(
         (["a fox", "--sped", "fast"], "Did you mean --speed?"),
         (["a fox", "--speed", "Fast"], "relaxed"),
         (["a fox", "--version", "newest"], "version: must be like '7'"),
-        (["a fox", "--variety", "3"], "variety: must be a multiple of 5"),
+        (["a fox", "--variety", "101"], "variety: must be a whole number from 0 to 100"),
         (["a fox", "--metadata", "channel"], "metadata: must be NAME=VALUE"),
         (["a fox", "--metadata", "=42"], "metadata: must be NAME=VALUE"),
+        (["a fox", "--extra", "seed"], "extra: must be NAME=JSON"),
+        (["a fox", "--extra", "=5"], "extra: must be NAME=JSON"),
+        (["a fox", "--extra", "aspectRatio=21:9"], "extra: must be NAME=JSON"),
+        (["a fox", "--extra", "seed=NaN"], "extra: contains nan, which is not JSON"),
+        (["a fox", "--extra", "aspect_ratio=1"], "it spells it aspectRatio"),
         (["a fox", "--from-json", "-"], "no prompt or other field may be given with it"),
         (["--from-json", "-", "--speed", "fast"], "no prompt or other field may be given with it"),
         (["--from-json", "nowhere.json"], "'nowhere.json' cannot be read"),
@@ -277,7 +286,7 @@ def test_wrong_arguments_are_a_usage_error_and_nothing_is_sent(
 
 def test_usage_errors_are_printed_as_json(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """An InvalidRequestError names the problem of each field."""
-    ran = midapi("generate", "a fox", "--variety", "3", "--json")
+    ran = midapi("generate", "a fox", "--variety", "101", "--json")
     assert ran.code == 2
     assert ran.json["error"]["type"] == "InvalidRequestError"
     assert set(ran.json["error"]["problems"]) == {"variety"}

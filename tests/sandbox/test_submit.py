@@ -39,7 +39,6 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"version": 8}, 422, "version"),
     ({"version": True}, 422, "version"),
     ({"variety": 101}, 422, "variety"),
-    ({"variety": 7}, 422, "variety"),
     ({"stylization": 1001}, 422, "stylization"),
     ({"stylization": "100"}, 422, "stylization"),
     ({"stylization": True}, 422, "stylization"),
@@ -85,6 +84,7 @@ async def test_what_the_service_refuses_names_the_field(sandbox: Sandbox, api: A
     [
         {"prompt": "x" * 2000},
         {"variety": 0, "stylization": 0, "weirdness": 3000},
+        {"variety": 7},
         {"waterMark": "", "fileUrl": "", "fileUrls": [], "callBackUrl": "", "aspectRatio": ""},
         {"speed": None, "version": None, "ow": None},
         {"fileUrl": "https://example.org/unused.png"},

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from midapi_async._tracking.verdict import kind_of
 from midapi_async._wire.bodies import (
     fingerprint,
     make_request,
@@ -32,6 +33,7 @@ from midapi_async.requests import (
     TextToImage,
     Upscale,
     Vary,
+    thawed,
 )
 
 TASK = "0f3a9c52047dda21bb3df0488736cce5"
@@ -287,7 +289,7 @@ def test_other_bodies_of_the_documentation(
     [
         ({}, {"prompt"}),
         ({"prompt": None}, {"prompt"}),
-        ({"prompt": "", "speed": "Fast", "variety": 3}, {"prompt", "speed", "variety"}),
+        ({"prompt": "", "speed": "Fast", "variety": 101}, {"prompt", "speed", "variety"}),
         ({"prompt": "x", "version": 10**5000}, {"version"}),
         ({"prompt": "x", "version": float("nan")}, {"version"}),
         ({"prompt": "x", "version": 1e22}, {"version"}),
@@ -373,6 +375,20 @@ FILE_URLS = st.lists(
 )
 TASK_IDS = st.from_regex(r"(?!mjt_)[A-Za-z0-9_-]{1,128}", fullmatch=True)
 WATER_MARKS = st.none() | st.text(max_size=10)
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**1023), 2**1023)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+# MidAPI's own names are used too: such a field is sent in place of ours.
+EXTRA_NAMES = st.text(max_size=5) | st.sampled_from(["aspectRatio", "taskType", "prompt", "extra"])
+EXTRA: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.dictionaries(
+    EXTRA_NAMES, JSON_VALUES, max_size=3
+)
 RATIOS = st.none() | st.sampled_from(
     ["1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1"]
 )
@@ -381,11 +397,12 @@ IMAGE: Mapping[str, st.SearchStrategy[Any]] = {
     "speed": st.sampled_from(["relaxed", "fast", "turbo"]),
     "aspect_ratio": RATIOS,
     "version": st.none() | st.from_regex(r"(niji)?[0-9]{1,3}(\.[0-9]{1,3})?", fullmatch=True),
-    "variety": st.none() | st.integers(0, 20).map(lambda n: 5 * n),
+    "variety": st.none() | st.integers(0, 100),
     "stylization": st.none() | st.integers(0, 1000),
     "weirdness": st.none() | st.integers(0, 3000),
     "water_mark": WATER_MARKS,
     "enable_translation": st.booleans(),
+    "extra": EXTRA,
 }
 REFERENCED = {**IMAGE, "file_urls": FILE_URLS}
 BY_CLASS: Mapping[type[Request], Mapping[str, st.SearchStrategy[Any]]] = {
@@ -402,14 +419,26 @@ BY_CLASS: Mapping[type[Request], Mapping[str, st.SearchStrategy[Any]]] = {
         "aspect_ratio": RATIOS,
         "water_mark": WATER_MARKS,
         "enable_translation": st.booleans(),
+        "extra": EXTRA,
     },
-    Upscale: {"task_id": TASK_IDS, "image_index": st.integers(0, 3), "water_mark": WATER_MARKS},
-    Vary: {"task_id": TASK_IDS, "image_index": st.integers(0, 4), "water_mark": WATER_MARKS},
+    Upscale: {
+        "task_id": TASK_IDS,
+        "image_index": st.integers(0, 3),
+        "water_mark": WATER_MARKS,
+        "extra": EXTRA,
+    },
+    Vary: {
+        "task_id": TASK_IDS,
+        "image_index": st.integers(0, 4),
+        "water_mark": WATER_MARKS,
+        "extra": EXTRA,
+    },
     ExtendVideo: {
         "task_id": TASK_IDS,
         "index": st.integers(0, 10),
         "prompt": st.none() | PROMPTS,
         "water_mark": WATER_MARKS,
+        "extra": EXTRA,
     },
 }
 
@@ -433,9 +462,20 @@ def test_every_request_round_trips_through_its_body(request_: Request) -> None:
     assert isinstance(body, dict)
     assert request_ == request_from_json(body)
     assert request_ == request_from_json({**body, "callBackUrl": CALLBACK})
-    sent = loads(submit_body(request_, CALLBACK))
+    plain = attrs.evolve(request_, extra={})
+    sent = loads(submit_body(plain, CALLBACK))
     assert isinstance(sent, dict)
-    assert request_ == request_from_json(sent, type(request_))
+    assert plain == request_from_json(sent, type(request_))
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(REQUESTS)
+def test_extra_is_sent_as_it_is_in_place_of_what_we_would_send(request_: Request) -> None:
+    """Over the fields of the request without it; only the callback URL is ours in any case."""
+    plain = json.loads(submit_body(attrs.evolve(request_, extra={}), CALLBACK))
+    extra = json.loads(json.dumps(thawed(request_.extra)))
+    assert json.loads(submit_body(request_, CALLBACK)) == {**plain, **extra}
+    assert json.loads(submit_body(request_, None)).items() >= extra.items()
 
 
 @hypothesis_settings(deadline=None, max_examples=300)
@@ -459,3 +499,112 @@ def test_a_fingerprint_is_of_what_the_user_set() -> None:
     # The text that stands in users' journals: it must never change.
     golden = "1b9f4d3ff71c6930fd4f42dd928ccb5e72516ae8f40edfa159a820bbfdd71f27"
     assert golden == fingerprint(TextToImage("x"))
+    assert golden == fingerprint(TextToImage("x", extra={}))
+
+
+# Recorded before there was `extra`: requests with these keys are in users' journals.
+RECORDED: list[tuple[Request, str]] = [
+    (
+        TextToImage(
+            "a fox",
+            speed="turbo",
+            aspect_ratio="16:9",
+            version="7",
+            variety=5,
+            stylization=100,
+            weirdness=0,
+            water_mark="",
+            enable_translation=True,
+        ),
+        "47c5e188ae1d7327e3b369b90c57ec4f0ed17235949fd046227b22dc48507cb9",
+    ),
+    (
+        ImageToImage("a fox", ["https://h/a.png"]),
+        "498c11a404f23bcb802f26aed74ef78b30198b4384a2d2a72f4a38041b1940d1",
+    ),
+    (
+        StyleReference("狐", ["https://h/a.png", "https://h/b.png"]),
+        "38b4226262f58931d7a15a2d5c637af68d2eeb193ce2c5c1a5f42a9d4432e509",
+    ),
+    (
+        OmniReference("a fox", ["https://h/a.png"], ow=500),
+        "e5f9c33c3887c60747e38d701d790343c37c6d421c74ecab4aa8b6e0416bd807",
+    ),
+    (
+        ImageToVideo("it runs", ["https://h/a.png"], hd=True, motion="low", video_batch_size=4),
+        "86a1f86b46b0000f6af18b07ace92c7a6cd72deba19bc06ba792f4b5853e24fa",
+    ),
+    (Upscale("t1", 0), "b3cdba3e0d2996a8c9dff33223039fc18acf51f304cd41be51bda6f48208adc3"),
+    (
+        Vary("t1", 4, water_mark="mine"),
+        "7673fce1236b90e9d98141717b681cdce79d5c9e4b44ba38c45e2d4d4042e974",
+    ),
+    (ExtendVideo("t1", 0), "76a3511cfec8b0b02ed67b7e0dcb46630ad340919772df4713d9a1b5de893d3d"),
+    (
+        ExtendVideo("t1", 1, "it stops"),
+        "2246e7939bc2a933ee7333f1f98d59b5ac366b869a5a55cc15f8f1a757e7f307",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "expected"), RECORDED)
+def test_a_stored_fingerprint_is_found_again(request_: Request, expected: str) -> None:
+    """So that a key which was paid with an earlier release stays the same request's."""
+    assert fingerprint(request_) == expected
+    assert fingerprint(attrs.evolve(request_, extra={"seed": 1})) != expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (TextToImage("x"), "mj_txt2img"),
+        (TextToImage("x", extra={"taskType": "mj_new"}), "mj_new"),
+        (Upscale(TASK, 0, extra={"taskType": "mj_new"}), "mj_new"),
+        (TextToImage("x", extra={"taskType": 5}), "mj_txt2img"),
+    ],
+)
+def test_the_task_type_in_extra_is_the_one_that_comes_back(
+    request_: Request, expected: str
+) -> None:
+    """It is compared with the record of a task whose answer was lost."""
+    assert task_type(request_) == expected
+    kind = (expected, getattr(request_, "speed", None))
+    assert kind_of(request_) == kind
+    assert kind_of(attrs.evolve(request_, extra={"speed": "turbo"}))[1] == "turbo"
+    assert kind_of(attrs.evolve(request_, extra={"speed": ["fast"]}))[1] is None
+
+
+def test_extra_of_a_body() -> None:
+    """A member of that name is the one way for fields that this release does not know."""
+    body = {"prompt": "x", "extra": {"aspectRatio": "21:9", "seed": 5}}
+    assert request_from_json(body) == TextToImage("x", extra={"aspectRatio": "21:9", "seed": 5})
+    assert request_from_json({"prompt": "x", "extra": None}) == TextToImage("x")
+    for wrong in ({"prompt": "x", "extra": 5}, {"prompt": "x", "extra": {"callBackUrl": "x"}}):
+        with pytest.raises(InvalidRequestError) as caught:
+            request_from_json(wrong)
+        assert list(caught.value.problems) == ["extra"]
+    with pytest.raises(InvalidRequestError, match="a new one goes into extra"):
+        request_from_json({"prompt": "x", "seed": 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ar", "aspect_ratio"),
+        ("aspect-ratio", "aspect_ratio"),
+        ("aspectRatio", "aspect_ratio"),
+        ("chaos", "variety"),
+        ("stylize", "stylization"),
+        ("v", "version"),
+        ("w", "weirdness"),
+        ("watermark", "water_mark"),
+        ("image_urls", "file_urls"),
+        ("wait_timeout", "timeout"),
+        ("metdata", "metadata"),
+    ],
+)
+def test_a_name_of_midjourneys_own_is_understood(name: str, meant: str) -> None:
+    """Its flags are what users know; MidAPI calls them otherwise."""
+    with pytest.raises(InvalidRequestError) as caught:
+        make_request(ImageToImage, {"prompt": "x", name: 1}, ["timeout", "metadata"])
+    assert caught.value.problems[name].endswith(f"; did you mean {meant}?")
