@@ -17,10 +17,10 @@ from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts
 from .errors import (
     APIError, AuthenticationError, BadRequestError, ClientClosed, DownloadError,
     FeatureDisabledError, GenerationFailedError, InsufficientCreditsError, InvalidRequestError,
-    JournalError, KeyConflict, MaintenanceError, MidAPIError, NotFoundError, PromptRejected,
-    ProtocolError, RateLimitError, ReceiverError, ResultExpired, ResultMissing, ServerError,
-    SpendingCapError, SubmissionUnknown, TaskError, TaskExpired, TaskFailed, TaskNotFound,
-    TransportError, UnexpectedContent, UnprocessableError, WaitTimeout,
+    JournalError, KeyConflict, MaintenanceError, MidAPIError, NotFoundError, PromptRefusedError,
+    PromptRejected, ProtocolError, RateLimitError, ReceiverError, ResultExpired, ResultMissing,
+    ServerError, SpendingCapError, SubmissionUnknown, TaskError, TaskExpired, TaskFailed,
+    TaskNotFound, TransportError, UnexpectedContent, UnprocessableError, WaitTimeout,
 )
 from .handle import TaskHandle
 from .intents import Intents
@@ -38,11 +38,11 @@ __all__ = [
     "GenerationFailedError", "ImageFields", "ImageToImage", "ImageToVideo",
     "InsufficientCreditsError", "Intent", "Intents", "InvalidRequestError", "Journal",
     "JournalError", "KeyConflict", "MaintenanceError", "MemoryJournal", "MidAPIClient",
-    "MidAPIError", "NotFoundError", "OmniReference", "PollPolicy", "PromptRejected",
-    "ProtocolError", "RateLimit", "RateLimitError", "ReceiverError", "Request", "ResultExpired",
-    "ResultMissing", "RetryPolicy", "ServerError", "SpendingCapError", "State", "StyleReference",
-    "SubmissionUnknown", "TaskDetails", "TaskError", "TaskExpired", "TaskFailed", "TaskHandle",
-    "TaskNotFound", "TaskStatus", "TextToImage", "Timeouts", "TransportError", "UnexpectedContent",
-    "UnprocessableError", "Upscale", "Vary", "WaitTimeout", "__version__", "request_from_json",
-    "sign_callback",
+    "MidAPIError", "NotFoundError", "OmniReference", "PollPolicy", "PromptRefusedError",
+    "PromptRejected", "ProtocolError", "RateLimit", "RateLimitError", "ReceiverError", "Request",
+    "ResultExpired", "ResultMissing", "RetryPolicy", "ServerError", "SpendingCapError", "State",
+    "StyleReference", "SubmissionUnknown", "TaskDetails", "TaskError", "TaskExpired", "TaskFailed",
+    "TaskHandle", "TaskNotFound", "TaskStatus", "TextToImage", "Timeouts", "TransportError",
+    "UnexpectedContent", "UnprocessableError", "Upscale", "Vary", "WaitTimeout", "__version__",
+    "request_from_json", "sign_callback",
 ]

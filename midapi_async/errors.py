@@ -5,11 +5,11 @@
     │   └── KeyConflict                    the key belongs to another request
     ├── APIError                           MidAPI answered with an error
     │   ├── BadRequestError 400            ├── RateLimitError 429
-    │   ├── AuthenticationError 401        ├── SpendingCapError 433
-    │   ├── InsufficientCreditsError 402   ├── MaintenanceError 455
-    │   ├── NotFoundError 404              ├── ServerError 500, other 5xx
-    │   ├── UnprocessableError 422         ├── GenerationFailedError 501
-    │   └── FeatureDisabledError 505
+    │   │   └── PromptRefusedError         ├── SpendingCapError 433
+    │   ├── AuthenticationError 401        ├── MaintenanceError 455
+    │   ├── InsufficientCreditsError 402   ├── ServerError 500, other 5xx
+    │   ├── NotFoundError 404              ├── GenerationFailedError 501
+    │   ├── UnprocessableError 422         └── FeatureDisabledError 505
     ├── TransportError                     no answer came from MidAPI
     ├── ProtocolError                      the server's answer is not MidAPI's
     ├── SubmissionUnknown                  it cannot be known whether a submission was accepted
@@ -174,6 +174,15 @@ class BadRequestError(APIError):
         "which was bought. If MidAPI goes on to answer so for two minutes, the task has failed: "
         "await its handle to find out"
     )
+
+
+class PromptRefusedError(BadRequestError):
+    """400, 422 or 501: moderation refused the prompt or the picture. Nothing was bought.
+
+    If it rejects them only later, when the task was bought, that is `PromptRejected`.
+    """
+
+    advice = "Nothing was bought. Change the prompt or the picture; the same is refused again"
 
 
 class AuthenticationError(APIError):

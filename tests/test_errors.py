@@ -22,6 +22,7 @@ from midapi_async.errors import (
     MaintenanceError,
     MidAPIError,
     NotFoundError,
+    PromptRefusedError,
     PromptRejected,
     ProtocolError,
     RateLimitError,
@@ -51,6 +52,7 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     KeyConflict: (InvalidRequestError,),
     APIError: (MidAPIError,),
     BadRequestError: (APIError,),
+    PromptRefusedError: (BadRequestError,),
     AuthenticationError: (APIError,),
     InsufficientCreditsError: (APIError,),
     NotFoundError: (APIError,),
@@ -120,6 +122,7 @@ EXAMPLES: list[tuple[MidAPIError, str]] = [
         (api_error(code, "said so", 418, own_envelope=False, retry_after=7.5), "said so")
         for code in CODES
     ),
+    (PromptRefusedError(422, "nsfw", 200), "Change the prompt or the picture"),
     (TransportError("refused", sent=True), "Check the network"),
     (ProtocolError("data.taskId", "is missing"), "Check the base URL"),
     (SubmissionUnknown("i1", "order-17", True, "cut"), "await client.intents.settle(intent_id)"),

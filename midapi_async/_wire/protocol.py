@@ -25,6 +25,7 @@ from ..errors import (
     InsufficientCreditsError,
     MaintenanceError,
     NotFoundError,
+    PromptRefusedError,
     PromptRejected,
     ProtocolError,
     RateLimitError,
@@ -263,6 +264,8 @@ def read_submit(answer: Answer) -> str:
     # Everything else is an error. If the body was cut short, only the HTTP status counts.
     error = _error_in(answer, code, message) if answer.flaw is None else _error_in(answer)
     if proves_refusal(error, answer.headers):
+        if error.own_envelope and error.code in {400, 422, 501} and is_moderation(error.message):
+            raise PromptRefusedError(error.code, error.message, error.http_status)
         raise error
     reason = f"MidAPI answered {error.code} (HTTP {error.http_status})"
     if not error.own_envelope:
@@ -439,15 +442,22 @@ def read_callback(body: bytes) -> Callback:
 
 # ─── tasks ───────────────────────────────────────────────────────────────────────────────────────
 
-# No text of a moderation failure was recorded yet; other programs search for these words.
-_MODERATION = ("nsfw", "moderat", "sensitive", "safety", "content policy", "violat", "prohibit",
-               "banned")  # fmt: skip
+# One text of moderation is known, of a refused submission: "Your prompt was flagged by Website as
+# violating content policies". Other programs search for these words.
+_MODERATION = re.compile(
+    "nsfw|moderat|(?<!case[ -])sensitive|safety|content polic|violat|prohibit|banned|flagged",
+    re.IGNORECASE,
+)
+
+
+def is_moderation(text: str) -> bool:
+    """Whether an error's text says that moderation refused the prompt or the picture."""
+    return _MODERATION.search(text) is not None
 
 
 def failure(details: TaskDetails) -> TaskFailed:
     """The error for a failed task."""
-    text = (details.error_message or "").casefold()
-    kind = PromptRejected if any(word in text for word in _MODERATION) else TaskFailed
+    kind = PromptRejected if is_moderation(details.error_message or "") else TaskFailed
     return kind(details.task_id, details)
 
 

@@ -43,6 +43,7 @@ from midapi_async.errors import (
     MaintenanceError,
     MidAPIError,
     NotFoundError,
+    PromptRefusedError,
     PromptRejected,
     ProtocolError,
     RateLimitError,
@@ -978,6 +979,61 @@ def test_a_failure_is_judged_by_its_text(message: str | None, kind: type[TaskFai
     error = failure(details)
     assert kind is type(error)
     assert (TASK, details) == (error.task_id, error.details)
+
+
+POLICY = "Your prompt was flagged by Website as violating content policies"
+
+
+@pytest.mark.fault("S8")
+@pytest.mark.parametrize("is_real", [False, True], ids=["in-200", "as-status"])
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        (400, POLICY, PromptRefusedError),
+        (400, "The prompt is not allowed: NSFW", PromptRefusedError),
+        (400, "Blocked by moderation", PromptRefusedError),
+        (422, POLICY, PromptRefusedError),
+        (501, POLICY, PromptRefusedError),
+        # nothing of it is about the prompt
+        (400, "The speed parameter is incorrect.", BadRequestError),
+        (400, "taskType is case-sensitive", BadRequestError),
+        (422, "recordInfo is null", UnprocessableError),
+        (501, "said so", GenerationFailedError),
+        # codes with a meaning of their own
+        (401, POLICY, AuthenticationError),
+        (402, POLICY, InsufficientCreditsError),
+        (429, "banned for a minute", RateLimitError),
+        (505, "prohibited for this account", FeatureDisabledError),
+        # no proof that nothing was bought
+        (500, POLICY, Unsure),
+        (451, POLICY, Unsure),
+    ],
+)
+def test_a_refused_prompt_is_known_by_its_text(
+    code: int, message: str, kind: type[Exception], is_real: bool
+) -> None:
+    """At submission only, with the codes for a wrong request; MidAPI's code is kept."""
+    given_answer = answer(code if is_real else 200, body(code, msg=message))
+    outcome = outcome_of(given_answer)
+    assert type(outcome) is kind
+    if isinstance(outcome, APIError):
+        assert (outcome.code, outcome.message) == (code, message)
+        assert outcome.http_status == given_answer.status
+    if kind is PromptRefusedError:
+        assert isinstance(outcome, BadRequestError)
+        assert "Nothing was bought." in str(outcome)
+    # A look is answered so for a task that was bought.
+    with pytest.raises(APIError) as caught:
+        read_data(given_answer)
+    assert not isinstance(caught.value, PromptRefusedError)
+
+
+@pytest.mark.parametrize("message", [POLICY, "NSFW", "prohibited"])
+def test_a_prompt_is_refused_and_rejected_for_the_same_words(message: str) -> None:
+    """One list for both, before and after the purchase."""
+    assert isinstance(outcome_of(answer(200, body(400, msg=message))), PromptRefusedError)
+    details = TaskDetails(task_id=TASK, error_message=message)
+    assert isinstance(failure(details), PromptRejected)
 
 
 SINCE = 1_760_608_306.0
