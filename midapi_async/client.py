@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
-from types import EllipsisType, TracebackType
+from types import EllipsisType, NoneType, TracebackType
 from typing import Literal, Self, Unpack, overload
 
 import attrs
@@ -25,13 +25,22 @@ from ._wire.bodies import make_request
 from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
-from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming
+from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming, shown
 from .events import Event
 from .handle import TaskHandle, check_seconds, handle_of
 from .intents import Intents, pages_of
 from .journal import BOUGHT, Journal
 from .journal.memory import MemoryJournal
-from .requests import REQUESTS, ImageFields, Request, TextToImage, task_id_problem
+from .requests import (
+    REQUESTS,
+    HasTaskId,
+    ImageFields,
+    Request,
+    TextToImage,
+    checked_task_id,
+    has_several_jobs,
+    nearest,
+)
 from .tasks import TaskDetails
 from .untaken import Untaken
 
@@ -113,6 +122,7 @@ class MidAPIClient:
     _is_opening = False
     _closing: asyncio.Task[None] | None = None
     _warned_of_keys = False
+    _warned_of_jobs = False
 
     def __init__(
         self,
@@ -289,8 +299,7 @@ class MidAPIClient:
     @overload
     async def generate(
         self,
-        request: str,
-        /,
+        prompt: str,
         *,
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -313,8 +322,7 @@ class MidAPIClient:
 
     async def generate(
         self,
-        request: str | Request,
-        /,
+        prompt: str | Request | None = None,
         *,
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -325,7 +333,7 @@ class MidAPIClient:
         """Submit a request, once; return the handle of its task.
 
         Args:
-            request: a prompt, or one of the eight requests.
+            prompt: a prompt, or one of the eight requests.
             key: your own name for the request. A key is never paid for twice: the second call with
                 the same key and request returns the handle of the first call's task.
             metadata: your own notes, at most 4 KiB; you get them back from ``handle.metadata`` and
@@ -346,7 +354,7 @@ class MidAPIClient:
             MidAPIError: any other error means that nothing was bought.
         """
         session = self._opened()
-        asked = _request(request, fields)
+        asked = _request(prompt, fields, "key", "metadata", "callback_url", "timeout")
         deadline = None if timeout is None else session.clock.time() + check_seconds(timeout)
         if key and not self._journal.is_durable and not self._warned_of_keys:
             self._warned_of_keys = True
@@ -357,13 +365,18 @@ class MidAPIClient:
         row, replayed = await session.submitter.submit(
             asked, key=key, metadata=metadata, callback_url=callback_url, deadline=deadline
         )
+        if not replayed and not self._warned_of_jobs and has_several_jobs(asked):
+            self._warned_of_jobs = True
+            _log.warning(
+                "a prompt contains {…, …} or --repeat, of which Midjourney makes several jobs: it "
+                "is not known how many MidAPI makes and bills; client.credits() shows what is left"
+            )
         return handle_of(row, session, replayed=replayed)
 
     @overload
     async def generate_and_wait(
         self,
-        request: str,
-        /,
+        prompt: str,
         *,
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -386,8 +399,7 @@ class MidAPIClient:
 
     async def generate_and_wait(
         self,
-        request: str | Request,
-        /,
+        prompt: str | Request | None = None,
         *,
         key: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -402,7 +414,7 @@ class MidAPIClient:
         and at least two minutes.
 
         Args:
-            request: a prompt, or one of the eight requests.
+            prompt: a prompt, or one of the eight requests.
             key: as for `generate`.
             metadata: as for `generate`.
             callback_url: as for `generate`.
@@ -415,10 +427,10 @@ class MidAPIClient:
             MidAPIError: as in `generate` and `TaskHandle.wait`.
         """
         session = self._opened()
-        asked = _request(request, fields)
+        asked = _request(prompt, fields, "key", "metadata", "callback_url", "wait_timeout")
         time, deadline = session.clock.time, None
         if wait_timeout is not None and not isinstance(wait_timeout, EllipsisType):
-            deadline = time() + check_seconds(wait_timeout)
+            deadline = time() + check_seconds(wait_timeout, "wait_timeout")
 
         def left() -> float | EllipsisType | None:
             return wait_timeout if deadline is None else max(0.0, deadline - time())
@@ -462,17 +474,16 @@ class MidAPIClient:
 
     # ─── tasks ───────────────────────────────────────────────────────────────────────────────────
 
-    def task(self, task_id: str) -> TaskHandle:
-        """The handle of a task whose id you have.
+    def task(self, task_id: str | HasTaskId) -> TaskHandle:
+        """The handle of a task whose id, or details, you have.
 
         Raises:
             InvalidRequestError: it is not a valid task id.
         """
         session = self._opened()
-        _check_task_id(task_id)
-        return TaskHandle(task_id=task_id, session=session)
+        return TaskHandle(task_id=checked_task_id(task_id), session=session)
 
-    async def details(self, task_id: str, max_age: float = 0.0) -> TaskDetails:
+    async def details(self, task_id: str | HasTaskId, max_age: float = 0.0) -> TaskDetails:
         """What is known of a task, whatever its state.
 
         Final details never change, so they come from this client's last look or from the journal,
@@ -491,7 +502,7 @@ class MidAPIClient:
             MidAPIError: the look failed.
         """
         session = self._opened()
-        _check_task_id(task_id)
+        task_id = checked_task_id(task_id)
         return await TaskHandle(task_id=task_id, session=session).details(max_age)
 
     async def resume(self) -> list[TaskHandle]:
@@ -549,12 +560,12 @@ class MidAPIClient:
         )
 
     async def download(
-        self, details: TaskDetails, folder: str | os.PathLike[str] = "."
+        self, details: TaskDetails | TaskHandle, folder: str | os.PathLike[str] = "."
     ) -> list[Path]:
         """Download the files of a task into a folder, which is created if it is missing.
 
         Args:
-            details: of a task that succeeded.
+            details: of a task that succeeded; or its handle, once it was awaited.
             folder: where to put them; existing files with the same names are replaced atomically.
 
         Returns:
@@ -564,6 +575,12 @@ class MidAPIClient:
             DownloadError: a file could not be fetched; no partial file is left.
         """
         session = self._opened()
+        details = (isinstance(details, TaskHandle) and details.final) or details
+        if not isinstance(details, TaskDetails):
+            problem = f"must be the details that awaiting a handle returns, got {shown(details)}"
+            raise InvalidRequestError({"details": problem})
+        if not isinstance(folder, str | os.PathLike):
+            raise InvalidRequestError({"folder": f"must be a path, got {shown(folder)}"})
         if not details.urls:
             raise InvalidRequestError(
                 {"details": f"task {details.task_id} is {details.status} and has no files"}
@@ -614,15 +631,15 @@ def _check_options(
     if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
         problems["namespace"] = "must be a non-empty, printable str"
     if ack not in ("auto", "manual"):
-        problems["ack"] = f"must be 'auto' or 'manual', got {ack!r:.60}"
+        problems["ack"] = f"must be 'auto' or 'manual', got {shown(ack)}"
     if proxy is not None and (problem := url_problem(proxy)):
         problems["proxy"] = problem
     if on_event is not None and not callable(on_event):
-        problems["on_event"] = f"must be a function of one event, got {on_event!r:.60}"
+        problems["on_event"] = f"must be a function of one event, got {shown(on_event)}"
     for name, (value, *types) in options.items():
-        if not any(value is each or (each and isinstance(value, each)) for each in types):
+        if not isinstance(value, tuple(each or NoneType for each in types)):
             wanted = " or ".join(each.__name__ if each else "None" for each in types)
-            problems[name] = f"must be {wanted}, got {value!r:.60}"
+            problems[name] = f"must be {wanted}, got {shown(value)}"
     if problems:
         raise InvalidRequestError(problems)
 
@@ -632,29 +649,55 @@ def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
     if folder is None:
         return MemoryJournal()
     if not isinstance(folder, str | os.PathLike):
+        if isinstance(folder, type) or not hasattr(folder, "claim"):
+            raise InvalidRequestError({"journal": f"must be a folder, got {shown(folder)}"})
         return folder
+    if not os.fspath(folder):
+        raise InvalidRequestError({"journal": "is empty; give a folder, or None for memory"})
     from .journal.sqlite import SQLiteJournal
 
     return SQLiteJournal(folder)
 
 
-def _check_task_id(task_id: str) -> None:
-    if problem := task_id_problem(task_id):
-        raise InvalidRequestError({"task_id": problem})
+_HINTS = {
+    bytes: "; decode it",
+    Mapping: "; make a request of it with request_from_json()",
+    list: "; each request needs a call of its own",
+    tuple: "; each request needs a call of its own",
+    type: "; call it with its fields",
+}
 
 
-def _request(asked: object, fields: Mapping[str, object]) -> Request:
+def _request(asked: object, fields: Mapping[str, object], *options: str) -> Request:
+    """The request that a call asks for.
+
+    Args:
+        asked: a prompt or a request; None if it may be among the fields.
+        fields: the other fields of `TextToImage`.
+        options: the names of the call's other arguments.
+
+    Raises:
+        InvalidRequestError: naming each argument that is wrong.
+    """
+    if asked is None and "request" in fields:
+        asked, fields = fields["request"], {n: v for n, v in fields.items() if n != "request"}
+    if isinstance(asked, str) and not fields:
+        return TextToImage(asked)
     if isinstance(asked, str):
-        if not fields:
-            return TextToImage(asked)
-        return make_request(TextToImage, {"prompt": asked, **fields})
+        return make_request(TextToImage, {"prompt": asked, **fields}, options)
     if not isinstance(asked, REQUESTS):
         names = ", ".join(cls.__name__ for cls in REQUESTS)
+        kind = "None" if asked is None else type(asked).__name__
+        hint = next((hint for known, hint in _HINTS.items() if isinstance(asked, known)), "")
         raise InvalidRequestError(
-            {"request": f"must be a prompt or one of {names}; got {type(asked).__name__}"}
+            {"request": f"must be a prompt or one of {names}; got {kind}{hint}"}
         )
-    if fields:
-        raise InvalidRequestError(
-            dict.fromkeys(fields, f"must be given inside {type(asked).__name__}(…)")
-        )
+    problems = {}
+    for name in fields:
+        meant = nearest(name, options)
+        problems[name] = f"must be given inside {type(asked).__name__}(…)"
+        if meant is not None and name not in attrs.fields_dict(type(asked)):
+            problems[name] = f"is unknown; did you mean {meant}?"
+    if problems:
+        raise InvalidRequestError(problems)
     return asked

@@ -198,9 +198,13 @@ def settings(
     """
     problems: dict[str, str] = {}
     key = _api_key(api_key, problems)
+    if not isinstance(allow_http, bool):
+        problems["allow_http"] = f"must be True or False, got {shown(allow_http)}"
 
     # The base URL: https, unless it is on this machine or the user allows http.
-    text = base_url or environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
+    text = environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
+    if base_url is not None and base_url != "":
+        text = base_url
     if problem := url_problem(text, is_bare=True):
         problems["base_url"] = f"{problem}, like {DEFAULT_BASE_URL}"
         text = DEFAULT_BASE_URL

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
-from typing import cast
+from typing import Never, cast
 
 import attrs
 
@@ -81,7 +81,9 @@ class TaskHandle:
         """The same as ``wait()``."""
         return self.wait().__await__()
 
-    async def wait(self, timeout: float | EllipsisType | None = ...) -> TaskDetails:
+    async def wait(
+        self, timeout: float | EllipsisType | None = ..., **misnamed: Never
+    ) -> TaskDetails:
         """Wait until the task has succeeded; return its details.
 
         If a wait is cancelled or times out, the task goes on; wait again at any time.
@@ -90,6 +92,7 @@ class TaskHandle:
             timeout: seconds from now; None waits without a limit; left out, ``Timeouts.wait``
                 counted from the acceptance of the task, but until one look was answered, or looks
                 have failed for 30 s.
+            **misnamed: refused with an error that names the right argument.
 
         Raises:
             WaitTimeout: it was not finished in time.
@@ -104,7 +107,8 @@ class TaskHandle:
                 looks. The task goes on.
             ClientClosed: the client was closed.
         """
-        details = self._final
+        refuse_misnamed(misnamed)
+        deadline, details = self._deadline(timeout), self._final
         if details is None:
             self._check()
             tracker = self._session.tracker
@@ -112,7 +116,7 @@ class TaskHandle:
                 self.task_id,
                 kind=self._kind,
                 since=self._since,
-                deadline=self._deadline(timeout),
+                deadline=deadline,
                 patience=self._session.timeouts.wait if timeout is ... else None,
                 token_hash=self._token_hash,
             )
@@ -229,8 +233,19 @@ def check_age(max_age: object) -> float:
     )
 
 
-def check_seconds(timeout: object) -> float:
-    """A timeout as a float.
+def refuse_misnamed(misnamed: Mapping[str, object]) -> None:
+    """Refuse what is not an argument of a call that has a `timeout`.
+
+    Raises:
+        InvalidRequestError: there is any.
+    """
+    if misnamed:
+        problem = "is not an argument here; seconds to wait are called timeout="
+        raise InvalidRequestError(dict.fromkeys(misnamed, problem))
+
+
+def check_seconds(timeout: object, name: str = "timeout") -> float:
+    """A timeout as a float; the error calls it by its name.
 
     Raises:
         InvalidRequestError: it is not a number.
@@ -240,7 +255,8 @@ def check_seconds(timeout: object) -> float:
     except OverflowError:
         seconds = math.inf if cast("int", timeout) > 0 else -math.inf
     if isinstance(timeout, bool) or math.isnan(seconds):
-        raise InvalidRequestError({"timeout": f"must be a number or None, got {shown(timeout)}"})
+        problem = f"must be a number of seconds, or None; got {shown(timeout)}"
+        raise InvalidRequestError({name: problem})
     return seconds
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from types import EllipsisType
+from typing import Never
 
 from ._session import Session
 from ._wire.protocol import fits
 from ._wire.tokens import has_token
-from .errors import InvalidRequestError, naming
-from .handle import TaskHandle, check_seconds, handle_of
+from .errors import InvalidRequestError, SubmissionUnknown, naming, shown
+from .handle import TaskHandle, check_seconds, handle_of, refuse_misnamed
 from .journal import BOUGHT, Intent, State
-from .requests import task_id_problem
+from .requests import HasTaskId, checked_task_id, id_of
 
 
 class Intents:
@@ -27,26 +28,39 @@ class Intents:
         return [row async for page in pages for row in page]
 
     async def settle(
-        self, intent_id: str, timeout: float | EllipsisType | None = ...
+        self,
+        intent_id: str | Intent | SubmissionUnknown,
+        timeout: float | EllipsisType | None = ...,
+        **misnamed: Never,
     ) -> TaskHandle:
         """Wait until a callback shows that an unknown submission was accepted; sends nothing.
 
         Args:
-            intent_id: of `SubmissionUnknown`, or of a submission that is still being sent.
+            intent_id: of `SubmissionUnknown`, or of a submission that is still being sent; the
+                error or the `Intent` itself will do, too, here and below.
             timeout: seconds; None waits without a limit; left out, ``Timeouts.wait``.
+            **misnamed: refused with an error that names the right argument.
 
         Raises:
             SubmissionUnknown: no callback came in time.
         """
+        refuse_misnamed(misnamed)
         session = self._session
         seconds = session.timeouts.wait if isinstance(timeout, EllipsisType) else timeout
+        limit = None if seconds is None else check_seconds(seconds)
         row = await self._row(intent_id)
         session.candidates.follow(row)
-        deadline = None if seconds is None else session.clock.time() + check_seconds(seconds)
-        with naming(key=row.key, intent_id=intent_id):
+        deadline = None if limit is None else session.clock.time() + limit
+        with naming(key=row.key, intent_id=row.intent_id):
             return handle_of(await session.submitter.settle(row, deadline), session)
 
-    async def adopt(self, intent_id: str, task_id: str, *, force: bool = False) -> TaskHandle:
+    async def adopt(
+        self,
+        intent_id: str | Intent | SubmissionUnknown,
+        task_id: str | HasTaskId,
+        *,
+        force: bool = False,
+    ) -> TaskHandle:
         """Say which task a submission became, as you found it in MidAPI's own log.
 
         The task's record must fit the submission. A task that was adopted wrongly can be replaced.
@@ -62,8 +76,9 @@ class Intents:
                 submission, or the intent's state does not allow it.
             MidAPIError: the record cannot be read now.
         """
-        if problem := task_id_problem(task_id):
-            raise InvalidRequestError({"task_id": problem})
+        task_id = checked_task_id(task_id)
+        if not isinstance(force, bool):
+            raise InvalidRequestError({"force": f"must be True or False, got {shown(force)}"})
         row = await self._row(intent_id)
         if row.task_id == task_id:
             return handle_of(row, self._session)
@@ -72,12 +87,12 @@ class Intents:
         outcomes = self._session.outcomes
         if holder := await outcomes.holder(row, task_id):
             raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
-        with naming(key=row.key, intent_id=intent_id):
+        with naming(key=row.key, intent_id=row.intent_id):
             if not force and (problem := await self._misfit(row, task_id)):
                 sure = "; check the id, or pass force=True if you are sure"
                 raise InvalidRequestError({"task_id": f"{problem}{sure}"})
             if row.task_id is not None:
-                await self._session.journal.advance(intent_id, foreign=row.task_id)
+                await self._session.journal.advance(row.intent_id, foreign=row.task_id)
             bound = await outcomes.bind(row, task_id)
             if bound.task_id != task_id:
                 raise _wrong_state(bound, "only an unknown one can be changed, to its own task")
@@ -95,7 +110,7 @@ class Intents:
             return f"may be this submission's, but that has task {row.task_id} already"
         return None
 
-    async def resubmit(self, intent_id: str) -> TaskHandle:
+    async def resubmit(self, intent_id: str | Intent | SubmissionUnknown) -> TaskHandle:
         """Submit an unknown or a failed submission again; an unknown one may then be paid twice.
 
         A new intent with a new token takes over the key. If a callback for the old intent still
@@ -113,11 +128,11 @@ class Intents:
                 {"intent_id": "its request was not stored: call generate() with it"}
             )
         bought, _ = await self._session.submitter.submit(
-            row.request, key=row.key, metadata=row.metadata, supersedes=intent_id
+            row.request, key=row.key, metadata=row.metadata, supersedes=row.intent_id
         )
         return handle_of(bought, self._session)
 
-    async def dismiss(self, intent_id: str) -> None:
+    async def dismiss(self, intent_id: str | Intent | SubmissionUnknown) -> None:
         """Give up an unknown submission; its key cannot be used again.
 
         Raises:
@@ -128,12 +143,16 @@ class Intents:
         if row.state is not State.DISMISSED:
             raise _wrong_state(row, "only an unknown one can be changed")
 
-    async def _row(self, intent_id: str) -> Intent:
+    async def _row(self, given: str | Intent | SubmissionUnknown) -> Intent:
         self._session.check()
+        intent_id = id_of(given, "intent_id")
+        if not isinstance(intent_id, str):
+            problem = f"must be the intent_id of a SubmissionUnknown, got {shown(given)}"
+            raise InvalidRequestError({"intent_id": problem})
         row = await self._session.journal.find(intent_id=intent_id)
         if row is None or row.scope != self._session.scope:
             raise InvalidRequestError(
-                {"intent_id": f"no intent {intent_id!r:.60} exists in this namespace"}
+                {"intent_id": f"no intent {shown(intent_id)} exists in this namespace"}
             )
         return row
 

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,7 @@ def test_a_wrapping_without_a_key_is_no_key(given_key: str) -> None:
 def test_a_quote_that_is_left_is_reported(more: str) -> None:
     """It has lost its pair, or stands in the middle: a guess would hide the mistake."""
     for wrong in (f"{API_KEY}{more}", f"{more}{API_KEY}"):
-        assert "character" in problems_of(lambda wrong=wrong: settings(wrong))["api_key"]
+        assert "character" in problems_of(partial(settings, wrong))["api_key"]
 
 
 @pytest.mark.parametrize(("wrapped", "names"), WRAPPED)

@@ -135,6 +135,13 @@ class Submitter:
         metadata = {} if metadata is None else metadata
         _check_arguments(key, metadata, callback_url)
         intent, call = self._prepare(request, key, metadata, callback_url, supersedes)
+        if deadline is not None and deadline <= self._clock.time():
+            # No time is left to send it. What became of its key before can be said without waiting.
+            known = None if key is None else await self._journal.find(key=(self._scope, key))
+            if known is None or known.state is State.REFUSED:
+                raise about(WaitTimeout(), key=key)
+            if known.state not in PENDING:
+                deadline = None
         waiting_for: str | None = None
         process: int | None = None
         submission: Submission | None = None
@@ -181,6 +188,7 @@ class Submitter:
         """
         if self._is_closing:
             raise ClientClosed
+        _check_arguments(key or "", {}, None)
         row = await self._journal.find(key=(self._scope, key))
         if row is not None and row.state in PENDING:
             try:

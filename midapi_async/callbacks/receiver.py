@@ -20,7 +20,7 @@ from .._runtime.urls import host_in_url, is_loopback, url_problem
 from .._wire.protocol import Callback, read_callback
 from .._wire.tokens import token_hash
 from ..config import environment, secret_from_env
-from ..errors import InvalidRequestError, JournalError, ProtocolError, ReceiverError
+from ..errors import InvalidRequestError, JournalError, ProtocolError, ReceiverError, shown
 from .http.answer import LARGEST_BODY, Body, Headers, read_body
 from .signature import SIGNATURE_HEADER, is_signed
 
@@ -100,8 +100,10 @@ class CallbackReceiver:
         webhook_key: str | Sequence[str] | None = None,
     ) -> None:
         problems = {}
+        if not isinstance(host, str) or not host or not host.isprintable():
+            problems["host"] = f"must be a name or an address, got {shown(host)}"
         if port is not None and not (type(port) is int and 0 <= port <= 65535):
-            problems["port"] = f"must be 0 to 65535, or None; got {port!r}"
+            problems["port"] = f"must be 0 to 65535, or None; got {shown(port)}"
         if public_url is not None:
             if problem := url_problem(public_url, is_bare=True):
                 problems["public_url"] = problem
