@@ -91,6 +91,7 @@ TABLE: dict[str, Entry] = {
     "find.key": (lambda c, wrong: c.find(wrong), [None, *BAD_TEXT, "x" * 201]),
     "task.task_id": (lambda c, wrong: c.task(wrong), NO_ID),
     "details.task_id": (lambda c, wrong: c.details(wrong), NO_ID),
+    "details.max_age": (lambda c, wrong: c.details("t1", wrong), [None, -1, *NO_NUMBER]),
     "download.details": (
         lambda c, wrong: c.download(wrong),
         [None, *NO_STR[:-1], "t1", [URL], DETAILS, WaitTimeout("t1")],

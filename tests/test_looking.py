@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -582,7 +583,7 @@ async def test_an_error_of_a_look_does_not_deny_the_purchase(code: int) -> None:
     """The task was bought, and its id is in the text."""
     async with ScriptedServer(then=said(code)) as server, client_of(server) as client:
         handle = await client.generate("a red fox")
-        for ask in (handle.details, lambda: client.details(TASK)):
+        for ask in (handle.details, partial(client.details, TASK)):
             with pytest.raises(MidAPIError) as caught:
                 await ask()
             text = str(caught.value)
