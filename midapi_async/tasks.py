@@ -32,7 +32,8 @@ class TaskDetails:
         status: generating, succeeded or failed.
         urls: the result files, kept by MidAPI for 15 days; empty until the task has succeeded.
         params: the request as MidAPI stored it, in its own camelCase, without the callback URL.
-        created_at: when MidAPI accepted the task; aware, UTC; None if the record does not say.
+        created_at: when MidAPI accepted the task; aware, UTC; None if the record does not say. A
+            time that has no zone in the record is read as UTC+8.
         completed_at: when it was finished; aware, UTC; None while generating.
         error_code: MidAPI's code for the failure, or None.
         error_message: MidAPI's text for the failure, or None.

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from midapi_async import (
     WaitTimeout,
 )
 from midapi_async._wire.tokens import new_token
+from midapi_async.journal import Journal
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Faults, Sandbox, never_end
 from tests.support.scripted import (
     Answer,
@@ -736,8 +738,8 @@ DAY = 86_400.0
 class OldTask:
     """A service that knows no task, and a journal with one that was accepted just now."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.journal = MemoryJournal()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path | None = None) -> None:
+        self.journal: Journal = MemoryJournal() if folder is None else SQLiteJournal(folder)
         self.ours = self.theirs = 0.0  # by how much our clock, and MidAPI's, were moved
         self.has_date = True
         real = time.time
@@ -765,18 +767,21 @@ class OldTask:
 
 @pytest.mark.fault("P19")
 @pytest.mark.parametrize("key", ["fox", None])
+@pytest.mark.parametrize("is_durable", [False, True], ids=["memory", "folder"])
 async def test_a_task_older_than_the_retention_expires_once(
-    key: str | None, monkeypatch: pytest.MonkeyPatch
+    key: str | None, is_durable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The first wait finds it out; `resume` leaves it out from then on, and the key stays spent."""
-    world = OldTask(monkeypatch)
-    async with ScriptedServer(then=world.step) as server:
+    world = OldTask(monkeypatch, tmp_path if is_durable else None)
+    async with aclosing(world.journal), ScriptedServer(then=world.step) as server:
         await world.buy(server, key)
         world.ours = world.theirs = 15.1 * DAY
         async with client_of(server, journal=world.journal) as client:
             [handle] = await client.resume()
+            begun = now()
             with pytest.raises(TaskExpired) as caught:
                 await handle
+            assert now() - begun < GRACE_AND_MORE
             assert caught.value.task_id == TASK
             assert await world.state(server) is State.EXPIRED
             assert await client.resume() == []

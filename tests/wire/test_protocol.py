@@ -943,6 +943,42 @@ def test_what_is_not_a_callback_is_refused(text: bytes) -> None:
     secrets.assert_none_in(caught.value)
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.fault("P15")
+@hypothesis_settings(deadline=None)
+@given(
+    st.sampled_from(["data", "text", "snake", "outside"]),
+    st.dictionaries(
+        st.sampled_from(
+            ["code", "msg", "resultUrls", "resultInfoJson", "successFlag", "promptJson"]
+        )
+        | st.sampled_from(["errorCode", "errorMessage", "createTime", "completeTime", "new"]),
+        JSON,
+    ),
+)
+def test_only_the_task_id_decides_whether_a_callback_can_be_read(
+    shape: str, fields: dict[str, object]
+) -> None:
+    """Any JSON in any other field, outside or in the data: it is a hint for its task."""
+    shapes: dict[str, dict[str, object]] = {
+        "data": {"data": {**DONE, **fields}},
+        "text": {"data": json.dumps({**DONE, **fields})},
+        "snake": {"data": {"taskId": None, "task_id": TASK, **fields}},
+        "outside": {"taskId": TASK, "data": fields.get("new")},
+    }
+    assert read_callback(json.dumps({**fields, **shapes[shape]}).encode()).task_id == TASK
+
+
 @pytest.mark.fault("C12")
 @hypothesis_settings(deadline=None)
 @given(st.binary())
@@ -1068,6 +1104,10 @@ FOX = TextToImage("a fox")
         (FOX, {"createTime": int((SINCE - CLOCK_SKEW) * 1000)}, True),
         (FOX, {"createTime": int((SINCE - CLOCK_SKEW) * 1000) - 1}, False),
         (FOX, {"createTime": int((SINCE + 86_400) * 1000)}, True),
+        # A time that is not sure decides nothing.
+        (FOX, {"createTime": "2020-01-01 00:00:00"}, True),
+        (FOX, {"createTime": 5}, True),
+        (FOX, {"createTime": "soon"}, True),
         # MidAPI does not document what it calls these two
         (Upscale(OTHER, 0), {"taskType": "anything"}, True),
         (Vary(OTHER, 0), {"taskType": "anything", "paramJson": '{"prompt": "x"}'}, True),
