@@ -147,7 +147,7 @@ def _result_urls(record: JSONObject) -> tuple[list[str], int, ProtocolError | No
             urls, problems = [], [str(error)]
         if urls:
             return urls, len(problems), None
-        if problems and wrong is None:
+        if problems and wrong is None and name != "response":  # few records have that one
             wrong = ProtocolError(path, problems[0])
     return [], 0, wrong
 
@@ -161,26 +161,23 @@ def task_id_in(data: object, name: str = "taskId") -> str | None:
 # ─── envelopes and records ───────────────────────────────────────────────────────────────────────
 
 
-def _wire(name: str, read: Callable[[Any], object]) -> dict[str, object]:
-    """A field's name on the wire, and what reads its value or raises TypeError or ValueError."""
-    return {"wire": override(rename=name, struct_hook=lambda value, _: read(value))}
+def _wire(
+    name: str, read: Callable[[Any], object] = lambda value: value, *, decides: bool = False
+) -> dict[str, object]:
+    """A field's name on the wire, and what reads its value or raises TypeError or ValueError.
 
+    In a field that decides nothing, None takes the place of a value that cannot be read.
+    """
 
-def _extra(name: str, read: Callable[[Any], object]) -> dict[str, object]:
-    """The same for a field that decides nothing: None in place of a value that cannot be read."""
-
-    def read_or_none(value: object) -> object:
+    def read_or_none(value: object, _: object) -> object:
         try:
             return read(value)
         except (TypeError, ValueError, OverflowError, OSError):
+            if decides:
+                raise
             return None
 
-    return _wire(name, read_or_none)
-
-
-def _ours(name: str) -> dict[str, object]:
-    """The same for a field that does not come from MidAPI."""
-    return _wire(name, lambda value: value)
+    return {"wire": override(rename=name, struct_hook=read_or_none)}
 
 
 @attrs.frozen(kw_only=True)
@@ -197,24 +194,26 @@ class Record:
         shown_at: when MidAPI's server sent it, by its own clock; a Date header, or None.
     """
 
-    task_id: str = attrs.field(metadata=_wire("taskId", _task_id))
-    task_type: str | None = attrs.field(default=None, metadata=_extra("taskType", _text))
+    task_id: str = attrs.field(metadata=_wire("taskId", _task_id, decides=True))
+    task_type: str | None = attrs.field(default=None, metadata=_wire("taskType", _text))
     params: Mapping[str, object] = attrs.field(
         factory=dict, repr=False, metadata=_wire("paramJson", object_in)
     )
     complete_time: datetime | None = attrs.field(
-        default=None, metadata=_extra("completeTime", _time)
+        default=None, metadata=_wire("completeTime", _time)
     )
-    create_time: datetime | None = attrs.field(default=None, metadata=_extra("createTime", _time))
-    success_flag: int | None = attrs.field(default=None, metadata=_wire("successFlag", _whole))
-    error_code: int | str | None = attrs.field(default=None, metadata=_extra("errorCode", _code))
-    error_message: str | None = attrs.field(default=None, metadata=_extra("errorMessage", _text))
+    create_time: datetime | None = attrs.field(default=None, metadata=_wire("createTime", _time))
+    success_flag: int | None = attrs.field(
+        default=None, metadata=_wire("successFlag", _whole, decides=True)
+    )
+    error_code: int | str | None = attrs.field(default=None, metadata=_wire("errorCode", _code))
+    error_message: str | None = attrs.field(default=None, metadata=_wire("errorMessage", _text))
     # Not from MidAPI: whatever it may send under these names is replaced.
-    urls: tuple[str, ...] = attrs.field(metadata=_ours("urls"))
-    unreadable_urls: int = attrs.field(metadata=_ours("unreadable_urls"))
-    raw: Mapping[str, object] = attrs.field(repr=False, metadata=_ours("raw"))
-    is_plain: bool = attrs.field(metadata=_ours("is_plain"))
-    shown_at: str | None = attrs.field(default=None, metadata=_ours("shown_at"))
+    urls: tuple[str, ...] = attrs.field(metadata=_wire("urls"))
+    unreadable_urls: int = attrs.field(metadata=_wire("unreadable_urls"))
+    raw: Mapping[str, object] = attrs.field(repr=False, metadata=_wire("raw"))
+    is_plain: bool = attrs.field(metadata=_wire("is_plain"))
+    shown_at: str | None = attrs.field(default=None, metadata=_wire("shown_at"))
 
     @property
     def status(self) -> TaskStatus:
@@ -227,8 +226,9 @@ class Record:
     def created(self) -> float | None:
         """When the task was created, in epoch seconds; None if that is not sure."""
         moment = self.create_time
-        is_sure = moment is not None and moment.tzinfo is UTC and moment.year >= _FIRST_YEAR
-        return moment.timestamp() if moment is not None and is_sure else None
+        if moment is None or moment.tzinfo is not UTC or moment.year < _FIRST_YEAR:
+            return None
+        return moment.timestamp()
 
 
 KNOWN_FLAGS = frozenset({None, 0, 1, 2, 3})

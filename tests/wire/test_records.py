@@ -203,6 +203,9 @@ def test_the_recorded_shape() -> None:
         ({"resultInfoJson": {"resultUrls": None}}, "urls", ()),
         ({"resultInfoJson": {"resultUrls": []}}, "urls", ()),
         ({"resultInfoJson": None}, "is_final", False),
+        ({"resultInfoJson": None, "response": 5}, "urls", ()),
+        ({"resultInfoJson": None, "response": "x"}, "urls", ()),
+        ({"resultInfoJson": None, "response": {"resultUrls": [5]}}, "urls", ()),
         # times
         ({"createTime": "2025-10-16T09:51:46Z"}, "created_at", CREATED),
         ({"createTime": "2025-10-16T11:51:46+02:00"}, "created_at", CREATED),
