@@ -14,7 +14,9 @@ the same durations:
 
 Delay is from the task's end at the server to the waiter's resumption; cost is delay + price × looks
 for each look price. The promise is about ours and the optimum. Beside it stand the looks of a fixed
-interval that is as late (interpolated), and one more world: a receiver whose callbacks are in time.
+interval that is as late (interpolated), and two more worlds: a receiver whose callbacks are in
+time; and a batch at the account's full rate without a receiver, beside the same batch without a
+limit of looks.
 """
 
 import argparse
@@ -34,13 +36,15 @@ import attrs
 from _report import Promise, options, report
 from _virtual import Fate, VirtualService
 from _worlds import WORLDS, World, every, optimum, played
-from midapi_async import CallbackReceiver, MidAPIClient, PollPolicy
+from midapi_async import CallbackReceiver, MidAPIClient, PollPolicy, RateLimit
 from midapi_async.testing import VirtualLoop
 
 PRICES = (0.3, 1.0, 3.0)
 INTERVALS = (0.1, 0.5, 2.0, 5.0, 6.0, 10.0, 30.0)
 SEEN = 50  # tasks before ours is measured
 RATIO = 1.15
+LIMITED_RATIO = 1.1  # the delay of a batch, over its delay without a limit of looks
+UNLIMITED = PollPolicy(looks_per_second=10_000.0, burst=10_000)
 FRESH = 4  # one task in four is given to a fresh client
 SEED = 20
 
@@ -207,7 +211,7 @@ def play(name: str, price: float, tasks: int) -> Played:
     )
 
 
-# ─── one more world ──────────────────────────────────────────────────────────────────────────────
+# ─── two more worlds ─────────────────────────────────────────────────────────────────────────────
 
 
 def called_back(tasks: int) -> Point:
@@ -234,6 +238,27 @@ def called_back(tasks: int) -> Point:
                 waits.create_task(wait_for_one(midapi, service, world.request))
                 await asyncio.sleep(pause)
         return list(service.fates.values())[SEEN:]
+
+    return of(VirtualLoop.run(run()))
+
+
+def batch(tasks: int, polling: PollPolicy) -> Point:
+    """A batch at the account's full rate, without a receiver: the delay, and the looks."""
+    random.seed(SEED)
+    chance, world = random.Random(SEED), WORLDS[1]
+    durations = [world.spread.draw(chance) for _ in range(tasks)]
+
+    async def run() -> list[Fate]:
+        service = VirtualService(iter(durations))
+        limit = RateLimit(20, per=10.0)
+        async with (
+            service.served() as url,
+            client(url, 1.0, polling=polling, rate_limit=limit) as midapi,
+            asyncio.TaskGroup() as waits,
+        ):
+            for _ in durations:
+                waits.create_task(wait_for_one(midapi, service, world.request))
+        return list(service.fates.values())
 
     return of(VirtualLoop.run(run()))
 
@@ -307,12 +332,19 @@ def main() -> int:
     tables(results)
     delay, looks = called_back(given.tasks)
     print(f"\nwith callbacks in time: {looks:.2f} looks for each task, delay {delay:.2f} s")
+    limited, unlimited = (batch(given.tasks, policy) for policy in (PollPolicy(), UNLIMITED))
+    print(
+        f"a batch of {given.tasks} at full rate: {limited[1]:.2f} looks for each task, delay "
+        f"{limited[0]:.2f} s; without a limit of looks {unlimited[1]:.2f}, {unlimited[0]:.2f} s"
+    )
+    what = "delay of a batch at full rate / the same without a limit of looks"
+    promise = Promise(what, limited[0] / unlimited[0], LIMITED_RATIO)
     worlds = [
         attrs.asdict(each) | {name: getattr(each, name) for name in FIGURES} for each in results
     ]
     in_time = {"mean delay": delay, "looks per task": looks}
     figures = {"tasks": given.tasks, "worlds": worlds, "callbacks in time": in_time}
-    report(given.json, figures, promises(results))
+    report(given.json, figures, [*promises(results), promise])
     if given.png:
         from _drawing import draw
 

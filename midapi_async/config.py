@@ -87,6 +87,12 @@ def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> No
         raise InvalidRequestError(problems)
 
 
+def _check_whole(policy: object, name: str) -> None:
+    """Raise InvalidRequestError if this field, a positive number, is not an int."""
+    if not isinstance(value := getattr(policy, name), int):
+        raise InvalidRequestError({name: f"must be a whole number, got {shown(value)}"})
+
+
 @attrs.frozen(kw_only=True)
 class Timeouts:
     """How long to wait, in seconds.
@@ -127,24 +133,30 @@ class RetryPolicy:
 class PollPolicy:
     """How to look for results.
 
-    If more looks are due than ``looks_per_second`` allows, tasks whose callback has come go first,
-    then the others in the order in which they became due; each of them once before any of them
-    again. A warning says so, at most once an hour.
+    Looks come out of a token bucket: ``burst`` at once, ``looks_per_second`` on average. If more
+    are due than it allows, tasks whose callback has come go first, then the others in the order in
+    which they became due; each of them once before any of them again. A warning says so, at most
+    once an hour. If MidAPI answers a look with 429, both numbers are halved, and doubled again for
+    each 10 s without another 429.
 
     Attributes:
         look_price: how many seconds of delay one look is worth; a higher price means fewer looks.
         floor: least seconds between two looks at one task.
         ceiling: most seconds between two looks at one task, after its first one.
-        looks_per_second: most looks that the client makes in a second.
+        looks_per_second: most looks that the client makes in a second, on average.
+        burst: most looks that begin at once, after some seconds with fewer; at most 32 of them
+            are under way at a time.
     """
 
     look_price: float = 1.0
     floor: float = 1.0
     ceiling: float = 60.0
-    looks_per_second: float = 5.0
+    looks_per_second: float = 20.0
+    burst: int = 100
 
     def __attrs_post_init__(self) -> None:
-        _check_numbers(self, "look_price", "floor", "ceiling", "looks_per_second")
+        _check_numbers(self, "look_price", "floor", "ceiling", "looks_per_second", "burst")
+        _check_whole(self, "burst")
         if self.ceiling < self.floor:
             raise InvalidRequestError({"ceiling": f"must not be below the floor ({self.floor:g})"})
 
@@ -163,8 +175,7 @@ class RateLimit:
 
     def __attrs_post_init__(self) -> None:
         _check_numbers(self, "count", "per")
-        if not isinstance(self.count, int):
-            raise InvalidRequestError({"count": f"must be a whole number, got {shown(self.count)}"})
+        _check_whole(self, "count")
 
 
 @attrs.frozen(kw_only=True)

@@ -427,6 +427,7 @@ NUMBERS = [
     (PollPolicy, "floor", False),
     (PollPolicy, "ceiling", False),
     (PollPolicy, "looks_per_second", False),
+    (PollPolicy, "burst", False),
     (RateLimit, "count", False),
     (RateLimit, "per", False),
 ]
@@ -456,7 +457,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
     """design.md, "Defaults"."""
     assert Timeouts(connect=10, submit=180, look=10, wait=3600) == Timeouts()
     assert RetryPolicy(give_up_after=60) == RetryPolicy()
-    assert PollPolicy(look_price=1, floor=1, ceiling=60, looks_per_second=5) == PollPolicy()
+    looks = {"look_price": 1, "floor": 1, "ceiling": 60, "looks_per_second": 20, "burst": 100}
+    assert PollPolicy(**looks) == PollPolicy()
     assert RateLimit(20, per=10.0) == RateLimit(20)
 
 
@@ -472,6 +474,7 @@ def test_a_ceiling_is_not_below_the_floor() -> None:
     assert set(problems_of(lambda: PollPolicy(floor=5, ceiling=4.9))) == {"ceiling"}
 
 
-def test_a_count_is_whole() -> None:
-    """Half a submission is none."""
+def test_counts_are_whole() -> None:
+    """Half a submission is none, nor is half a look."""
     assert set(problems_of(lambda: RateLimit(2.5))) == {"count"}  # type: ignore[arg-type]  # tested
+    assert set(problems_of(lambda: PollPolicy(burst=2.5))) == {"burst"}  # type: ignore[arg-type]

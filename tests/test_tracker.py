@@ -189,7 +189,7 @@ async def test_hint_causes_a_look_at_once(world: World) -> None:
 
 async def test_hinted_task_is_looked_at_before_queued_ones() -> None:
     """With more looks due than are allowed, a hinted task comes next; the others get their look."""
-    async with a_world(PollPolicy(looks_per_second=5)) as world:
+    async with a_world(PollPolicy(looks_per_second=5, burst=5)) as world:
         for n in range(300):
             world.finishes(f"t{n}", at=0)
         waits = [asyncio.create_task(world.wait(f"t{n}", since=now() - 100)) for n in range(300)]
@@ -357,7 +357,7 @@ async def test_outage_ends_no_wait_and_costs_few_looks(world: World) -> None:
     assert len(during) < 100
     assert 200 <= len(after) <= 210
     busiest = max(sum(1 for m in after if start <= m < start + 1) for start in after)
-    assert busiest <= 11
+    assert busiest <= 22  # the rate is 20, and the first look after the pause
 
 
 @pytest.mark.fault("S19")
@@ -492,7 +492,7 @@ async def test_revoked_key_ends_every_wait(world: World) -> None:
     )
     assert {type(error) for error in ended} == {AuthenticationError}
     assert len({id(error) for error in ended}) == 500
-    assert len(world.looks) <= 40
+    assert len(world.looks) <= 70
     assert now() - world.born >= 120
     assert {error.task_id for error in ended if isinstance(error, MidAPIError)} == {*tasks}
 
@@ -716,7 +716,7 @@ async def test_task_finished_before_the_wait_says_nothing_about_callbacks(world:
 @pytest.mark.fault("P10")
 async def test_overdue_waits_get_a_look_after_a_stall() -> None:
     """After ten minutes in which nothing ran, waits that are overdue still get their result."""
-    policy = PollPolicy(looks_per_second=5)
+    policy = PollPolicy(looks_per_second=5, burst=5)
     async with a_world(policy) as stopped:
         for n in range(50):
             stopped.finishes(f"t{n}", at=30)
@@ -726,8 +726,10 @@ async def test_overdue_waits_get_a_look_after_a_stall() -> None:
         ended = await asyncio.gather(*waits)
         assert all(details.is_final for details in ended)
         assert len(stopped.looks) == 50
-        moments = [moment for moment, _ in stopped.looks]  # no stampede: so many in any second
-        assert all(later - sooner >= 1 for sooner, later in zip(moments, moments[5:], strict=False))
+        moments = [moment for moment, _ in stopped.looks]
+        # No stampede: in any second at most the burst and the looks of a second.
+        pairs = zip(moments, moments[10:], strict=False)
+        assert all(later - sooner >= 1 - 1e-6 for sooner, later in pairs)
 
 
 @pytest.mark.fault("P10")
@@ -749,7 +751,7 @@ async def test_machine_that_slept_looks_soon() -> None:
 @pytest.mark.fault("P10")
 async def test_stall_extends_waits_by_half_a_minute_at_most() -> None:
     """1,000 deadlines passed during a stall, with five looks per second: each wait ends soon."""
-    async with a_world() as world:
+    async with a_world(PollPolicy(looks_per_second=5, burst=5)) as world:
         for n in range(1_000):
             world.finishes(f"t{n}", at=1e9)
         waits = [asyncio.create_task(world.wait(f"t{n}", within=30)) for n in range(1_000)]
@@ -889,7 +891,7 @@ async def test_more_tasks_than_looks_is_fair_with_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With two looks per second, each of 300 tasks is looked at before any is looked at again."""
-    async with a_world(PollPolicy(looks_per_second=2)) as world:
+    async with a_world(PollPolicy(looks_per_second=2, burst=2)) as world:
         for n in range(300):
             world.finishes(f"t{n}", at=400)
         await asyncio.gather(*(world.wait(f"t{n}") for n in range(300)))
@@ -901,8 +903,8 @@ async def test_more_tasks_than_looks_is_fair_with_one_warning(
 
 
 async def test_looks_keep_to_the_rate() -> None:
-    """looks_per_second holds over any second after an initial burst; all tasks get their turn."""
-    async with a_world(PollPolicy(looks_per_second=5)) as world:
+    """looks_per_second holds over any second after the burst; all tasks get their turn."""
+    async with a_world(PollPolicy(looks_per_second=5, burst=5)) as world:
         tasks = [f"task{n}" for n in range(300)]
         for task in tasks:
             world.finishes(task, at=0)

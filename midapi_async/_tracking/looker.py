@@ -1,8 +1,8 @@
 """The queue of looks that are due, and the rate at which they may begin.
 
-If more looks are due than `PollPolicy.looks_per_second` allows, hinted tasks come first, in the
-order of their hints, then the others in the order in which they became due. Each task is in the
-queue at most once, so none is looked at again before all others had their turn.
+Looks come out of a token bucket, see `PollPolicy`. If more are due than it allows, hinted tasks
+come first, in the order of their hints, then the others in the order in which they became due.
+Each task is in the queue at most once, so none is looked at again before all others had their turn.
 
 Only some looks are under way at once. Hinted tasks have places of their own, and tasks whose last
 look got no answer in time have few, so records that hang delay no others.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 
 from .._runtime.clock import Clock
 from .._wire.protocol import LONGEST_RETRY_AFTER
@@ -26,7 +26,11 @@ _log = logging.getLogger("midapi_async.tracking")
 # whose last look got no answer in time.
 LOOKS_AT_ONCE = (32, 16, 4)
 _HINTED, _DUE, _STUCK = range(3)
+# A 429 on a look halves the rate, and what the bucket holds, down to a 32nd. They double again for
+# each 10 s without a 429 on a look, counted from the end of the pause.
+CLEAN_WINDOW, SLOWEST = 10.0, 1 / 32
 BEHIND = 10.0  # seconds of looks in the queue before a warning
+CATCH_UP = 60.0  # seconds after a pause, in which there is no such warning
 WARN_AGAIN = 3600.0  # seconds until the next warning
 
 
@@ -46,7 +50,10 @@ class Looker:
         self._queues = (OrderedDict(), OrderedDict(), OrderedDict())
         self._looking: dict[TrackedTask, int] = {}  # with the queue that each was in
         self._places: Counter[int] = Counter()  # how many looks are under way from each queue
-        self._began: deque[float] = deque()  # when the last looks began
+        # The token bucket: when it is full again. Each look moves this on by 1 / rate.
+        self._full_at = -math.inf
+        self._rate = policy.looks_per_second
+        self._doubles_from = -math.inf  # when it may double, after a 429 has halved it
         self._rests_until = -math.inf
         self._consecutive_failures = 0
         self._failed_at = -math.inf
@@ -73,14 +80,12 @@ class Looker:
         """When the next look may begin; infinite if none is due, or too many are under way."""
         if self._next_queue() is None:
             return math.inf
-        # In any second, whenever it begins, at most `pace` looks may begin. With a pace below one
-        # look per second, there must be 1 / pace seconds between two looks.
-        pace = self._policy.looks_per_second
-        count = max(1, int(pace))
-        while len(self._began) > count:
-            self._began.popleft()
-        turn = self._began[0] + count / pace if len(self._began) == count else -math.inf
-        return max(self._rests_until, turn)
+        return max(self._rests_until, self._full_at - self._spare)
+
+    @property
+    def _spare(self) -> float:
+        """Seconds that the bucket may still need until it is full when a look begins."""
+        return max(0.0, self._policy.burst / self._policy.looks_per_second - 1 / self._rate)
 
     def _next_queue(self) -> int | None:
         """Which queue the next look comes from; None if none is due, or too many are under way."""
@@ -95,13 +100,16 @@ class Looker:
 
     def begin(self, now: float) -> TrackedTask | None:
         """Take the task whose look begins now; None if no look may begin. `end` must follow."""
+        while self._rate < self._policy.looks_per_second and now >= self._doubles_from:
+            self._rate = min(self._rate * 2, self._policy.looks_per_second)
+            self._doubles_from += CLEAN_WINDOW
         queue = self._next_queue()
         if queue is None or self.next_moment > now:
             return None
         task, _ = self._queues[queue].popitem(last=False)
         task.phase, task.look_began = Phase.LOOKING, now
         task.is_hinted = task.is_urgent = False
-        self._began.append(now)
+        self._full_at = max(self._full_at, now) + 1 / self._rate
         self._looking[task] = queue
         self._places[queue] += 1
         return task
@@ -114,9 +122,13 @@ class Looker:
     # ─── pauses ──────────────────────────────────────────────────────────────────────────────────
 
     def rest(self, seconds: float) -> None:
-        """Begin no look for some seconds."""
+        """Begin no look for some seconds; then one, and the next ones at the usual rate.
+
+        So there is no stampede when a server is back.
+        """
         until = self._clock.time() + min(seconds, LONGEST_RETRY_AFTER)
         self._rests_until = max(self._rests_until, until)
+        self._full_at = max(self._full_at, self._rests_until + self._spare)
 
     def succeeded(self) -> None:
         """A look was answered."""
@@ -125,25 +137,36 @@ class Looker:
     def failed(self, task: TrackedTask, error: MidAPIError) -> None:
         """A look failed. One failure is ignored; from the second in a row on, all looks pause.
 
-        Looks that were under way together count as one: they show the same moment of a fault.
+        Looks that were under way together count as one: they show the same moment of a fault. A
+        429 pauses all looks at once, and halves their rate.
         """
-        if task.look_began > self._failed_at:
+        is_new = task.look_began > self._failed_at
+        if is_new:
             self._consecutive_failures += 1
             self._failed_at = self._clock.time()
         pause = self._policy.floor * (2 ** min(self._consecutive_failures - 1, 10) - 1)
         if isinstance(error, RateLimitError):
             pause = max(pause, self._policy.floor, error.retry_after or 0.0)
-        self.rest(pause * (1 + self._clock.chance() / 10))
+            if is_new:
+                self._rate = max(self._rate / 2, self._policy.looks_per_second * SLOWEST)
+        if pause > 0:
+            self.rest(pause * (1 + self._clock.chance() / 10))
+        if isinstance(error, RateLimitError):
+            self._doubles_from = self._rests_until + CLEAN_WINDOW
 
     def warn_if_behind(self, now: float) -> None:
-        """Warn, at most once an hour, if more looks are due than may be made soon."""
-        due, pace = sum(map(len, self._queues)), self._policy.looks_per_second
-        if due < BEHIND * pace or now < self._warns_from:
+        """Warn, at most once an hour, if more looks are due than may be made soon.
+
+        Not soon after a pause, when they have only to catch up.
+        """
+        due = sum(map(len, self._queues))
+        late = max(self._full_at - now, 0.0) + due / self._rate - self._spare
+        if late < BEHIND or now < max(self._warns_from, self._rests_until + CATCH_UP):
             return
         self._warns_from = now + WARN_AGAIN
         _log.warning(
             "%d looks are due and PollPolicy.looks_per_second is %.3g: results may be found %.0f s "
             "late. Tasks with a callback are looked at first, the others in the order of their due "
             "times.",
-            *(due, pace, due / pace),
+            *(due, self._policy.looks_per_second, late),
         )
