@@ -75,7 +75,6 @@ class Session:
         rate_limit: RateLimit | None,
         timeouts: Timeouts,
         ssl: SSLContext | None,
-        proxy: str | None,
         on_event: Callable[[Event], object] | None,
     ) -> None:
         origin = str(settings.base_url.origin())
@@ -90,9 +89,7 @@ class Session:
         self.scope = scope
         self.timeouts = timeouts
         self.observer = Observer(on_event)
-        self._transport = Transport(
-            settings, clock, connect_timeout=timeouts.connect, ssl=ssl, proxy=proxy
-        )
+        self._transport = Transport(settings, clock, connect_timeout=timeouts.connect, ssl=ssl)
         self.api = Api(self._transport, settings, timeouts)
         self.downloader = Downloader(
             allow_http=is_loopback(settings.base_url),
@@ -100,7 +97,7 @@ class Session:
             read_timeout=max(timeouts.look, DOWNLOAD_PATIENCE),
             total_timeout=timeouts.wait,
             ssl=ssl,
-            proxy=proxy,
+            proxy=settings.proxy,
         )
         self.watcher = Watcher(journal)
         self.recorder = ResultRecorder(

@@ -102,7 +102,8 @@ class MidAPIClient:
             this machine. If they have different limits, the smallest one holds.
         timeouts: how long to wait for connections, answers and results.
         ssl: your own TLS context.
-        proxy: the URL of an HTTP proxy.
+        proxy: the URL of an HTTP proxy, ``http://user:password@host:port``; "" for none; the
+            default is MIDAPI_PROXY. HTTPS_PROXY is not read.
         time_scale: divides every waiting time, for a sandbox on loopback; the default is
             MIDAPI_TIME_SCALE.
         allow_http: allow plain http to other machines, with a warning; the default is
@@ -143,14 +144,13 @@ class MidAPIClient:
         allow_http: bool = False,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        self._settings = settings(api_key, base_url, time_scale, allow_http=allow_http)
+        self._settings = settings(api_key, base_url, time_scale, proxy=proxy, allow_http=allow_http)
         self._receiver = receiver
         self._journal = _journal(journal)
         self._owns_journal = self._journal is not journal
         _check_options(
             namespace,
             ack,
-            proxy,
             on_event,
             receiver=(receiver, CallbackReceiver, None),
             retry=(retry, RetryPolicy),
@@ -173,7 +173,6 @@ class MidAPIClient:
             rate_limit=rate_limit,
             timeouts=timeouts,
             ssl=ssl,
-            proxy=proxy,
             on_event=on_event,
         )
 
@@ -353,9 +352,11 @@ class MidAPIClient:
                 way, goes on, and may buy it; without one, nothing was bought.
             MidAPIError: any other error means that nothing was bought.
         """
-        session = self._opened()
-        asked = _request(prompt, fields, "key", "metadata", "callback_url", "timeout")
-        deadline = None if timeout is None else session.clock.time() + check_seconds(timeout)
+        with naming(key=key):
+            session = self._opened()
+            asked = _request(prompt, fields, "key", "metadata", "callback_url", "timeout")
+            seconds = None if timeout is None else check_seconds(timeout)
+        deadline = None if seconds is None else session.clock.time() + seconds
         if key and not self._journal.is_durable and not self._warned_of_keys:
             self._warned_of_keys = True
             _log.warning(
@@ -426,11 +427,12 @@ class MidAPIClient:
         Raises:
             MidAPIError: as in `generate` and `TaskHandle.wait`.
         """
-        session = self._opened()
-        asked = _request(prompt, fields, "key", "metadata", "callback_url", "wait_timeout")
-        time, deadline = session.clock.time, None
-        if wait_timeout is not None and not isinstance(wait_timeout, EllipsisType):
-            deadline = time() + check_seconds(wait_timeout, "wait_timeout")
+        with naming(key=key):
+            session = self._opened()
+            asked = _request(prompt, fields, "key", "metadata", "callback_url", "wait_timeout")
+            time, deadline = session.clock.time, None
+            if wait_timeout is not None and not isinstance(wait_timeout, EllipsisType):
+                deadline = time() + check_seconds(wait_timeout, "wait_timeout")
 
         def left() -> float | EllipsisType | None:
             return wait_timeout if deadline is None else max(0.0, deadline - time())
@@ -467,8 +469,8 @@ class MidAPIClient:
             TaskExpired: it was bought longer ago than MidAPI keeps results.
             InvalidRequestError: the key belongs to an intent that was dismissed.
         """
-        session = self._opened()
         with naming(key=key):
+            session = self._opened()
             row = await session.submitter.find(key)
         return None if row is None else handle_of(row, session, replayed=True)
 
@@ -480,8 +482,9 @@ class MidAPIClient:
         Raises:
             InvalidRequestError: it is not a valid task id.
         """
-        session = self._opened()
-        return TaskHandle(task_id=checked_task_id(task_id), session=session)
+        task_id = checked_task_id(task_id)
+        with naming(task_id=task_id):
+            return TaskHandle(task_id=task_id, session=self._opened())
 
     async def details(self, task_id: str | HasTaskId, max_age: float = 0.0) -> TaskDetails:
         """What is known of a task, whatever its state.
@@ -501,9 +504,7 @@ class MidAPIClient:
             TaskNotFound: MidAPI does not know it, or not yet: a new task may take some seconds.
             MidAPIError: the look failed.
         """
-        session = self._opened()
-        task_id = checked_task_id(task_id)
-        return await TaskHandle(task_id=task_id, session=session).details(max_age)
+        return await self.task(task_id).details(max_age)
 
     async def resume(self) -> list[TaskHandle]:
         """The handles of all tasks in this namespace that are not taken yet, finished or not.
@@ -574,18 +575,19 @@ class MidAPIClient:
         Raises:
             DownloadError: a file could not be fetched; no partial file is left.
         """
-        session = self._opened()
         details = (isinstance(details, TaskHandle) and details.final) or details
         if not isinstance(details, TaskDetails):
             problem = f"must be the details that awaiting a handle returns, got {shown(details)}"
             raise InvalidRequestError({"details": problem})
-        if not isinstance(folder, str | os.PathLike):
-            raise InvalidRequestError({"folder": f"must be a path, got {shown(folder)}"})
-        if not details.urls:
-            raise InvalidRequestError(
-                {"details": f"task {details.task_id} is {details.status} and has no files"}
-            )
-        return await session.downloader.fetch_all(details.task_id, details.urls, Path(folder))
+        with naming(task_id=details.task_id):
+            session = self._opened()
+            if not isinstance(folder, str | os.PathLike):
+                raise InvalidRequestError({"folder": f"must be a path, got {shown(folder)}"})
+            if not details.urls:
+                raise InvalidRequestError(
+                    {"details": f"task {details.task_id} is {details.status} and has no files"}
+                )
+            return await session.downloader.fetch_all(details.task_id, details.urls, Path(folder))
 
     async def credits(self) -> float:
         """The credits that the account has left; may be a fraction.
@@ -611,7 +613,6 @@ class MidAPIClient:
 def _check_options(
     namespace: object,
     ack: object,
-    proxy: object,
     on_event: object,
     **options: tuple[object, *tuple[type | None, ...]],
 ) -> None:
@@ -620,7 +621,6 @@ def _check_options(
     Args:
         namespace: see `MidAPIClient`.
         ack: see `MidAPIClient`.
-        proxy: see `MidAPIClient`.
         on_event: see `MidAPIClient`.
         **options: each is a value and the types that are allowed for it.
 
@@ -632,8 +632,6 @@ def _check_options(
         problems["namespace"] = "must be a non-empty, printable str"
     if ack not in ("auto", "manual"):
         problems["ack"] = f"must be 'auto' or 'manual', got {shown(ack)}"
-    if proxy is not None and (problem := url_problem(proxy)):
-        problems["proxy"] = problem
     if on_event is not None and not callable(on_event):
         problems["on_event"] = f"must be a function of one event, got {shown(on_event)}"
     for name, (value, *types) in options.items():

@@ -9,6 +9,7 @@ so are quotes, which Docker does not remove from an env file, with a warning:
 | ``MIDAPI_BASE_URL`` | ``base_url`` of a client |
 | ``MIDAPI_TIME_SCALE`` | ``time_scale`` of a client |
 | ``MIDAPI_ALLOW_HTTP``: 1, true, yes or on | ``allow_http`` of a client |
+| ``MIDAPI_PROXY`` | ``proxy`` of a client; ``HTTPS_PROXY`` and the like are not read |
 | ``MIDAPI_JOURNAL`` | ``journal`` of a client: a folder |
 | ``MIDAPI_PUBLIC_URL`` | ``public_url`` of ``CallbackReceiver.from_env`` |
 | ``MIDAPI_CALLBACK_PORT`` | its ``port`` |
@@ -23,6 +24,7 @@ import os
 import re
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -186,12 +188,14 @@ class Settings:
         api_key: the account's key.
         base_url: MidAPI's address, without a slash at its end.
         time_scale: service seconds in one second of the loop.
+        proxy: the URL of an HTTP proxy, which may contain a password; None for no proxy.
         credit_path: the path of the account's credits.
     """
 
     api_key: str = attrs.field(repr=False)
     base_url: URL
     time_scale: float
+    proxy: str | None = attrs.field(repr=False)
     credit_path: str
 
 
@@ -200,6 +204,7 @@ def settings(
     base_url: str | None = None,
     time_scale: float | None = None,
     *,
+    proxy: str | None = None,
     allow_http: bool = False,
 ) -> Settings:
     """The settings; what was not given comes from the environment.
@@ -213,41 +218,74 @@ def settings(
         problems["allow_http"] = f"must be True or False, got {shown(allow_http)}"
 
     # The base URL: https, unless it is on this machine or the user allows http.
-    text = environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
+    # A problem names the variable, which the user may not know is set.
+    text, variable = environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL, "MIDAPI_BASE_URL "
     if base_url is not None and base_url != "":
-        text = base_url
-    if problem := url_problem(text, is_bare=True):
-        problems["base_url"] = f"{problem}, like {DEFAULT_BASE_URL}"
+        text, variable = base_url, ""
+    if problem := _base_url_problem(text):
+        problems["base_url"] = variable + problem
         text = DEFAULT_BASE_URL
-    url = URL(text)
-    url = url.with_path(url.raw_path.rstrip("/") or "/", encoded=True)
+    url = URL(text).with_path("/")
     is_local = is_loopback(url)
     if url.scheme == "http" and not is_local:
         if allow_http or environment("MIDAPI_ALLOW_HTTP").casefold() in {"1", "true", "yes", "on"}:
             warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=3)
         else:
             problems["base_url"] = (
-                "must be https, else others could read the API key; plain http is for loopback, or "
-                "set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a private network"
+                f"{variable}must be https, else others could read the API key; plain http is for "
+                "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a private network"
             )
 
     # The time scale: only a sandbox can run faster than real time.
     chosen = time_scale if time_scale is not None else environment("MIDAPI_TIME_SCALE") or 1.0
+    variable = "" if time_scale is not None else "MIDAPI_TIME_SCALE "
     try:
         scale = math.nan if isinstance(chosen, bool) else float(chosen)
     except (TypeError, ValueError, OverflowError):
         scale = math.nan
     if not math.isfinite(scale) or scale <= 0:
-        problems["time_scale"] = f"must be a positive number, got {shown(chosen)}"
-    elif scale != 1.0 and not is_local:
-        problems["time_scale"] = "is only for a sandbox on loopback; leave it out for MidAPI"
+        problems["time_scale"] = f"{variable}must be a positive number, got {shown(chosen)}"
+    elif scale != 1.0 and not is_local and "base_url" not in problems:
+        problems["time_scale"] = (
+            f"{variable}is only for a sandbox on loopback; leave it out for MidAPI"
+        )
+
+    # The proxy: its URL may contain a password, so no text shows it.
+    way = proxy if proxy is not None else environment("MIDAPI_PROXY")
+    if way != "" and (problem := url_problem(way)):
+        variable = "" if proxy is not None else "MIDAPI_PROXY "
+        problems["proxy"] = f"{variable}{problem}, like http://proxy.example:3128"
     if problems:
         raise InvalidRequestError(problems)
 
     # kie.ai, MidAPI's sister, has another path for the credits.
     is_sister = f".{url.host}".endswith(".kie.ai")
     credit_path = "/api/v1/chat/credit" if is_sister else "/api/v1/common/credit"
-    return Settings(api_key=key, base_url=url, time_scale=scale, credit_path=credit_path)
+    return Settings(
+        api_key=key,
+        base_url=url,
+        time_scale=scale,
+        proxy=way or None,
+        credit_path=credit_path,
+    )
+
+
+def _base_url_problem(value: object) -> str | None:
+    """What is wrong with a base URL, and how it should look; None if it is valid."""
+    problem = url_problem(value, is_bare=True, may_have_path=False)
+    if problem is None:
+        return None
+    right = DEFAULT_BASE_URL
+    if isinstance(value, str):
+        scheme = "" if "://" in value else "http://"
+        if scheme:
+            problem = "must begin with https:// or http://"
+        with suppress(ValueError):
+            url = URL(scheme + value)
+            # With an @, what looks like the host may be part of a password.
+            if "@" not in value and (is_loopback(url) if scheme else url_problem(value) is None):
+                right = str(url.origin())
+    return f"{problem}, like {right}"
 
 
 def _api_key(given: object, problems: dict[str, str]) -> str:

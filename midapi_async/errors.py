@@ -37,6 +37,7 @@ pickled, and builds its text from them. `InvalidRequestError`, `ReceiverError`, 
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
@@ -68,6 +69,28 @@ class MidAPIError(Exception):
     key: str | None = None
     intent_id: str | None = None
     task_id: str | None = None
+
+    def __str__(self) -> str:
+        """What happened and what to do, and the names that this text does not contain."""
+        text, names = self._text(), []
+        if self.task_id is not None and not _is_in(self.task_id, text):
+            names.append(f"task {self.task_id}")
+        if self.intent_id is not None and not _is_in(self.intent_id, text):
+            names.append(f"intent {self.intent_id}")
+        if self.key is not None and shown(self.key, 220) not in text:
+            names.append(f"key {shown(self.key, 220)}")
+        return f"{text} ({', '.join(names)})" if names else text
+
+    def _text(self) -> str:
+        return super().__str__()
+
+    def _unaffected(self) -> str:
+        """After a look that failed: its task goes on."""
+        return "" if self.task_id is None else f" Task {self.task_id} is not affected by it."
+
+
+def _is_in(name: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
 
 
 def about(
@@ -107,7 +130,7 @@ class InvalidRequestError(MidAPIError, ValueError):
         super().__init__(dict(problems))
         self.problems: dict[str, str] = dict(problems)
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return "; ".join(
             f"{field if field.isprintable() else shown(field)}: {problem}"
             for field, problem in self.problems.items()
@@ -140,30 +163,27 @@ class APIError(MidAPIError):
     """
 
     advice: ClassVar[str] = "MidAPI does not document this code; ask their support"
-    # In place of the advice, if it answered a look: that of some classes is for submissions.
-    look_advice: ClassVar[str | None] = None
+    # In place of the advice, if it answered a look: the task was bought, whatever that answer is.
+    look_advice: ClassVar[str] = "which is not affected by it. Look again later"
 
     code: int
     message: str = ""
     http_status: int = 200
     own_envelope: bool = True
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         if not self.own_envelope:
             what = self.message or "a page that is not MidAPI's"
             return (
                 f"HTTP {self.http_status} came from something between here and MidAPI: {what}. "
-                "Check the base URL, and any proxy or firewall."
+                f"Check the base URL, and any proxy or firewall.{self._unaffected()}"
             )
         status = f" (HTTP {self.http_status})" if self.http_status not in (200, self.code) else ""
         said = f": {self.message.rstrip('. ')}" if self.message else ""
-        advice = f"{self.advice}."
+        advice = self.advice
         if self.task_id is not None:
-            look = f"It answered a look at task {self.task_id}"
-            advice = f"{advice} {look}; that task is not affected by it."
-            if self.look_advice is not None:
-                advice = f"{look}, {self.look_advice}."
-        return f"MidAPI answered {self.code}{status}{said}. {advice}"
+            advice = f"It answered a look at task {self.task_id}, {self.look_advice}"
+        return f"MidAPI answered {self.code}{status}{said}. {advice}."
 
 
 class BadRequestError(APIError):
@@ -189,19 +209,19 @@ class AuthenticationError(APIError):
     """401: the API key is missing, wrong or revoked."""
 
     advice = "Check the API key (MIDAPI_API_KEY) and that it belongs to this base URL"
+    look_advice = f"which is not affected by it. {advice}"
 
 
 class InsufficientCreditsError(APIError):
     """402: the account has too few credits."""
 
-    advice = "Top up the account, then submit again"
-    look_advice = "which was bought and is not affected by it. Look again later"
+    advice = "Top up the account, then try again"
 
 
 class NotFoundError(APIError):
     """404: MidAPI does not know the path or the task."""
 
-    advice = "Check the task id and the base URL"
+    advice = "Check the base URL, and the task id or URL that was sent"
 
 
 class UnprocessableError(APIError):
@@ -220,6 +240,7 @@ class RateLimitError(APIError):
     """
 
     advice = "Wait, then try again; MidAPI accepts 20 submissions in 10 s from one account"
+    look_advice = "which is not affected by it. Wait, then look again"
 
     code: int = 429
     message: str = ""
@@ -227,10 +248,10 @@ class RateLimitError(APIError):
     own_envelope: bool = True
     retry_after: float | None = None
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         if self.retry_after is None:
-            return super().__str__()
-        return f"{super().__str__()} It asks to wait {self.retry_after:g} s."
+            return super()._text()
+        return f"{super()._text()} It asks to wait {self.retry_after:g} s."
 
 
 class SpendingCapError(APIError):
@@ -259,7 +280,7 @@ class ServerError(APIError):
 class GenerationFailedError(APIError):
     """501: MidAPI could not start the generation; or, as the answer to a look, it has failed."""
 
-    advice = "Submit again, or change the request"
+    advice = "Try again, or change the request"
     look_advice = (
         "which was bought, and says that it has failed. Await its handle to be sure; a new try "
         "needs a new key"
@@ -311,15 +332,22 @@ class TransportError(MidAPIError):
         sent: whether any part of the request may have reached the network.
         permanent: whether it is useless to try again without a change, as with a wrong certificate.
         timed_out: whether the timeout of the request passed.
+        advice: what to do.
     """
 
     reason: str
     sent: bool = False
     permanent: bool = False
     timed_out: bool = False
+    advice: str = "Check the network and the base URL"
 
-    def __str__(self) -> str:
-        return f"MidAPI could not be reached: {self.reason}. Check the network and the base URL."
+    def _text(self) -> str:
+        is_unsent = self.intent_id is not None and self.task_id is None and not self.sent
+        bought = " Nothing was bought." if is_unsent else ""
+        return (
+            f"MidAPI could not be reached: {self.reason.rstrip('. ')}.{bought} {self.advice}."
+            f"{self._unaffected()}"
+        )
 
 
 @attrs.define(slots=False, repr=False)
@@ -334,10 +362,10 @@ class ProtocolError(MidAPIError):
     path: str
     problem: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"The server's answer is not MidAPI's: {self.path} {self.problem}. "
-            "Check the base URL, and any proxy in between."
+            f"Check the base URL, and any proxy in between.{self._unaffected()}"
         )
 
 
@@ -360,7 +388,7 @@ class SubmissionUnknown(MidAPIError):
     reason: str = ""
     candidates: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         named = f"intent {self.intent_id}" + (f", key {self.key!r}" if self.key else "")
         why = f" ({self.reason})" if self.reason else ""
         settle = named_tasks = ""
@@ -393,7 +421,7 @@ class TaskError(MidAPIError):
     task_id: str
     details: TaskDetails | None = None
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"Task {self.task_id} {self.text}."
 
 
@@ -408,7 +436,7 @@ class TaskFailed(TaskError):
         said = (self.details.error_message or "") if self.details else ""
         return "no response from midjourney" in said.casefold()
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         details = self.details
         code = f" with code {details.error_code}" if details and details.error_code else ""
         said = f": {details.error_message}" if details and details.error_message else ""
@@ -427,10 +455,15 @@ class PromptRejected(TaskFailed):
 class TaskNotFound(TaskError):
     """MidAPI does not know the task. A new task may take some seconds to appear."""
 
-    text = (
-        "is not known to MidAPI. Check the task id, and that the API key is the one that it was "
-        "submitted with"
-    )
+    def _text(self) -> str:
+        text = (
+            f"Task {self.task_id} is not known to MidAPI, which may take some seconds to know a "
+            "new task, and forgets it after 15 days."
+        )
+        if self.intent_id is None:
+            return f"{text} Check the task id, or look again later."
+        # The id came from MidAPI itself.
+        return f"{text} It was bought: look again later, and ask MidAPI's support if that fails."
 
 
 class ResultMissing(TaskError):
@@ -467,7 +500,7 @@ class WaitTimeout(MidAPIError, TimeoutError):
     intent_id: str | None = None
     process: int | None = None
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         if self.task_id is not None:
             return (
                 f"Task {self.task_id} was not finished in time. It goes on: wait again with "
@@ -508,14 +541,17 @@ class DownloadError(MidAPIError):
     url: str
     reason: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.url} could not be downloaded: {self.reason}. {self.advice}."
 
 
 class ResultExpired(DownloadError):
     """The file is gone: MidAPI keeps results for 15 days, uploads for 3."""
 
-    advice = "MidAPI keeps results for 15 days and uploads for 3; it must be generated again"
+    advice = (
+        "MidAPI keeps results for 15 days and uploads for 3; a file older than that must be "
+        "generated again"
+    )
 
 
 class UnexpectedContent(DownloadError):
@@ -534,18 +570,18 @@ class ClientClosed(MidAPIError):
 
     task_id: str | None = None
 
-    def __str__(self) -> str:
-        if self.task_id is None and self.intent_id is not None:
+    def _text(self) -> str:
+        if self.task_id is not None:
             return (
-                f"The client was closed while submission {self.intent_id} was waited for. Open it "
-                f"again and wait with client.intents.settle({self.intent_id!r})."
+                f"The client was closed. Task {self.task_id} goes on: open a client and wait with "
+                f"client.task({self.task_id!r}).wait()."
             )
-        if self.task_id is None:
+        if self.intent_id is not None:
             return (
-                "The client was closed before this call bought anything. Open it again and repeat "
-                "the call."
+                f"The client was closed. Submission {self.intent_id} may have been accepted: open "
+                f"the client again and wait with client.intents.settle({self.intent_id!r})."
             )
         return (
-            f"The client was closed during the wait for task {self.task_id}. The task goes on: "
-            f"open a client and wait with client.task({self.task_id!r}).wait()."
+            "The client was closed before this call bought anything. Open it again and repeat the "
+            "call."
         )

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
 from typing import Never, cast
@@ -20,12 +21,14 @@ from ._wire.protocol import AnotherTask, failure
 from ._wire.records import details_of
 from ._wire.tokens import has_foreign_token
 from .errors import (
-    ClientClosed,
     InvalidRequestError,
     JournalError,
+    MidAPIError,
     SubmissionUnknown,
     TaskExpired,
     TaskNotFound,
+    about,
+    naming,
     shown,
 )
 from .journal import Intent, State
@@ -107,26 +110,31 @@ class TaskHandle:
                 looks. The task goes on.
             ClientClosed: the client was closed.
         """
-        refuse_misnamed(misnamed)
-        deadline, details = self._deadline(timeout), self._final
+        with self._naming():
+            refuse_misnamed(misnamed)
+            deadline, details = self._deadline(timeout), self._final
         if details is None:
-            self._check()
-            tracker = self._session.tracker
-            wait = tracker.join(
-                self.task_id,
-                kind=self._kind,
-                since=self._since,
-                deadline=deadline,
-                patience=self._session.timeouts.wait if timeout is ... else None,
-                token_hash=self._token_hash,
-            )
+            with self._naming():
+                self._session.check()
+                tracker = self._session.tracker
+                wait = tracker.join(
+                    self.task_id,
+                    kind=self._kind,
+                    since=self._since,
+                    deadline=deadline,
+                    patience=self._session.timeouts.wait if timeout is ... else None,
+                    token_hash=self._token_hash,
+                )
             try:
                 details = await wait
             except AnotherTask:
                 raise await self._disown() from None
-            except TaskNotFound:
-                if await self._is_expired():
-                    raise TaskExpired(self.task_id) from None
+            except MidAPIError as error:
+                # Not `_naming`, which would take memory for each of thousands of waits.
+                about(error, key=self.key, intent_id=self.intent_id)
+                if isinstance(error, TaskNotFound) and await self._is_expired():
+                    names = {"key": self.key, "intent_id": self.intent_id}
+                    raise about(TaskExpired(self.task_id), **names) from None
                 raise
             finally:
                 tracker.leave(wait)
@@ -137,8 +145,11 @@ class TaskHandle:
             cancels: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", int)
             self._session.recorder.writes.start(self._hand_over(details, cancels, cancels()))
         if details.status is TaskStatus.FAILED:
-            raise failure(details)
+            raise about(failure(details), key=self.key, intent_id=self.intent_id)
         return details
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(key=self.key, intent_id=self.intent_id, task_id=self.task_id)
 
     def _deadline(self, timeout: float | EllipsisType | None) -> float | None:
         if timeout is None or isinstance(timeout, EllipsisType):
@@ -146,7 +157,8 @@ class TaskHandle:
         return self._session.clock.time() + check_seconds(timeout)
 
     async def _disown(self) -> SubmissionUnknown:
-        return await self._session.outcomes.disown(self.intent_id or "", self.task_id)
+        with self._naming():
+            return await self._session.outcomes.disown(self.intent_id or "", self.task_id)
 
     async def _is_expired(self) -> bool:
         """Whether a task that MidAPI does not know is so old that MidAPI has deleted it."""
@@ -190,11 +202,12 @@ class TaskHandle:
             SubmissionUnknown: as in ``wait``.
             MidAPIError: the look failed.
         """
-        max_age = check_age(max_age)
-        self._check()
-        if self._final is not None:
-            return self._final
-        found = await self._session.seen.find(self.task_id, max_age)
+        with self._naming():
+            max_age = check_age(max_age)
+            self._session.check()
+            if self._final is not None:
+                return self._final
+            found = await self._session.seen.find(self.task_id, max_age)
         if isinstance(found, TaskDetails):
             details = found
         elif has_foreign_token(found.params.get("callBackUrl"), self._token_hash):
@@ -210,14 +223,9 @@ class TaskHandle:
 
         With ``ack="auto"`` a finished wait does this by itself.
         """
-        self._check()
-        await self._session.recorder.write(self.task_id, self.intent_id, taken=True)
-
-    def _check(self) -> None:
-        try:
+        with self._naming():
             self._session.check()
-        except ClientClosed:
-            raise ClientClosed(self.task_id) from None
+            await self._session.recorder.write(self.task_id, self.intent_id, taken=True)
 
 
 def check_age(max_age: object) -> float:
@@ -263,7 +271,8 @@ def check_seconds(timeout: object, name: str = "timeout") -> float:
 def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskHandle:
     """The handle of an accepted intent."""
     if row.task_id is None or row.accepted_at is None:
-        raise JournalError(f"intent {row.intent_id} is {row.state} and names no task")
+        error = JournalError(f"intent {row.intent_id} is {row.state} and names no task")
+        raise about(error, key=row.key, intent_id=row.intent_id)
     kind, since = plan_of(row, session)
     return TaskHandle(
         task_id=row.task_id,

@@ -9,7 +9,7 @@ from typing import Never
 from ._session import Session
 from ._wire.protocol import fits
 from ._wire.tokens import has_token
-from .errors import InvalidRequestError, SubmissionUnknown, naming, shown
+from .errors import InvalidRequestError, MidAPIError, SubmissionUnknown, about, naming, shown
 from .handle import TaskHandle, check_seconds, handle_of, refuse_misnamed
 from .journal import BOUGHT, Intent, State
 from .requests import HasTaskId, checked_task_id, id_of
@@ -80,14 +80,14 @@ class Intents:
         if not isinstance(force, bool):
             raise InvalidRequestError({"force": f"must be True or False, got {shown(force)}"})
         row = await self._row(intent_id)
-        if row.task_id == task_id:
-            return handle_of(row, self._session)
-        if row.state not in (State.UNKNOWN, State.SUPERSEDED, *BOUGHT):
-            raise _wrong_state(row, "only an unknown one can be changed")
-        outcomes = self._session.outcomes
-        if holder := await outcomes.holder(row, task_id):
-            raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
-        with naming(key=row.key, intent_id=row.intent_id):
+        with naming(key=row.key, intent_id=row.intent_id, task_id=task_id):
+            if row.task_id == task_id:
+                return handle_of(row, self._session)
+            if row.state not in (State.UNKNOWN, State.SUPERSEDED, *BOUGHT):
+                raise _wrong_state(row, "only an unknown one can be changed")
+            outcomes = self._session.outcomes
+            if holder := await outcomes.holder(row, task_id):
+                raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
             if not force and (problem := await self._misfit(row, task_id)):
                 sure = "; check the id, or pass force=True if you are sure"
                 raise InvalidRequestError({"task_id": f"{problem}{sure}"})
@@ -123,13 +123,14 @@ class Intents:
         row = await self._row(intent_id)
         if row.state not in (State.UNKNOWN, State.FAILED):
             raise _wrong_state(row, "only an unknown or a failed one can be submitted again")
-        if row.request is None:
-            raise InvalidRequestError(
-                {"intent_id": "its request was not stored: call generate() with it"}
+        with naming(key=row.key, intent_id=row.intent_id):
+            if row.request is None:
+                raise InvalidRequestError(
+                    {"intent_id": "its request was not stored: call generate() with it"}
+                )
+            bought, _ = await self._session.submitter.submit(
+                row.request, key=row.key, metadata=row.metadata, supersedes=row.intent_id
             )
-        bought, _ = await self._session.submitter.submit(
-            row.request, key=row.key, metadata=row.metadata, supersedes=row.intent_id
-        )
         return handle_of(bought, self._session)
 
     async def dismiss(self, intent_id: str | Intent | SubmissionUnknown) -> None:
@@ -139,17 +140,19 @@ class Intents:
             InvalidRequestError: the intent is not unknown.
         """
         row = await self._row(intent_id)
-        row = await self._session.journal.advance(row.intent_id, State.DISMISSED)
+        with naming(key=row.key, intent_id=row.intent_id):
+            row = await self._session.journal.advance(row.intent_id, State.DISMISSED)
         if row.state is not State.DISMISSED:
             raise _wrong_state(row, "only an unknown one can be changed")
 
     async def _row(self, given: str | Intent | SubmissionUnknown) -> Intent:
-        self._session.check()
         intent_id = id_of(given, "intent_id")
         if not isinstance(intent_id, str):
             problem = f"must be the intent_id of a SubmissionUnknown, got {shown(given)}"
             raise InvalidRequestError({"intent_id": problem})
-        row = await self._session.journal.find(intent_id=intent_id)
+        with naming(intent_id=intent_id):
+            self._session.check()
+            row = await self._session.journal.find(intent_id=intent_id)
         if row is None or row.scope != self._session.scope:
             raise InvalidRequestError(
                 {"intent_id": f"no intent {shown(intent_id)} exists in this namespace"}
@@ -173,5 +176,7 @@ async def pages_of(
         after = page[-1].intent_id
 
 
-def _wrong_state(row: Intent, rule: str) -> InvalidRequestError:
-    return InvalidRequestError({"intent_id": f"intent {row.intent_id} is {row.state}; {rule}"})
+def _wrong_state(row: Intent, rule: str) -> MidAPIError:
+    problem = f"intent {row.intent_id} is {row.state}; {rule}"
+    error = InvalidRequestError({"intent_id": problem})
+    return about(error, key=row.key, intent_id=row.intent_id, task_id=row.task_id)

@@ -22,7 +22,7 @@ def is_http_url(value: object) -> TypeGuard[str]:
     )
 
 
-def url_problem(value: object, *, is_bare: bool = False) -> str | None:
+def url_problem(value: object, *, is_bare: bool = False, may_have_path: bool = True) -> str | None:
     """What is wrong with a URL that a user gave; None if it is valid.
 
     The text does not show the URL, which may contain a password.
@@ -30,6 +30,7 @@ def url_problem(value: object, *, is_bare: bool = False) -> str | None:
     Args:
         value: what the user gave.
         is_bare: whether only scheme, host, port and path are allowed.
+        may_have_path: whether a bare URL may have a path.
     """
     if not isinstance(value, str):
         return f"must be a str, got {'None' if value is None else f'a {type(value).__name__}'}"
@@ -41,8 +42,15 @@ def url_problem(value: object, *, is_bare: bool = False) -> str | None:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.host:
         return "must be an http or https URL"
-    if is_bare and ("@" in url.raw_authority or url.query_string or url.fragment):
-        return "must contain nothing but scheme, host, port and path"
+    parts = {
+        "a user name or password": "@" in url.raw_authority,
+        "a path": url.raw_path.strip("/") and not may_have_path,
+        "a query": url.query_string,
+        "a fragment": url.fragment,
+    }
+    if is_bare and (excess := [name for name, is_there in parts.items() if is_there]):
+        allowed = "scheme, host, port and path" if may_have_path else "scheme, host and port"
+        return f"has {' and '.join(excess)}, and must contain nothing but {allowed}"
     return None
 
 

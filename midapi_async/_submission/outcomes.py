@@ -18,7 +18,15 @@ import attrs
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
-from ..errors import ClientClosed, InvalidRequestError, JournalError, SubmissionUnknown, TaskExpired
+from ..errors import (
+    ClientClosed,
+    InvalidRequestError,
+    JournalError,
+    MidAPIError,
+    SubmissionUnknown,
+    TaskExpired,
+    about,
+)
 from ..events import Accepted, Event
 from ..journal import BOUGHT, PENDING, Intent, Journal, Standing, State
 from ..journal.watcher import Watcher
@@ -28,6 +36,14 @@ _log = logging.getLogger("midapi_async.submission")
 _RECHECK_INTERVAL = 0.05  # seconds between two reads of a row that is waited for
 _REWRITE_AFTER = 1.0  # seconds until a failed write of an outcome is tried again
 _TWO_TASKS = "intent %s has two tasks, %s and %s: both may have been paid for"
+
+# What to do about an intent that has no task, and will get none from MidAPI's answer.
+_NO_TASK = {
+    State.REFUSED: "nothing was bought, and its request may be submitted again",
+    State.DISMISSED: "it was given up: use another key to submit its request again",
+    State.SUPERSEDED: "it was submitted again: wait for the intent that took over its key",
+    State.EXPIRED: "MidAPI has deleted its results: use another key to buy it again",
+}
 
 # The accepted row, or the row that has the key, or an error. It is cancelled if the last caller has
 # left before anything was bought.
@@ -85,14 +101,17 @@ class OutcomeRecorder:
         """Return the row if its task is known, else raise the error for its state."""
         if row.state in BOUGHT:
             return row
+        error: MidAPIError
         if row.state is State.UNKNOWN:
-            raise self.unknown_error(row)
-        if row.state is State.EXPIRED and row.task_id is not None:
-            raise TaskExpired(row.task_id)
-        if row.state in PENDING:
-            raise ClientClosed
-        problem = f"intent {row.intent_id} is {row.state}; use another key to submit it again"
-        raise InvalidRequestError({"key" if row.key else "intent_id": problem})
+            error = self.unknown_error(row)
+        elif row.state is State.EXPIRED and row.task_id is not None:
+            error = TaskExpired(row.task_id)
+        elif row.state in PENDING:
+            error = ClientClosed()
+        else:
+            problem = f"intent {row.intent_id} is {row.state}; {_NO_TASK[row.state]}"
+            error = InvalidRequestError({"key" if row.key else "intent_id": problem})
+        raise about(error, key=row.key, intent_id=row.intent_id)
 
     def unknown_error(self, intent: Intent, reason: str = "") -> SubmissionUnknown:
         """The error for an intent of which it cannot be known whether it was accepted."""

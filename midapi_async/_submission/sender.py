@@ -45,6 +45,7 @@ class Submission:
         self.late_claim: asyncio.Task[Claim | Exception] | None = None
         # From a POST's start until it is proven that it bought nothing, or its outcome is written.
         self.is_posting = False
+        self.problem: MidAPIError | None = None  # why it is sent again
         self.callers = 0  # how many wait for the outcome
         self.outcome: Outcome = loop.create_future()
         self.stop: asyncio.Future[None] = loop.create_future()  # done: send nothing from now on
@@ -374,6 +375,7 @@ class Sender:
             await self._refuse(submission)
             raise
         if pause is not None:
+            submission.problem = proof
             facts = {"reason": str(proof), "delay": pause, "left": budget.left}
             self._recorder.report(Retrying, submission.intent, **facts)
         return pause
@@ -394,7 +396,7 @@ class Sender:
             )
         except SubmissionUnknown as error:
             return error
-        return ClientClosed(row.task_id)
+        return about(ClientClosed(row.task_id), intent_id=row.intent_id)
 
     async def _withdraw(self, submission: Submission) -> None:
         """After a claim that failed: refuse the row, in case it was written; nothing was sent."""

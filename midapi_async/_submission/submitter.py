@@ -161,7 +161,8 @@ class Submitter:
                     # Another row has the key. If that is refused in the end, submit after all.
                     holder = row.intent
                     if not row.same:
-                        raise KeyConflict(key or "")
+                        names = {"intent_id": holder.intent_id, "task_id": holder.task_id}
+                        raise about(KeyConflict(key or ""), **names)
                     if holder.state in PENDING:
                         waiting_for, process = holder.intent_id, holder.process
                         holder = await self._wait_for_change(holder, PENDING)
@@ -178,7 +179,8 @@ class Submitter:
             found = None if submission.outcome.cancelled() else submission.outcome.result()
             if isinstance(found, Intent):
                 return found, False
-        raise about(WaitTimeout(intent_id=waiting_for, process=process), key=key)
+        problem = submission.problem if submission is not None else None
+        raise about(WaitTimeout(intent_id=waiting_for, process=process), key=key) from problem
 
     async def find(self, key: str) -> Intent | None:
         """The accepted intent that has a key; None if the key is free, or was refused.

@@ -7,6 +7,7 @@ says whether anything may have been sent, which decides whether money may have b
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import zlib
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from aiohttp.payload import BytesPayload
 from yarl import URL
 
 from .._runtime.clock import Clock
+from .._runtime.urls import host_in_url, is_loopback
 from .._version import __version__
 from ..config import Settings
 from ..errors import TransportError
@@ -73,7 +75,6 @@ class Transport:
         clock: the client's clock.
         connect_timeout: seconds for a connection, TLS included.
         ssl: the user's TLS context, or None for the usual checks.
-        proxy: the URL of an HTTP proxy, or None.
     """
 
     def __init__(
@@ -83,9 +84,9 @@ class Transport:
         *,
         connect_timeout: float,
         ssl: SSLContext | None = None,
-        proxy: str | None = None,
     ) -> None:
         self._base = str(settings.base_url).rstrip("/")
+        self._proxy = URL(settings.proxy) if settings.proxy else None
         self._key = _key_pattern(settings.api_key)
         runs = re.findall(rb"[a-z0-9]+", settings.api_key.lower().encode())
         self._key_part = max(runs, key=len, default=b"")
@@ -112,7 +113,7 @@ class Transport:
                 },
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=timeout,
-                proxy=proxy,
+                proxy=self._proxy,
                 max_line_size=LARGEST_HEADER,
                 max_field_size=LARGEST_HEADER,
                 max_headers=MOST_HEADERS,
@@ -159,9 +160,7 @@ class Transport:
         url = URL(self._base + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
         body = bytearray()
-        flaw: str | None = None
-        is_certificate = False
-        is_late = False
+        failure: TransportError | None = None
         self._calls[session] += 1
         try:
             async with asyncio.timeout(None) as scope:
@@ -177,18 +176,20 @@ class Transport:
                     if response is not None:
                         response.release()
         except Exception as error:  # noqa: BLE001 - whatever breaks a paid POST must be judged
-            flaw, is_late = _describe_error(error), isinstance(error, TimeoutError)
-            is_certificate = isinstance(error, aiohttp.ClientConnectorCertificateError)
+            failure = failure_of(error, url, self._proxy)
         finally:
             self._calls[session] -= 1
             if session is not self._session:
                 await self._close_if_unused(session)
         # Raised outside the handler: aiohttp's error, which contains the API key, is not its cause.
         if response is None:
-            sent = payload is None or payload.written
-            raise TransportError(
-                flaw or "no answer came", sent=sent, permanent=is_certificate, timed_out=is_late
-            )
+            failure = failure or TransportError("no answer came")
+            failure.sent = payload is None or payload.written
+            raise failure
+        if self._proxy is not None and url.scheme == "http" and response.status == 407:
+            # Without TLS the proxy answers in MidAPI's place; it does not pass such a call on.
+            raise refused_by_proxy(response.status, self._proxy)
+        flaw = failure.reason if failure is not None else None
         plain = _decompressed(bytes(body), largest)
         if len(plain) > largest:
             flaw = f"its answer is larger than {largest >> 10:,} KiB"
@@ -239,27 +240,76 @@ def _decompressed(body: bytes, largest: int) -> bytes:
     return body
 
 
-def _describe_error(error: Exception) -> str:
-    """An error in a few words; aiohttp's own texts may contain secrets."""
+def failure_of(error: Exception, url: URL, proxy: URL | None) -> TransportError:
+    """What has failed, in words; aiohttp's own texts may contain secrets.
+
+    Args:
+        error: what aiohttp has raised.
+        url: of the call.
+        proxy: the proxy's URL, or None.
+    """
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server closed the connection without an answer"
+        return TransportError("the server closed the connection without an answer")
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "its answer was cut short"
+        return TransportError("its answer was cut short")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         problem = getattr(error.certificate_error, "verify_message", "") or "it is not valid"
-        return (
-            f"its certificate is refused: {problem}. If its authority is your own, pass "
-            "ssl=ssl.create_default_context(cafile=…) or set SSL_CERT_FILE"
+        return TransportError(
+            f"its certificate is refused: {problem}",
+            permanent=True,
+            advice="If its authority is your own, pass ssl=ssl.create_default_context(cafile=…) or "
+            "set SSL_CERT_FILE",
         )
+    if isinstance(error, aiohttp.ClientHttpProxyError) and proxy is not None:
+        return refused_by_proxy(error.status, proxy)
+    # The rest is about the connection, to the proxy if there is one.
+    server = proxy or url
+    place = f"{host_in_url(server.host or '')}:{server.port}"
+    named = place if proxy is None else f"the proxy {place}"
+    settings = "the base URL" if proxy is None else "the proxy's URL (proxy=, MIDAPI_PROXY)"
+    advice = f"Check the network and {settings}"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
-        return f"TLS failed ({getattr(error.os_error, 'reason', None) or 'no reason given'})"
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy refused the connection (HTTP {error.status})"
+        reason = getattr(error.os_error, "reason", None) or "no reason given"
+        if is_loopback(url):
+            advice = "If it is the sandbox, use http:// in the base URL"
+        return TransportError(f"TLS failed ({reason})", permanent=is_loopback(url), advice=advice)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        reason = error.os_error.strerror or "no reason given"
+        what = "the name" if proxy is None else "the proxy's name"
+        return TransportError(f"{what} {server.host} does not resolve ({reason})", advice=advice)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        reason = f"no connection to {named} was made in time"
+        return TransportError(reason, timed_out=True, advice=advice)
     if isinstance(error, TimeoutError):
-        return "no answer came in time"
+        return TransportError("no answer came in time", timed_out=True)
+    if isinstance(error, aiohttp.ClientConnectorError) and error.errno == errno.ECONNREFUSED:
+        if not is_loopback(server):
+            return TransportError(f"{named} refuses the connection", advice=advice)
+        # Not worth a retry: nobody starts a program there within the time of the retries.
+        advice = (
+            "Is the sandbox running ('midapi sandbox')? If not, start it, or correct the base URL "
+            "(MIDAPI_BASE_URL)"
+            if proxy is None
+            else f"Start the proxy, or correct {settings}"
+        )
+        what = "" if proxy is None else ", where the proxy should be"
+        reason = f"nothing listens on {place}{what}"
+        return TransportError(reason, permanent=True, advice=advice)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({type(error).__name__})"
-    return type(error).__name__
+        return TransportError(f"{error.strerror} ({type(error).__name__})", advice=advice)
+    return TransportError(type(error).__name__, advice=advice)
+
+
+def refused_by_proxy(status: int, proxy: URL) -> TransportError:
+    """The error for a proxy's own answer, which it gives in place of passing a call on."""
+    reason = f"the proxy {host_in_url(proxy.host or '')}:{proxy.port} refuses it (HTTP {status})"
+    advice = "Ask whoever runs the proxy, or correct its URL (proxy=, MIDAPI_PROXY)"
+    if status == 407:
+        reason = f"{reason}: it wants a user name and a password that it knows"
+        advice = "Put them into its URL (proxy=, MIDAPI_PROXY): http://USER:PASSWORD@HOST:PORT"
+    # A 4xx says that it will not pass the next one on either; a 5xx, that it cannot now.
+    is_final = 400 <= status <= 499 and status not in (408, 429)
+    return TransportError(reason, permanent=is_final, advice=advice)
 
 
 def _key_pattern(key: str) -> re.Pattern[bytes] | None:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import aiohttp
 from yarl import URL
 
+from .._wire.transport import failure_of, refused_by_proxy
 from ..errors import DownloadError, InvalidRequestError, ResultExpired, UnexpectedContent
 from ..requests import TASK_ID
 
@@ -59,7 +60,7 @@ class Downloader:
         proxy: str | None = None,
     ) -> None:
         self._schemes = {"https", "http"} if allow_http else {"https"}
-        self._proxy = proxy
+        self._proxy = URL(proxy) if proxy is not None else None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=True if ssl is None else ssl),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -117,9 +118,12 @@ class Downloader:
 
     async def _stream(self, url: str, file: BinaryIO) -> str:
         """Copy the body to a file; return the extension for its content."""
-        suffix, block = "", bytearray()
+        suffix, block, failed = "", bytearray(), ""
         try:
             async with self._session.get(url, allow_redirects=False, proxy=self._proxy) as response:
+                if self._proxy is not None and response.status == 407:
+                    failure = refused_by_proxy(response.status, self._proxy)
+                    raise DownloadError(url, f"{failure.reason}. {failure.advice}")
                 _check_status(url, response.status)
                 async for chunk in response.content.iter_any():
                     block += chunk
@@ -128,7 +132,12 @@ class Downloader:
                         await asyncio.to_thread(file.write, bytes(block))
                         block.clear()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise DownloadError(url, f"the connection failed ({type(error).__name__})") from None
+            failure = failure_of(error, URL(url), self._proxy)
+            failed = f"the connection failed: {failure.reason}"
+            if failure.permanent:
+                failed += f". {failure.advice}"
+        if failed:  # raised outside the handler, since aiohttp's error has the proxy's password
+            raise DownloadError(url, failed)
         suffix = suffix or _suffix(url, block)
         await asyncio.to_thread(file.write, bytes(block))
         return suffix

@@ -65,8 +65,9 @@ def test_what_is_wrong_with_a_url(value: object, problem: str | None) -> None:
 )
 def test_a_bare_url_has_scheme_host_port_and_path(value: str, is_good: bool) -> None:
     """Anything else is refused, and only where it is asked for."""
-    expected = None if is_good else "must contain nothing but scheme, host, port and path"
-    assert url_problem(value, is_bare=True) == expected
+    problem = url_problem(value, is_bare=True)
+    assert (problem is None) is is_good
+    assert problem is None or "nothing but scheme, host, port and path" in problem
     assert url_problem(value) is None
 
 

@@ -34,7 +34,7 @@ GOOD = b'{"code":200,"data":{"taskId":"' + TASK.encode() + b'"}}'
 @asynccontextmanager
 async def transport_to(url: str, **options: str) -> AsyncIterator[Transport]:
     """A transport to a server, closed at the end."""
-    transport = Transport(settings(API_KEY, url), Clock(), connect_timeout=5, **options)  # type: ignore[arg-type]
+    transport = Transport(settings(API_KEY, url, **options), Clock(), connect_timeout=5)  # type: ignore[arg-type]
     try:
         yield transport
     finally:
