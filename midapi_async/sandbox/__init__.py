@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from midapi_async.sandbox._fault_lines import add_fault, describe_faults
     from midapi_async.sandbox._ledger import Accepted, Asked, CalledBack, Ledger
     from midapi_async.sandbox._sandbox import Sandbox
     from midapi_async.sandbox._serve import run, serve
@@ -83,12 +84,14 @@ __all__ = [
     "SandboxThread",
     "TaskAction",
     "acknowledge_first",
+    "add_fault",
     "answer_code",
     "answer_status",
     "bad_task_id",
     "change_urls",
     "cut",
     "delay",
+    "describe_faults",
     "drip",
     "duplicate",
     "early",
@@ -126,6 +129,8 @@ _HOMES = {
     "Ledger": "_ledger",
     "Sandbox": "_sandbox",
     "SandboxThread": "_thread",
+    "add_fault": "_fault_lines",
+    "describe_faults": "_fault_lines",
     "run": "_serve",
     "serve": "_serve",
 }

@@ -301,7 +301,7 @@ def delay(seconds: float) -> RequestAction:
 
 
 def cut(after: int, *, declared: bool = True) -> RequestAction:
-    """Close after ``after`` bytes of the body.
+    """Close the connection when ``after`` bytes of the body were sent.
 
     ``declared`` claims the whole length in Content-Length; without it no length is claimed,
     and the answer ends as if it were whole.
@@ -326,7 +326,7 @@ def raw_answer(data: bytes, *, accepted: bool = True) -> RequestAction:
 
 
 def garbage(kind: str, *, accepted: bool = True) -> RequestAction:
-    """Answer 200 with a body that is none: one of `GARBAGE`, or "status_line".
+    """Answer 200 with a body of this ``kind``: one of `GARBAGE`, or "status_line".
 
     Raises:
         ValueError: for a kind that is not known, with the choices.
@@ -337,7 +337,7 @@ def garbage(kind: str, *, accepted: bool = True) -> RequestAction:
 
 
 def answer_code(code: int, msg: str | None = None, *, accepted: bool = False) -> RequestAction:
-    """Answer HTTP 200 with this code in the envelope; ``msg`` None takes its usual text."""
+    """Answer HTTP 200 with this ``code`` in the envelope; ``msg`` None takes its usual text."""
     return Answer(code, msg, _wire.OK, accepted=accepted)
 
 
@@ -371,7 +371,7 @@ def no_credits_as_500() -> RequestAction:
 
 
 def redirect(status: int = 307, to: str | None = None, *, accepted: bool = False) -> RequestAction:
-    """Redirect to ``to``; None is the same place once more."""
+    """Redirect to the URL ``to``; None is the same place once more."""
     if status not in range(300, 400):
         message = f"status must be between 300 and 399, not {status!r}"
         raise ValueError(message)
@@ -379,7 +379,7 @@ def redirect(status: int = 307, to: str | None = None, *, accepted: bool = False
 
 
 def variant(name: str) -> RequestAction:
-    """Say a true answer in another way that was seen: one of `VARIANTS`.
+    """Say a true answer in another way that was seen: ``name`` is one of `VARIANTS`.
 
     Raises:
         ValueError: for a name that is not known, with the choices.
@@ -388,7 +388,7 @@ def variant(name: str) -> RequestAction:
 
 
 def bad_task_id(kind: str) -> RequestAction:
-    """Accept the submit and answer a task id that is none: one of `BAD_TASK_IDS`.
+    """Accept the submit and answer a bad task id: ``kind`` is one of `BAD_TASK_IDS`.
 
     Raises:
         ValueError: for a kind that is not known, with the choices.
@@ -432,13 +432,13 @@ def fail_task(
 
 
 def take(seconds: float) -> TaskAction:
-    """Let the task take so long."""
+    """Let the task take so many ``seconds``."""
     _at_least("seconds", seconds, 0)
     return ChangeTask("take", lambda outcome: evolve(outcome, seconds=seconds))
 
 
 def never_end() -> TaskAction:
-    """Let the task generate for ever."""
+    """Let the task go on for ever."""
     return ChangeTask("never_end", lambda outcome: evolve(outcome, seconds=None))
 
 
@@ -462,7 +462,7 @@ def early() -> CallbackAction:
 
 
 def late(seconds: float) -> CallbackAction:
-    """Send the callback so long after the end of the task."""
+    """Send the callback so many ``seconds`` after the end of the task."""
     _at_least("seconds", seconds, 0)
     return ChangeCallback("late", lambda delivery: evolve(delivery, seconds=seconds))
 
