@@ -174,6 +174,12 @@ def test_tests_pass(program: Block, elsewhere: Path) -> None:
     assert f"{program.text.count('def test_')} passed" in ran.stdout
 
 
+def test_the_tests_are_those_of_the_project() -> None:
+    """`tests/sandbox/test_project.py` runs them where only pytest and this package are known."""
+    tested = REPOSITORY / "tests" / "sandbox" / "project" / "test_pictures.py"
+    assert [each.text for each in PROGRAMS if is_test(each)] == [tested.read_text("utf-8")]
+
+
 def _module(program: Block, folder: Path) -> ModuleType:
     """A program, imported: what stands under ``__main__`` does not run."""
     module = ModuleType("program")

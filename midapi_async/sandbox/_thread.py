@@ -45,7 +45,8 @@ class SandboxOptions(TypedDict, total=False):
 class SandboxThread:
     """A `Sandbox` with a thread and an event loop of its own, used with ``with``.
 
-    Its methods block, may be called from any thread, and do what those of `Sandbox` do.
+    Its methods do what those of `Sandbox` do, and may be called from any thread. `call_back`
+    waits for an answer, so an async test awaits `acall_back` instead; all others take no time.
     Its clock is the real one: a loop with virtual time cannot see this thread.
     """
 
@@ -163,13 +164,32 @@ class SandboxThread:
     def call_back(
         self, task_id: str, *changes: CallbackAction, url: str | None = None
     ) -> int | None:
-        """Send a task's callback now and give the answer's status; see `Sandbox.call_back`."""
-        return self._do(self._sandbox.call_back(task_id, *changes, url=url))
+        """Send a task's callback now and give the answer's status; see `Sandbox.call_back`.
+
+        Raises:
+            RuntimeError: in a thread with a running event loop, where nothing could answer the
+                callback meanwhile; await `acall_back` there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._do(self._sandbox.call_back(task_id, *changes, url=url))
+        message = "call_back() blocks the event loop; use `await sandbox.acall_back(...)` here"
+        raise RuntimeError(message)
+
+    async def acall_back(
+        self, task_id: str, *changes: CallbackAction, url: str | None = None
+    ) -> int | None:
+        """Do what `call_back` does; the caller's event loop runs meanwhile."""
+        sending = self._begin(self._sandbox.call_back(task_id, *changes, url=url))
+        return await asyncio.wrap_future(sending)
 
     def _do(self, work: Coroutine[object, object, _T]) -> _T:
+        return self._begin(work).result(_PATIENCE)
+
+    def _begin(self, work: Coroutine[object, object, _T]) -> "Future[_T]":
         if self._loop is None:
             work.close()
             message = "the sandbox is not open; use `with SandboxThread() as sandbox`"
             raise RuntimeError(message)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result(_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)

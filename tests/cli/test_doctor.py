@@ -795,7 +795,7 @@ async def test_a_journal_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_time
-@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY)
+@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY, time_scale=1)
 def test_without_problems_the_exit_code_is_0(
     midapi: Midapi,
     midapi_sandbox: SandboxThread,

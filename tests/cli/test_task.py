@@ -69,7 +69,7 @@ def test_an_unusable_folder_is_a_usage_error(
     assert midapi_sandbox.ledger.looks(task_id) == 0
 
 
-@pytest.mark.midapi_sandbox(auto=True)
+@pytest.mark.midapi_sandbox(auto=True, time_scale=60)
 def test_waiting_for_a_task(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """--wait ends when the task does."""
     task_id = only(midapi("generate", "a fox [[sandbox: seconds=30]]", "--no-wait").lines)

@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
-from midapi_async.sandbox import Faults, Sandbox, SandboxThread, answer_code, duplicate
+from midapi_async.sandbox import (
+    Faults,
+    Sandbox,
+    SandboxThread,
+    answer_code,
+    duplicate,
+    fail_callback,
+)
 from midapi_async.sandbox._thread import SandboxOptions
-from tests.sandbox.world import FOX, GENERATE, RECORD_INFO
+from tests.sandbox.world import FOX, GENERATE, RECORD_INFO, Endpoint
 
 
 def call(url: str, body: object = None) -> dict[str, Any]:
@@ -63,6 +70,26 @@ def test_it_calls_back() -> None:
         assert len(sandbox.ledger.callbacks) == 2
         assert sandbox.call_back(task_id, url=f"{endpoint.url}/other") == 404
         assert endpoint.ledger.count("other") == 3
+
+
+@pytest.mark.real_time
+async def test_it_calls_back_to_a_server_in_the_loop_of_a_test(endpoint: Endpoint) -> None:
+    """`acall_back` leaves the loop free to answer; `call_back` would block it, and says so."""
+    with SandboxThread(auto=False) as sandbox:
+        task_id = submit(sandbox, callBackUrl=endpoint.url)
+        with pytest.raises(RuntimeError, match=r"await sandbox\.acall_back"):
+            sandbox.call_back(task_id)
+        assert sandbox.ledger.callbacks == ()
+        endpoint.answers.append(503)
+        assert await sandbox.acall_back(task_id) == 503
+        sandbox.finish(task_id)
+        assert await sandbox.acall_back(task_id, fail_callback()) == 200
+        assert 500 in [body["code"] for body in endpoint.bodies]
+        assert await sandbox.acall_back(task_id, url="http://127.0.0.1:9/") is None
+        with pytest.raises(KeyError, match="nobody"):
+            await sandbox.acall_back("nobody")
+    with pytest.raises(RuntimeError, match="not open"):
+        await sandbox.acall_back(task_id)
 
 
 def test_its_thread_ends_with_it() -> None:
