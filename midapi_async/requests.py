@@ -13,9 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from types import MappingProxyType
-from typing import ClassVar, Literal, Protocol, TypeAlias, TypedDict, cast, get_args
+from typing import ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypedDict, cast, get_args
 
 import attrs
 
@@ -170,6 +168,19 @@ def _urls(exactly: int | None = None) -> Rule:
     return rule
 
 
+class _ReadOnly(dict[str, JSON]):
+    """A mapping that cannot be changed; a dict, because every JSON encoder takes that."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a request cannot be changed; make a new one")
+
+    __setitem__ = __delitem__ = __ior__ = clear = _refuse
+    pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _ReadOnly, (dict(self),)
+
+
 def _frozen(value: object, level: int = 0) -> JSON:
     """A JSON value as it is kept: read-only, with the names of its mappings in order.
 
@@ -198,16 +209,8 @@ def _frozen(value: object, level: int = 0) -> JSON:
         if wrong := [name for name in value if _text(name)]:
             raise ValueError(f"contains the name {shown(wrong[0])}, which {_text(wrong[0])}")
         names = sorted(value)
-        return MappingProxyType({str(name): _frozen(value[name], level + 1) for name in names})
+        return _ReadOnly({str(name): _frozen(value[name], level + 1) for name in names})
     raise ValueError(f"contains {_kind(value)}, which is not JSON")
-
-
-def thawed(extra: Mapping[str, JSON]) -> dict[str, object]:
-    """A copy of the `extra` of a request that is made of plain dicts and lists."""
-    return cast("dict[str, object]", json.loads(_compact(extra)))
-
-
-_compact = json.JSONEncoder(default=dict, separators=(",", ":")).encode
 
 
 def _extra(value: object) -> str | None:
@@ -318,13 +321,13 @@ def _as_frozen(extra: Mapping[str, JSON]) -> Mapping[str, JSON]:
     """Freeze a mapping; leave anything else for the rule to refuse."""
     if isinstance(extra, Mapping):
         try:
-            return cast("Mapping[str, JSON]", _frozen(extra)) if extra else _NO_EXTRA
+            return cast("_ReadOnly", _frozen(extra)) if extra else _NO_EXTRA
         except ValueError:
             return extra
     return extra
 
 
-_NO_EXTRA: Mapping[str, JSON] = MappingProxyType({})
+_NO_EXTRA = _ReadOnly()
 
 
 @attrs.frozen
@@ -335,7 +338,7 @@ class _Request:
 
     # Compared as text, in which 1, 1.0 and True differ.
     extra: Mapping[str, JSON] = attrs.field(
-        default=_NO_EXTRA, kw_only=True, converter=_as_frozen, eq=_compact, repr=_compact
+        default=_NO_EXTRA, kw_only=True, converter=_as_frozen, eq=json.dumps
     )
 
     def __attrs_post_init__(self) -> None:
@@ -349,11 +352,6 @@ class _Request:
                 problems[field.name] = problem
         if problems:
             raise InvalidRequestError(problems)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # A read-only mapping cannot be pickled.
-        fields = {field.name: getattr(self, field.name) for field in self.__attrs_attrs__}
-        return partial(type(self), **{**fields, "extra": thawed(self.extra)}), ()
 
 
 @attrs.frozen

@@ -3,6 +3,7 @@
 import copy
 import enum
 import inspect
+import json
 import pickle
 from collections.abc import Callable
 from decimal import Decimal
@@ -363,6 +364,12 @@ def test_extra_cannot_be_changed_later(cls: type[Request]) -> None:
     read: Any = made.extra
     changes: list[Callable[[], object]] = [
         lambda: read.update(new=1),
+        read.clear,
+        read.popitem,
+        lambda: read.setdefault("new", 1),
+        lambda: read.__setitem__("a", 1),
+        lambda: read.__delitem__("a"),
+        lambda: read.__ior__({"new": 1}),
         lambda: read["a"].pop("b"),
         lambda: read["a"]["b"].append(1),
         lambda: read["a"]["b"][1]["c"].append(1),
@@ -379,6 +386,7 @@ def test_extra_cannot_be_changed_later(cls: type[Request]) -> None:
         assert arrived == made
         assert repr(arrived) == repr(made)
     assert made != make(cls)
+    assert json.loads(json.dumps(attrs.asdict(made)))["extra"] == json.loads(json.dumps(read))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from ..requests import (
     Vary,
     camel,
     nearest,
-    thawed,
 )
 from .json import JSONObject, dumps
 
@@ -79,7 +78,7 @@ def request_to_json(request: Request) -> JSONObject:
         if field != "extra" and (value := getattr(request, field)) is not None:
             body[name] = value
     if request.extra:
-        body["extra"] = thawed(request.extra)
+        body["extra"] = request.extra
     return body
 
 
@@ -89,7 +88,7 @@ def submit_body(request: Request, callback_url: str | None) -> bytes:
     if isinstance(request, Upscale | Vary):
         del body["taskType"]  # our own name; MidAPI has a path for each of these
     body.pop("extra", None)
-    body |= thawed(request.extra)
+    body |= request.extra
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return dumps(body)
@@ -103,7 +102,7 @@ def fingerprint(request: Request) -> str:
         if getattr(request, field.name) != field.default
     }
     named = [type(request).__name__, sorted(chosen.items())]
-    return hashlib.sha256(json.dumps(named, default=dict).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def request_from_json(body: Mapping[str, object], kind: type[Request] | None = None) -> Request:
