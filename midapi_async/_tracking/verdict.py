@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._wire.bodies import task_type
-from .._wire.protocol import CLOCK_SKEW, AnotherTask, failed_details, failure, server_time
+from .._wire.protocol import CLOCK_SKEW, failed_details, failure, server_time
 from .._wire.records import Record, details_of
 from ..errors import (
     APIError,
@@ -59,7 +59,7 @@ def read_error(task_id: str, error: MidAPIError) -> Doubtful | None:
     """What an error means that a look was answered with; None if it says nothing about the task.
 
     That is so for errors of the network, for pages of somebody else's, and for MidAPI's own errors
-    that concern every task.
+    that concern every task. `AnotherTask` does not come here.
     """
     if isinstance(error, APIError) and error.own_envelope:
         # No record comes with these codes, so they may be the answer to another look.
@@ -68,7 +68,7 @@ def read_error(task_id: str, error: MidAPIError) -> Doubtful | None:
             return "501", details
         if isinstance(error, BadRequestError | UnprocessableError):
             return str(error.code), lambda _: failure(details)
-    if isinstance(error, ProtocolError) and not isinstance(error, AnotherTask):
+    if isinstance(error, ProtocolError):
         path, problem = error.path, error.problem
         if path not in {"body", "status"}:  # a page, a redirect, or a body that was cut short
             return path, lambda task_id: about(ProtocolError(path, problem), task_id=task_id)
