@@ -1,5 +1,6 @@
 """Every parameter of every public call: what is wrong is refused before anything is sent."""
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -83,7 +84,7 @@ TABLE: dict[str, Entry] = {
     "MidAPIClient.rate_limit": (settings_with("rate_limit"), [*NO_STR, 20]),
     "MidAPIClient.timeouts": (settings_with("timeouts"), [None, *NO_STR, 60, Timeouts]),
     "MidAPIClient.ssl": (settings_with("ssl"), [*NO_STR, False]),
-    "MidAPIClient.proxy": (settings_with("proxy"), NO_URL),
+    "MidAPIClient.proxy": (settings_with("proxy"), [each for each in NO_URL if each != ""]),
     "MidAPIClient.time_scale": (settings_with("time_scale"), [*NO_NUMBER, 0, -1]),
     "MidAPIClient.allow_http": (settings_with("allow_http"), NO_BOOL),
     "MidAPIClient.on_event": (settings_with("on_event"), [5, "x", [print]]),
@@ -338,6 +339,16 @@ async def test_no_time_left_sends_nothing() -> None:
         assert sandbox.ledger.requests == ()
         bought = await client.generate("x", key="k")
         assert (await client.generate("x", key="k", timeout=0)).task_id == bought.task_id
+
+
+async def test_a_handle_is_an_awaitable_and_no_coroutine() -> None:
+    """As the README says: gather and wait_for take it, create_task takes its wait."""
+    async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
+        first, second = await client.generate("a fox"), await client.generate("an owl")
+        with pytest.raises(TypeError):
+            await asyncio.create_task(first)  # type: ignore[arg-type]  # what is tested
+        found = await asyncio.create_task(first.wait())
+        assert list(await asyncio.gather(first, second)) == [found, await second]
 
 
 # ─── extra ───────────────────────────────────────────────────────────────────────────────────────
