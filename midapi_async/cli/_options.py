@@ -1,4 +1,4 @@
-"""The options of ``midapi generate``, in groups that its subcommands share."""
+"""Options in groups that several commands share, most of them those of ``midapi generate``."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ class Result:
     key: str | None = None
     metadata: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     extra: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+
+
+@Parameter(name="*", group=Group("Connection", sort_key=25))
+@attrs.frozen(kw_only=True)
+class Connection:
+    """How to reach MidAPI.
+
+    Attributes:
+        proxy: The URL of an HTTP proxy, http://user:password@host:port; MIDAPI_PROXY if not given.
+    """
+
+    proxy: str | None = attrs.field(default=None, repr=False)
 
 
 def given(options: Picture | Video) -> dict[str, Any]:

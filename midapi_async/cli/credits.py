@@ -5,18 +5,19 @@ from __future__ import annotations
 from midapi_async import MemoryJournal, MidAPIClient
 
 from ._common import Output, run_async
+from ._options import Connection
 from ._terminal import out, out_json
 
-_OUTPUT = Output()
+_CONNECTION, _OUTPUT = Connection(), Output()
 
 
-def credits_left(*, output: Output = _OUTPUT) -> int:
+def credits_left(*, connection: Connection = _CONNECTION, output: Output = _OUTPUT) -> int:
     """Print the credits that the account has left. This costs nothing."""
-    return run_async(_carry_out(output), output)
+    return run_async(_carry_out(connection, output), output)
 
 
-async def _carry_out(output: Output) -> None:
-    async with MidAPIClient(journal=MemoryJournal()) as client:
+async def _carry_out(connection: Connection, output: Output) -> None:
+    async with MidAPIClient(journal=MemoryJournal(), proxy=connection.proxy) as client:
         left = await client.credits()
     if output.as_json:
         out_json({"credits": left})

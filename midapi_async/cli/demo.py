@@ -1,4 +1,5 @@
 """``midapi demo``: order a picture, get called back and download it, and say each step."""
+# ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, TextToIm
 from . import _env
 from ._common import NAMESPACE, Output, download, make_folder, run_async, wait
 from ._interrupt import submit
+from ._options import Connection
 from ._progress import Progress
 from ._terminal import out, seconds
 from .credits import amount
@@ -30,12 +32,15 @@ What to try next:
 _NEXT_REAL = """  midapi generate upscale {task_id} 0
                                     the first picture, larger; this also costs credits"""
 
+_CONNECTION = Connection()
+
 
 def demo(
     *,
     folder: Path = Path("midapi-demo"),
     prompt: str = "a red fox in the snow",
     sandbox: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    connection: Connection = _CONNECTION,
 ) -> int:
     """Order a picture, get called back, download it, and say what happens.
 
@@ -49,14 +54,15 @@ def demo(
     """
     real = not sandbox and _env.has_api_key()
     make_folder(folder)
-    return run_async(_carry_out(prompt, folder, real=real), Output())
+    proxy = connection.proxy if real else ""  # none for the sandbox, whatever MIDAPI_PROXY says
+    return run_async(_carry_out(prompt, folder, real=real, proxy=proxy), Output())
 
 
-async def _carry_out(prompt: str, folder: Path, *, real: bool) -> None:
+async def _carry_out(prompt: str, folder: Path, *, real: bool, proxy: str | None) -> None:
     async with AsyncExitStack() as exits:
         scale = _env.time_scale() if real else _TIME_SCALE
         progress = Progress(scale=scale)
-        client = await (_open_real if real else _open_sandbox)(exits, progress)
+        client = await (_open_real if real else _open_sandbox)(exits, progress, proxy)
         before = await client.credits()
         out(f"   The account has {amount(before)} credits.")
         details = await _order(client, progress, scale, prompt)
@@ -66,7 +72,9 @@ async def _carry_out(prompt: str, folder: Path, *, real: bool) -> None:
     _print_next(details.task_id if real else None)
 
 
-async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClient:
+async def _open_sandbox(
+    exits: AsyncExitStack, progress: Progress, proxy: str | None
+) -> MidAPIClient:
     """An open client for a sandbox."""
     from midapi_async.sandbox import Sandbox
 
@@ -83,6 +91,7 @@ async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClie
             receiver=receiver,
             journal=MemoryJournal(),
             time_scale=_TIME_SCALE,
+            proxy=proxy,
             on_event=progress.take,
         )
     )
@@ -90,10 +99,12 @@ async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClie
     return client
 
 
-async def _open_real(exits: AsyncExitStack, progress: Progress) -> MidAPIClient:
+async def _open_real(exits: AsyncExitStack, progress: Progress, proxy: str | None) -> MidAPIClient:
     """An open client for the real service."""
     receiver = CallbackReceiver.from_env()
-    client = MidAPIClient(receiver=receiver, namespace=NAMESPACE, on_event=progress.take)
+    client = MidAPIClient(
+        receiver=receiver, namespace=NAMESPACE, proxy=proxy, on_event=progress.take
+    )
     out(f"1  An API key is set, so this uses {_env.base_url()} and costs credits.")
     out("   Ctrl-C stops this; midapi demo --sandbox costs nothing.")
     await exits.enter_async_context(client)

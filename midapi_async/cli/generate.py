@@ -41,7 +41,17 @@ from ._common import (
 )
 from ._errors import usage_error
 from ._interrupt import submit
-from ._options import PICTURE, VIDEO, Picture, Result, Video, given, parse_extra, parse_metadata
+from ._options import (
+    PICTURE,
+    VIDEO,
+    Connection,
+    Picture,
+    Result,
+    Video,
+    given,
+    parse_extra,
+    parse_metadata,
+)
 from ._progress import Progress
 from ._terminal import out, say, seconds
 
@@ -53,7 +63,8 @@ Urls = Annotated[list[str], Parameter(name="URL")]
 Prompt = Annotated[str, Parameter(name="PROMPT")]
 
 
-_PICTURE, _VIDEO, _RESULT, _OUTPUT = Picture(), Video(), Result(), Output()
+_PICTURE, _VIDEO, _RESULT = Picture(), Video(), Result()
+_CONNECTION, _OUTPUT = Connection(), Output()
 
 
 @generate.default
@@ -64,6 +75,7 @@ def text(
     from_json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Submit a request, wait for its pictures and download them. This costs credits.
@@ -78,12 +90,12 @@ def text(
     if from_json is None:
         if prompt is None:
             raise usage_error('The prompt is missing: midapi generate "a red fox", or see --help')
-        return _submit(TextToImage(prompt, **given(picture)), result, output)
+        return _submit(TextToImage(prompt, **given(picture)), result, connection, output)
     if prompt is not None or given(picture):
         raise usage_error(
             "--from-json is the whole request: no prompt or other field may be given with it"
         )
-    return _submit(_read_request(from_json), result, output)
+    return _submit(_read_request(from_json), result, connection, output)
 
 
 @generate.command(sort_key=1)
@@ -94,6 +106,7 @@ def image(
     *,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt and other pictures.
@@ -102,7 +115,7 @@ def image(
         prompt: What to draw.
         urls: The pictures to start from, as http(s) URLs that MidAPI can reach.
     """
-    return _submit(ImageToImage(prompt, urls, **given(picture)), result, output)
+    return _submit(ImageToImage(prompt, urls, **given(picture)), result, connection, output)
 
 
 @generate.command(sort_key=2)
@@ -113,6 +126,7 @@ def style(
     *,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt, in the style of other pictures.
@@ -121,7 +135,7 @@ def style(
         prompt: What to draw.
         urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach.
     """
-    return _submit(StyleReference(prompt, urls, **given(picture)), result, output)
+    return _submit(StyleReference(prompt, urls, **given(picture)), result, connection, output)
 
 
 @generate.command(sort_key=3)
@@ -133,6 +147,7 @@ def omni(
     ow: Annotated[int | None, Parameter(group=PICTURE)] = None,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt, with a person or thing of another picture in them.
@@ -142,7 +157,7 @@ def omni(
         urls: The pictures to take it from, as http(s) URLs that MidAPI can reach.
         ow: Omni weight, how closely to follow them, 1 to 1000.
     """
-    return _submit(OmniReference(prompt, urls, ow=ow, **given(picture)), result, output)
+    return _submit(OmniReference(prompt, urls, ow=ow, **given(picture)), result, connection, output)
 
 
 @generate.command(sort_key=4)
@@ -153,6 +168,7 @@ def video(
     *,
     video: Video = _VIDEO,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Videos from a picture and a prompt.
@@ -161,7 +177,7 @@ def video(
         prompt: What should happen.
         url: The picture, as an http(s) URL that MidAPI can reach.
     """
-    return _submit(ImageToVideo(prompt, [url], **given(video)), result, output)
+    return _submit(ImageToVideo(prompt, [url], **given(video)), result, connection, output)
 
 
 @generate.command(sort_key=5)
@@ -172,6 +188,7 @@ def upscale(
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """One of the four pictures of a task, larger.
@@ -181,7 +198,7 @@ def upscale(
         index: Which of its pictures, 0 to 3.
         water_mark: A text to mark it with.
     """
-    return _submit(Upscale(task, index, water_mark=water_mark), result, output)
+    return _submit(Upscale(task, index, water_mark=water_mark), result, connection, output)
 
 
 @generate.command(sort_key=6)
@@ -192,6 +209,7 @@ def vary(
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Variations of one of the four pictures of a task.
@@ -202,7 +220,7 @@ def vary(
             sent unchanged.
         water_mark: A text to mark them with.
     """
-    return _submit(Vary(task, index, water_mark=water_mark), result, output)
+    return _submit(Vary(task, index, water_mark=water_mark), result, connection, output)
 
 
 @generate.command(sort_key=7)
@@ -214,6 +232,7 @@ def extend(
     *,
     water_mark: Annotated[str | None, Parameter(group=VIDEO)] = None,
     result: Result = _RESULT,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """A video of a task, longer.
@@ -224,24 +243,31 @@ def extend(
         prompt: What should happen next; Midjourney chooses if not given.
         water_mark: A text to mark it with.
     """
-    return _submit(ExtendVideo(task, index, prompt, water_mark=water_mark), result, output)
+    request = ExtendVideo(task, index, prompt, water_mark=water_mark)
+    return _submit(request, result, connection, output)
 
 
-def _submit(request: Request, result: Result, output: Output) -> int:
+def _submit(request: Request, result: Result, connection: Connection, output: Output) -> int:
     metadata = parse_metadata(result.metadata)
     if result.extra:
         extra = {**request.extra, **parse_extra(result.extra)}
         request = attrs.evolve(request, extra=extra)
     if result.wait and result.download:
         make_folder(result.folder)  # before anything is bought
-    return run_async(_carry_out(request, metadata, result, output), output)
+    return run_async(_carry_out(request, metadata, result, connection, output), output)
 
 
 async def _carry_out(
-    request: Request, metadata: dict[str, str], result: Result, output: Output
+    request: Request,
+    metadata: dict[str, str],
+    result: Result,
+    connection: Connection,
+    output: Output,
 ) -> None:
     progress = Progress(scale=_env.time_scale())
-    async with MidAPIClient(namespace=NAMESPACE, on_event=progress.take) as client:
+    async with MidAPIClient(
+        namespace=NAMESPACE, proxy=connection.proxy, on_event=progress.take
+    ) as client:
         progress.expected = usual = client.expected(request).median
         async with progress:
             handle = await submit(client, request, key=result.key, metadata=metadata)

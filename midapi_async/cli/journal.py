@@ -30,6 +30,7 @@ from midapi_async.journal.sqlite import SQLiteJournal
 from . import _env
 from ._common import Output, run_async
 from ._errors import FAILED
+from ._options import Connection
 from ._terminal import out, out_json, say
 
 journal = App(
@@ -40,7 +41,7 @@ journal = App(
 
 Folder = Annotated[Path | None, Parameter(show_default=False)]
 IntentId = Annotated[str, Parameter(name="INTENT")]
-_OUTPUT = Output()
+_CONNECTION, _OUTPUT = Connection(), Output()
 _DAY = 86_400.0
 
 
@@ -104,6 +105,7 @@ def settle(
     *,
     timeout: float = 600.0,
     folder: Folder = None,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Wait until a callback shows that an unknown submission was accepted.
@@ -115,7 +117,8 @@ def settle(
         timeout: Seconds to wait.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_act("settle", _folder(folder), intent_id, output, timeout), output)
+    settled = _act("settle", _folder(folder), intent_id, connection, output, timeout)
+    return run_async(settled, output)
 
 
 @journal.command
@@ -126,6 +129,7 @@ def adopt(
     *,
     force: Annotated[bool, Parameter(negative=())] = False,
     folder: Folder = None,
+    connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
     """Name the task of an unknown submission, which you found in MidAPI's own log.
@@ -138,19 +142,27 @@ def adopt(
         force: Do not look at the record, and replace the task whatever it is.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    adopted = _act("adopt", _folder(folder), intent_id, output, task_id, force=force)
+    adopted = _act("adopt", _folder(folder), intent_id, connection, output, task_id, force=force)
     return run_async(adopted, output)
 
 
 @journal.command
-def resubmit(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUTPUT) -> int:
+def resubmit(
+    intent_id: IntentId,
+    /,
+    *,
+    folder: Folder = None,
+    connection: Connection = _CONNECTION,
+    output: Output = _OUTPUT,
+) -> int:
     """Submit an unknown or failed request again. An unknown one may then be paid twice.
 
     Args:
         intent_id: As `midapi journal list` shows it; the first digits are enough.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_act("resubmit", _folder(folder), intent_id, output), output)
+    resubmitted = _act("resubmit", _folder(folder), intent_id, connection, output)
+    return run_async(resubmitted, output)
 
 
 @journal.command
@@ -161,18 +173,24 @@ def dismiss(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _
         intent_id: As `midapi journal list` shows it; the first digits are enough.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_act("dismiss", _folder(folder), intent_id, output), output)
+    dismissed = _act("dismiss", _folder(folder), intent_id, _CONNECTION, output)
+    return run_async(dismissed, output)
 
 
 async def _act(
-    what: str, folder: Path, intent_id: str, output: Output, *arguments: object, **options: bool
+    what: str,
+    folder: Path,
+    intent_id: str,
+    connection: Connection,
+    output: Output,
+    *arguments: object,
+    **options: bool,
 ) -> None:
     """Call a method of ``client.intents`` in the namespace of the intent."""
     async with _opened(folder) as opened:
         row = await _find(opened, intent_id)
-        async with _client_of(
-            row, opened, needs_key=what in {"adopt", "resubmit"} and not options.get("force")
-        ) as client:
+        needs_key = what in {"adopt", "resubmit"} and not options.get("force")
+        async with _client_of(row, opened, connection, needs_key=needs_key) as client:
             handle = await getattr(client.intents, what)(row.intent_id, *arguments, **options)
         after = await opened.find(intent_id=handle.intent_id if handle else row.intent_id) or row
     if output.as_json:
@@ -296,7 +314,9 @@ async def _find(opened: SQLiteJournal, intent_id: str) -> Intent:
     raise InvalidRequestError({"intent": f"{intent_id!r:.60} {problem}"})
 
 
-def _client_of(row: Intent, opened: SQLiteJournal, *, needs_key: bool) -> MidAPIClient:
+def _client_of(
+    row: Intent, opened: SQLiteJournal, connection: Connection, *, needs_key: bool
+) -> MidAPIClient:
     """A client for the service and namespace of an intent.
 
     Callbacks for what it submits reach the bot, which finds their intent in the same folder.
@@ -309,6 +329,7 @@ def _client_of(row: Intent, opened: SQLiteJournal, *, needs_key: bool) -> MidAPI
         journal=opened,
         namespace=namespace,
         receiver=CallbackReceiver(public_url) if public_url else None,
+        proxy=connection.proxy,
     )
 
 
