@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
+from html import escape
 from types import MappingProxyType
 
 import attrs
+
+from ._runtime.urls import is_http_url
+
+_WIDTH = 320  # pixels of a picture in a notebook
+_LONGEST = 500  # characters of a text there
+_VIDEOS = (".mp4", ".webm", ".mov")
 
 
 class TaskStatus(StrEnum):
@@ -82,9 +89,36 @@ class TaskDetails:
             "error_message": self.error_message,
         }
 
+    def _repr_html_(self) -> str:
+        """The pictures and videos, as a notebook shows them; or the state in words."""
+        lines = [f"Task {_escaped(self.task_id)} {_escaped(self.status)}"]
+        if self.status is TaskStatus.GENERATING:
+            lines[0] = f"Task {_escaped(self.task_id)} is generating"
+        if self.error_code or self.error_message:
+            said = " ".join(str(each) for each in (self.error_code, self.error_message) if each)
+            lines[0] += f": {_escaped(said)}"
+        if isinstance(prompt := self.params.get("prompt"), str):
+            lines.append(f"<em>{_escaped(prompt)}</em>")
+        files = "\n".join(_element(url) for url in self.urls if is_http_url(url))
+        return f"<div><p>{'<br>'.join(lines)}</p>\n{files}</div>"
+
     def __reduce__(self) -> tuple[object, ...]:
         fields = {field.name: getattr(self, field.name) for field in attrs.fields(TaskDetails)}
         return _rebuild, ({**fields, "params": dict(self.params), "raw": dict(self.raw)},)
+
+
+def _escaped(text: str) -> str:
+    """A text from outside as plain text in HTML: short, without control or direction characters."""
+    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return escape("".join(each if each.isprintable() else " " for each in cut))
+
+
+def _element(url: str) -> str:
+    """The HTML element that shows a result file; the host of a picture does not learn where."""
+    source = f'src="{escape(url)}" width="{_WIDTH}"'
+    if url.partition("?")[0].lower().endswith(_VIDEOS):
+        return f'<video {source} controls preload="metadata"></video>'
+    return f'<img {source} loading="lazy" referrerpolicy="no-referrer" alt="">'
 
 
 def _rebuild(fields: dict[str, object]) -> TaskDetails:

@@ -5,10 +5,14 @@ import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from midapi_async._runtime.urls import is_http_url
 from midapi_async.tasks import TaskDetails, TaskStatus
 
 CREATED = datetime(2025, 10, 16, 9, 51, 46, tzinfo=UTC)
@@ -122,3 +126,99 @@ def test_to_dict_is_a_copy() -> None:
 def test_a_duration_of_zero_is_not_nothing() -> None:
     """Zero seconds is a number."""
     assert attrs.evolve(WHOLE, completed_at=CREATED).to_dict()["duration"] == 0.0
+
+
+# ─── in a notebook ───────────────────────────────────────────────────────────────────────────────
+
+
+class Shown(HTMLParser):
+    """What a browser makes of a page: its elements in order, and its text."""
+
+    def __init__(self, details: TaskDetails) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(details._repr_html_())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_a_notebook_shows_the_files() -> None:
+    """Pictures are loaded when they are scrolled to, and videos can be played; queries are kept."""
+    urls = ("https://x/0.jpeg", "https://x/1.MP4?a=1&b=2", "http://x/2", "javascript:alert(1)")
+    shown = Shown(attrs.evolve(WHOLE, urls=urls))
+    assert [image["src"] for image in shown.of("img")] == ["https://x/0.jpeg", "http://x/2"]
+    for image in shown.of("img"):
+        assert (image["loading"], image["referrerpolicy"]) == ("lazy", "no-referrer")
+        assert int(image["width"] or 0) > 0
+    [video] = shown.of("video")
+    assert video["src"] == "https://x/1.MP4?a=1&b=2"
+    assert "controls" in video
+    assert "t1 succeeded" in shown.text
+    assert "a fox" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"status": TaskStatus.GENERATING, "urls": ()}, "Task t1 is generating"),
+        (
+            {"status": TaskStatus.FAILED, "urls": (), "error_code": 500, "error_message": "busy"},
+            "Task t1 failed: 500 busy",
+        ),
+        ({"params": {"prompt": ["no", "text"]}}, "Task t1 succeeded"),
+    ],
+)
+def test_a_notebook_shows_the_state_in_words(changes: dict[str, object], text: str) -> None:
+    """Where there is no picture."""
+    assert text in Shown(attrs.evolve(WHOLE, **changes)).text  # type: ignore[arg-type]
+
+
+@pytest.mark.fault("D12")
+def test_a_notebook_shows_texts_as_plain_text() -> None:
+    """Tags, quotes, direction marks and controls of a prompt or a message, and endless ones."""
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>'\"&amp;\u202egnp\x1b[31m\n"
+    details = TaskDetails(
+        task_id="t1",
+        status=TaskStatus.FAILED,
+        params={"prompt": evil},
+        error_code=evil,
+        error_message=evil * 100,
+    )
+    shown = Shown(details)
+    assert {tag for tag, _ in shown.elements} == {"div", "p", "br", "em"}
+    assert shown.text.count("<script>alert(1)</script><img src=x onerror=alert(1)>'\"&amp;") > 2
+    assert "\u202e" not in details._repr_html_()
+    assert "\x1b" not in details._repr_html_()
+    assert len(shown.text) < 1200
+
+
+texts = st.text(alphabet=st.sampled_from("<>'\"&/= \n\u202e\ud800abchtps:.script"), max_size=60)
+
+
+@pytest.mark.fault("D12")
+@given(texts, texts, st.lists(texts.map("https://x/".__add__), max_size=3))
+def test_no_text_becomes_an_element(prompt: str, message: str, urls: list[str]) -> None:
+    """Whatever MidAPI sends, the page has our elements and their attributes."""
+    details = TaskDetails(
+        task_id="t1",
+        status=TaskStatus.SUCCEEDED,
+        urls=tuple(urls),
+        params={"prompt": prompt},
+        error_message=message,
+    )
+    shown = Shown(details)
+    allowed = {"src", "width", "loading", "referrerpolicy", "alt", "controls", "preload"}
+    for tag, attributes in shown.elements:
+        assert tag in {"div", "p", "br", "em", "img", "video"}
+        assert set(attributes) <= allowed
+    sources = [image["src"] for image in shown.of("img") + shown.of("video")]
+    assert sorted(filter(None, sources)) == sorted(filter(is_http_url, urls))
