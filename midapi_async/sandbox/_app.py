@@ -101,23 +101,26 @@ class App:
         operation = operation_of(request.path)
         task_id = _task_id(operation, request)
         service = self._service
-        number = service.book.ask(
-            Asked(
-                method=request.method,
-                path=request.path,
-                operation=operation,
-                task_id=task_id,
-                at=service.clock.now(),
-                with_key=hdrs.AUTHORIZATION in request.headers,
-            )
+        asked = Asked(
+            method=request.method,
+            path=request.path,
+            operation=operation,
+            task_id=task_id,
+            at=service.clock.now(),
+            with_key=hdrs.AUTHORIZATION in request.headers,
         )
+        number = service.book.ask(asked)
         exchange = Exchange(
             request, lambda: self._answer(request, operation, handler), service.clock
         )
-        response = await self._guarded(exchange, operation, task_id)
-        if not exchange.broken:
-            service.book.answer(number, response.status)
-        return response
+        response: web.StreamResponse | None = None
+        try:
+            response = await self._guarded(exchange, operation, task_id)
+            if not exchange.broken:
+                service.book.answer(number, response.status)
+            return response
+        finally:
+            service.log.answered(asked, None if exchange.broken else response)
 
     async def _guarded(
         self, exchange: Exchange, operation: str, task_id: str | None

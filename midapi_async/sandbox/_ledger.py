@@ -1,7 +1,7 @@
 """The sandbox's evidence: what it accepted, what it was asked, what it called back."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import final
 
@@ -129,11 +129,17 @@ class Ledger:
 class Book(Ledger):
     """The ledger with its pen: only the server writes."""
 
+    def __init__(self, note: Callable[[Accepted | CalledBack], None]) -> None:
+        """Open an empty ledger; ``note`` is told of each submit and callback as well."""
+        super().__init__()
+        self._note = note
+
     def accept(self, entry: Accepted) -> None:
         """Write down an accepted submit."""
         with self._lock:
             self._accepted.append(entry)
             self._known.add(entry.task_id)
+        self._note(entry)
 
     def ask(self, entry: Asked) -> int:
         """Write down a request that has just come; the number is for `answer`."""
@@ -157,3 +163,4 @@ class Book(Ledger):
         """Write down a callback that was tried."""
         with self._lock:
             self._callbacks.append(entry)
+        self._note(entry)

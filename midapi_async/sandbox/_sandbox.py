@@ -2,7 +2,7 @@
 
 import errno
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from midapi_async.sandbox._app import App
 from midapi_async.sandbox._delivery import Delivery
 from midapi_async.sandbox._hints import Failure
 from midapi_async.sandbox._ledger import Book, Ledger
+from midapi_async.sandbox._log import Log
 from midapi_async.sandbox._orders import checked_table
 from midapi_async.sandbox._records import Shape
 from midapi_async.sandbox._service import Service, Settings
@@ -69,6 +70,8 @@ class Sandbox:
         accounts: keys with an account of their own, by its balance. They are let in beside
             ``api_key``, and each has a rate limit of its own.
         http_errors: a refusal's code is the HTTP status as well; False answers it with HTTP 200.
+        log: is given a line for each request, task and callback, with no key and no token in it;
+            it must not block.
 
     Raises:
         ValueError: for an argument that cannot be meant; the text names it.
@@ -93,6 +96,7 @@ class Sandbox:
         tls: bool | Path = False,
         accounts: Mapping[str, float] | None = None,
         http_errors: bool = False,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         """Check the arguments; nothing is opened yet."""
         _check(time_scale, (api_key, webhook_key, *(accounts or ())), shape)
@@ -102,7 +106,8 @@ class Sandbox:
         self._certificate: Certificate | None = None
         self._faults = Faults() if faults is None else faults
         self._account = Account(credits)
-        self._book = Book()
+        self._log = Log(log)
+        self._book = Book(self._log.note)
         self._settings = Settings(
             api_key=api_key,
             webhook_key=webhook_key,
@@ -152,7 +157,7 @@ class Sandbox:
         if self._service is not None:
             message = "a sandbox is opened once; make another"
             raise RuntimeError(message)
-        self._service = Service(self._settings, self._book, self._account)
+        self._service = Service(self._settings, self._book, self._account, self._log)
         self._app = App(self._service, lambda: self.url)
         self._runner = web.AppRunner(
             self._app.application(),

@@ -20,6 +20,7 @@ from midapi_async.sandbox._envelope import Refused
 from midapi_async.sandbox._files import Files
 from midapi_async.sandbox._hints import Failure
 from midapi_async.sandbox._ledger import Accepted, Book
+from midapi_async.sandbox._log import Log
 from midapi_async.sandbox._orders import Orders, Table
 from midapi_async.sandbox._records import Records, Shape
 from midapi_async.sandbox._tasks import Order, Task, Tasks
@@ -48,17 +49,18 @@ class Settings:
 class Service:
     """Composes a sandbox's rooms; lives from its making in a running loop to `stop`."""
 
-    def __init__(self, settings: Settings, book: Book, account: Account) -> None:
+    def __init__(self, settings: Settings, book: Book, account: Account, log: Log) -> None:
         """Begin with no tasks; needs a running event loop."""
         self.clock = Clock(settings.time_scale)
         self.director = Director(settings.faults, settings.seed, self.clock.now)
         self.records = Records(settings.shape, self.clock.stamp)
         self.caller = Caller(self.clock, book, self.records, settings.webhook_key)
-        self.tasks = Tasks(self.clock, self.caller.deliver)
+        self.tasks = Tasks(self.clock, self._after)
         self.files = Files(self.clock, self.tasks)
         self._account = account
         self._accounts = {key: Account(balance) for key, balance in settings.accounts.items()}
         self.book = book
+        self.log = log
         self.settings = settings
         self._orders = Orders(
             self.tasks,
@@ -82,6 +84,11 @@ class Service:
         given = key.encode("utf-8", "surrogateescape")
         if not given or (expected and not secrets.compare_digest(given, expected.encode())):
             raise Refused(_wire.UNAUTHORIZED)
+
+    def _after(self, task: Task) -> None:
+        """Do what follows the end of a task."""
+        self.log.ended(task)
+        self.caller.deliver(task)
 
     def account_of(self, key: str) -> Account:
         """Give the account of a key: its own, or the one that all others share."""

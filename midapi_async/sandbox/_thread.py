@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ class SandboxOptions(TypedDict, total=False):
     tls: bool | Path
     accounts: Mapping[str, float] | None
     http_errors: bool
+    log: Callable[[str], None] | None
 
 
 @final
