@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,8 +80,6 @@ async def _open_sandbox(
     server = await exits.enter_async_context(Sandbox(time_scale=_TIME_SCALE))
     out(f"1  A local MidAPI serves at {server.url}: no key, no network, no money.")
     out(f"   Its time runs {_TIME_SCALE:g} times as fast as real time.")
-    if find_spec("PIL") is None:
-        out('   Its pictures are plain grey without Pillow: pip install "midapi-async[sandbox]"')
     receiver = CallbackReceiver(None, port=0)
     client = await exits.enter_async_context(
         MidAPIClient(

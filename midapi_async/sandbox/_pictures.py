@@ -5,11 +5,12 @@ JPEG, told apart only by a comment in its bytes.
 """
 
 import io
+import logging
 import textwrap
 from base64 import b64decode
 from colorsys import hls_to_rgb
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
+_LOG: Final = logging.getLogger(__name__)
 _LONG_SIDE: Final = 512
 _MARGIN: Final = 24
 _LINES: Final = 7
@@ -59,11 +61,21 @@ class Picture:
         return sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
+@cache
+def warn_without_pillow() -> None:
+    """Say that the pictures are placeholders, once in this process."""
+    _LOG.warning(
+        "The sandbox's pictures are grey placeholders, since Pillow is missing: "
+        'pip install "midapi-async[sandbox]"'
+    )
+
+
 def draw_jpeg(picture: Picture) -> bytes:
     """Give the picture as a JPEG file; takes some milliseconds and does no I/O."""
     try:
         from PIL import Image, ImageDraw
     except ImportError:
+        warn_without_pillow()
         return plain_jpeg(picture)
     chance = Random(picture.digest)
     image = Image.new("RGB", picture.size, _colour(chance, 0.25))

@@ -4,6 +4,7 @@ import errno
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
@@ -20,6 +21,7 @@ from midapi_async.sandbox._hints import Failure
 from midapi_async.sandbox._ledger import Book, Ledger
 from midapi_async.sandbox._log import Log
 from midapi_async.sandbox._orders import checked_table
+from midapi_async.sandbox._pictures import warn_without_pillow
 from midapi_async.sandbox._records import Shape
 from midapi_async.sandbox._service import Service, Settings
 from midapi_async.sandbox._tls import Certificate
@@ -157,6 +159,8 @@ class Sandbox:
         if self._service is not None:
             message = "a sandbox is opened once; make another"
             raise RuntimeError(message)
+        if find_spec("PIL") is None:
+            warn_without_pillow()
         self._service = Service(self._settings, self._book, self._account, self._log)
         self._app = App(self._service, lambda: self.url)
         self._runner = web.AppRunner(

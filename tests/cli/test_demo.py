@@ -5,6 +5,7 @@ import pytest
 
 import midapi_async.cli.demo
 from midapi_async.sandbox import SandboxThread, delay
+from midapi_async.sandbox._pictures import warn_without_pillow
 from tests.cli.conftest import Midapi, ctrl_c_when, finish, only, spawn
 from tests.cli.test_sandbox import free_port
 
@@ -37,9 +38,10 @@ def test_without_pillow_it_says_how_to_get_colour(
 ) -> None:
     """The pictures are grey then."""
     monkeypatch.setitem(sys.modules, "PIL", None)
+    warn_without_pillow.cache_clear()
     ran = midapi("demo", "--folder", "there")
     assert ran.code == 0
-    assert 'pip install "midapi-async[sandbox]"' in ran.out
+    assert 'pip install "midapi-async[sandbox]"' in ran.error
     assert len(list(Path("there").iterdir())) == 4
 
 

@@ -1,6 +1,7 @@
 import builtins
 import io
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from midapi_async.sandbox._pictures import Picture, _font, draw_jpeg, plain_jpeg
+from midapi_async.sandbox import Sandbox
+from midapi_async.sandbox._pictures import (
+    Picture,
+    _font,
+    draw_jpeg,
+    plain_jpeg,
+    warn_without_pillow,
+)
 from midapi_async.sandbox._video import make_mp4
 
 RATIOS = ("1:2", "9:16", "2:3", "3:4", "5:6", "6:5", "4:3", "3:2", "1:1", "16:9", "2:1")
@@ -104,6 +112,23 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(data) < 300
     assert data.endswith(b"\xff\xd9")
     assert opened(data).size == (8, 8)
+
+
+async def test_without_pillow_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start of the first sandbox, with the command that helps; with Pillow it is not."""
+    warn_without_pillow.cache_clear()
+    async with Sandbox():
+        pass
+    assert not caplog.records
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for _ in range(2):
+        async with Sandbox():
+            assert len(caplog.messages) == 1
+            draw_jpeg(Picture("a fox", 0))
+    (message,) = caplog.messages
+    assert 'pip install "midapi-async[sandbox]"' in message
 
 
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl")
