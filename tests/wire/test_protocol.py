@@ -14,6 +14,7 @@ from midapi_async._wire import protocol as _protocol
 from midapi_async._wire.protocol import (
     CLOCK_SKEW,
     REFUSING_CODES,
+    AnotherTask,
     Answer,
     Callback,
     Unsure,
@@ -791,12 +792,27 @@ def test_a_look_gives_the_record_and_its_data() -> None:
         assert (record.task_id, record.raw, record.is_plain) == (TASK, data, True)
 
 
+@pytest.mark.fault("P16")
+@pytest.mark.parametrize("status", [404, 500, 502])
+def test_a_record_counts_whatever_a_proxy_made_of_the_status(status: int) -> None:
+    """Its code is 200, so no text of the answer is a reason of MidAPI's."""
+    for flag in (1, 2, 3):
+        data = {"taskId": TASK, "successFlag": flag, "resultUrls": URLS}
+        record = read_look(answer(status, body(200, data)), TASK)
+        assert record is not None
+        assert (record.success_flag, record.error_code, record.error_message) == (flag, None, None)
+    with pytest.raises(APIError):
+        read_look(answer(status, body(200, {"taskId": TASK, "successFlag": 0})), TASK)
+
+
 @pytest.mark.fault("P6")
 def test_a_record_about_another_task_is_refused() -> None:
     """Also one whose id differs in case only."""
     for other in (OTHER, TASK.upper(), TASK + "0"):
         with pytest.raises(ProtocolError, match=r"data\.taskId"):
             read_look(answer(200, body(200, {"taskId": other, "successFlag": 1})), TASK)
+        with pytest.raises(AnotherTask):  # also inside an error
+            read_look(answer(200, body(501, {"taskId": other, "successFlag": 3})), TASK)
 
 
 @pytest.mark.fault("P7")
