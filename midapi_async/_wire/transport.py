@@ -235,7 +235,7 @@ def _decompressed(body: bytes, largest: int) -> bytes:
     for window in (47, -15):  # gzip or zlib, by their headers; deflate without one
         with suppress(zlib.error):
             plain = zlib.decompressobj(window).decompress(body, largest + 1)
-            if window > 0 or plain[:1] == b"{":
+            if (plain and window > 0) or plain[:1] == b"{":
                 return plain
     return body
 
