@@ -22,6 +22,7 @@ from midapi_async import (
     PollPolicy,
     PromptRejected,
     ProtocolError,
+    ResultMissing,
     State,
     SubmissionUnknown,
     TaskDetails,
@@ -708,6 +709,36 @@ async def test_answers_that_change_end_no_wait() -> None:
     async with ScriptedServer(then=step) as server, client_of(server) as client:
         assert (await client.generate_and_wait("a red fox")).is_final
         assert now() - begun >= 100 * len(turns)
+
+
+@pytest.mark.fault("P16")
+@pytest.mark.fault("P17")
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (refused(501, POLICY), PromptRejected),
+        (refused(400, POLICY), PromptRejected),
+        (refused(404), TaskNotFound),
+        (looked(flag=[1]), ProtocolError),
+        (looked(flag=1, resultInfoJson=None), ResultMissing),
+        (looked(flag=0), WaitTimeout),
+    ],
+)
+async def test_an_overdue_wait_says_what_became_of_the_task(
+    answer: Answer, expected: type[MidAPIError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hours after the submission one look is not enough to say that the task goes on."""
+    journal, real = MemoryJournal(), time.time
+    async with ScriptedServer(then=mid(accepted(), answer)) as server:
+        async with client_of(server, journal=journal) as client:
+            await client.generate("a red fox")
+        monkeypatch.setattr("time.time", lambda: real() + 7200)
+        async with client_of(server, journal=journal) as client:
+            [handle] = await client.resume()
+            begun = now()
+            with pytest.raises(expected):
+                await handle
+            assert now() - begun < (1 if expected is WaitTimeout else GRACE_AND_MORE)
 
 
 @pytest.mark.fault("P16")
