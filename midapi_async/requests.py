@@ -122,8 +122,13 @@ def has_several_jobs(request: Request) -> bool:
 
     https://docs.midjourney.com/hc/en-us/articles/32761322355597-Permutations
     """
-    prompt = request.extra.get("prompt", getattr(request, "prompt", None))
+    prompt = prompt_of(request)
     return isinstance(prompt, str) and _SEVERAL_JOBS.search(prompt) is not None
+
+
+def prompt_of(request: Request | None) -> object:
+    """The prompt that is sent, which may be in `extra`; None if there is none."""
+    return request and request.extra.get("prompt", getattr(request, "prompt", None))
 
 
 def task_id_problem(value: object) -> str | None:

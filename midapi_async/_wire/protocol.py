@@ -34,7 +34,7 @@ from ..errors import (
     UnprocessableError,
     api_error,
 )
-from ..requests import ExtendVideo, Request, Upscale, Vary
+from ..requests import ExtendVideo, Request, Upscale, Vary, prompt_of
 from ..tasks import TaskDetails, TaskStatus
 from .bodies import submit_body, task_type
 from .json import loads
@@ -264,7 +264,7 @@ def read_submit(answer: Answer) -> str:
     # Everything else is an error. If the body was cut short, only the HTTP status counts.
     error = _error_in(answer, code, message) if answer.flaw is None else _error_in(answer)
     if proves_refusal(error, answer.headers):
-        if error.own_envelope and error.code in {400, 422, 501} and is_moderation(error.message):
+        if error.code in {400, 422, 501} and is_moderation(error.message):
             raise PromptRefusedError(error.code, error.message, error.http_status)
         raise error
     reason = f"MidAPI answered {error.code} (HTTP {error.http_status})"
@@ -493,5 +493,5 @@ def fits(
 
 def has_other_prompt(record: Record, request: Request | None) -> bool:
     """Whether a record shows another prompt than was submitted, as far as both are known."""
-    ours, theirs = getattr(request, "prompt", None), record.params.get("prompt")
+    ours, theirs = prompt_of(request), record.params.get("prompt")
     return isinstance(ours, str) and isinstance(theirs, str) and theirs.strip() != ours.strip()

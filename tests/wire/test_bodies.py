@@ -578,6 +578,12 @@ def test_extra_of_a_body() -> None:
     body = {"prompt": "x", "extra": {"aspectRatio": "21:9", "seed": 5}}
     assert request_from_json(body) == TextToImage("x", extra={"aspectRatio": "21:9", "seed": 5})
     assert request_from_json({"prompt": "x", "extra": None}) == TextToImage("x")
+    for request in (
+        TextToImage("x", extra={"taskType": "mj_new"}),
+        TextToImage("x", extra={"taskType": "mj_vary", "prompt": "y"}),
+        Upscale(TASK, 0, extra={"taskType": "mj_vary", "imageIndex": 9}),
+    ):
+        assert request_from_json(request_to_json(request)) == request
     for wrong in ({"prompt": "x", "extra": 5}, {"prompt": "x", "extra": {"callBackUrl": "x"}}):
         with pytest.raises(InvalidRequestError) as caught:
             request_from_json(wrong)

@@ -1044,6 +1044,7 @@ POLICY = "Your prompt was flagged by Website as violating content policies"
         (400, POLICY, PromptRefusedError),
         (400, "The prompt is not allowed: NSFW", PromptRefusedError),
         (400, "Blocked by moderation", PromptRefusedError),
+        (400, "Your prompt was flagged", PromptRefusedError),
         (422, POLICY, PromptRefusedError),
         (501, POLICY, PromptRefusedError),
         # nothing of it is about the prompt
@@ -1078,6 +1079,13 @@ def test_a_refused_prompt_is_known_by_its_text(
     with pytest.raises(APIError) as caught:
         read_data(given_answer)
     assert not isinstance(caught.value, PromptRefusedError)
+
+
+def test_a_challenge_page_refuses_no_prompt() -> None:
+    """Its title may contain such words, and MidAPI never saw the prompt."""
+    page = b"<title>Safety check: prohibited</title>"
+    outcome = outcome_of(answer(400, page, cf_mitigated="challenge"))
+    assert type(outcome) is BadRequestError
 
 
 @pytest.mark.parametrize("message", [POLICY, "NSFW", "prohibited"])
@@ -1132,6 +1140,8 @@ FOX = TextToImage("a fox")
         (ExtendVideo(OTHER, 0, "on"), {"taskType": "mj_video_extend_manual"}, True),
         (ImageToVideo("x", [PICTURE], hd=True), {"taskType": "mj_video_hd"}, True),
         (ImageToVideo("x", [PICTURE]), {"taskType": "mj_video_hd"}, False),
+        (TextToImage("x", extra={"taskType": "mj_new"}), {"taskType": "mj_new"}, True),
+        (TextToImage("x", extra={"taskType": "mj_new"}), {"taskType": "mj_txt2img"}, False),
     ],
 )
 def test_type_and_time_must_fit(
@@ -1151,6 +1161,8 @@ def test_type_and_time_must_fit(
         (FOX, "{", False),
         (Vary(OTHER, 0), '{"prompt": "x"}', False),
         (None, '{"prompt": "x"}', False),
+        (TextToImage("x", extra={"prompt": "a fox"}), '{"prompt": "a fox"}', False),
+        (TextToImage("x", extra={"prompt": 5}), '{"prompt": "x"}', False),
     ],
 )
 def test_a_changed_prompt_is_noticed(request_: Request | None, stored: str, expected: bool) -> None:
