@@ -11,6 +11,8 @@ import pytest
 import midapi_async
 from midapi_async import (
     CallbackReceiver,
+    ImageToImage,
+    Intent,
     Intents,
     InvalidRequestError,
     KeyConflict,
@@ -25,6 +27,7 @@ from midapi_async import (
     TextToImage,
     Timeouts,
     Upscale,
+    Vary,
     WaitTimeout,
     request_from_json,
     sign_callback,
@@ -448,3 +451,33 @@ async def test_a_replayed_key_does_not_warn(
             async with client_of(sandbox.url, journal=tmp_path) as client:
                 await client.generate("a {red, blue} fox", key="k")
     assert sum("several jobs" in record.getMessage() for record in caplog.records) == 1
+
+
+# ─── types ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def refused_by_type_checkers(
+    client: MidAPIClient, details: TaskDetails, intent: Intent, error: SubmissionUnknown
+) -> None:
+    """Never run. Mypy, with --strict, reports each ignore below that is not needed."""
+    await client.generate(b"x")  # type: ignore[call-overload]
+    await client.generate("x", wait_timeout=5)  # type: ignore[call-overload]
+    await client.generate("x", aspectratio="1:1")  # type: ignore[call-overload]
+    await client.generate(TextToImage("x"), speed="fast")  # type: ignore[call-overload]
+    await client.generate("x", extra={"a": object()})  # type: ignore[dict-item]
+    await client.generate("x", extra={5: 1})  # type: ignore[dict-item]
+    await client.generate_and_wait("x", timeout=5)  # type: ignore[call-overload]
+    await client.intents.dismiss(details)  # type: ignore[arg-type]
+    client.task(intent)  # type: ignore[arg-type]  # it may have no task
+    ImageToImage("x", URL)  # type: ignore[arg-type]
+    ImageToImage("x", {URL})  # type: ignore[arg-type]
+    Upscale(5, 0)  # type: ignore[arg-type]
+    # and what they take
+    await client.generate(prompt="x", extra={"a": [1, {"b": None}]})
+    await client.generate_and_wait(prompt="x", wait_timeout=5)
+    await client.intents.adopt(intent, details)
+    await client.intents.settle(error, timeout=5)
+    await client.download(client.task(details))
+    ImageToImage("x", [URL])
+    ImageToImage("x", (URL,))
+    Vary(details, 0)
