@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _diagnosis, _env, _http1
 from ._capture import PortTaken, RequestCapture
-from ._connect import Endpoint, Fault, Outcome, resolve, send
+from ._connect import Endpoint, Fault, Outcome, place_of, resolve, send
 from ._diagnosis import Finding, Probe, short
 from ._terminal import seconds
 from .credits import amount
@@ -73,17 +74,37 @@ class CallbackSettings:
 # ─── the account ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def account() -> list[Finding]:
-    """Checks a client's settings, the service, the clock and the API key."""
+def proxy_settings(given: str | None) -> tuple[URL | None, list[Finding]]:
+    """The proxy to use, if one is set, and what to say about it; its URL is not checked here."""
+    text = _env.proxy(given)
+    with suppress(ValueError):
+        if (proxy := URL(text)).host:
+            return proxy, [Finding("proxy", "ok", f"requests go through {place_of(proxy)}")]
+    others = [] if text else _env.other_proxies()
+    if not others:
+        return None, []
+    text = f"{' and '.join(others)} is set, and is not read by programs that use midapi_async"
+    hint = "If MidAPI is to be reached through that proxy, set MIDAPI_PROXY to its URL, too."
+    return None, [Finding("proxy", "warning", text, hint)]
+
+
+async def account(proxy: str | None = None) -> list[Finding]:
+    """Checks a client's settings, the service, the clock and the API key.
+
+    Args:
+        proxy: as `MidAPIClient` takes it.
+    """
     try:
-        client = MidAPIClient(journal=MemoryJournal())
+        client = MidAPIClient(journal=MemoryJournal(), proxy=proxy)
     except InvalidRequestError as error:
         found = [
             Finding("API key" if field == "api_key" else field, "failed", problem)
             for field, problem in error.problems.items()
         ]
-        return found if "base_url" in error.problems else [*found, *await service()]
-    found = await service()
+        if {"base_url", "proxy"} & set(error.problems):
+            return found
+        return [*found, *await service(proxy_settings(proxy)[0])]
+    found = await service(proxy_settings(proxy)[0])
     if any(each.verdict == "failed" for each in found if each.name == "service"):
         return found
     return [*found, await _credits(client)]
@@ -94,12 +115,12 @@ def service_url() -> URL:
     return URL(_env.base_url())
 
 
-async def service() -> list[Finding]:
+async def service(proxy: URL | None = None) -> list[Finding]:
     """Checks whether MidAPI can be reached, and compares its clock with ours."""
     url = service_url()
     request = _http1.encode("GET / HTTP/1.1", [("Host", url.raw_authority)], b"")
     try:
-        outcome = await send((await resolve(url))[0], request)
+        outcome = await send((await resolve(url, proxy))[0], request)
     except Fault as fault:
         outcome = Outcome(Endpoint(url.raw_host or "", url.port or 0), fault=fault)
     if outcome.fault is not None:
@@ -212,23 +233,27 @@ def callback_settings(
     return CallbackSettings(public_url=url, host=host, port=port, keys=keys)
 
 
-async def callbacks(settings: CallbackSettings, *, is_public: bool) -> list[Finding]:
+async def callbacks(
+    settings: CallbackSettings, *, is_public: bool, proxy: URL | None = None
+) -> list[Finding]:
     """Sends a callback to our own public URL and checks what arrives at our port.
 
     Args:
         settings: how callbacks are to be received.
         is_public: whether the service is on the Internet; a local one reaches private addresses.
+        proxy: the proxy through which the Internet is reached, or None.
     """
+    way = proxy if is_public else None
     if settings.port is None:
-        return await _reach(settings, None, is_public=is_public)
+        return await _reach(settings, None, way, is_public=is_public)
     try:
         async with RequestCapture(settings.host, settings.port) as capture:
             settings = attrs.evolve(settings, port=capture.port)
             found = [Finding("port", "ok", f"{settings.target} is free; waiting for a callback")]
-            return found + await _reach(settings, capture, is_public=is_public)
+            return found + await _reach(settings, capture, way, is_public=is_public)
     except PortTaken:
         found = [await _program_at_port(settings)]
-        return found + await _reach(settings, None, is_public=is_public)
+        return found + await _reach(settings, None, way, is_public=is_public)
     except OSError as error:
         text = f"cannot listen on {settings.target}: {error.strerror or error}"
         hint = "Choose an address of this machine (--host), and a port above 1023."
@@ -263,12 +288,16 @@ def _may_be_a_receiver(answer: _http1.Message) -> bool:
 
 
 async def _reach(
-    settings: CallbackSettings, capture: RequestCapture | None, *, is_public: bool
+    settings: CallbackSettings,
+    capture: RequestCapture | None,
+    proxy: URL | None,
+    *,
+    is_public: bool,
 ) -> list[Finding]:
     """Sends a callback to each address of the public URL."""
     url = settings.url
     try:
-        endpoints = await resolve(url)
+        endpoints = await resolve(url, proxy)
     except Fault as fault:
         text, hint = _diagnosis.explain(fault, None)
         return [Finding("address", "failed", f"{url.host}: {text}", hint)]

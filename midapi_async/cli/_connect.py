@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
@@ -44,14 +45,16 @@ class Endpoint:
     """One address to connect to.
 
     Attributes:
-        address: an IP address.
+        address: an IP address, or a name for a proxy.
         port: the TCP port.
         tls_name: the name that the certificate must have; None for plain http.
+        proxy: the URL of the proxy to go through, or None; then the address is a name.
     """
 
     address: str
     port: int
     tls_name: str | None = None
+    proxy: URL | None = attrs.field(default=None, repr=False)  # may contain a password
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
@@ -77,13 +80,16 @@ class Outcome:
     certificate_ends: float | None = None
 
 
-async def resolve(url: URL) -> list[Endpoint]:
-    """The addresses of a URL; at most four.
+async def resolve(url: URL, proxy: URL | None = None) -> list[Endpoint]:
+    """The addresses of a URL; at most four. A proxy resolves the name itself.
 
     Raises:
         Fault: its name does not resolve.
     """
     host, port = url.raw_host or "", url.port or 0
+    tls_name = host if url.scheme == "https" else None
+    if proxy is not None:
+        return [Endpoint(host, port, tls_name, proxy)]
     try:
         async with asyncio.timeout(_NAME_SECONDS):
             found = await asyncio.get_running_loop().getaddrinfo(
@@ -94,7 +100,6 @@ async def resolve(url: URL) -> list[Endpoint]:
     except (OSError, UnicodeError) as error:
         raise Fault("name", getattr(error, "strerror", None) or error) from None
     addresses = dict.fromkeys(str(each[4][0]) for each in found)
-    tls_name = host if url.scheme == "https" else None
     return [Endpoint(address, port, tls_name) for address in list(addresses)[:_MOST_ADDRESSES]]
 
 
@@ -105,7 +110,9 @@ async def send(endpoint: Endpoint, request: bytes) -> Outcome:
     try:
         async with _connected(endpoint) as connection:
             ends = _certificate_ends(connection)
-            answer = await _exchange(connection, request)
+            answer = await _exchange(connection, _for_proxy(endpoint, request))
+            if answer.status == 407 and endpoint.proxy is not None:
+                raise _refused_by_proxy(endpoint.proxy, answer.status)
             if answer.status == 400 and await _speaks_tls(endpoint):
                 raise Fault("speaks_tls")
     except Fault as fault:
@@ -122,7 +129,8 @@ async def _connected(endpoint: Endpoint) -> AsyncIterator[Connection]:
         if endpoint.tls_name is None:
             yield connection
             return
-    async with _secured(endpoint, endpoint.tls_name) as connection:
+    secured = _secured if endpoint.proxy is None else _tunnelled
+    async with secured(endpoint, endpoint.tls_name) as connection:
         yield connection
 
 
@@ -130,17 +138,104 @@ async def _connected(endpoint: Endpoint) -> AsyncIterator[Connection]:
 async def _plain(endpoint: Endpoint) -> AsyncIterator[Connection]:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            connection = await asyncio.open_connection(endpoint.address, endpoint.port)
+            connection = await _connection_to(endpoint)
     except TimeoutError:
-        raise Fault("filtered") from None
+        raise _fault_at(endpoint, "filtered", "does not answer") from None
     except ConnectionRefusedError:
-        raise Fault("refused") from None
+        raise _fault_at(endpoint, "refused", "refuses the connection") from None
     except OSError as error:
-        raise Fault("unreachable", error.strerror or type(error).__name__) from None
+        reason = error.strerror or type(error).__name__
+        raise _fault_at(endpoint, "unreachable", reason) from None
     try:
         yield connection
     finally:
         await _close(connection)
+
+
+async def _connection_to(endpoint: Endpoint) -> Connection:
+    """A connection to the endpoint, or to its proxy."""
+    proxy = endpoint.proxy
+    if proxy is None:
+        return await asyncio.open_connection(endpoint.address, endpoint.port)
+    tls = ssl.create_default_context() if proxy.scheme == "https" else None
+    return await asyncio.open_connection(proxy.host, proxy.port, ssl=tls)
+
+
+# ─── proxies ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def place_of(proxy: URL) -> str:
+    """A proxy's host and port, without its password."""
+    return str(Endpoint(proxy.host or "", proxy.port or 0))
+
+
+def _fault_at(endpoint: Endpoint, kind: str, reason: str) -> Fault:
+    """Why there is no connection: the endpoint's own fault, or its proxy's."""
+    if endpoint.proxy is None:
+        return Fault(kind, reason)
+    return Fault("proxy", f"{place_of(endpoint.proxy)}: {reason}")
+
+
+def _refused_by_proxy(proxy: URL, status: int) -> Fault:
+    wants = ", it wants a user name and a password that it knows" if status == 407 else ""
+    return Fault("proxy", f"{place_of(proxy)}: it refuses the request (HTTP {status}{wants})")
+
+
+def _login(proxy: URL) -> str:
+    """The header line with the user name and the password in a proxy's URL; may be empty."""
+    if proxy.user is None:
+        return ""
+    login = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
+    return f"Proxy-Authorization: Basic {login}\r\n"
+
+
+def _for_proxy(endpoint: Endpoint, request: bytes) -> bytes:
+    """A request of plain http as its proxy wants it: with the whole URL in the first line."""
+    if endpoint.proxy is None or endpoint.tls_name is not None:
+        return request
+    method, _, rest = request.partition(b" ")
+    first, _, lines = rest.partition(b"\r\n")
+    login = _login(endpoint.proxy)
+    return b"%b http://%b%b\r\n%b%b" % (
+        method,
+        str(endpoint).encode(),
+        first,
+        login.encode(),
+        lines,
+    )
+
+
+@asynccontextmanager
+async def _tunnelled(endpoint: Endpoint, name: str) -> AsyncIterator[Connection]:
+    """A connection with TLS through a proxy."""
+    proxy = endpoint.proxy
+    assert proxy is not None  # noqa: S101 - as its caller has checked
+    async with _plain(endpoint) as connection:
+        reader, writer = connection
+        head = f"CONNECT {endpoint} HTTP/1.1\r\nHost: {endpoint}\r\n{_login(proxy)}\r\n"
+        writer.write(head.encode("latin-1"))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                status = (await _http1.read_head(reader, "HTTP/1.")).status
+        except (TimeoutError, _http1.NotHTTP):
+            raise _fault_at(endpoint, "slow", "it does not answer like a proxy") from None
+        if status != 200:
+            raise _refused_by_proxy(proxy, status)
+        try:
+            await writer.start_tls(
+                ssl.create_default_context(),
+                server_hostname=name,
+                ssl_handshake_timeout=CONNECT_SECONDS,
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise Fault(f"certificate {error.verify_code}", error.verify_message) from None
+        except (OSError, EOFError) as error:
+            reason = getattr(error, "reason", None) or type(error).__name__
+            raise Fault("no_tls", reason) from None
+        yield connection
+
+
+# ─── TLS ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
@@ -199,7 +294,7 @@ async def _speaks_http(endpoint: Endpoint) -> bool:
 
 
 async def _speaks_tls(endpoint: Endpoint) -> bool:
-    if endpoint.tls_name is not None:
+    if endpoint.tls_name is not None or endpoint.proxy is not None:
         return False
     context = ssl.create_default_context()
     context.check_hostname = False

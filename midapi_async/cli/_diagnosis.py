@@ -310,6 +310,10 @@ _FAULTS = {
         "{endpoint} does not answer",
         "Open this port in the firewall. Some routers block their own network: try from outside.",
     ),
+    "proxy": (
+        "the proxy {detail}",
+        "Check its URL (--proxy, MIDAPI_PROXY), and that it lets this machine through.",
+    ),
     "unreachable": ("{endpoint} cannot be reached: {detail}", "Check this address."),
     "tls_hangs": (
         "{endpoint} accepts the connection and then sends nothing",
@@ -362,7 +366,7 @@ def explain(fault: Fault, endpoint: Endpoint | None) -> tuple[str, str]:
         hint = _CERTIFICATES.get(int(code), "Check the certificate with its issuer.")
         return f"the certificate of {endpoint} is not valid: {fault.detail}", hint
     text, hint = _FAULTS[kind]
-    return text.format(endpoint=endpoint, detail=fault.detail[:80]), hint
+    return text.format(endpoint=endpoint, detail=fault.detail[:120]), hint
 
 
 def check_certificate(outcome: Outcome) -> list[Finding]:
@@ -383,6 +387,9 @@ def check_address(endpoint: Endpoint, *, is_public: bool) -> Finding:
         endpoint: the address.
         is_public: whether the service is on the Internet; a local one reaches private addresses.
     """
+    if endpoint.proxy is not None:
+        text = f"{endpoint.address} is resolved by the proxy"
+        return Finding("address", "ok", text)
     address = ipaddress.ip_address(endpoint.address.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     if address.is_global or not is_public:

@@ -23,6 +23,17 @@ def base_url() -> str:
     return environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
 
 
+def proxy(given: str | None) -> str:
+    """The given proxy's URL, else the environment's, else ""; unchecked."""
+    return environment("MIDAPI_PROXY") if given is None else given
+
+
+def other_proxies() -> list[str]:
+    """The variables that are set, and from which other programs take their proxy."""
+    names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    return [name for name in names if environment(name)]
+
+
 def time_scale() -> float:
     """How many times faster than real time the service runs; an open client has checked it."""
     return float(environment("MIDAPI_TIME_SCALE") or 1.0)

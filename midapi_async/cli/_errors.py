@@ -96,7 +96,7 @@ def _for_shells(error: MidAPIError, text: str) -> str:
                 "The API key is missing: set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE. "
                 "These commands need no key: midapi demo, midapi sandbox"
             )
-    return text
+    return text.replace("proxy=, MIDAPI_PROXY", "--proxy, MIDAPI_PROXY")
 
 
 def unknown_text(intent_id: str, reason: str) -> str:

@@ -22,6 +22,7 @@ __all__ = ["midapi_sandbox", "pytest_configure"]
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 20.0
+PROXIES = ("_PROXY", "_proxy")  # how the variables end that other programs read
 
 
 @attrs.frozen
@@ -57,8 +58,10 @@ Midapi = Callable[..., Ran]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, and nothing of MidAPI in the environment."""
-    for name in [name for name in os.environ if name.startswith("MIDAPI_")]:
+    """An empty current folder, and neither MidAPI nor a proxy in the environment."""
+    for name in [
+        name for name in os.environ if name.startswith("MIDAPI_") or name.endswith(PROXIES)
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
