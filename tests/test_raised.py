@@ -297,6 +297,24 @@ async def wrong_timeout(world: World) -> None:
     await world.client.generate_and_wait("a red fox", key=KEY, wait_timeout="1")  # type: ignore[call-overload]  # tested
 
 
+@case(InvalidRequestError, "key")
+async def wrong_metadata(world: World) -> None:
+    await world.client.generate("a red fox", key=KEY, metadata={"n": 1})  # type: ignore[dict-item]  # tested
+
+
+@case(InvalidRequestError)
+async def wrong_key(world: World) -> None:
+    await world.client.generate("a red fox", key="a\nb")
+
+
+@case(TransportError, "key")
+async def outage(world: World) -> None:
+    world.submit = world.other = reply(403, body=HTML)
+    with pytest.raises(SubmissionUnknown):
+        await world.client.generate("a blue whale")
+    await world.buy()
+
+
 @case(JournalError, "key")
 async def journal_before_the_post(world: World) -> None:
     world.journal.is_broken = True

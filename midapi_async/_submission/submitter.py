@@ -70,7 +70,8 @@ def _check_arguments(key: object, metadata: object, callback_url: object) -> Non
     if callback_url is not None and (problem := url_problem(callback_url)):
         problems["callback_url"] = problem
     if problems:
-        raise InvalidRequestError(problems)
+        valid_key = key if isinstance(key, str) and "key" not in problems else None
+        raise about(InvalidRequestError(problems), key=valid_key)
 
 
 class Submitter:
