@@ -31,6 +31,7 @@ from pathlib import Path
 import attrs
 from yarl import URL
 
+from ._runtime.secret import Secret
 from ._runtime.urls import is_loopback, url_problem
 from .errors import InvalidRequestError, shown
 
@@ -265,7 +266,7 @@ def settings(
         api_key=key,
         base_url=url,
         time_scale=scale,
-        proxy=way or None,
+        proxy=Secret(way) if way else None,
         credit_path=credit_path,
     )
 

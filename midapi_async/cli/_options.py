@@ -95,7 +95,8 @@ class Connection:
     """How to reach MidAPI.
 
     Attributes:
-        proxy: The URL of an HTTP proxy, http://user:password@host:port; MIDAPI_PROXY if not given.
+        proxy: The URL of an HTTP proxy; MIDAPI_PROXY if not given. Give a password only there:
+            other users can see command lines.
     """
 
     proxy: str | None = attrs.field(default=None, repr=False)
