@@ -59,6 +59,8 @@ class ClientStats:
 
     Attributes:
         submits: POSTs that were sent to buy something, repeated ones included.
+        unknown: submissions of which it could not be known, when they ended, whether they were
+            accepted. A callback may have shown it since then; ``intents.unknown()`` has the others.
         looks: GETs of record-info.
         callbacks: callbacks that were accepted.
         ignored_callbacks: callbacks with a valid token that named another intent's task.
@@ -66,9 +68,13 @@ class ClientStats:
         unreadable_urls: URLs of results that could not be read and were left out.
         waiting: waits for a result that are going on.
         at_the_gate: submissions that wait for a slot, or to be sent again.
+        oldest_open: seconds since the acceptance of the oldest task that is waited for, or, if that
+            is not known, since its first wait began; None if no task is waited for.
+        dropped_events: events that an async ``on_event`` was too slow for.
     """
 
     submits: int
+    unknown: int
     looks: int
     callbacks: int
     ignored_callbacks: int
@@ -76,6 +82,8 @@ class ClientStats:
     unreadable_urls: int
     waiting: int
     at_the_gate: int
+    oldest_open: float | None
+    dropped_events: int
 
 
 class MidAPIClient:
@@ -551,6 +559,7 @@ class MidAPIClient:
         session = self._opened()
         return ClientStats(
             submits=session.sender.posts_sent,
+            unknown=session.outcomes.unknown_count,
             looks=session.api.looks,
             callbacks=self._inbox.taken,
             ignored_callbacks=self._inbox.ignored,
@@ -558,6 +567,8 @@ class MidAPIClient:
             unreadable_urls=session.api.unreadable_urls,
             waiting=session.tracker.waiting,
             at_the_gate=session.sender.at_the_gate,
+            oldest_open=session.tracker.oldest_age,
+            dropped_events=session.observer.dropped,
         )
 
     async def download(

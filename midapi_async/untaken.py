@@ -18,9 +18,9 @@ from functools import partial
 from typing import Self, TypeVar
 
 from ._session import Session
-from ._tracking.waits import Wait
+from ._tracking.waits import TrackedTask, Wait
 from ._wire.protocol import AnotherTask
-from .errors import ClientClosed, JournalError, MidAPIError
+from .errors import ClientClosed, JournalError, MidAPIError, TaskNotFound
 from .events import Accepted, CalledBack, Event
 from .handle import TaskHandle, handle_of, plan_of
 from .journal import BOUGHT, Intent
@@ -225,6 +225,9 @@ class Untaken:
             await self._use_journal(session.outcomes.disown(intent_id, task_id))
             return None
         except MidAPIError as error:
+            if isinstance(error, TaskNotFound) and await self._is_expired(wait.task, intent_id):
+                _log.warning("untaken task %s was never taken, and MidAPI has deleted it", task_id)
+                return None
             _log.warning(
                 "untaken task %s has no result for now, and is followed again in %.0f minutes: %s",
                 *(task_id, FOLLOW_AGAIN / 60, error),
@@ -237,6 +240,14 @@ class Untaken:
         write = session.recorder.write(task_id, intent_id, details, taken=False)
         row = await self._use_journal(write)
         return row if row is not None and row.state in BOUGHT and not row.taken else None
+
+    async def _is_expired(self, task: TrackedTask, intent_id: str) -> bool:
+        """Whether a task that MidAPI does not know is so old that MidAPI has deleted it."""
+        session, age = self._session, math.inf
+        if not task.is_age_unknown:
+            age = (session.clock.time() - task.accepted_at) / session.clock.scale
+        expire = session.recorder.expire(task.task_id, intent_id, session.api.date, age)
+        return await self._use_journal(expire)
 
 
 async def _error_or(work: Awaitable[T]) -> T | JournalError:

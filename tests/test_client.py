@@ -40,6 +40,7 @@ from midapi_async import (
     Upscale,
     WaitTimeout,
 )
+from midapi_async.events import Queued
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Faults, Sandbox, fail_task, gone, never_call_back, never_end
@@ -933,6 +934,40 @@ async def test_expected_comes_from_priors_then_from_what_was_seen() -> None:
                 server.add(accepted(f"{n:032x}"), looked(f"{n:032x}"))
                 await client.generate_and_wait(f"{n}")
             assert client.expected("a red fox").median == 67
+
+
+async def test_stats_count_what_needs_attention() -> None:
+    """Submissions that ended unknown, the age of the oldest task, and events that were dropped."""
+
+    async def slow(_: object) -> None:
+        await asyncio.sleep(100)
+
+    script: list[Play] = [lose_answer(), refused(402), accepted(), accepted("f" * 32)]
+    async with (
+        ScriptedServer(script, then=mid(look=looked(flag=0))) as server,
+        client_of(server, on_event=slow) as client,
+    ):
+        empty = client.stats()
+        assert (empty.unknown, empty.oldest_open, empty.dropped_events) == (0, None, 0)
+        await unknown_in(client)
+        with pytest.raises(InsufficientCreditsError):
+            await client.generate("a red fox")
+        handle = await client.generate("a red fox")
+        await asyncio.sleep(100)
+        assert client.stats().oldest_open is None  # nobody waits
+        younger = await client.generate("a red fox")
+        waits = [asyncio.create_task(each.wait()) for each in (younger, handle)]
+        await asyncio.sleep(20)
+        assert client.stats().oldest_open == pytest.approx(120, abs=1)
+        for _ in range(10_010):
+            client._session.report(Queued(place=0))  # type: ignore[union-attr]
+        stats = client.stats()
+        assert (stats.unknown, stats.submits) == (1, 4)
+        assert stats.dropped_events > 0
+        for each in waits:
+            each.cancel()
+        await asyncio.wait(waits)
+        assert client.stats().oldest_open is None
 
 
 async def test_metadata_is_never_sent_nor_shown() -> None:

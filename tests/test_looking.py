@@ -879,6 +879,24 @@ async def test_a_clock_that_was_wrong_at_the_submission_lets_no_task_expire(
 
 
 @pytest.mark.fault("P19")
+async def test_an_expired_task_leaves_the_untaken_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not yielded, one line says so, and it is not followed again."""
+    world = OldTask(monkeypatch)
+    async with ScriptedServer(then=world.step) as server:
+        await world.buy(server)
+        world.ours = world.theirs = 15.1 * DAY
+        async with client_of(server, journal=world.journal) as client:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(3000):
+                    await anext(client.untaken())
+            assert await world.state(server) is State.EXPIRED
+            assert "MidAPI has deleted it" in caplog.text
+            assert len(looks(server)) < 20
+
+
+@pytest.mark.fault("P19")
 async def test_a_task_without_an_intent_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known about its age."""
     world = OldTask(monkeypatch)

@@ -64,6 +64,7 @@ class OutcomeRecorder:
     Attributes:
         outcomes: of the submissions of this client that have not ended, by intent id.
         is_stopped: waits for a row end with the row as it is.
+        unknown_count: how many submissions have become unknown here.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class OutcomeRecorder:
         self._closed: asyncio.Future[None] = clock.loop.create_future()
         self.outcomes: dict[str, Outcome] = {}
         self.is_stopped = False
+        self.unknown_count = 0
 
     def report(self, kind: type[Event], intent: Intent, **facts: object) -> None:
         """Report an event about an intent."""
@@ -160,6 +162,7 @@ class OutcomeRecorder:
                 row.intent_id,
                 task_id,
             )
+            self.unknown_count += 1
             raise self.unknown_error(row, f"the answer names task {task_id} of another intent")
         if task_id in row.other_task_ids:
             _log.critical(_TWO_TASKS, row.intent_id, row.task_id, task_id)
@@ -189,6 +192,7 @@ class OutcomeRecorder:
         row = await self._record(intent, State.UNKNOWN, slot=slot)
         if row.state in BOUGHT:
             return row
+        self.unknown_count += 1
         _log.warning("it cannot be known whether intent %s was accepted: %s", row.intent_id, reason)
         raise self.unknown_error(row, reason)
 
@@ -267,6 +271,7 @@ class OutcomeRecorder:
         row = await self._journal.advance(intent_id, foreign=task_id)
         if (intent_id, task_id) not in self._disowned:
             self._disowned.add((intent_id, task_id))
+            self.unknown_count += 1
             _log.critical(
                 "task %s is not that of intent %s, as its record shows, but another submission's: "
                 "its POST got another request's answer, and it cannot be known what was bought",

@@ -125,6 +125,12 @@ class Tracker:
         return sum(len(task.waits) for task in self._tasks.values())
 
     @property
+    def oldest_age(self) -> float | None:
+        """Seconds since the acceptance of the oldest task that is waited for; None without one."""
+        oldest = min((task.accepted_at for task in self._tasks.values()), default=None)
+        return None if oldest is None else max(0.0, self._clock.time() - oldest)
+
+    @property
     def waited_for(self) -> Collection[str]:
         """The ids of the tasks that are waited for, as a live view."""
         return self._tasks.keys()

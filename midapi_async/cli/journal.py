@@ -43,6 +43,7 @@ Folder = Annotated[Path | None, Parameter(show_default=False)]
 IntentId = Annotated[str, Parameter(name="INTENT")]
 _CONNECTION, _OUTPUT = Connection(), Output()
 _DAY = 86_400.0
+_FILES = ("journal.sqlite", "journal.lock")  # each shows that there is, or was, a journal
 
 
 @journal.command(name="list")
@@ -214,12 +215,12 @@ def prune(
         days: Remove intents that ended more than this many days ago.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
+    if not 0 <= days < 100_000:
+        raise InvalidRequestError({"days": f"must be from 0 to 100000, got {days:g}"})
     return run_async(_prune(_folder(folder), days, output), output)
 
 
 async def _prune(folder: Path, days: float, output: Output) -> None:
-    if not 0 <= days < 100_000:
-        raise InvalidRequestError({"days": f"must be from 0 to 100000, got {days:g}"})
     async with _opened(folder) as opened:
         removed = await opened.prune(before=time.time() - days * _DAY)
     if output.as_json:
@@ -268,11 +269,55 @@ async def _check(folder: Path, problems: list[str], output: Output) -> None:
         say(problem)
 
 
+@journal.command
+def stats(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
+    """Print figures for monitoring: what waits, for how long, and what is not known.
+
+    The names in the JSON stay as they are. Exit code 0 means that the journal was read, whatever
+    the figures are; 1, that it cannot be read; 2, that there is none.
+
+    Args:
+        folder: The journal's folder; MIDAPI_JOURNAL if not given.
+    """
+    return run_async(_stats(_folder(folder), output), output)
+
+
+async def _stats(folder: Path, output: Output) -> None:
+    async with _opened(folder) as opened:
+        stats = await opened.stats()
+    now = time.time()
+
+    def age(since: float | None) -> float | None:
+        return None if since is None else round(max(0.0, now - since), 1)
+
+    facts: dict[str, object] = {
+        "path": str(opened.path),
+        "states": {state.value: stats.counts.get(state, 0) for state in State},
+        "last_24h": {state.value: stats.last_day.get(state, 0) for state in State},
+        "unknown": stats.counts.get(State.UNKNOWN, 0),
+        "oldest_unknown_seconds": age(stats.oldest_unknown),
+        "open": sum(stats.counts.get(state, 0) for state in (State.ACCEPTED, State.CALLED_BACK)),
+        "oldest_open_seconds": age(stats.oldest_task),
+        "untaken": stats.untaken,
+        "size_bytes": stats.size,
+        "used_keys_of_removed_intents": stats.spent_keys,
+        "running_programs": stats.owners,
+    }
+    if output.as_json:
+        out_json(facts)
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            counted = ", ".join(f"{count} {state}" for state, count in value.items() if count)
+            value = counted or "none"  # noqa: PLW2901 - shown in place of the mapping
+        out(f"{name:30}{'-' if value is None else value}")
+
+
 def _folder(given: Path | None) -> Path:
     """The folder of a journal that exists: no command here makes one.
 
     Raises:
-        InvalidRequestError: there is no such folder.
+        InvalidRequestError: there is no such folder, or no journal in it.
     """
     folder = given or _env.journal_folder()
     if folder is None:
@@ -280,6 +325,8 @@ def _folder(given: Path | None) -> Path:
     SQLiteJournal(folder)  # says that a URL is no folder
     if not folder.is_dir():
         raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"})
+    if not any((folder / name).exists() for name in _FILES):
+        raise InvalidRequestError({"folder": f"{str(folder)!r} contains no journal"})
     return folder
 
 

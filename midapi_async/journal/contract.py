@@ -864,6 +864,8 @@ class JournalContract:
         """How many there are in each state, the oldest that is not over, and who is alive."""
         empty = await journal.stats()
         assert (dict(empty.counts), empty.oldest_open, empty.spent_keys) == ({}, None, 0)
+        assert (dict(empty.last_day), empty.untaken) == ({}, 0)
+        assert (empty.oldest_task, empty.oldest_unknown) == (None, None)
         for n, state in enumerate([State.REFUSED, State.SUCCEEDED, State.REFUSED]):
             assert state in OVER
             await in_state(journal, state, intent=attrs.evolve(an_intent(), created_at=100.0 + n))
@@ -879,6 +881,17 @@ class JournalContract:
             State.SENDING: 1,
         }
         assert stats.oldest_open == 198.0
+        assert stats.untaken == 2
+        assert stats.oldest_unknown == 198.0
+        assert stats.oldest_task is not None
+        assert time.time() - 60 < stats.oldest_task <= time.time()
+        assert dict(stats.last_day) == {}
+        await in_state(journal, State.CALLED_BACK)
+        [done] = await journal.rows(states=[State.SUCCEEDED])
+        await journal.advance(done.intent_id, taken=True)
+        later = await journal.stats()
+        assert dict(later.last_day) == {State.CALLED_BACK: 1}
+        assert (later.untaken, later.oldest_task) == (2, stats.oldest_task)
         assert stats.owners == (1 if second is journal else 2)
         assert stats.size >= 0
 

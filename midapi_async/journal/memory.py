@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from .base import TableJournal
-from .protocol import JournalStats, RowFilter
+from .protocol import DAY, JournalStats, RowFilter
 from .slots import Account, Slot
-from .states import BOUGHT, OVER, Intent, State
+from .states import BOUGHT, OVER, RUNNING, Intent, State
 from .table import Table
 
 T = TypeVar("T")
@@ -267,12 +267,17 @@ class _MemoryTable(Table):
         return {name: value for name, (value, _) in notes.items()}
 
     def stats(self) -> JournalStats:
-        rows = [row for row in self.by_id.values() if row.owner]
+        rows, day_ago = [row for row in self.by_id.values() if row.owner], time.time() - DAY
         open_since = (row.created_at for row in rows if row.state not in OVER)
-        counts: dict[State, int] = Counter(row.state for row in rows)
+        running_since = (row.accepted_at or 0.0 for row in rows if row.state in RUNNING)
+        unknown_since = (row.created_at for row in rows if row.state is State.UNKNOWN)
         return JournalStats(
-            counts=counts,
+            counts=Counter(row.state for row in rows),
+            last_day=Counter(row.state for row in rows if row.created_at >= day_ago),
+            untaken=sum(row.state in BOUGHT and not row.taken for row in rows),
             oldest_open=min(open_since, default=None),
+            oldest_task=min(running_since, default=None),
+            oldest_unknown=min(unknown_since, default=None),
             spent_keys=len(self.by_id) - len(rows),
             owners=len({row.owner for row in rows if self.is_alive(row.owner)}),
             size=0,

@@ -10,6 +10,8 @@ import attrs
 from ..config import RateLimit
 from .states import Changes, Intent, State
 
+DAY = 86_400.0  # seconds, of `JournalStats.last_day`
+
 
 class RowFilter(TypedDict, total=False):
     """Which rows `Journal.rows` returns.
@@ -90,15 +92,25 @@ class JournalStats:
 
     Attributes:
         counts: how many intents are in each state; states without intents are left out.
+        last_day: the same, of the intents that were written in the last 24 hours.
+        untaken: how many tasks were bought and are not taken, finished or not.
         oldest_open: when the oldest intent that is not over was written, in epoch seconds; None
             if all are over.
+        oldest_task: when the oldest task whose end is not known was accepted, in epoch seconds;
+            None if there is none.
+        oldest_unknown: when the oldest unknown intent was written, in epoch seconds; None if there
+            is none.
         spent_keys: how many keys of pruned intents are kept.
         owners: how many owners of rows are alive.
         size: bytes on the disk; 0 in memory.
     """
 
     counts: Mapping[State, int]
+    last_day: Mapping[State, int]
+    untaken: int
     oldest_open: float | None
+    oldest_task: float | None
+    oldest_unknown: float | None
     spent_keys: int
     owners: int
     size: int

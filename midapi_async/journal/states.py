@@ -52,6 +52,8 @@ class State(StrEnum):
 PENDING = frozenset({State.SENDING, State.RESTING})
 # The task is known and may still be asked for.
 BOUGHT = frozenset({State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED})
+# The task is known, and its end is not.
+RUNNING = frozenset({State.ACCEPTED, State.CALLED_BACK})
 # Nothing more is expected to happen to the intent; it is pruned some time after that.
 OVER = frozenset(
     {

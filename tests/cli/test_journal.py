@@ -206,3 +206,88 @@ def test_check_of_a_damaged_journal_fails(midapi: Midapi, unknown: str, elsewher
     ran = midapi("journal", "check")
     assert ran.code == 1
     assert str(database) in ran.error
+
+
+FIGURES = (
+    *("path", "states", "last_24h", "unknown", "oldest_unknown_seconds", "open"),
+    *("oldest_open_seconds", "untaken", "size_bytes", "used_keys_of_removed_intents"),
+    "running_programs",
+)
+
+
+def test_stats_for_monitoring(midapi: Midapi, unknown: str) -> None:
+    """Names that stay, every state, ages in seconds; also as a table."""
+    figures = midapi("journal", "stats", "--json").json
+    assert tuple(figures) == FIGURES
+    for name in ("states", "last_24h"):
+        assert set(figures[name]) == set(State)
+        assert {state: count for state, count in figures[name].items() if count} == {
+            "succeeded": 1,
+            "unknown": 1,
+        }
+    assert (figures["unknown"], figures["open"], figures["untaken"]) == (1, 0, 0)
+    assert 0 <= figures["oldest_unknown_seconds"] < 60
+    assert figures["oldest_open_seconds"] is None
+    assert figures["size_bytes"] > 10_000
+    lines = midapi("journal", "stats").lines
+    assert [line.split()[0] for line in lines] == list(FIGURES)
+    assert lines[1].endswith("1 unknown, 1 succeeded")
+    assert lines[6].split() == ["oldest_open_seconds", "-"]
+
+
+def test_stats_while_a_bot_writes(midapi: Midapi, unknown: str) -> None:
+    """A client that has the folder open and an open task is counted, and not disturbed."""
+    read, done = threading.Event(), threading.Event()
+
+    async def write() -> None:
+        async with MidAPIClient(namespace="bot") as client:
+            handle = await client.generate("a red fox")
+            read.set()
+            number = 0
+            while not done.is_set():
+                await client.generate("another", key=f"{(number := number + 1)}")
+            await handle
+
+    writing = threading.Thread(target=asyncio.run, args=(write(),))
+    writing.start()
+    assert read.wait(30)
+    figures = midapi("journal", "stats", "--json").json
+    done.set()
+    writing.join()
+    assert figures["open"] >= 1
+    assert figures["untaken"] >= 1
+    assert figures["oldest_open_seconds"] >= 0
+    assert figures["running_programs"] >= 1
+
+
+@pytest.mark.parametrize(
+    "command", [["stats"], ["list"], ["check"], ["prune"], ["show", "1"], ["dismiss", "1"]]
+)
+def test_no_command_makes_a_journal(midapi: Midapi, tmp_path: Path, command: list[str]) -> None:
+    """A folder without one, or none, is an error of usage, and stays as it is."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, problem in [
+        ("empty", "contains no journal"),
+        ("missing", "is not a folder"),
+        ("file", "is not a folder"),
+    ]:
+        ran = midapi("journal", *command, "--folder", str(tmp_path / name), "--json")
+        assert ran.code == 2
+        assert problem in ran.json["error"]["message"]
+    assert not list((tmp_path / "empty").iterdir())
+    assert not (tmp_path / "missing").exists()
+
+
+def test_stats_of_a_journal_that_cannot_be_read(
+    midapi: Midapi, unknown: str, elsewhere: Path
+) -> None:
+    """A damaged or removed database has exit code 1, and is not made again."""
+    [database] = (elsewhere / "journal").glob("*.sqlite")
+    database.write_bytes(b"garbage" * 10_000)
+    assert midapi("journal", "stats", "--json").code == 1
+    database.unlink()
+    ran = midapi("journal", "stats", "--json")
+    assert ran.code == 1
+    assert ran.json["error"]["type"] == "JournalError"
+    assert not database.exists()

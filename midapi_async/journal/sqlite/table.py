@@ -20,9 +20,9 @@ from ..._wire.records import details_from_raw
 from ...errors import InvalidRequestError, JournalError, ProtocolError
 from ...requests import Request
 from ...tasks import TaskDetails
-from ..protocol import JournalStats, RowFilter
+from ..protocol import DAY, JournalStats, RowFilter
 from ..slots import Account, Slot
-from ..states import BOUGHT, OVER, Intent, State
+from ..states import BOUGHT, OVER, RUNNING, Intent, State
 from ..table import Table
 from .folder import Folder
 from .locks import Owners
@@ -391,17 +391,23 @@ class SQLiteTable(Table):
 
     def stats(self) -> JournalStats:
         """See `Table`."""
-        execute = self.connection.execute
-        counts = execute("SELECT state, count(*) FROM intents WHERE NOT pruned GROUP BY state")
-        oldest = execute(
-            f"SELECT min(created_at) FROM intents WHERE NOT pruned "
-            f"AND state NOT IN ({_marks(OVER)})",
-            tuple(OVER),
-        )
+        # Each state, with how many rows it has, how many of those are new or not taken, and since
+        # when its oldest one is there, and its oldest task.
+        found = self.connection.execute(
+            "SELECT state, count(*), sum(created_at >= ?), sum(NOT taken), min(created_at), "
+            "min(accepted_at) FROM intents WHERE NOT pruned GROUP BY state",
+            (time.time() - DAY,),
+        ).fetchall()
+        of = {State(state): figures for state, *figures in found}
+        pruned = self.connection.execute("SELECT count(*) FROM intents WHERE pruned").fetchone()
         return JournalStats(
-            counts={State(state): count for state, count in counts.fetchall()},
-            oldest_open=oldest.fetchone()[0],
-            spent_keys=execute("SELECT count(*) FROM intents WHERE pruned").fetchone()[0],
+            counts={state: figures[0] for state, figures in of.items()},
+            last_day={state: figures[1] for state, figures in of.items() if figures[1]},
+            untaken=sum(of[state][2] for state in BOUGHT & of.keys()),
+            oldest_open=min((of[state][3] for state in of.keys() - OVER), default=None),
+            oldest_task=min((of[state][4] for state in RUNNING & of.keys()), default=None),
+            oldest_unknown=of[State.UNKNOWN][3] if State.UNKNOWN in of else None,
+            spent_keys=pruned[0],
             owners=sum(map(self.is_alive, self._owners.names())),
             size=self._folder.size,
         )
