@@ -75,7 +75,7 @@ def _code(value: object) -> int | str | None:
 
 # Times without a zone are UTC+8 on a sister API of MidAPI's: a guess, see `Record.created`.
 _GUESSED_ZONE = timezone(timedelta(hours=8))
-_FIRST_YEAR = 2020  # MidAPI has no older tasks; a number that means one is not in milliseconds
+_FIRST_YEAR = 1971  # seconds that are taken for milliseconds are before it
 
 
 def _time(value: object) -> datetime:
