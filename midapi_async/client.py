@@ -588,7 +588,7 @@ class MidAPIClient:
         """
         details = (isinstance(details, TaskHandle) and details.final) or details
         if not isinstance(details, TaskDetails):
-            problem = f"must be the details that awaiting a handle returns, got {shown(details)}"
+            problem = f"must be what a handle or client.details() returns, got {shown(details)}"
             raise InvalidRequestError({"details": problem})
         with naming(task_id=details.task_id):
             session = self._opened()

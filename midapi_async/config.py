@@ -229,7 +229,12 @@ def settings(
     url = URL(text).with_path("/")
     is_local = is_loopback(url)
     if url.scheme == "http" and not is_local:
-        if allow_http or environment("MIDAPI_ALLOW_HTTP").casefold() in {"1", "true", "yes", "on"}:
+        if allow_http is True or environment("MIDAPI_ALLOW_HTTP").casefold() in {
+            "1",
+            "true",
+            "yes",
+            "on",
+        }:
             warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=3)
         else:
             problems["base_url"] = (

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypedDict, cast, get_args
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypedDict, cast, get_args
 
 import attrs
 
@@ -335,6 +335,11 @@ def _as_frozen(extra: Mapping[str, JSON]) -> Mapping[str, JSON]:
 _NO_EXTRA = _ReadOnly()
 
 
+def _extra_last(_: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """The order of the fields in a `repr`."""
+    return sorted(fields, key=lambda field: field.name == "extra")
+
+
 @attrs.frozen
 class _Request:
     """Checks every field against its rule and reports all problems together."""
@@ -359,7 +364,7 @@ class _Request:
             raise InvalidRequestError(problems)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class _Image(_Request):
     prompt: str
     speed: Speed = attrs.field(default="fast", kw_only=True)
@@ -372,7 +377,7 @@ class _Image(_Request):
     enable_translation: bool = attrs.field(default=False, kw_only=True)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class TextToImage(_Image):
     """Four pictures from a prompt.
 
@@ -394,7 +399,7 @@ class TextToImage(_Image):
     """
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class ImageToImage(_Image):
     """Four pictures from a prompt and pictures to start from.
 
@@ -407,7 +412,7 @@ class ImageToImage(_Image):
     file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class StyleReference(_Image):
     """Four pictures from a prompt, in the style of other pictures.
 
@@ -420,7 +425,7 @@ class StyleReference(_Image):
     file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class OmniReference(_Image):
     """Four pictures from a prompt that show a person or thing from another picture.
 
@@ -435,7 +440,7 @@ class OmniReference(_Image):
     ow: int | None = attrs.field(default=None, kw_only=True)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class ImageToVideo(_Request):
     """Videos from a picture and a prompt.
 
@@ -466,7 +471,7 @@ class ImageToVideo(_Request):
     enable_translation: bool = attrs.field(default=False, kw_only=True)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class Upscale(_Request):
     """An enlarged version of one of the four pictures of a task.
 
@@ -485,7 +490,7 @@ class Upscale(_Request):
     water_mark: str | None = attrs.field(default=None, kw_only=True)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class Vary(_Request):
     """Variations of one of the four pictures of a task.
 
@@ -507,7 +512,7 @@ class Vary(_Request):
     water_mark: str | None = attrs.field(default=None, kw_only=True)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=_extra_last)
 class ExtendVideo(_Request):
     """A longer version of a task's video.
 

@@ -300,7 +300,7 @@ async def test_details_or_a_handle_stand_for_their_task() -> None:
     """Where a task id is asked for; and a handle for its details, once they are known."""
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         handle = await client.generate("a fox")
-        with pytest.raises(InvalidRequestError, match="details: must be the details that awaiting"):
+        with pytest.raises(InvalidRequestError, match="details: must be what a handle or"):
             await client.download(handle)
         details = await handle
         assert client.task(handle).task_id == client.task(details).task_id == details.task_id

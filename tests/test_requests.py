@@ -353,6 +353,12 @@ def test_a_list_given_is_not_the_list_kept() -> None:
 
 
 @pytest.mark.parametrize("cls", REQUESTS)
+def test_extra_is_the_last_field(cls: type[Request]) -> None:
+    """A `repr` begins with what the request is about."""
+    assert repr(make(cls)).endswith(", extra={})")
+
+
+@pytest.mark.parametrize("cls", REQUESTS)
 def test_extra_cannot_be_changed_later(cls: type[Request]) -> None:
     """Neither by who has given it nor by who reads it, at no depth; a copy is equal."""
     mine: dict[str, Any] = {"a": {"b": [1, {"c": [2]}]}, "z": (3,)}

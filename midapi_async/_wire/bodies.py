@@ -205,6 +205,5 @@ def make_request(
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    if close := nearest(name, known):
-        return f"; did you mean {close}?"
-    return f"; it has {', '.join(sorted(known, key='extra'.__eq__))}"
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else f"; it has {', '.join(known)}"
