@@ -65,8 +65,8 @@ class Log:
             return
         again = f", attempt {entry.attempt}" if entry.attempt > 1 else ""
         result, why = entry.status or "no answer", f": {entry.error}" if entry.error else ""
-        where = f"{_place(entry.url)} ({entry.kind}{again})"
-        self._say(f"callback {entry.task_id} {result} from {where}{why}")
+        what = "callback" if entry.kind == "final" else entry.kind
+        self._say(f"{what} {entry.task_id} {result} {_place(entry.url)}{again}{why}")
 
     def ended(self, task: Task) -> None:
         """Log the end of a task, after how many seconds of the sandbox."""
@@ -76,8 +76,8 @@ class Log:
         if task.failure is None:
             self._say(f"task {task.id} succeeded after {seconds}")
             return
-        why = f"flag {task.flag}, code {_cut(task.failure.code)}, {_cut(task.failure.message)}"
-        self._say(f"task {task.id} failed after {seconds}: {why}")
+        why = f"code {_cut(task.failure.code)}: {_cut(task.failure.message)}"
+        self._say(f"task {task.id} failed after {seconds}, {why}")
 
     def _say(self, text: str) -> None:
         if self._write is None:
@@ -102,12 +102,11 @@ def _envelope_of(response: web.StreamResponse | None) -> dict[str, object]:
 
 
 def _place(url: str) -> str:
-    """Give scheme, host and port of a URL: its path may have a token in it, its user a password."""
+    """Give host and port of a URL: its path may have a token in it, and its user a password."""
     try:
-        parts = urlsplit(url)
+        return _cut(urlsplit(url).netloc.rpartition("@")[2])
     except ValueError:
         return "an unreadable URL"
-    return _cut(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
 
 
 def _cut(value: object, longest: int = _LONGEST) -> str:

@@ -2,7 +2,7 @@
 
 import errno
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +101,8 @@ class Sandbox:
         log: Callable[[str], None] | None = None,
     ) -> None:
         """Check the arguments; nothing is opened yet."""
-        _check(time_scale, (api_key, webhook_key, *(accounts or ())), shape)
+        _check(port, time_scale, shape)
+        _check_keys(api_key=(api_key,), webhook_key=(webhook_key,), accounts=accounts or ())
         self._host = host
         self._port = port
         self._tls = tls
@@ -321,16 +322,23 @@ class Sandbox:
         return self._service
 
 
-def _check(time_scale: float, keys: tuple[str | None, ...], shape: str) -> None:
+def _check(port: int, time_scale: float, shape: str) -> None:
+    if port not in range(65_536):
+        message = f"port must be between 0 and 65535, not {port!r}"
+        raise ValueError(message)
     if not (math.isfinite(time_scale) and time_scale > 0):
         message = f"time_scale must be a number above 0, not {time_scale!r}"
-        raise ValueError(message)
-    if "" in keys:
-        message = "api_key, webhook_key and the keys of accounts must not be empty"
         raise ValueError(message)
     if shape not in ("recorded", "documented"):
         message = f"shape must be 'recorded' or 'documented', not {shape!r}"
         raise ValueError(message)
+
+
+def _check_keys(**keys: Iterable[str | None]) -> None:
+    for name, values in keys.items():
+        if "" in values:
+            message = f"{name}: a key must not be empty"
+            raise ValueError(message)
 
 
 def _checked_files_url(url: str | None) -> str | None:

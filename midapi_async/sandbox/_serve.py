@@ -4,8 +4,12 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable
+from typing import Final, Unpack
 
 from midapi_async.sandbox._sandbox import Sandbox
+from midapi_async.sandbox._thread import SandboxOptions
+
+_PORT: Final = 8787
 
 
 def _announce(url: str) -> None:
@@ -14,26 +18,18 @@ def _announce(url: str) -> None:
 
 
 async def serve(
+    sandbox: Sandbox | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8787,
-    api_key: str | None = None,
-    webhook_key: str | None = None,
-    credits: float = 10_000.0,
-    time_scale: float = 1.0,
     announce: Callable[[str], None] = _announce,
+    **options: Unpack[SandboxOptions],
 ) -> None:
-    """Serve a sandbox until SIGINT or SIGTERM; for the arguments see `Sandbox`.
+    """Serve a sandbox until SIGINT or SIGTERM.
 
     Args:
-        host: the address to listen on.
-        port: the port; 0 picks a free one.
-        api_key: the only key that is let in; None lets in any.
-        webhook_key: signs callbacks.
-        credits: the balance to begin with.
-        time_scale: how much faster than life everything goes.
+        sandbox: one that was made and is not open; None makes one of the options.
         announce: is given the URL when it can be used; writes it to stdout on a line of its
             own unless said otherwise.
+        options: the arguments of `Sandbox`; the port is 8787 if not given.
 
     Raises:
         OSError: if the address cannot be listened on; the text names it.
@@ -41,14 +37,9 @@ async def serve(
             where Python allows no signal handlers.
     """
     stop = asyncio.Event()
-    sandbox = Sandbox(
-        host=host,
-        port=port,
-        api_key=api_key,
-        webhook_key=webhook_key,
-        credits=credits,
-        time_scale=time_scale,
-    )
+    if sandbox is None:
+        options.setdefault("port", _PORT)
+        sandbox = Sandbox(**options)
     restore = _on_signals(stop)
     try:
         async with sandbox:
@@ -58,26 +49,9 @@ async def serve(
         restore()
 
 
-def run(
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8787,
-    api_key: str | None = None,
-    webhook_key: str | None = None,
-    credits: float = 10_000.0,
-    time_scale: float = 1.0,
-) -> int:
+def run(**options: Unpack[SandboxOptions]) -> int:
     """Do what `serve` does in an event loop of its own, and give the exit status 0."""
-    asyncio.run(
-        serve(
-            host=host,
-            port=port,
-            api_key=api_key,
-            webhook_key=webhook_key,
-            credits=credits,
-            time_scale=time_scale,
-        )
-    )
+    asyncio.run(serve(**options))
     return 0
 
 

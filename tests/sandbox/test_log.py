@@ -60,22 +60,22 @@ async def test_a_task_from_its_submit_to_its_files(endpoint: Endpoint) -> None:
         upscaled = await api.submit(UPSCALE, taskId=task_id, imageIndex=0)
         sandbox.fail(upscaled, message="no\nscale")
         await api.get(CREDIT)
-    place = endpoint.url.removesuffix("/callback")
+    place = endpoint.url.removeprefix("http://").removesuffix("/callback")
     lines[:] = [re.sub(r"after \d+ s", "after N s", line) for line in lines]
     assert sorted(lines[:3]) == [
         f"POST {GENERATE} 200 {task_id}",
-        f"callback {task_id} 200 from {place} (acknowledgement)",
+        f"acknowledgement {task_id} 200 {place}",
         f'task {task_id} accepted: mj_txt2img, 8 credits, "a red fox"',
     ]
     assert lines[3:] == [
         f"GET {RECORD_INFO} 200 {task_id}",
         f"task {task_id} succeeded after N s",
-        f"callback {task_id} 200 from {place} (final)",
+        f"callback {task_id} 200 {place}",
         f"GET {RECORD_INFO} 200 {task_id}",
         f"GET /m/{task_id}_0_0.jpeg 200",
         f"task {upscaled} accepted: generateUpscale, 3 credits",
         f"POST {UPSCALE} 200 {upscaled}",
-        f"task {upscaled} failed after N s: flag 3, code 500, no\\nscale",
+        f"task {upscaled} failed after N s, code 500: no\\nscale",
         f"GET {CREDIT} 200",
     ]
 
@@ -106,11 +106,11 @@ async def test_what_does_not_print_is_escaped() -> None:
 @pytest.mark.parametrize(
     ("url", "place"),
     [
-        (f"http://127.0.0.1:9/cb/{TOKEN}", "http://127.0.0.1:9"),
-        (f"http://{TOKEN}:x@127.0.0.1:9/", "http://127.0.0.1:9"),
-        (f"http://127.0.0.1:9?{TOKEN}", "http://127.0.0.1:9"),
+        (f"http://127.0.0.1:9/cb/{TOKEN}", "127.0.0.1:9"),
+        (f"http://{TOKEN}:x@127.0.0.1:9/", "127.0.0.1:9"),
+        (f"http://127.0.0.1:9?{TOKEN}", "127.0.0.1:9"),
         (f"http://[1/{TOKEN}", "an unreadable URL"),
-        (f"http://[::1]:9/{TOKEN}", "http://[::1]:9"),
+        (f"http://[::1]:9/{TOKEN}", "[::1]:9"),
     ],
 )
 def test_of_a_callbacks_url_only_the_place_is_shown(url: str, place: str) -> None:
@@ -118,7 +118,7 @@ def test_of_a_callbacks_url_only_the_place_is_shown(url: str, place: str) -> Non
     lines = Lines()
     sandbox = Sandbox(log=lines)
     sandbox._book.call_back(CalledBack("t", url, "final", 2, 0.0, None, "ClientError"))
-    assert lines == [f"callback t no answer from {place} (final, attempt 2): ClientError"]
+    assert lines == [f"callback t no answer {place}, attempt 2: ClientError"]
 
 
 @pytest.mark.fault("I5")
