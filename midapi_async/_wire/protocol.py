@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeGuard
 
 import attrs
+from yarl import URL
 
 from .._runtime.urls import is_http_url
 from ..errors import (
@@ -185,6 +186,15 @@ def page_of(answer: Answer) -> str:
     return what
 
 
+def _redirect_of(answer: Answer) -> str:
+    """A redirect in a few words; its whole address may contain secrets."""
+    host = None
+    with suppress(ValueError):
+        host = URL(answer.headers.get("Location", "")).host
+    to = f" to {readable(host, 60)}" if host else ""
+    return f"a redirect{to}, which is never followed"
+
+
 _TITLE = re.compile(rb"<title[^>]*>([^<]{1,1000})", re.IGNORECASE)
 
 
@@ -234,7 +244,7 @@ def read_submit(answer: Answer) -> str:
     """
     # A redirect is never followed, and its body does not come from MidAPI.
     if 300 <= answer.status <= 399:
-        raise Unsure(f"the answer is a redirect (HTTP {answer.status}), which is never followed")
+        raise Unsure(f"the answer is {_redirect_of(answer)} (HTTP {answer.status})")
 
     # A body that was cut short: end it after its first complete task id and read it like any other.
     # So an id counts only where MidAPI puts it, and not where a proxy's page or MidAPI repeats our
@@ -295,13 +305,15 @@ def _opened(answer: Answer) -> tuple[object, APIError | None]:
     if answer.flaw is not None:
         raise ProtocolError("body", f"is cut short ({answer.flaw})")
     if 300 <= answer.status <= 399:
-        raise ProtocolError("status", f"is {answer.status}, a redirect, which is never followed")
+        raise ProtocolError("status", f"is {answer.status}, {_redirect_of(answer)}")
     try:
         code, message, data = read_envelope(answer.body, is_strict=False)
     except ProtocolError:
-        if answer.status < 400:
-            raise
-        return None, _error_in(answer)
+        if answer.status >= 400:
+            return None, _error_in(answer)
+        if is_challenge(answer.headers) or _TITLE.search(answer.body[:20_000]):
+            raise ProtocolError("body", f"is {page_of(answer)}") from None
+        raise
     if code == 200 and answer.status < 400:
         return data, None
     return data, _error_in(answer, code, message)
