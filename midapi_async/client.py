@@ -62,6 +62,7 @@ class ClientStats:
         unknown: submissions of which it could not be known, when they ended, whether they were
             accepted. A callback may have shown it since then; ``intents.unknown()`` has the others.
         looks: GETs of record-info.
+        failed_looks: those that failed: no answer came, or an error, or none of MidAPI's.
         callbacks: callbacks that were accepted.
         ignored_callbacks: callbacks with a valid token that named another intent's task.
         misdirected: looks that were answered with the record of another task.
@@ -76,6 +77,7 @@ class ClientStats:
     submits: int
     unknown: int
     looks: int
+    failed_looks: int
     callbacks: int
     ignored_callbacks: int
     misdirected: int
@@ -561,6 +563,7 @@ class MidAPIClient:
             submits=session.sender.posts_sent,
             unknown=session.outcomes.unknown_count,
             looks=session.api.looks,
+            failed_looks=session.api.failed_looks,
             callbacks=self._inbox.taken,
             ignored_callbacks=self._inbox.ignored,
             misdirected=session.api.misdirected,

@@ -486,26 +486,34 @@ class TaskExpired(TaskError):
 
 @attrs.define(slots=False, repr=False)
 class WaitTimeout(MidAPIError, TimeoutError):
-    """The timeout passed. A task, or a POST that is under way, goes on.
+    """The timeout passed. A task can be awaited again; a POST that is under way goes on.
+
+    If the last look at the task failed, its error is the ``__cause__``.
 
     Attributes:
-        task_id: the task, which goes on and can be awaited again; None if it is not known.
+        task_id: the task, which was bought and can be awaited again; None if it is not known.
         intent_id: without a ``task_id``, the submission whose POST is under way and may buy it;
             None if nothing was bought.
         process: the id of the process that sends it; None if this client does, or if it is not
             known.
+        goes_on: whether the last look that was answered has shown the task generating.
+        problem: why the last look failed, in words; None if it was answered, or none was made.
     """
 
     task_id: str | None = None
     intent_id: str | None = None
     process: int | None = None
+    goes_on: bool = False
+    problem: str | None = None
 
     def _text(self) -> str:
         if self.task_id is not None:
-            return (
-                f"Task {self.task_id} was not finished in time. It goes on: wait again with "
-                f"client.task({self.task_id!r}).wait()."
-            )
+            text = f"Task {self.task_id} was not finished in time"
+            again = f"ait again with client.task({self.task_id!r}).wait()."
+            if self.problem is None:
+                return f"{text}. It goes on: w{again}" if self.goes_on else f"{text}. W{again}"
+            seen = ". It went on when it was last shown, but" if self.goes_on else ", and"
+            return f"{text}{seen} its last look failed: {self.problem} W{again}"
         if self.intent_id is not None:
             by = f", which process {self.process} sends," if self.process is not None else ""
             return (

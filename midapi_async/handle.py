@@ -124,6 +124,8 @@ class TaskHandle:
                     deadline=deadline,
                     patience=self._session.timeouts.wait if timeout is ... else None,
                     token_hash=self._token_hash,
+                    key=self.key,
+                    intent_id=self.intent_id,
                 )
             try:
                 details = await wait

@@ -209,7 +209,13 @@ class Untaken:
         elif len(self._waits) < MOST_FOLLOWED:
             kind, since = plan_of(row, session)
             wait = session.tracker.join(
-                task_id, kind=kind, since=since, deadline=None, token_hash=row.token_hash
+                task_id,
+                kind=kind,
+                since=since,
+                deadline=None,
+                token_hash=row.token_hash,
+                key=row.key,
+                intent_id=row.intent_id,
             )
             self._waits[task_id] = wait, row.intent_id
             wait.add_done_callback(partial(_has_ended, self._ended, self._wake, task_id))

@@ -1,24 +1,44 @@
 """What ``on_event`` gets, in which order; an observer can neither stop nor slow a client."""
 
 import asyncio
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from midapi_async import (
+    AuthenticationError,
     BadRequestError,
+    CallbackReceiver,
+    ClientClosed,
     InvalidRequestError,
     MemoryJournal,
+    MidAPIError,
     RateLimit,
+    ResultMissing,
     SubmissionUnknown,
+    TaskFailed,
+    TaskNotFound,
     TaskStatus,
+    WaitTimeout,
 )
 from midapi_async._runtime.observer import MOST_WAITING, Observer
-from midapi_async.events import Accepted, CalledBack, Event, Failed, Looked, Queued, Retrying, Sent
+from midapi_async._wire.tokens import new_token
+from midapi_async.events import (
+    Accepted,
+    CalledBack,
+    Event,
+    Failed,
+    Finished,
+    Looked,
+    Queued,
+    Retrying,
+    Sent,
+)
 from tests.callbacks.test_candidates import scripted
-from tests.support.scripted import ScriptedServer, lose_answer
-from tests.world import TASK, accepted, client_of, looked, mid, refused, selling
+from tests.support.scripted import Answer, ScriptedServer, lose_answer, reply
+from tests.world import TASK, accepted, client_of, looked, mid, ok, refused, selling
 
 EVENTS = [
     Queued(intent_id="1f", key="fox", place=3),
@@ -120,6 +140,101 @@ async def test_a_lost_answer_that_a_callback_brings_is_accepted_once() -> None:
         assert await scene.call_back() == 200
     assert submission_events(events) == [Sent, Failed, Accepted]
     assert [event.task_id for event in events if isinstance(event, Accepted)] == [TASK]
+
+
+# ─── tasks that are waited for ───────────────────────────────────────────────────────────────────
+
+
+def task_events(events: list[Event]) -> list[type[Event]]:
+    """The types of the events after the acceptance."""
+    return [type(event) for event in events if isinstance(event, Looked | Finished | Failed)]
+
+
+async def test_a_task_is_looked_at_and_finishes_once_however_many_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The events name key and intent, and are the only lines of the log: two at INFO."""
+    events: list[Event] = []
+    answers = iter([looked(flag=0), reply(502), looked()])
+    caplog.set_level(logging.DEBUG, "midapi_async")
+    async with (
+        ScriptedServer(then=mid(accepted(), lambda _: next(answers))) as server,
+        client_of(server, on_event=events.append) as client,
+    ):
+        handle = await client.generate("a red fox", key="fox")
+        ended = await asyncio.gather(*(handle.wait() for _ in range(3)))
+    assert task_events(events) == [Looked, Looked, Looked, Finished]
+    names = {(each.key, each.intent_id, each.task_id) for each in events[1:]}
+    assert names == {("fox", handle.intent_id, TASK)}
+    first, failing, last, finished = events[2:]
+    assert isinstance(first, Looked)
+    assert isinstance(failing, Looked)
+    assert isinstance(last, Looked)
+    assert isinstance(finished, Finished)
+    assert (first.status, first.problem) == (TaskStatus.GENERATING, None)
+    assert failing.status is None
+    assert "502" in (failing.problem or "")
+    assert last.status is TaskStatus.SUCCEEDED
+    assert finished.details is ended[0]
+    lines = [(each.levelname, each.getMessage()) for each in caplog.records]
+    tracked = [line for each, line in zip(caplog.records, lines, strict=True)
+               if each.name == "midapi_async.tracking"]  # fmt: skip
+    assert tracked == [("DEBUG", str(each)) for each in (first, failing, last)] + [
+        ("INFO", str(finished))
+    ]
+    assert [level for level, _ in lines].count("INFO") == 2
+
+
+@pytest.mark.parametrize(
+    ("look", "error"),
+    [
+        (looked(flag=3, errorMessage="no"), TaskFailed),
+        (ok(None), TaskNotFound),
+        (refused(401), AuthenticationError),
+        (looked(flag=1, resultInfoJson=None), ResultMissing),
+        (looked(flag=1, paramJson=json.dumps({"callBackUrl": "http://me/" + new_token()})),
+         SubmissionUnknown),
+    ],
+)  # fmt: skip
+async def test_a_task_without_a_result_has_failed(look: Answer, error: type[MidAPIError]) -> None:
+    """Once for each task, with the error that its callers get, and with its names."""
+    events: list[Event] = []
+    receiver = CallbackReceiver(None, port=0)
+    async with (
+        ScriptedServer(then=mid(accepted(), look)) as server,
+        client_of(server, on_event=events.append, receiver=receiver) as client,
+    ):
+        handle = await client.generate("a red fox", key="fox")
+        caught = await asyncio.gather(*(handle.wait() for _ in range(3)), return_exceptions=True)
+    assert {type(each) for each in caught} == {error}
+    assert task_events(events).count(Failed) == 1
+    assert Finished not in task_events(events)
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert type(failed.error) is error
+    assert str(failed.error) == str(caught[0])
+    assert (failed.key, failed.intent_id, failed.task_id) == ("fox", handle.intent_id, TASK)
+
+
+async def test_a_wait_that_ends_without_its_task_is_no_event() -> None:
+    """A timeout and a closed client say nothing about the task; an id alone has no other names."""
+    events: list[Event] = []
+    async with (
+        ScriptedServer(then=mid(look=looked(flag=0))) as server,
+        client_of(server, on_event=events.append) as client,
+    ):
+        with pytest.raises(WaitTimeout):
+            await client.task(TASK).wait(timeout=100)
+        waiting = asyncio.create_task(client.task(TASK).wait())
+        await asyncio.sleep(100)
+        client.stop_waiting()
+        with pytest.raises(ClientClosed):
+            await waiting
+    assert set(task_events(events)) == {Looked}
+    assert {(each.key, each.intent_id, each.task_id) for each in events} == {(None, None, TASK)}
+
+
+# ─── observers ───────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_sync_observer_that_raises_is_logged_once(

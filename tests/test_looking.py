@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import pickle
+import re
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -43,10 +46,13 @@ from tests.support.scripted import (
     Play,
     Received,
     ScriptedServer,
+    cut,
     delay,
+    garbage,
     hang,
     lose_answer,
     reply,
+    reset,
 )
 from tests.world import (
     TASK,
@@ -185,6 +191,200 @@ async def test_hinted_tasks_have_places_of_their_own() -> None:
             await asyncio.sleep(0.1)
             assert asked_for(looks(server)[-1]) == "t39"
             await asyncio.wait(waits)
+
+
+# ─── looks that fail for an hour ─────────────────────────────────────────────────────────────────
+
+LOGIN = "<html><head><title>Sign in to the hotel's network</title></head></html>"
+# The answer to each look, and what the warning and the error say about it.
+FAILING: dict[str, tuple[Play, str]] = {
+    "challenge": (reply(403, body="<html>", headers={"cf-mitigated": "challenge"}), "Cloudflare"),
+    "login": (reply(302, headers={"Location": "https://sso.example/?t=1"}), "redirect to sso.exam"),
+    "portal": (reply(body=LOGIN), "Sign in to the hotel"),
+    "CDN": (reply(521, body=LOGIN, headers={"Server": "cloudflare"}), "521"),
+    "proxy": (reply(407, body="<title>Proxy login</title>"), "407"),
+    "MidAPI": (refused(500, "busy"), "busy"),
+    "too many": (refused(429), "429"),
+    "reset": (reset("headers"), "could not be reached"),
+    "hangs": (hang(), "no answer came in time"),
+    "mixed up": (looked("f" * 32), "names another task"),
+    "cut": (cut(looked(), body=10), "cut short"),
+}
+
+
+def our_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines about looks that are not for developers only."""
+    return [
+        each.getMessage()
+        for each in caplog.records
+        if each.name == "midapi_async.tracking" and each.levelno >= logging.INFO
+    ]
+
+
+@pytest.mark.fault("P18")
+@pytest.mark.parametrize("way", FAILING)
+async def test_an_hour_of_failing_looks_is_one_warning(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning, and the error of each wait, name the cause; nothing says that a task goes on."""
+    answer, says = FAILING[way]
+    async with ScriptedServer(then=mid(look=answer)) as server, client_of(server) as client:
+        waits = [client.task(f"{number:032x}").wait() for number in range(5)]
+        ended = await asyncio.gather(*waits, return_exceptions=True)
+        stats = client.stats()
+    assert 20 <= stats.looks - 5 <= stats.failed_looks <= stats.looks  # some may be under way
+    [line] = our_lines(caplog)
+    assert says in line
+    for error in ended:
+        assert isinstance(error, WaitTimeout)
+        assert isinstance(error.__cause__, MidAPIError)
+        assert says in str(error)
+        assert "goes on" not in str(error)
+        assert error.__cause__.__traceback__ is None, "its frames hold whole answers"
+
+
+@pytest.mark.fault("P18")
+@pytest.mark.parametrize("way", ["refused", "name", "TLS"])
+async def test_an_hour_without_a_connection_is_one_warning(
+    way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is gone, a name that does not resolve, an answer that is not TLS."""
+
+    async def unknown_name(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async with ScriptedServer(then=garbage()) as server:
+        url = server.url
+        if way == "TLS":
+            url = url.replace("http:", "https:")
+        elif way == "name":
+            url = "https://midapi.invalid"
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown_name)
+        else:
+            await server.__aexit__(None, None, None)
+        async with client_of(url) as client:
+            waits = [client.task(f"{number:032x}").wait() for number in range(5)]
+            ended = await asyncio.gather(*waits, return_exceptions=True)
+    [line] = our_lines(caplog)
+    assert "could not be reached" in line
+    assert all(isinstance(error, WaitTimeout) for error in ended)
+    assert all("could not be reached" in str(error) for error in ended)
+
+
+@pytest.mark.fault("P18")
+@pytest.mark.parametrize("tasks", [1, 2, 20])
+async def test_looks_that_are_answered_again_are_one_line(
+    tasks: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says how long, and how many looks failed; the result is there."""
+    born = now()
+
+    def step(request: Received) -> Answer:
+        return reply(502) if now() - born < 1800 else looked(asked_for(request))
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        await asyncio.gather(*(client.task(f"{number:032x}").wait() for number in range(tasks)))
+        stats = client.stats()
+    warning, over = (line for line in our_lines(caplog) if "succeeded" not in line)
+    assert "502" in warning
+    text = rf"looks (at .*)?are answered again; {stats.failed_looks} have failed in (\d+) s"
+    seconds = re.fullmatch(text, over)
+    assert seconds is not None
+    assert 1800 <= int(seconds[2]) < 2000
+
+
+@pytest.mark.fault("P18")
+async def test_looks_that_fail_now_and_then_are_few_warnings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """For an hour, five of six looks fail: a warning every ten minutes."""
+
+    def step(request: Received) -> Answer:
+        is_good = len(server.requests) % 6 == 0
+        return looked(asked_for(request), flag=0) if is_good else reply(502)
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        waits = [ended(client.task(f"{number:032x}").wait(3600)) for number in range(20)]
+        await asyncio.gather(*waits)
+    warnings = [line for line in our_lines(caplog) if "have failed, the last one" in line]
+    assert 3 <= len(warnings) <= 7
+    assert len(our_lines(caplog)) <= 30
+
+
+@pytest.mark.fault("P18")
+@pytest.mark.parametrize("failing", [hang(), reply(body="<html>"), looked("f" * 32)])
+async def test_one_task_whose_looks_fail_is_named_once(
+    failing: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The looks at all others are answered."""
+
+    def step(request: Received) -> Play:
+        return failing if asked_for(request) == TASK else looked(asked_for(request), flag=0)
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:  # type: ignore[arg-type]
+        others = [ended(client.task(f"{number:032x}").wait(1800)) for number in range(30)]
+        await asyncio.gather(ended(client.task(TASK).wait(1800)), *others)
+    [line] = our_lines(caplog)
+    assert f"3 looks in a row have failed at task {TASK}" in line
+
+
+@pytest.mark.fault("P18")
+async def test_an_outage_is_noticed_beside_a_task_that_always_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The task is named; then all looks fail for a while, which is one warning and one line."""
+    born = now()
+
+    def step(request: Received) -> Play:
+        if asked_for(request) == TASK:
+            return hang()
+        is_down = 900 < now() - born < 1800
+        return reply(502) if is_down else looked(asked_for(request), flag=0)
+
+    async with ScriptedServer(then=step) as server, client_of(server) as client:  # type: ignore[arg-type]
+        others = [ended(client.task(f"{number:032x}").wait(2400)) for number in range(30)]
+        await asyncio.gather(ended(client.task(TASK).wait(2400)), *others)
+    named, down, over = our_lines(caplog)
+    assert TASK in named
+    assert "looks in a row have failed, the last one" in down
+    assert "looks are answered again" in over
+
+
+@pytest.mark.fault("P18")
+async def test_a_task_that_has_failed_is_no_failing_look(caplog: pytest.LogCaptureFixture) -> None:
+    """MidAPI answers with code 501 until that is certain: one line, which says how it ended."""
+    async with (
+        ScriptedServer(then=mid(look=refused(501, "no luck"))) as server,
+        client_of(server) as client,
+    ):
+        with pytest.raises(TaskFailed):
+            await client.task(TASK)
+    [line] = our_lines(caplog)
+    assert "no luck" in line
+    assert "in a row" not in line
+
+
+@pytest.mark.fault("P18")
+async def test_a_timeout_says_what_the_last_looks_have_shown() -> None:
+    """Generating, then failing looks; and never looked at."""
+    answers = iter([looked(flag=0)])
+    step = mid(look=lambda _: next(answers, None) or reply(502))
+    async with ScriptedServer(then=step) as server, client_of(server) as client:
+        with pytest.raises(WaitTimeout) as first:
+            await client.task(TASK).wait(timeout=1)
+        with pytest.raises(WaitTimeout) as second:
+            await client.task(TASK).wait(timeout=300)
+        with pytest.raises(WaitTimeout) as third:
+            await client.task("f" * 32).wait(timeout=0)
+    again = f"ait again with client.task('{TASK}').wait()."
+    assert str(first.value).endswith(f"in time. It goes on: w{again}")
+    assert (first.value.goes_on, first.value.problem, first.value.__cause__) == (True, None, None)
+    assert "It went on when it was last shown, but its last look failed: " in str(second.value)
+    assert "502" in str(second.value)
+    assert str(second.value).endswith(f" W{again}")
+    assert "goes on" not in str(third.value)
+    copied = pickle.loads(pickle.dumps(second.value))  # noqa: S301 - our own
+    assert str(copied) == str(second.value)
 
 
 # ─── a refused key, and an outage ────────────────────────────────────────────────────────────────

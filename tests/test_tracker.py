@@ -48,6 +48,7 @@ from midapi_async._tracking.tracker import (
 from midapi_async._tracking.verdict import age_of, kind_in
 from midapi_async._tracking.waits import TrackedTask, Wait
 from midapi_async._wire.records import Record, read_record
+from midapi_async.events import Event
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
 
@@ -70,12 +71,17 @@ class World:
     def __init__(self, policy: PollPolicy, scale: float) -> None:
         self.answers: dict[str, Callable[[], Record | None]] = {}
         self.looks: list[tuple[float, str]] = []
+        self.events: list[Event] = []
         self.latency = 0.05
         self.born = now()
         self.clock = clock = Clock(scale, chance=lambda: 0.0)
         self.schedule = Schedule(policy)
         self.tracker = Tracker(
-            look=self.look, schedule=self.schedule, learn=self.schedule.learn, clock=clock
+            look=self.look,
+            schedule=self.schedule,
+            learn=self.schedule.learn,
+            clock=clock,
+            report=self.events.append,
         )
 
     async def look(self, task_id: str) -> Record | None:
@@ -358,6 +364,23 @@ async def test_outage_ends_no_wait_and_costs_few_looks(world: World) -> None:
     assert 200 <= len(after) <= 210
     busiest = max(sum(1 for m in after if start <= m < start + 1) for start in after)
     assert busiest <= 22  # the rate is 20, and the first look after the pause
+
+
+@pytest.mark.fault("P18")
+async def test_a_thousand_waits_in_an_outage_are_one_warning_and_one_line(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not one for each task, nor one about too many looks while they catch up."""
+    down = TransportError("the server is gone", sent=True)
+    for n in range(1000):
+        world.says(f"t{n}", down)
+    waits = [asyncio.create_task(world.wait(f"t{n}")) for n in range(1000)]
+    await asyncio.sleep(3600)
+    for n in range(1000):
+        world.finishes(f"t{n}", at=0)
+    await asyncio.gather(*waits)
+    warning, over = caplog.records
+    assert (warning.levelname, over.levelname) == ("WARNING", "INFO")
 
 
 @pytest.mark.fault("S19")

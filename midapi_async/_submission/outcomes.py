@@ -27,7 +27,7 @@ from ..errors import (
     TaskExpired,
     about,
 )
-from ..events import Accepted, Event
+from ..events import Accepted, Event, Failed
 from ..journal import BOUGHT, PENDING, Intent, Journal, Standing, State
 from ..journal.watcher import Watcher
 
@@ -269,9 +269,12 @@ class OutcomeRecorder:
             The error for the callers that wait for that task.
         """
         row = await self._journal.advance(intent_id, foreign=task_id)
+        error = self.unknown_error(row, f"task {task_id} is another submission's")
         if (intent_id, task_id) not in self._disowned:
             self._disowned.add((intent_id, task_id))
             self.unknown_count += 1
+            failed = Failed(key=row.key, intent_id=intent_id, task_id=task_id, error=error)
+            self._report(failed)
             _log.critical(
                 "task %s is not that of intent %s, as its record shows, but another submission's: "
                 "its POST got another request's answer, and it cannot be known what was bought",
@@ -279,7 +282,7 @@ class OutcomeRecorder:
                 intent_id,
             )
         self.wake()
-        return self.unknown_error(row, f"task {task_id} is another submission's")
+        return error
 
     async def holder(self, row: Intent, task_id: str) -> Intent | None:
         """The intent, other than this one, that a task belongs to."""

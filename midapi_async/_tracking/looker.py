@@ -29,7 +29,7 @@ _HINTED, _DUE, _STUCK = range(3)
 # A 429 on a look halves the rate, and what the bucket holds, down to a 32nd. They double again for
 # each 10 s without a 429 on a look, counted from the end of the pause.
 CLEAN_WINDOW, SLOWEST = 10.0, 1 / 32
-BEHIND = 10.0  # seconds of looks in the queue before a warning
+BEHIND = 10.0  # seconds of looks in the queue, for so many seconds, before a warning
 CATCH_UP = 60.0  # seconds after a pause, in which there is no such warning
 WARN_AGAIN = 3600.0  # seconds until the next warning
 
@@ -57,6 +57,7 @@ class Looker:
         self._rests_until = -math.inf
         self._consecutive_failures = 0
         self._failed_at = -math.inf
+        self._behind_since: float | None = None
         self._warns_from = -math.inf
 
     # ─── the queue ───────────────────────────────────────────────────────────────────────────────
@@ -155,13 +156,17 @@ class Looker:
             self._doubles_from = self._rests_until + CLEAN_WINDOW
 
     def warn_if_behind(self, now: float) -> None:
-        """Warn, at most once an hour, if more looks are due than may be made soon.
+        """Warn, at most once an hour, if looks are late and do not catch up.
 
-        Not soon after a pause, when they have only to catch up.
+        Looks that all become due in one moment, or were paused, are given some time for that.
         """
         due = sum(map(len, self._queues))
         late = max(self._full_at - now, 0.0) + due / self._rate - self._spare
-        if late < BEHIND or now < max(self._warns_from, self._rests_until + CATCH_UP):
+        if late < BEHIND or now < self._rests_until + CATCH_UP:
+            self._behind_since = None
+            return
+        self._behind_since = now if self._behind_since is None else self._behind_since
+        if now < max(self._warns_from, self._behind_since + BEHIND):
             return
         self._warns_from = now + WARN_AGAIN
         _log.warning(

@@ -16,23 +16,24 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
+from typing import Any
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import BLOCKED_LOOP, Clock
-from .._wire.protocol import CLOCK_SKEW, AnotherTask
+from .._wire.protocol import CLOCK_SKEW, AnotherTask, failure
 from .._wire.records import KNOWN_FLAGS, Record
 from .._wire.tokens import has_foreign_token, has_token
 from ..errors import (
     AuthenticationError,
     ClientClosed,
     MidAPIError,
-    ProtocolError,
     TransportError,
     WaitTimeout,
     about,
 )
-from ..events import Event
+from ..events import Event, Failed, Finished, Looked
 from ..tasks import TaskDetails, TaskStatus
+from .failures import FailureLog
 from .looker import Looker
 from .schedule import Kind, Schedule
 from .verdict import Doubtful, Failure, age_of, kind_in, read_answer, read_error
@@ -84,7 +85,7 @@ class Tracker:
         schedule: Schedule,
         learn: Callable[[Kind, float], object],
         clock: Clock,
-        report: Callable[[Event], object] = lambda _: None,
+        report: Callable[[Event], object],
     ) -> None:
         self.waits_changed: Callable[[], None] | None = None
         self._look = look
@@ -98,6 +99,7 @@ class Tracker:
         # got a hint before they were waited for.
         self._recent: OrderedDict[str, TrackedTask] = OrderedDict()
         self._looker = Looker(schedule.policy, clock)
+        self._failures = FailureLog(clock)
         # (time, tie-breaker, task); an entry is valid if its time is the task's `wakes_at`.
         self._heap: list[tuple[float, int, TrackedTask]] = []
         self._numbers = itertools.count()
@@ -150,6 +152,8 @@ class Tracker:
         deadline: float | None,
         patience: float | None = None,
         token_hash: str | None = None,
+        key: str | None = None,
+        intent_id: str | None = None,
     ) -> Wait:
         """A future of the final details of a task; `leave` must follow.
 
@@ -162,6 +166,8 @@ class Tracker:
             patience: in place of a deadline, seconds after the acceptance; the wait then times out
                 only after a look that began during it was answered, or has failed for 30 s.
             token_hash: if MidAPI has a callback URL of ours for it, the hash of the token in it.
+            key: the user's own name for its request, for events; None if there is none.
+            intent_id: the id of its submission, for events; None if it is not known.
 
         Returns:
             A future; `TaskHandle.wait` lists the errors that it can get.
@@ -176,6 +182,7 @@ class Tracker:
         if token_hash is not None and task.callback_expected_since is None:
             task.callback_expected_since = now
             task.token_hash = token_hash
+        task.key, task.intent_id = task.key or key, task.intent_id or intent_id
         wait = Wait(task)
         wait.began, wait.patience = now, patience
         if patience is not None:
@@ -297,6 +304,7 @@ class Tracker:
         """End all waits for a task, with its details or with an error."""
         if task.waits:
             self._stop_tracking(task)
+            self._report_end(task, outcome)
         for wait in task.waits:
             if wait.done():
                 continue  # it was cancelled or has timed out; `leave` will follow
@@ -305,6 +313,17 @@ class Tracker:
             else:
                 wait.set_exception(outcome(task.task_id))
         task.waits.clear()
+
+    def _report_end(self, task: TrackedTask, outcome: TaskDetails | Failure) -> None:
+        """Report that a task has ended, or that its waits end with an error that is about it."""
+        if isinstance(outcome, TaskDetails) and outcome.status is TaskStatus.SUCCEEDED:
+            self._report(Finished(**_names(task), details=outcome))
+            return
+        error = failure(outcome) if isinstance(outcome, TaskDetails) else outcome(task.task_id)
+        about(error, **_names(task))
+        # A record with another submission's token is reported where the intent becomes unknown.
+        if not isinstance(error, ClientClosed | AnotherTask):
+            self._report(Failed(**_names(task), error=error))
 
     # ─── the scheduler ───────────────────────────────────────────────────────────────────────────
 
@@ -413,7 +432,7 @@ class Tracker:
         else:
             wait.deadline = math.inf
             if not wait.done():
-                wait.set_exception(WaitTimeout(task.task_id))
+                wait.set_exception(_timed_out(task))
             return
         wait.ends_with_look = True
         if task.phase is Phase.PLANNED:
@@ -445,23 +464,28 @@ class Tracker:
             record = await self._look(task.task_id)
         except AnotherTask as error:
             # That says nothing about the task, or about MidAPI.
-            _log.debug("a look at task %s failed: %s", task.task_id, error)
+            self._failures.failed(task, error, concerns_task=False)
+            self._report(Looked(**_names(task), problem=str(error)))
         except MidAPIError as error:
-            _log.debug("a look at task %s failed: %s", task.task_id, error)
             task.consecutive_failures += 1
             task.is_stuck = isinstance(error, TransportError) and error.timed_out
             doubtful = read_error(task.task_id, error)
-            # Neither an unreadable answer nor a record that hangs concerns other tasks.
-            if not (task.is_stuck or doubtful or isinstance(error, ProtocolError)):
-                self._looker.failed(task, error)
+            self._failures.failed(task, error, concerns_task=doubtful is not None)
+            self._report(Looked(**_names(task), problem=str(error)))
             if doubtful is not None:
                 self._count_doubt(task, doubtful, self._clock.time())
+            elif not task.is_stuck:  # a record that hangs concerns no other task
+                self._looker.failed(task, error)
             if isinstance(error, AuthenticationError) and error.own_envelope:
                 await self._count_refusal(error)
         else:
             self._looker.succeeded()
             self._refusals = task.consecutive_failures = 0
             task.is_stuck, task.answered = False, task.look_began
+            self._failures.answered(task)
+            status = None if record is None else record.status
+            task.is_generating = status is TaskStatus.GENERATING
+            self._report(Looked(**_names(task), status=status))
             self._take_answer(task, record)
         finally:
             self._looker.end(task)
@@ -483,7 +507,7 @@ class Tracker:
                 task.deadline = min(task.deadline, wait.deadline)
                 continue
             if was_answered or (wait.patience is not None and task.answered >= wait.began):
-                wait.set_exception(WaitTimeout(task.task_id))
+                wait.set_exception(_timed_out(task))
                 continue
             task.is_urgent = True
             if wait.deadline == math.inf:
@@ -621,6 +645,17 @@ class Tracker:
                     "'midapi doctor' to find out; until then results are found by looking.",
                     MISSED_CALLBACKS,
                 )
+
+
+def _names(task: TrackedTask) -> dict[str, Any]:
+    return {"key": task.key, "intent_id": task.intent_id, "task_id": task.task_id}
+
+
+def _timed_out(task: TrackedTask) -> WaitTimeout:
+    problem = None if task.failure is None else str(task.failure)
+    error = WaitTimeout(task.task_id, goes_on=task.is_generating, problem=problem)
+    error.__cause__ = task.failure
+    return error
 
 
 def _foreign(task_id: str) -> MidAPIError:

@@ -8,6 +8,7 @@ import math
 
 import attrs
 
+from ..errors import MidAPIError
 from ..tasks import TaskDetails
 from .schedule import Kind
 
@@ -50,6 +51,8 @@ class TrackedTask:
 
     Attributes:
         task_id: MidAPI's id of the task.
+        key: the user's own name for its request, if a wait knows it.
+        intent_id: the id of its submission, if a wait knows it.
         accepted_at: when MidAPI accepted it; if that is not known, when this client heard of it.
         kind: its type and speed.
         is_age_unknown: `accepted_at` is a guess until a record shows when it was created.
@@ -66,7 +69,12 @@ class TrackedTask:
         look_began: when the last look began.
         look_ended: when the last look ended.
         answered: when the last look began that was answered.
-        consecutive_failures: looks that failed in a row.
+        consecutive_failures: looks that failed in a row, for the time of the next one.
+        failed_looks: looks that failed in a row, in whatever way.
+        failing_since: when the first of them has failed.
+        failure: why the last look failed; None if it was answered.
+        has_warned: a warning has said that its looks fail.
+        is_generating: the last look that was answered has shown it generating.
         is_stuck: the last look got no answer in time.
         is_urgent: its next look comes before those of others, for a wait that ends with it.
         retries_left: how many of the next looks are made soon, independent of the plan.
@@ -82,6 +90,8 @@ class TrackedTask:
 
     task_id: str
     accepted_at: float
+    key: str | None = None
+    intent_id: str | None = None
     kind: Kind = DEFAULT_KIND
     is_age_unknown: bool = False
     is_age_confirmed: bool = False
@@ -97,6 +107,11 @@ class TrackedTask:
     look_ended: float = -math.inf
     answered: float = -math.inf
     consecutive_failures: int = 0
+    failed_looks: int = 0
+    failing_since: float = -math.inf
+    failure: MidAPIError | None = None
+    has_warned: bool = False
+    is_generating: bool = False
     is_stuck: bool = False
     is_urgent: bool = False
     retries_left: int = 0

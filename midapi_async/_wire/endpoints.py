@@ -27,6 +27,7 @@ class Api:
 
     Attributes:
         looks: how many looks were made.
+        failed_looks: how many of them failed: no answer came, or an error, or none of MidAPI's.
         misdirected: how many of them were answered with the record of another task.
         unreadable_urls: how many URLs were left out of results, because they could not be read.
         date: the Date header of the last answer that said that MidAPI does not know a task.
@@ -36,7 +37,7 @@ class Api:
         self._transport = transport
         self._credit_path = settings.credit_path
         self._timeouts = timeouts
-        self.looks = 0
+        self.looks = self.failed_looks = 0
         self.misdirected = 0
         self.unreadable_urls = 0
         self.date: str | None = None
@@ -64,6 +65,7 @@ class Api:
             answer = await self._transport.call(call, self._timeouts.look)
             record = protocol.read_look(answer, task_id)
         except MidAPIError as error:
+            self.failed_looks += 1
             about(error, task_id=task_id)
             if answer is not None and isinstance(error, ProtocolError):
                 self.misdirected += isinstance(error, AnotherTask)

@@ -78,10 +78,9 @@ def command_error(error: Exception) -> CommandError:
 def _for_shells(error: MidAPIError, text: str) -> str:
     """The error's text; where that names Python calls, the commands to type instead."""
     if isinstance(error, WaitTimeout) and error.task_id is not None:
-        return (
-            f"Task {error.task_id} was not finished in time. It goes on: "
-            f"midapi task {error.task_id} --wait --download"
-        )
+        call = f"ait again with client.task({error.task_id!r}).wait()."
+        command = f"midapi task {error.task_id} --wait --download"
+        return text.replace(f"w{call}", command).replace(f"W{call}", f"Wait again: {command}")
     if isinstance(error, WaitTimeout) and error.intent_id is not None:
         return (
             f"Submission {error.intent_id} was not answered in time. It goes on and may be bought: "

@@ -318,11 +318,11 @@ def test_a_failed_task_is_an_error_with_its_details(
 
 @pytest.mark.midapi_sandbox(auto=False)
 def test_a_timeout_says_how_to_come_back(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
-    """The task goes on, and `midapi task` finds it again."""
+    """`midapi task` finds the task again; no look was due yet, so nothing more is known of it."""
     ran = midapi("generate", "a fox", "--timeout", "30")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.code == 1
-    assert f"It goes on: midapi task {task_id} --wait --download" in ran.error
+    assert f"Wait again: midapi task {task_id} --wait --download" in ran.error
     assert f"Task {task_id} is generating: 20 s, usually about 60 s." in ran.err
 
 
