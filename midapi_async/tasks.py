@@ -75,13 +75,16 @@ class TaskDetails:
         return self.completed_at - self.created_at
 
     def to_dict(self) -> dict[str, object]:
-        """All fields except ``raw``, ready for ``json.dumps``; times as ISO strings."""
+        """All fields except ``raw``, as plain JSON types for any encoder; times as ISO strings.
+
+        A lone surrogate (half of a character), which many encoders refuse, becomes a "?".
+        """
         return {
             "task_id": self.task_id,
             "task_type": self.task_type,
             "status": self.status.value,
             "urls": list(self.urls),
-            "params": dict(self.params),
+            "params": _plain(self.params),
             "created_at": self.created_at and self.created_at.isoformat(),
             "completed_at": self.completed_at and self.completed_at.isoformat(),
             "duration": None if self.duration is None else self.duration.total_seconds(),
@@ -119,6 +122,17 @@ def _element(url: str) -> str:
     if url.partition("?")[0].lower().endswith(_VIDEOS):
         return f'<video {source} controls preload="metadata"></video>'
     return f'<img {source} loading="lazy" referrerpolicy="no-referrer" alt="">'
+
+
+def _plain(value: object) -> object:
+    """A JSON value of new dicts and lists, which can be written in UTF-8."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _rebuild(fields: dict[str, object]) -> TaskDetails:

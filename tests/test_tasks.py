@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from types import MappingProxyType
 
 import attrs
 import pytest
@@ -222,3 +223,95 @@ def test_no_text_becomes_an_element(prompt: str, message: str, urls: list[str]) 
         assert set(attributes) <= allowed
     sources = [image["src"] for image in shown.of("img") + shown.of("video")]
     assert sorted(filter(None, sources)) == sorted(filter(is_http_url, urls))
+
+
+# ─── JSON encoders ───────────────────────────────────────────────────────────────────────────────
+
+
+def _pydantic(value: object) -> str:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(dict[str, object]).dump_json(value).decode()  # type: ignore[arg-type]
+
+
+def _fastapi(value: object) -> str:
+    from fastapi.encoders import jsonable_encoder
+
+    return json.dumps(jsonable_encoder(value))
+
+
+def _starlette(value: object) -> str:
+    from starlette.responses import JSONResponse
+
+    return bytes(JSONResponse(value).body).decode()
+
+
+def _django(value: object) -> str:
+    from django.core.serializers.json import DjangoJSONEncoder  # type: ignore[import-untyped]  # it has no types
+
+    return json.dumps(value, cls=DjangoJSONEncoder)
+
+
+def _msgspec(value: object) -> str:
+    import msgspec.json
+
+    return msgspec.json.encode(value).decode()
+
+
+def _litestar(value: object) -> str:
+    from litestar.serialization import encode_json
+
+    return encode_json(value).decode()
+
+
+def _aiohttp(value: object) -> str:
+    from aiohttp import web
+
+    return str(web.json_response(value).text)
+
+
+ENCODERS: dict[str, Callable[[object], str]] = {
+    "json": json.dumps,
+    "strict json": lambda value: json.dumps(value, allow_nan=False),
+    "Pydantic": _pydantic,
+    "FastAPI": _fastapi,
+    "Starlette": _starlette,
+    "Django": _django,
+    "msgspec": _msgspec,
+    "Litestar": _litestar,
+    "aiohttp": _aiohttp,
+}
+SNAPSHOTS = {
+    "whole": WHOLE,
+    "generating": TaskDetails(task_id="t1"),
+    "failed": attrs.evolve(
+        WHOLE, status=TaskStatus.FAILED, urls=(), error_code=500, error_message="no"
+    ),
+    "nested": attrs.evolve(
+        WHOLE, params={"list": [{"a": (1, 2.5, None, True)}], "map": MappingProxyType({"b": "ü"})}
+    ),
+    "half a character": attrs.evolve(WHOLE, params={"prompt": "fox \ud83e", "\ud83e": ["\udd8a"]}),
+}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("snapshot", SNAPSHOTS)
+def test_every_json_encoder_takes_to_dict(encoder: str, snapshot: str) -> None:
+    """Those of web frameworks, too, and they all write the same; it can be sent as UTF-8."""
+    told = SNAPSHOTS[snapshot].to_dict()
+    written = ENCODERS[encoder](told)
+    written.encode()
+    assert json.loads(written) == told
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_status_is_a_string_for_every_json_encoder(encoder: str) -> None:
+    """It is a `StrEnum`, so it needs no `.value`."""
+    written = ENCODERS[encoder]({"status": TaskStatus.SUCCEEDED})
+    assert json.loads(written) == {"status": "succeeded"}
+
+
+def test_half_a_character_is_a_question_mark() -> None:
+    """Everything else is as MidAPI has stored it."""
+    told = SNAPSHOTS["half a character"].to_dict()
+    assert told["params"] == {"prompt": "fox ?", "?": ["?"]}
