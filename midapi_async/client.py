@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from types import EllipsisType, NoneType, TracebackType
-from typing import Literal, Self, Unpack, overload
+from typing import Literal, Never, Self, Unpack, overload
 
 import attrs
 
+from ._runtime.secret import hidden
 from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
@@ -154,6 +155,7 @@ class MidAPIClient:
         allow_http: bool = False,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
+        api_key, proxy = hidden(api_key), hidden(proxy)  # for tracebacks with local variables
         self._settings = settings(api_key, base_url, time_scale, proxy=proxy, allow_http=allow_http)
         self._receiver = receiver
         self._journal = _journal(journal)
@@ -189,6 +191,12 @@ class MidAPIClient:
     def __repr__(self) -> str:
         state = "open" if self._session else "closed" if self._was_opened else "not opened"
         return f"<MidAPIClient {self._settings.base_url} {state}>"
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "a client cannot be copied or pickled: it has connections, and the API key. Make one "
+            "in each process; with the same folder as journal they share keys and tasks"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_session", None) is not None:

@@ -31,7 +31,7 @@ from pathlib import Path
 import attrs
 from yarl import URL
 
-from ._runtime.secret import Secret
+from ._runtime.secret import Secret, hidden
 from ._runtime.urls import is_loopback, url_problem
 from .errors import InvalidRequestError, shown
 
@@ -60,7 +60,7 @@ def _warn_once(text: str) -> None:
     _log.warning(text)
 
 
-def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
+def secret_from_env(name: str, problems: dict[str, str], field: str) -> Secret:
     """The variable NAME, else the contents of the file that NAME_FILE names, else ''.
 
     If the file cannot be read, that is added to `problems` under `field`.
@@ -72,7 +72,7 @@ def secret_from_env(name: str, problems: dict[str, str], field: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
-    return "\n".join(_bare(line, name) for line in text.strip().splitlines())
+    return Secret("\n".join(_bare(line, name) for line in text.strip().splitlines()))
 
 
 def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> None:
@@ -193,7 +193,7 @@ class Settings:
         credit_path: the path of the account's credits.
     """
 
-    api_key: str = attrs.field(repr=False)
+    api_key: Secret = attrs.field(repr=False)
     base_url: URL
     time_scale: float
     proxy: str | None = attrs.field(repr=False)
@@ -214,7 +214,8 @@ def settings(
         InvalidRequestError: naming each setting that is missing or wrong.
     """
     problems: dict[str, str] = {}
-    key = _api_key(api_key, problems)
+    key = Secret(_api_key(api_key, problems))
+    del api_key  # it must not show in a traceback that is rendered with local variables
     if not isinstance(allow_http, bool):
         problems["allow_http"] = f"must be True or False, got {shown(allow_http)}"
 
@@ -257,7 +258,8 @@ def settings(
         )
 
     # The proxy: its URL may contain a password, so no text shows it.
-    way = proxy if proxy is not None else environment("MIDAPI_PROXY")
+    proxy = hidden(proxy)
+    way = proxy if proxy is not None else Secret(environment("MIDAPI_PROXY"))
     if way != "" and (problem := url_problem(way)):
         variable = "" if proxy is not None else "MIDAPI_PROXY "
         problems["proxy"] = f"{variable}{problem}, like http://proxy.example:3128"

@@ -75,6 +75,12 @@ class TaskHandle:
         status = f" {self._final.status}" if self._final else ""
         return f"<TaskHandle {self.task_id}{key}{status}>"
 
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "a handle cannot be copied or pickled: it belongs to an open client. Pass "
+            "handle.task_id, and use client.task(task_id) there; values such as details can be"
+        )
+
     @property
     def final(self) -> TaskDetails | None:
         """The final details if they are already known, else None; makes no request."""

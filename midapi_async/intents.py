@@ -21,6 +21,9 @@ class Intents:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    def __reduce__(self) -> Never:
+        raise TypeError("client.intents cannot be copied or pickled: use it at the client itself")
+
     async def unknown(self) -> list[Intent]:
         """The submissions that MidAPI may have accepted or not, oldest first."""
         self._session.check()

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
 
 import hypothesis
 import pytest
@@ -41,6 +42,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Take Ctrl-C even where a shell started the tests with ``&``, which makes them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _check_locals_of_raised_errors()
+
+
+def _check_locals_of_raised_errors() -> None:
+    """L15: no error that a test expects shows a secret in the local variables of its traceback.
+
+    Errors that come along the same lines are looked at once in a run: that costs next to nothing.
+    """
+    leave = pytest.RaisesExc.__exit__
+
+    def check_and_leave(
+        raises: pytest.RaisesExc[BaseException],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> bool:
+        if error is not None:
+            found = secrets.found_in_locals(error, again=False)
+            assert not found, "secrets in local variables:\n" + "\n".join(found)
+        return leave(raises, kind, error, frames)
+
+    pytest.RaisesExc.__exit__ = check_and_leave  # type: ignore[method-assign]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -121,7 +144,7 @@ def no_secret_in_a_log() -> Iterator[None]:
 
 
 class _Log(logging.Handler):
-    """Formats each record at once, with the text of its exception."""
+    """Formats each record at once, with its exception, as handlers that show local variables do."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -129,3 +152,5 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record))
+        if record.exc_info and record.exc_info[1] is not None:
+            self.lines += secrets.found_in_locals(record.exc_info[1], again=False)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from typing import Never, Self, SupportsIndex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Never, Self, SupportsIndex, TypeVar, cast
+
+T = TypeVar("T")
 
 
 class Secret(str):
@@ -33,22 +39,39 @@ class Secret(str):
         )
 
 
-def hidden(value: object) -> object:
-    """The value; as a `Secret` if it is a string."""
-    return Secret(value) if isinstance(value, str) else value
+def hidden(value: T) -> T:
+    """The value, as a `Secret` if it is a string: for an argument that may be a secret."""
+    return cast("T", Secret(value)) if isinstance(value, str) else value
+
+
+_PACKAGE = str(Path(__file__).parents[1])
+_CAN_BE_SUSPENDED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def clear_locals(error: BaseException) -> None:
-    """Forget the local variables in an error's traceback, and in those of its causes.
+    """Forget the local variables of our functions in an error's traceback, and in its causes'.
 
-    For functions that had to do with a secret: log handlers and error trackers can render local
-    variables. Functions that still run keep theirs.
+    For functions that read MidAPI's answers, which contain our callback URL: log handlers and error
+    trackers can render local variables. Functions that still run keep theirs. So do coroutines:
+    they may be suspended, and before Python 3.13 this would close them.
     """
     errors: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while errors:
-        each = errors.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
-            errors += [each.__cause__, each.__context__]
+    for each in errors:  # grows meanwhile
+        if each is None:
+            continue
+        errors += [other for other in (each.__cause__, each.__context__) if other not in errors]
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            code = frame.f_code
+            if code.co_filename.startswith(_PACKAGE) and not code.co_flags & _CAN_BE_SUSPENDED:
+                with suppress(RuntimeError):
+                    frame.clear()
+
+
+@contextmanager
+def clearing_locals() -> Iterator[None]:
+    """Call `clear_locals` with an error that the block raises."""
+    try:
+        yield
+    except Exception as error:
+        clear_locals(error)
+        raise

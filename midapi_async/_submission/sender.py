@@ -16,6 +16,7 @@ from functools import partial
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
+from .._runtime.secret import clearing_locals
 from .._wire import protocol
 from .._wire.protocol import Answer, Call
 from ..config import RateLimit
@@ -324,7 +325,8 @@ class Sender:
         outage, ticket = self._line.outage, submission.ticket
         try:
             answer = await self._send(submission.call, partial(self._confirm, submission))
-            task_id = protocol.read_submit(answer)
+            with clearing_locals():
+                task_id = protocol.read_submit(answer)
         except APIError as error:
             if protocol.is_foreign_page(error):
                 outage.unknown(ticket, str(error), is_page=True)

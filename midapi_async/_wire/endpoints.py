@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from .._runtime.secret import clear_locals, clearing_locals
 from ..config import Settings, Timeouts
 from ..errors import MidAPIError, ProtocolError, about
 from ..tasks import TaskStatus
@@ -65,6 +66,7 @@ class Api:
             answer = await self._transport.call(call, self._timeouts.look)
             record = protocol.read_look(answer, task_id)
         except MidAPIError as error:
+            clear_locals(error)
             self.failed_looks += 1
             about(error, task_id=task_id)
             if answer is not None and isinstance(error, ProtocolError):
@@ -89,7 +91,8 @@ class Api:
     async def _ask(self, call: Call, read: Callable[[Answer], T]) -> T:
         answer = await self._transport.call(call, self._timeouts.look)
         try:
-            return read(answer)
+            with clearing_locals():
+                return read(answer)
         except ProtocolError:
             # It may answer another call: one that came twice shifts all later ones on a connection.
             await self._transport.replace(answer)

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from io import BytesIO
 from ssl import SSLContext
 
 import aiohttp
@@ -20,6 +21,7 @@ from aiohttp.payload import BytesPayload
 from yarl import URL
 
 from .._runtime.clock import Clock
+from .._runtime.secret import Secret
 from .._runtime.urls import host_in_url, is_loopback
 from .._version import __version__
 from ..config import Settings
@@ -88,8 +90,9 @@ class Transport:
         self._base = str(settings.base_url).rstrip("/")
         self._proxy = URL(settings.proxy) if settings.proxy else None
         self._key = _key_pattern(settings.api_key)
-        runs = re.findall(rb"[a-z0-9]+", settings.api_key.lower().encode())
-        self._key_part = max(runs, key=len, default=b"")
+        self._key_part = max(
+            re.findall(rb"[a-z0-9]+", settings.api_key.lower().encode()), key=len, default=b""
+        )
         self._clock = clock
         checks = True if ssl is None else ssl
         timeout = aiohttp.ClientTimeout(
@@ -104,7 +107,8 @@ class Transport:
                 connector=connector,
                 # Given to the session and not to each call, because aiohttp copies them faster so.
                 headers={
-                    "Authorization": f"Bearer {settings.api_key}",
+                    # aiohttp's functions have it among their local variables.
+                    "Authorization": Secret(f"Bearer {settings.api_key}"),
                     "User-Agent": f"midapi-async/{__version__}",
                     "Accept": "application/json",
                     # Else aiohttp offers what the installed packages can decode.
@@ -159,7 +163,7 @@ class Transport:
         largest = LARGEST_PAID_ANSWER if call.is_paid else LARGEST_ANSWER
         url = URL(self._base + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
-        body = bytearray()
+        received = BytesIO()  # no `bytes`: they would show in a traceback with local variables
         failure: TransportError | None = None
         self._calls[session] += 1
         try:
@@ -169,8 +173,8 @@ class Transport:
                     response = await session.request(
                         call.method, url, data=payload, allow_redirects=False
                     )
-                    while not response.content.at_eof() and len(body) <= largest:
-                        body += await response.content.readany()
+                    while not response.content.at_eof() and received.tell() <= largest:
+                        received.write(await response.content.readany())
                 finally:
                     timer.cancel()
                     if response is not None:
@@ -190,7 +194,7 @@ class Transport:
             # Without TLS the proxy answers in MidAPI's place; it does not pass such a call on.
             raise refused_by_proxy(response.status, self._proxy)
         flaw = failure.reason if failure is not None else None
-        plain = _decompressed(bytes(body), largest)
+        plain = _decompressed(received.getvalue(), largest)
         if len(plain) > largest:
             flaw = f"its answer is larger than {largest >> 10:,} KiB"
         return Answer(response.status, response.headers, self._without_key(plain), flaw, session)

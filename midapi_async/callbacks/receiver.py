@@ -11,11 +11,11 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Collection, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Never, Protocol, TypeVar
 
 from yarl import URL
 
-from .._runtime.secret import Secret, clear_locals
+from .._runtime.secret import Secret, clear_locals, hidden
 from .._runtime.urls import host_in_url, is_loopback, url_problem
 from .._wire.protocol import Callback, read_callback
 from .._wire.tokens import token_hash
@@ -111,10 +111,11 @@ class CallbackReceiver:
             problems["public_url"] = "is missing: give the URL at which MidAPI reaches the receiver"
         elif not is_loopback(str(host)):
             problems["public_url"] = "is missing; it may be left out only if the host is loopback"
-        keys: Sequence[object] = (
-            webhook_key if isinstance(webhook_key, list | tuple) else (webhook_key,)
-        )
-        if webhook_key is None:
+        given = webhook_key if isinstance(webhook_key, list | tuple) else (webhook_key,)
+        keys: Sequence[object] = [hidden(key) for key in given]
+        is_given = webhook_key is not None
+        del webhook_key, given  # they must not show in a traceback with local variables
+        if not is_given:
             keys = ()
         elif not (keys and all(isinstance(key, str) and key and key.isprintable() for key in keys)):
             problems["webhook_key"] = "must be a non-empty str without line breaks, or several"
@@ -132,6 +133,12 @@ class CallbackReceiver:
     def __repr__(self) -> str:
         where = self._public_url or f"port {self._port}"
         return f"<CallbackReceiver {where} for {len(self._inboxes)} clients>"
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "a receiver cannot be copied or pickled: it has connections, and the webhook key. Make "
+            "one in each process, as CallbackReceiver.from_env() does"
+        )
 
     @classmethod
     def from_env(cls) -> CallbackReceiver | None:
@@ -153,7 +160,7 @@ class CallbackReceiver:
             problems["port"] = f"MIDAPI_CALLBACK_PORT must be a port number, is {port!r}"
         if problems:
             raise InvalidRequestError(problems)
-        keys = key.splitlines() or None
+        keys = [Secret(line) for line in key.splitlines()] or None
         return cls(public_url, port=int(port) if port else None, webhook_key=keys)
 
     def check_reachable(self) -> None:
@@ -183,7 +190,7 @@ class CallbackReceiver:
 
     def callback_url(self, token: str) -> str:
         """The callback URL with this token. It is a secret."""
-        return f"{self.url}/{token}"
+        return Secret(f"{self.url}/{token}")
 
     async def handle(self, token: str, headers: Headers, body: Body) -> int:
         """Take one callback; return the HTTP status for the answer.
@@ -206,12 +213,12 @@ class CallbackReceiver:
         Raises:
             InvalidRequestError: the body is of another type.
         """
-        work = self._handle(Secret(token), headers, body)
-        del token, body  # both are secrets: tracebacks can be rendered with local variables
+        reading = read_body(body)
+        work = self._handle(Secret(token), headers, reading)
+        del token, body  # they must not show in a traceback that is rendered with local variables
         try:
             return await work
-        except JournalError as error:
-            clear_locals(error)
+        except JournalError:
             _log.exception("Cannot use the journal; MidAPI will send this callback again")
             return 503
         except _LoopLost:
@@ -220,8 +227,12 @@ class CallbackReceiver:
         except Exception as error:
             clear_locals(error)
             raise
+        finally:
+            reading.close()
 
-    async def _handle(self, token: str, headers: Headers, body: Body) -> int:
+    async def _handle(
+        self, token: str, headers: Headers, reading: Coroutine[object, object, bytes]
+    ) -> int:
         # Cheap checks first, so that a sender without a valid token causes little work.
         running = [each for each in self._inboxes.items() if each[1].is_running()]
         if not running:
@@ -246,7 +257,7 @@ class CallbackReceiver:
             return 413
         try:
             async with asyncio.timeout(READ_SECONDS):
-                content = await read_body(body)
+                content = await reading
         except TimeoutError:
             return 408
         except ConnectionError:
@@ -258,6 +269,8 @@ class CallbackReceiver:
             callback = read_callback(content)
         except ProtocolError as error:
             problem = f"{error.path} {error.problem}"
+        finally:
+            del content  # it contains the token
 
         # The signature can only be checked now, because it covers the task id in the body. If that
         # cannot be read, it must cover a task of the token's intent.

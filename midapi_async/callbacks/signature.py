@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
+from .._runtime.secret import hidden
 from ..errors import InvalidRequestError, shown
 
 TIMESTAMP_HEADER = "x-webhook-timestamp"
@@ -38,6 +39,7 @@ def sign_callback(webhook_key: str, task_id: str, timestamp: int | None = None) 
         InvalidRequestError: the key or the task id is empty, or the timestamp is not a whole number
             from 0 to 999,999,999,999.
     """
+    webhook_key = hidden(webhook_key)
     moment = int(time.time()) if timestamp is None else timestamp
     problems = {
         name: f"must be a non-empty str of printable characters, got a {type(value).__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, Unpack
+from typing import Never, TypeVar, Unpack
 
 from ..config import RateLimit
 from .protocol import Claim, JournalStats, RowFilter
@@ -16,6 +16,12 @@ T = TypeVar("T")
 
 class TableJournal(ABC):
     """What the journal in memory and the one in a folder share."""
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "a journal cannot be copied or pickled: its rows and files belong to this process. "
+            "Pass the path of a folder, which processes can share"
+        )
 
     @abstractmethod
     async def step(self, work: Callable[[Table], T], *, writes: bool = True) -> T:

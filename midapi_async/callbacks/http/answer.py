@@ -34,6 +34,7 @@ async def read_body(body: Body) -> bytes:
     if isinstance(content, bytes | bytearray | memoryview):
         return bytes(content)
     kind = type(content).__name__
+    del body, content  # they must not show in a traceback that is rendered with local variables
     raise InvalidRequestError({"body": f"must be the body as it came, as bytes or str; got {kind}"})
 
 
@@ -49,7 +50,8 @@ async def answer(handle: Handle, method: str, path: str, headers: Headers, body:
     """
     if method != "POST":
         return 405
-    path = Secret(path)  # it ends with the token
+    # Both contain the token, which must not show in a traceback with local variables.
+    path, body = Secret(path), memoryview(body) if isinstance(body, bytes) else body
     try:
         return await handle(Secret(path.rstrip("/").rpartition("/")[2]), headers, body)
     except Exception as error:  # noqa: BLE001 - a bug of ours must not break the application around

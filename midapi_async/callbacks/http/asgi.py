@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import cast
 
+from ..._runtime.secret import Secret
 from .answer import LARGEST_BODY, Handle, answer
 
 Scope = Mapping[str, object]
@@ -29,7 +30,9 @@ def asgi_application(handle: Handle) -> ASGIApplication:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
-            await _serve(handle, scope, receive, send)
+            serving = _serve(handle, scope, receive, send)
+            del scope  # its path ends with the token, which no traceback must show
+            await serving
         elif kind == "lifespan":
             # Nothing to open or close: the client belongs to the surrounding application.
             await receive()
@@ -46,7 +49,10 @@ def asgi_application(handle: Handle) -> ASGIApplication:
 
 
 async def _serve(handle: Handle, scope: Scope, receive: Receive, send: Send) -> None:
+    method, path = str(scope["method"]), Secret(scope["path"])
+    is_http1 = str(scope.get("http_version", "1.1")).startswith("1")
     pairs = cast("Iterable[tuple[bytes, bytes]]", scope.get("headers", ()))
+    del scope
     headers = [(str(name, "latin-1"), str(value, "latin-1")) for name, value in pairs]
     is_disconnected = False
 
@@ -62,13 +68,13 @@ async def _serve(handle: Handle, scope: Scope, receive: Receive, send: Send) -> 
             is_more = bool(message.get("more_body", False))
         return bytes(body)
 
-    status = await answer(handle, str(scope["method"]), str(scope["path"]), headers, read_body)
+    status = await answer(handle, method, path, headers, read_body)
     if is_disconnected:
         return
     answered = [(b"content-length", b"0")]
     if status == 405:
         answered.append((b"allow", b"POST"))
-    if status != 200 and str(scope.get("http_version", "1.1")).startswith("1"):
+    if status != 200 and is_http1:
         # Do not wait for the rest of a refused body. HTTP/2 has no such header.
         answered.append((b"connection", b"close"))
     try:
