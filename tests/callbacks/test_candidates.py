@@ -57,11 +57,23 @@ def until(seconds: float, before: Step) -> Callable[[Received], Step]:
     return step
 
 
+CHANGED_PROMPTS = [
+    "  a  red fox —v 7 ",
+    "a red",
+    "un renard roux",
+    "a red fox &amp; &#x27;wolf&#x27;",
+    "--v 7 a red fox",
+    "A RED FOX",
+    "a re\u0301d fox",
+    "",
+]
+
+
 # ─── a record that cannot be read yet ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.fault("C26")
-@pytest.mark.parametrize("prompt", ["  a  red fox —v 7 ", "a red", "un renard roux", "x" * 2000])
+@pytest.mark.parametrize("prompt", [*CHANGED_PROMPTS, "x" * 2000])
 async def test_a_task_is_bound_though_its_prompt_was_changed(
     prompt: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -220,7 +221,7 @@ async def test_a_second_task_for_one_token_is_kept_and_critical(
 MISFITS: dict[str, dict[str, object]] = {
     "type": {"taskType": "mj_video"},
     "callback": {"paramJson": json.dumps({"callBackUrl": "https://me.example/" + new_token()})},
-    "time": {"createTime": 1_000_000_000_000},
+    "time": {"createTime": int(time.time() * 1000) - 3_600_000},
 }
 
 

@@ -1,7 +1,9 @@
 """The rules of the wire: what each answer means, and above all what it proves about money."""
 
+import html
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -34,6 +36,7 @@ from midapi_async._wire.protocol import (
     submit_call,
 )
 from midapi_async._wire.records import read_record
+from midapi_async._wire.tokens import has_token, new_token, token_hash
 from midapi_async.errors import (
     APIError,
     AuthenticationError,
@@ -1170,6 +1173,64 @@ def test_a_changed_prompt_is_noticed(request_: Request | None, stored: str, expe
     record = read_record({"taskId": TASK, "paramJson": stored})
     assert record is not None
     assert expected is has_other_prompt(record, request_)
+
+
+# How MidAPI, or what stands before it, may store a prompt in another way than it was sent.
+CHANGES: dict[str, Callable[[str], str]] = {
+    "blanks collapsed": lambda prompt: " ".join(prompt.split()),
+    "dashes": lambda prompt: prompt.replace("--", "\u2014"),
+    "flags moved": lambda prompt: " ".join(sorted(prompt.split(), key=lambda it: it[:2] == "--")),
+    "flags removed": lambda prompt: prompt.partition("--")[0],
+    "HTML": html.escape,
+    "HTML twice": lambda prompt: html.escape(html.escape(prompt)),
+    "NFC": lambda prompt: unicodedata.normalize("NFC", prompt),
+    "NFKD": lambda prompt: unicodedata.normalize("NFKD", prompt),
+    "lower case": str.casefold,
+    "cut": lambda prompt: prompt[:100],
+    "cut in the middle of UTF-8": lambda prompt: prompt.encode()[:100].decode(errors="replace"),
+    "ASCII": lambda prompt: prompt.encode("ascii", "replace").decode(),
+    "a flag added": lambda prompt: f"{prompt} --v 7",
+    "JSON in JSON": json.dumps,
+    "nothing left": lambda _: "",
+}
+PROMPTS = st.text(min_size=1, max_size=150).filter(str.strip) | st.sampled_from(
+    [
+        "a  red\n fox --ar 16:9 -- v 7",
+        "<b>fox</b> & wolf's",
+        "\u212bngstro\u0308m \ufb01",
+        "x" * 200,
+    ]
+)
+
+
+@pytest.mark.fault("C26")
+@given(PROMPTS, st.lists(st.sampled_from(sorted(CHANGES)), max_size=3), st.sampled_from("ulc"))
+def test_a_prompt_that_was_changed_in_any_way_still_fits(
+    prompt: str, changes: list[str], way: str
+) -> None:
+    """Type and time decide, or the token in the callback URL; also if the whole request is cut."""
+    request_ = TextToImage(prompt.encode(errors="replace").decode())
+    stored = request_.prompt
+    for change in changes:
+        stored = CHANGES[change](stored)
+    ours, theirs = new_token(), new_token()
+    url = f"https://me.example/hooks/{ours}"
+    params = json.dumps(
+        {"callBackUrl": url, "prompt": stored} if way == "u" else {"prompt": stored}
+    )
+    members: dict[str, object] = {
+        "taskType": "mj_txt2img",
+        "createTime": int(SINCE * 1000),
+        "paramJson": params[:100] if way == "c" else params,
+    }
+    record = read_record({"taskId": TASK, **members})
+    assert record is not None
+    for token, expected in ((ours, True), (theirs, way != "u")):
+        matches = has_token(record.params.get("callBackUrl"), token_hash(token))
+        fitting_ = fits(record, request_, callback_url_matches=matches, since=SINCE)
+        assert fitting_ is expected
+    if way != "c":
+        assert has_other_prompt(record, request_) is (stored.strip() != request_.prompt.strip())
 
 
 @pytest.mark.fault("C23")
