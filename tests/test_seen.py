@@ -102,6 +102,17 @@ async def test_closing_the_client_ends_a_shared_look() -> None:
             assert caught.value.task_id == TASK
 
 
+async def test_closing_the_client_before_a_shared_look_has_begun() -> None:
+    """In the turn of the loop in which it was asked for."""
+    async with ScriptedServer(then=mid(look=hang())) as server:
+        async with client_of(server) as client:
+            asking = asyncio.create_task(client.details(TASK))
+            await asyncio.sleep(0)
+            await client._session.seen.aclose()  # type: ignore[union-attr]
+            with pytest.raises(ClientClosed):
+                await asking
+
+
 async def test_a_final_state_needs_no_second_look() -> None:
     """Whatever `max_age` is, and whatever a handle or a wait has seen it."""
     failed = looked(OTHER, flag=2, errorMessage="no")
