@@ -196,6 +196,36 @@ async def test_tasks_that_are_submitted_meanwhile_come_too() -> None:
         assert_nothing_is_followed(client)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+async def test_what_somebody_else_takes_does_not_come(folder: bool, tmp_path: Path) -> None:
+    """A caller that waits for its own picture, and an acknowledgement by another handle."""
+    journal = SQLiteJournal(tmp_path / "journal") if folder else MemoryJournal()
+    async with world_of() as world:
+        async with client_of(world.server, journal=journal) as client:
+            coming = asyncio.create_task(some(client, 1))
+            taken = asyncio.create_task(client.generate_and_wait("mine"))
+            await asyncio.sleep(1)
+            world.end(*world.flags)
+            await taken
+            await asyncio.sleep(200)
+            assert not coming.done()
+            coming.cancel()
+            await asyncio.wait({coming})
+        async with client_of(world.server, journal=journal, ack="manual") as client:
+            first, second = [await client.generate(name) for name in "ab"]
+            world.end(first.task_id, second.task_id)
+            for handle in (first, second):
+                await client.details(handle.task_id)
+            tasks = client.untaken()
+            assert (await anext(tasks)).task_id == first.task_id
+            await second.ack()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(200):
+                    await anext(tasks)
+            await tasks.aclose()
+    await journal.aclose()
+
+
 async def test_acknowledging_is_left_to_the_user() -> None:
     """With manual acks a task comes again in the next loop, until it is acknowledged."""
     async with world_of() as world, client_of(world.server, ack="manual") as client:
