@@ -47,6 +47,7 @@ _BY_TASK_TYPE: Mapping[object, type[Request]] = {
 _FIELD_NAMES: Mapping[type[Request], Mapping[str, str]] = {
     cls: {camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
 }
+_TEXTS = {"prompt", "taskId", "waterMark"}
 _ALL_NAMES = sorted(
     {"taskType", "callBackUrl", "fileUrl"}.union(*(names for names in _FIELD_NAMES.values()))
 )
@@ -109,8 +110,8 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     """The request for a JSON body as MidAPI documents it.
 
     A field that MidAPI knows but this type of task does not have is dropped, since MidAPI ignores
-    it; so is ``callBackUrl``. A ``fileUrl`` becomes the only one of ``file_urls``. Fields that
-    this release does not know are taken from a member ``extra`` only.
+    it; so are ``callBackUrl`` and fields that are null or "". A ``fileUrl`` becomes the only one of
+    ``file_urls``. Fields that this release does not know are taken from a member ``extra`` only.
 
     Args:
         body: the fields in MidAPI's spelling.
@@ -136,8 +137,11 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
         )
     cls = _class_of(body, kind)
     names = _FIELD_NAMES[cls]
+    # Programs send "" for a field that they do not set. Only a text can be meant to be empty.
     fields = {
-        names[name]: value for name, value in body.items() if name in names and value is not None
+        names[name]: value
+        for name, value in body.items()
+        if name in names and value is not None and (value != "" or name in _TEXTS)
     }
     if "fileUrls" in names and not fields.get("file_urls") and body.get("fileUrl"):
         fields["file_urls"] = [body["fileUrl"]]

@@ -195,7 +195,8 @@ class Answer(RequestAction):
     async def play(self, exchange: Exchange) -> web.StreamResponse:
         """Handle it if it is to be accepted, then answer this."""
         await exchange.handle_if(accepted=self.accepted)
-        response = refusal(Refused(self.code, self.msg, status=self.status))
+        refused = Refused(self.code, self.msg, status=self.status)
+        response = refusal(refused, exchange.request.path)
         if self.page:
             page = f"<html><body><h1>{self.status}</h1><p>proxy</p></body></html>"
             response = web.Response(text=page, status=self.status, content_type="text/html")

@@ -33,7 +33,7 @@ _OPERATIONS: Final = {
     **dict.fromkeys(_wire.CREDITS, "credit"),
     _wire.RECORD_INFO: "look",
     _wire.DOWNLOAD_URL: "download_url",
-    **dict.fromkeys((_wire.STREAM_UPLOAD, _wire.BASE64_UPLOAD, _wire.URL_UPLOAD), "upload"),
+    **dict.fromkeys(_wire.UPLOADS, "upload"),
 }
 _FILES: Final = tuple(
     f"{place}/" for place in (_wire.RESULT_FILES, _wire.UPLOADED_FILES, _wire.DOWNLOAD_LINKS)
@@ -132,7 +132,8 @@ class App:
             raise
         except Exception:  # noqa: BLE001  logged, and an envelope like everything else
             _LOG.exception("the sandbox failed at a request (%s)", operation)
-            return refusal(Refused(_wire.SERVER_ERROR, status=_wire.SERVER_ERROR))
+            broken = Refused(_wire.SERVER_ERROR, status=_wire.SERVER_ERROR)
+            return refusal(broken, exchange.request.path)
 
     async def _play(
         self, exchange: Exchange, operation: str, task_id: str | None
@@ -156,9 +157,9 @@ class App:
         except Refused as refused:
             if self._service.settings.http_errors:
                 refused.status = refused.code
-            return refusal(refused)
+            return refusal(refused, request.path)
         except web.HTTPException as error:
-            return _http_refusal(error)
+            return _http_refusal(error, request.path)
 
     # ------------------------------------------------------------------------- handlers
 
@@ -216,9 +217,9 @@ def _task_id(operation: str, request: web.Request) -> str | None:
     return task_of_file(request.path.rpartition("/")[2]) if operation == "file" else None
 
 
-def _http_refusal(error: web.HTTPException) -> web.Response:
+def _http_refusal(error: web.HTTPException, path: str) -> web.Response:
     """Give aiohttp's 404, 405 or 413 as an envelope, with its Allow header."""
-    response = refusal(Refused(error.status, error.reason, status=error.status))
+    response = refusal(Refused(error.status, error.reason, status=error.status), path)
     if allow := error.headers.get(hdrs.ALLOW):
         response.headers[hdrs.ALLOW] = allow
     return response

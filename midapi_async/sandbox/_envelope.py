@@ -43,7 +43,9 @@ def success(data: object) -> web.Response:
     return json_answer({"code": _wire.OK, "msg": _wire.TEXTS[_wire.OK], "data": data})
 
 
-def refusal(refused: Refused) -> web.Response:
-    """Give the envelope of a refusal; its data is null."""
+def refusal(refused: Refused, path: str = "") -> web.Response:
+    """Give the envelope of a refusal of a request to ``path``; its data is null."""
     envelope = {"code": refused.code, "msg": refused.msg, "data": None}
+    if path in _wire.UPLOADS:
+        envelope = {"success": False, **envelope}
     return json_answer(envelope, status=refused.status)

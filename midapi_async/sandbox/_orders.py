@@ -110,7 +110,8 @@ class Orders:
         mine = _look_up(self._durations, {}, task_type, speed, default=-1)
         usual = _look_up({}, _wire.DURATIONS, task_type, speed)
         outcome = Outcome(usual * factor if mine < 0 else mine)
-        if not all(self._reachable(url, origin) for url in file_urls(params)):
+        references = () if task_type == "mj_txt2img" else file_urls(params)
+        if not all(self._reachable(url, origin) for url in references):
             failure = Failure(message=_wire.CANNOT_FETCH)
             outcome = Outcome(outcome.seconds, failure)
         return read_hints(str(params.get("prompt") or ""), outcome)
@@ -170,5 +171,7 @@ def _number(params: Mapping[str, object], name: str, default: int) -> int:
 
 def _stored(path: str, params: Mapping[str, object]) -> dict[str, object]:
     """Give the request as paramJson keeps it: sorted, with what the server fills in."""
-    filled_in = _FILLED_IN if path == _wire.GENERATE else {}
+    filled_in = dict(_FILLED_IN) if path == _wire.GENERATE else {}
+    if params.get("taskType") == "mj_omni_reference":
+        filled_in["speed"] = _wire.DEFAULT_SPEED
     return dict(sorted({**filled_in, **params}.items()))

@@ -15,8 +15,8 @@ Shape = Literal["recorded", "documented"]
 class Records:
     """Writes tasks down in one of the two shapes.
 
-    "recorded" is what was seen on the wire: integer milliseconds. "documented" is what the
-    vendor's pages show: ISO strings, and the speed spelt "Relax".
+    "recorded" is what was seen on the wire: integer milliseconds, all of whole seconds.
+    "documented" is what the vendor's pages show: ISO strings, and the speed spelt "Relax".
     """
 
     def __init__(self, shape: Shape, stamp: Callable[[float], int]) -> None:
@@ -34,7 +34,7 @@ class Records:
             "completeTime": self._end(task),
             "resultInfoJson": _result_info(task) if task.urls else None,
             "successFlag": task.flag,
-            "createTime": self._time(self._stamp(task.created)),
+            "createTime": self._time(self._created(task)),
             "errorCode": failure.code if failure else None,
             "errorMessage": failure.message if failure else None,
         }
@@ -74,9 +74,13 @@ class Records:
     def _end(self, task: Task) -> int | str | None:
         if task.completed is None:
             return None
-        # Not the end's own stamp, which would round the duration by one more.
-        duration = round((task.completed - task.created) * 1000)
-        return self._time(self._stamp(task.created) + duration)
+        # Not the end's own second, which may be one more than the duration that was asked for.
+        # A float may fall short of its second by a hair.
+        duration = int(task.completed - task.created + 1e-6)
+        return self._time(self._created(task) + 1000 * duration)
+
+    def _created(self, task: Task) -> int:
+        return self._stamp(task.created) // 1000 * 1000
 
     def _time(self, stamp: int) -> int | str:
         if not self._documented:

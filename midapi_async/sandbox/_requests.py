@@ -23,7 +23,11 @@ async def read_json(request: web.Request, limit: int = _JSON_LIMIT) -> dict[str,
     Raises the refusal with code 413 for more than ``limit`` bytes, with 400 for anything that
     is not a JSON object.
     """
-    if (request.content_length or 0) > limit or len(data := await request.read()) > limit:
+    try:
+        data = b"" if (request.content_length or 0) > limit else await request.read()
+    except web.RequestPayloadError:
+        raise Refused(_wire.BAD_REQUEST, "The body is not what its headers say") from None
+    if (request.content_length or 0) > limit or len(data) > limit:
         raise Refused(_wire.TOO_LARGE, f"The body is larger than {limit} bytes", status=413)
     try:
         value = json.loads(data, parse_constant=_no_constant)

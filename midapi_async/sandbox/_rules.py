@@ -1,16 +1,21 @@
 """What the service checks in a submit's body, as a table.
 
 A field that is not in the table is ignored in silence, because the real service does that.
-A null, an empty text or an empty list is a field that was not set.
+A null, an empty text or an empty list of files is a field that was not set. Every other field of
+the table is checked, also one that the task type does not have.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
 from midapi_async.sandbox import _wire
 from midapi_async.sandbox._envelope import Refused
+
+_UNSET: Final = (None, "")
+_VERSION: Final = re.compile(r"(niji)?[0-9]+(\.[0-9]+)?")
 
 Check = Callable[[str, object], object]
 """Gives the value as it is stored, or raises the refusal that names the field."""
@@ -33,17 +38,27 @@ def _text(limit: int | None = None) -> Check:
 
 def _one_of(choices: tuple[str, ...]) -> Check:
     def check(name: str, value: object) -> str:
-        if value == "" or value in choices:
-            return str(value)
+        if isinstance(value, str) and value in choices:
+            return value
         raise _wrong(name, f"one of {', '.join(choices)}")
 
     return check
 
 
-def _version(name: str, value: object) -> object:
+def _speed(_: str, value: object) -> str:
+    if isinstance(value, str) and value in _wire.SPEEDS:
+        return value
+    raise Refused(_wire.UNPROCESSABLE, _wire.NO_SPEED)
+
+
+def _version(name: str, value: object) -> str:
+    # Documented are 7, 6.1, 6, 5.2, 5.1, niji6 and niji7; later ones must work here as they come.
     # A JSON number was seen to be accepted and stored as text.
-    text = f"{value:g}" if isinstance(value, int | float) else value
-    return _one_of(_wire.VERSIONS)(name, text)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1000:
+        value = str(value).removesuffix(".0")
+    if isinstance(value, str) and len(value) <= 20 and _VERSION.fullmatch(value):
+        return value
+    raise _wrong(name, "a version like 7, 6.1 or niji6")
 
 
 def _whole(low: int, high: int) -> Check:
@@ -81,7 +96,7 @@ def is_web_url(value: object) -> bool:
 
 
 def _callback(name: str, value: object) -> str:
-    if value == "" or is_web_url(value):
+    if is_web_url(value):
         return str(value)
     raise _wrong(name, "an http or https URL")
 
@@ -96,7 +111,7 @@ _COMMON: Final[Mapping[str, Check]] = {"waterMark": _text(), "callBackUrl": _cal
 _GENERATE: Final[Mapping[str, Check]] = {
     "taskType": _one_of(_wire.IMAGE_TYPES + _wire.VIDEO_TYPES),
     "prompt": _text(_wire.PROMPT_LIMIT),
-    "speed": _one_of(_wire.SPEEDS),
+    "speed": _speed,
     "fileUrl": _text(),
     "fileUrls": _texts,
     "aspectRatio": _one_of(_wire.ASPECT_RATIOS),
@@ -139,35 +154,41 @@ def check_body(path: str, body: Mapping[str, object]) -> dict[str, object]:
     422 for a value that is not allowed) whose text names the field.
     """
     fields, required = _RULES[path]
+    given = {name: body[name] for name in fields if body.get(name) not in _UNSET}
     for name in required:
-        if body.get(name) in (None, ""):
-            raise Refused(_wire.BAD_REQUEST, f"{name} parameter is required")
-    params = {
-        name: check(name, body[name])
-        for name, check in fields.items()
-        if body.get(name) is not None
-    }
+        if name not in given:
+            raise _missing(name)
+    checked = {name: fields[name](name, value) for name, value in given.items()}
+    params = {name: value for name, value in checked.items() if value != []}
     _check_between(path, params)
     return params
 
 
+def _missing(name: str) -> Refused:
+    return Refused(_wire.BAD_REQUEST, f"{name} parameter is required")
+
+
 def _check_between(path: str, params: Mapping[str, object]) -> None:
     """Check what several fields say together."""
+    task_type = params.get("taskType")
+    needs_prompt = path == _wire.GENERATE or task_type == "mj_video_extend_manual"
+    if needs_prompt and not str(params.get("prompt", "")).strip():
+        raise _missing("prompt")
     if path == _wire.GENERATE:
-        _check_files(str(params["taskType"]), len(file_urls(params)))
-    manual = params.get("taskType") == "mj_video_extend_manual"
-    if path == _wire.EXTEND and manual and not params.get("prompt"):
-        raise Refused(_wire.BAD_REQUEST, "prompt parameter is required")
+        if task_type in _wire.SPEED_TYPES and "speed" not in params:
+            raise Refused(_wire.UNPROCESSABLE, _wire.NO_SPEED)
+        _check_files(str(task_type), file_urls(params))
 
 
-def _check_files(task_type: str, count: int) -> None:
-    most = 1 if task_type in _wire.VIDEO_TYPES else math.inf
+def _check_files(task_type: str, urls: tuple[str, ...]) -> None:
     if task_type == "mj_txt2img":
         return
-    if not count:
+    if not urls:
         raise Refused(_wire.BAD_REQUEST, f"fileUrls parameter is required for {task_type}")
-    if count > most:
+    if len(urls) > (1 if task_type in _wire.VIDEO_TYPES else math.inf):
         raise _wrong("fileUrls", f"exactly one URL for {task_type}")
+    if any(url.lstrip().lower().startswith("data:") for url in urls):
+        raise _wrong("fileUrls", "URLs that can be fetched, not the data of a file")
 
 
 def file_urls(params: Mapping[str, object]) -> tuple[str, ...]:

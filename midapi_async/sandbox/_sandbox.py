@@ -18,6 +18,7 @@ from midapi_async.sandbox._actions import CallbackAction
 from midapi_async.sandbox._app import App
 from midapi_async.sandbox._delivery import Delivery
 from midapi_async.sandbox._hints import Failure
+from midapi_async.sandbox._http import Runner
 from midapi_async.sandbox._ledger import Book, Ledger
 from midapi_async.sandbox._log import Log
 from midapi_async.sandbox._orders import checked_table
@@ -164,7 +165,7 @@ class Sandbox:
             warn_without_pillow()
         self._service = Service(self._settings, self._book, self._account, self._log)
         self._app = App(self._service, lambda: self.url)
-        self._runner = web.AppRunner(
+        self._runner = Runner(
             self._app.application(),
             access_log=None,
             shutdown_timeout=_GRACE,

@@ -42,9 +42,7 @@ class Uploads:
         name = str(form.get("fileName") or field.filename)
         with field.file:
             data = field.file.read()
-        return self._keep(
-            request, name, str(form.get("uploadPath") or ""), field.content_type, data
-        )
+        return self._keep(request, name, _folder(form), field.content_type, data)
 
     async def base64(self, request: web.Request) -> web.Response:
         """Take a JSON object with base64Data (bare or a data URL), uploadPath and fileName."""
@@ -55,8 +53,8 @@ class Uploads:
         start = _DATA_URL.match(text)
         content_type = start["type"] if start else None
         data = _decoded(text[start.end() :] if start else text)
-        name, folder = _text(body, "fileName") or "upload", _text(body, "uploadPath")
-        return self._keep(request, name, folder, content_type, data)
+        name = _text(body, "fileName") or "upload"
+        return self._keep(request, name, _folder(body), content_type, data)
 
     async def url(self, request: web.Request) -> web.Response:
         """Take a JSON object with fileUrl, uploadPath and fileName.
@@ -68,9 +66,10 @@ class Uploads:
         url = body.get("fileUrl")
         if not isinstance(url, str) or not is_web_url(url):
             raise Refused(_wire.BAD_REQUEST, "fileUrl parameter is required")
+        folder = _folder(body)
         file = await self._file_at(request, url)
         name = _text(body, "fileName") or posixpath.basename(urlsplit(url).path) or "upload"
-        return self._keep(request, name, _text(body, "uploadPath"), file.content_type, file.data)
+        return self._keep(request, name, folder, file.content_type, file.data)
 
     async def _file_at(self, request: web.Request, url: str) -> File:
         origin = self._origin(request)
@@ -110,7 +109,7 @@ async def _form(request: web.Request) -> Mapping[str, str | bytes | bytearray | 
         return {}
     try:
         return await request.post()
-    except ValueError:
+    except (ValueError, web.RequestPayloadError):
         raise Refused(_wire.BAD_REQUEST, "The body is not a valid multipart form") from None
 
 
@@ -124,6 +123,14 @@ def _decoded(text: str) -> bytes:
     return data
 
 
-def _text(body: dict[str, object], name: str) -> str:
+def _folder(body: Mapping[str, object]) -> str:
+    """Give the uploadPath, which is required."""
+    folder = _text(body, "uploadPath")
+    if not folder:
+        raise Refused(_wire.BAD_REQUEST, "uploadPath parameter is required")
+    return folder
+
+
+def _text(body: Mapping[str, object], name: str) -> str:
     value = body.get(name)
     return value if isinstance(value, str) else ""

@@ -20,6 +20,7 @@ DOWNLOAD_URL: Final = "/api/v1/common/download-url"
 STREAM_UPLOAD: Final = "/api/file-stream-upload"
 BASE64_UPLOAD: Final = "/api/file-base64-upload"
 URL_UPLOAD: Final = "/api/file-url-upload"
+UPLOADS: Final = (STREAM_UPLOAD, BASE64_UPLOAD, URL_UPLOAD)
 
 RESULT_FILES: Final = "/m"
 UPLOADED_FILES: Final = "/u"
@@ -35,6 +36,8 @@ MOVING_TYPES: Final = VIDEO_TYPES + EXTEND_TYPES
 
 SPEEDS: Final = ("relaxed", "fast", "turbo")
 DEFAULT_SPEED: Final = "fast"
+# These types are refused without a speed; for an omni reference the default was stored.
+SPEED_TYPES: Final = ("mj_txt2img", "mj_img2img", "mj_style_reference")
 DOCUMENTED_SPEEDS: Final[Mapping[str, str]] = MappingProxyType(
     {"relaxed": "Relax", "fast": "Fast", "turbo": "Turbo"}
 )
@@ -42,7 +45,6 @@ ASPECT_RATIOS: Final = (
     *("1:2", "9:16", "2:3", "3:4", "5:6", "6:5"),
     *("4:3", "3:2", "1:1", "16:9", "2:1"),
 )
-VERSIONS: Final = ("7", "6.1", "6", "5.2", "5.1", "niji6", "niji7")
 PROMPT_LIMIT: Final = 2000
 
 GENERATING: Final = 0
@@ -82,6 +84,7 @@ TEXTS: Final[Mapping[int, str]] = MappingProxyType(
         505: "This feature is disabled",
     }
 )
+NO_SPEED: Final = "The speed parameter is incorrect."
 NO_RESPONSE: Final = "No response from MidJourney Official Website after multiple attempts."
 CANNOT_FETCH: Final = "Failed to fetch the reference image."
 CALLBACK_FAILED: Final = "Image generation failed"
@@ -115,6 +118,7 @@ DURATIONS: Final[Mapping[tuple[str, str], float]] = MappingProxyType(
     }
 )
 # Credits by (task type, speed). Documented for images only; a video's is for each of its batch.
+# An extension's is what two users say.
 PRICES: Final[Mapping[tuple[str, str], float]] = MappingProxyType(
     {
         (ANY, "relaxed"): 3.0,
@@ -123,7 +127,7 @@ PRICES: Final[Mapping[tuple[str, str], float]] = MappingProxyType(
         (UPSCALE_TYPE, ANY): 3.0,
         ("mj_video", ANY): 15.0,
         ("mj_video_hd", ANY): 45.0,
-        ("mj_video_extend_manual", ANY): 15.0,
-        ("mj_video_extend_auto", ANY): 15.0,
+        ("mj_video_extend_manual", ANY): 60.0,
+        ("mj_video_extend_auto", ANY): 60.0,
     }
 )

@@ -27,7 +27,7 @@ from midapi_async.sandbox import (
     redirect,
     wrong_signature,
 )
-from midapi_async.sandbox._callbacks import sign
+from midapi_async.sandbox._callbacks import as_it_is, sign
 from tests.sandbox.world import CREDIT, EXTEND, FOX, GENERATE, VIDEO, Api, Endpoint, api_of, until
 
 
@@ -99,6 +99,49 @@ async def test_it_is_sent_again_until_it_is_taken(
     entries = sandbox.ledger.callbacks
     assert [(e.attempt, e.status) for e in entries] == [(1, 503), (2, 204), (3, 200)]
     assert pytest.approx([e.at for e in entries]) == [1, 61, 361]
+
+
+@pytest.mark.parametrize(
+    ("target", "sent"),
+    [
+        ("/hook?token=a%2Fb%7e&x=1+2&empty=&y", "/hook?token=a%2Fb%7e&x=1+2&empty=&y"),
+        ("/a/../b//%41?next=https://e.org/?a=[1]&b={}|^`", None),
+        ("/h?%zz&=&a;b='\"<>\\", None),
+        ("?only=1", "/?only=1"),
+        ("/h?x=1#fragment", "/h?x=1"),
+        ("/fö?狐=a b\r\nX: y", "/f%C3%B6?%E7%8B%90=a%20b%0D%0AX:%20y"),
+    ],
+)
+async def test_its_url_is_sent_unchanged(
+    sandbox: Sandbox, api: Api, target: str, sent: str | None
+) -> None:
+    """Letter by letter, since an endpoint may compare it; only blanks and the like are escaped."""
+    lines: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(await reader.readline())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        task_id = await api.submit(callBackUrl=f"http://127.0.0.1:{port}{target}")
+        assert await sandbox.call_back(task_id) == 200
+    assert lines == [f"POST {sent or target} HTTP/1.1\r\n".encode()]
+
+
+@pytest.mark.parametrize(
+    ("url", "encoded"),
+    [
+        ("http://füchse.example/h", "http://xn--fchse-kva.example/h"),
+        ("https://user:p%40w@h:8443/?q=%7e", "https://user:p%40w@h:8443/?q=%7e"),
+        ("HTTP://[::1]:8080/", "http://[::1]:8080/"),
+    ],
+)
+def test_its_host_is_written_as_the_network_needs_it(url: str, encoded: str) -> None:
+    """Names beyond ASCII are looked up in their other spelling."""
+    assert str(as_it_is(url)) == encoded
 
 
 async def test_a_redirect_is_not_followed(sandbox: Sandbox, api: Api) -> None:

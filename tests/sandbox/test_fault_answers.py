@@ -252,7 +252,8 @@ async def test_an_upload_that_says_file_url() -> None:
     """The other page of the upload host's documentation."""
     faults = Faults().on("upload", do=variant("file_url"))
     async with Sandbox(faults=faults) as sandbox, api_of(sandbox) as api:
-        data = (await api.post("/api/file-url-upload", {"fileUrl": "http://e.org/a"}))["data"]
+        body = {"fileUrl": "http://e.org/a", "uploadPath": "x"}
+        data = (await api.post("/api/file-url-upload", body))["data"]
         assert (await api.download(data["fileUrl"]))[0] == 200
     assert "downloadUrl" not in data
 

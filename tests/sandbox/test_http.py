@@ -107,6 +107,50 @@ async def test_malformed_json_is_code_400(sandbox: Sandbox, api: Api, body: byte
     assert sandbox.ledger.accepted == ()
 
 
+BODY = json.dumps(FOX).encode()
+
+
+def raw_with(*lines: str, path: str = GENERATE, body: bytes = BODY) -> bytes:
+    """Give the bytes of a POST with these lines among its headers."""
+    start, end = raw_post(path, body).split(b"\r\n", 1)
+    return b"\r\n".join([start, *(line.encode() for line in lines), end])
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (raw_with("Content-Type: application/json", "Content-Type: text/plain"), "Content-Type"),
+        (
+            raw_with("Content-Type: a/b", "Content-Type: a/b", path="/api/file-stream-upload"),
+            "Content-Type",
+        ),
+        (raw_with("Host: y"), "Host"),
+        (raw_with("X y: z"), "header"),
+        (raw_with("X: a\0b"), "header"),
+        (raw_with(f"X: {'a' * 9000}"), "8190 bytes"),
+        (raw_with("Content-Encoding: gzip"), "headers"),
+        (raw_with("Content-Encoding: gzip", path="/api/file-base64-upload"), "headers"),
+        (b"nonsense\r\n\r\n", "method"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "HTTP"),
+        (b"POST / HTTP/3.0\r\n\r\n", "version"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "chunk"),
+    ],
+)
+async def test_what_is_not_http_gets_an_envelope_and_no_traceback(
+    sandbox: Sandbox, sent: bytes, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """HTTP 400, code 400 and what is wrong; nothing is accepted, nothing is an error of ours."""
+    head, _, body = (await talk(sandbox, sent)).partition(b"\r\n\r\n")
+    envelope = json.loads(body)
+    status = int(head.split()[1])
+    assert (envelope["code"], envelope["data"]) == (400, None)
+    assert status in {200, 400}
+    assert reason in envelope["msg"]
+    assert b"\r\nContent-Type: application/json" in head
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert sandbox.ledger.accepted == ()
+
+
 async def test_a_body_that_is_too_large_is_413(api: Api) -> None:
     """Declared or not, more than a megabyte of JSON is refused in the envelope."""
 
@@ -214,20 +258,22 @@ async def test_urls_begin_with_files_url(url: str) -> None:
 
 async def check_urls(sandbox: Sandbox, api: Api, origin: str) -> None:
     """Check that each kind of URL begins with the origin, and leads to a file."""
-    data = {"base64Data": "aGk=", "fileName": "a.png"}
+    data = {"base64Data": "aGk=", "fileName": "a.png", "uploadPath": "x"}
     upload = (await api.post("/api/file-base64-upload", data))["data"]["downloadUrl"]
-    task_id = await api.submit(fileUrls=[upload])
+    task_id = await api.submit(taskType="mj_img2img", fileUrls=[upload])
     sandbox.finish(task_id)
     result = (await api.urls(task_id))[0]
     link = (await api.post(DOWNLOAD_URL, {"url": result}))["data"]
-    copy = (await api.post("/api/file-url-upload", {"fileUrl": upload}))["data"]["downloadUrl"]
+    again = {"fileUrl": upload, "uploadPath": "x"}
+    copy = (await api.post("/api/file-url-upload", again))["data"]["downloadUrl"]
     for url, place in ((upload, "/u/"), (result, "/m/"), (link, "/d/"), (copy, "/u/")):
         assert url.startswith(f"{origin}{place}")
         status, content = await api.download(f"{sandbox.url}{url.removeprefix(origin)}")
         assert status == 200
         assert content.startswith(b"hi" if place == "/u/" else b"\xff\xd8")
     # A file of ours that is not there is noticed: the task fails, as it would at MidAPI.
-    failing = await api.submit(fileUrls=[f"{origin}/u/none/a.png"], prompt="[[sandbox: seconds=0]]")
+    gone = {"taskType": "mj_img2img", "fileUrls": [f"{origin}/u/none/a.png"]}
+    failing = await api.submit(**gone, prompt="[[sandbox: seconds=0]]")
     await asyncio.sleep(1)
     assert (await api.look(failing))["successFlag"] == 3
 

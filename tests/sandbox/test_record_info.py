@@ -1,11 +1,12 @@
 import asyncio
 import re
 import time
+from email.utils import parsedate_to_datetime
 
 import pytest
 
 from midapi_async.sandbox import Sandbox
-from tests.sandbox.world import RECORD_INFO, Api, api_of
+from tests.sandbox.world import RECORD_INFO, VIDEO, Api, api_of
 
 
 async def test_the_recorded_shape(sandbox: Sandbox, api: Api) -> None:
@@ -68,13 +69,29 @@ async def test_stamps_show_the_duration_that_is_played(scale: float) -> None:
     assert record["completeTime"] - record["createTime"] == 65_000
 
 
+async def test_stamps_are_whole_seconds(sandbox: Sandbox, api: Api) -> None:
+    """As the recorded ones are, also where a task takes none; and none is in the future."""
+    for pause in (0.0, 0.4, 0.7, 1.3):
+        await asyncio.sleep(pause)
+        task_id = await api.submit()
+        await asyncio.sleep(pause)
+        sandbox.finish(task_id)
+        async with api.session.get(RECORD_INFO, params={"taskId": task_id}) as response:
+            now = parsedate_to_datetime(response.headers["Date"]).timestamp()
+            record = (await response.json())["data"]
+        stamps = record["createTime"], record["completeTime"]
+        assert [stamp % 1000 for stamp in stamps] == [0, 0]
+        assert stamps[1] - stamps[0] == 1000 * int(pause)
+        assert now - 2 * pause - 1 <= stamps[0] / 1000 <= stamps[1] / 1000 <= now
+
+
 async def test_the_documented_shape() -> None:
     """Switched, the answer is as the vendor's pages show it."""
     async with Sandbox(shape="documented") as sandbox, api_of(sandbox) as api:
         task_id = await api.submit(speed="relaxed")
         sandbox.finish(task_id)
         record = await api.look(task_id)
-        silent = await api.look(await api.submit(speed=None))
+        silent = await api.look(await api.submit(**VIDEO, speed=None))
     assert re.fullmatch(r"mj_task_[0-9a-f]{12}", task_id)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["createTime"])
     assert record["createTime"] == record["completeTime"]

@@ -6,6 +6,7 @@ import pytest
 from midapi_async.sandbox import Sandbox
 from tests.sandbox.world import EXTEND, FOX, GENERATE, UPSCALE, VARY, VIDEO, Api
 
+URL = "https://example.org/a.png"
 TASKS = (
     {"taskType": "mj_txt2img"},
     {"taskType": "mj_img2img", "fileUrls": ["https://example.org/a.png"]},
@@ -33,10 +34,16 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
     ({"taskType": "mj_video_extend_auto"}, 422, "taskType"),
     ({"prompt": "x" * 2001}, 422, "prompt"),
     ({"prompt": 5}, 422, "prompt"),
-    ({"speed": "Fast"}, 422, "speed"),
+    ({"prompt": " \n"}, 400, "prompt"),
+    ({"speed": "Fast"}, 422, "The speed parameter is incorrect."),
+    ({"speed": None}, 422, "The speed parameter is incorrect."),
+    ({"speed": ""}, 422, "The speed parameter is incorrect."),
+    ({"taskType": "mj_img2img", "fileUrl": URL, "speed": None}, 422, "speed"),
+    ({"taskType": "mj_style_reference", "fileUrl": URL, "speed": None}, 422, "speed"),
     ({"aspectRatio": "5:4"}, 422, "aspectRatio"),
-    ({"version": "8"}, 422, "version"),
-    ({"version": 8}, 422, "version"),
+    ({"version": "v7"}, 422, "version"),
+    ({"version": "niji 6"}, 422, "version"),
+    ({"version": -7}, 422, "version"),
     ({"version": True}, 422, "version"),
     ({"variety": 101}, 422, "variety"),
     ({"stylization": 1001}, 422, "stylization"),
@@ -63,6 +70,8 @@ REFUSED: tuple[tuple[dict[str, Any], int, str], ...] = (
         422,
         "fileUrls",
     ),
+    ({"taskType": "mj_img2img", "fileUrls": [URL, "data:image/png;base64,AA"]}, 422, "fileUrls"),
+    ({"taskType": "mj_omni_reference", "fileUrl": " DATA:,x"}, 422, "fileUrls"),
 )
 
 
@@ -86,9 +95,15 @@ async def test_what_the_service_refuses_names_the_field(sandbox: Sandbox, api: A
         {"variety": 0, "stylization": 0, "weirdness": 3000},
         {"variety": 7},
         {"waterMark": "", "fileUrl": "", "fileUrls": [], "callBackUrl": "", "aspectRatio": ""},
-        {"speed": None, "version": None, "ow": None},
+        {"fileUrls": "", "version": "", "stylization": "", "motion": "", "ow": ""},
+        {"version": None, "ow": None},
         {"fileUrl": "https://example.org/unused.png"},
+        {"fileUrls": ["data:image/png;base64,AA"]},
         {"version": "niji7"},
+        {"version": "8.1"},
+        {**VIDEO, "speed": None},
+        {**VIDEO, "speed": "fast"},
+        {**VIDEO, "fileUrl": URL, "fileUrls": ""},
     ],
 )
 async def test_what_the_service_accepts(api: Api, fields: dict[str, Any]) -> None:
@@ -105,7 +120,9 @@ async def test_a_misspelt_field_is_ignored_in_silence(sandbox: Sandbox, api: Api
     assert entry.callback_url is None
 
 
-@pytest.mark.parametrize(("sent", "stored"), [(7, "7"), (6.1, "6.1"), (6.0, "6"), ("7", "7")])
+@pytest.mark.parametrize(
+    ("sent", "stored"), [(7, "7"), (6.1, "6.1"), (6.0, "6"), ("7", "7"), (8, "8")]
+)
 async def test_a_version_may_be_a_number(api: Api, sent: object, stored: str) -> None:
     """A JSON number is stored as text."""
     task_id = await api.submit(version=sent)
@@ -122,6 +139,30 @@ async def test_param_json_is_what_was_recorded(api: Api) -> None:
         '"prompt":"a red fox","speed":"fast","stylization":300,"taskType":"mj_txt2img",'
         '"version":"7","videoBatchSize":1,"weirdness":150}'
     )
+
+
+async def test_an_omni_reference_without_a_speed_is_stored_as_fast(
+    sandbox: Sandbox, api: Api
+) -> None:
+    """And costs as much; one with a speed keeps it."""
+    body = {"taskType": "mj_omni_reference", "fileUrl": URL}
+    task_ids = [await api.submit(**body, speed=speed) for speed in (None, "", "relaxed")]
+    params = [json.loads((await api.look(task_id))["paramJson"]) for task_id in task_ids]
+    assert [each["speed"] for each in params] == ["fast", "fast", "relaxed"]
+    assert [entry.price for entry in sandbox.ledger.accepted] == [8, 8, 3]
+
+
+async def test_what_was_not_set_is_not_stored(api: Api) -> None:
+    """Fields that are empty are left out, like those that are not there."""
+    empty = dict.fromkeys(["waterMark", "fileUrls", "fileUrl", "aspectRatio", "callBackUrl"], "")
+    first, second = await api.submit(), await api.submit(**empty, ow=None)
+    assert (await api.look(first))["paramJson"] == (await api.look(second))["paramJson"]
+
+
+async def test_a_text_to_image_has_no_references(sandbox: Sandbox, api: Api) -> None:
+    """What cannot be fetched does not fail a task that would not fetch it."""
+    task_id = await api.submit(fileUrls=["", "data:,x"], prompt="x [[sandbox: seconds=0]]")
+    assert (await api.look(task_id))["successFlag"] == 1
 
 
 async def test_param_json_keeps_what_was_said(api: Api) -> None:
@@ -231,7 +272,6 @@ async def test_what_goes_on_from_a_task_needs_the_right_one(  # noqa: PLR0917  p
         ({"speed": "relaxed"}, 3),
         ({"speed": "fast"}, 8),
         ({"speed": "turbo"}, 16),
-        ({"speed": None}, 8),
         (VIDEO, 15),
         ({**VIDEO, "videoBatchSize": 4}, 60),
     ],
@@ -243,6 +283,13 @@ async def test_documented_prices(
     await api.submit(**fields)
     assert price == sandbox.ledger.accepted[0].price
     assert 10_000 - price == sandbox.credits
+
+
+async def test_the_price_of_an_extension(sandbox: Sandbox, api: Api) -> None:
+    """No page says it; two users say 60."""
+    parent = await finished(sandbox, api, **VIDEO)
+    await api.submit(EXTEND, taskId=parent, taskType="mj_video_extend_auto", index=0)
+    assert sandbox.ledger.accepted[1].price == 60
 
 
 async def test_a_reference_that_cannot_be_fetched_fails_later(sandbox: Sandbox, api: Api) -> None:

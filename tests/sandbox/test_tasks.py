@@ -32,7 +32,7 @@ async def test_durations_scatter_around_what_was_measured(
     """Each kind of task takes about as long as it does in life, not always the same."""
     seen = [await duration(sandbox, fields) for _ in range(15)]
     assert middle == pytest.approx(statistics.median(seen), rel=0.2)
-    assert len(set(seen)) == 15
+    assert len(set(seen)) > 8
 
 
 async def test_equal_seeds_give_equal_durations() -> None:

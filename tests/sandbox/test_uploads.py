@@ -7,8 +7,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from midapi_async.sandbox import Sandbox
-from tests.sandbox.world import Api
+from midapi_async.sandbox import Sandbox, answer_code
+from tests.sandbox.world import GENERATE, Api, api_of
 
 STREAM = "/api/file-stream-upload"
 BASE64 = "/api/file-base64-upload"
@@ -19,7 +19,7 @@ DAY = 86_400
 
 def form(**fields: str) -> aiohttp.FormData:
     """Give a multipart form with a file in it."""
-    data = aiohttp.FormData(fields)
+    data = aiohttp.FormData({"uploadPath": "images", **fields})
     data.add_field("file", io.BytesIO(DATA), filename="fox.jpg", content_type="image/jpeg")
     return data
 
@@ -49,7 +49,8 @@ async def test_a_multipart_upload(sandbox: Sandbox, api: Api) -> None:
 
 async def test_a_multipart_upload_without_a_name(api: Api) -> None:
     """The file's own name is taken."""
-    assert (await stream(api, form()))["data"]["fileName"] == "fox.jpg"
+    data = (await stream(api, form()))["data"]
+    assert (data["fileName"], data["filePath"]) == ("fox.jpg", "images/fox.jpg")
 
 
 @pytest.mark.parametrize("data", [{"file": "text"}, {"x": "y"}, b"bytes", None])
@@ -65,9 +66,10 @@ async def test_a_multipart_upload_without_a_file(api: Api, data: object) -> None
 )
 async def test_a_base64_upload(api: Api, prefix: str, kind: str) -> None:
     """Bare base64 or a data URL; the type is the URL's, else the name's."""
-    body = {"base64Data": prefix + base64.b64encode(DATA).decode(), "fileName": "a.png"}
+    text = prefix + base64.b64encode(DATA).decode()
+    body = {"base64Data": text, "fileName": "a.png", "uploadPath": "/x/"}
     data = (await api.post(BASE64, body))["data"]
-    assert ("a.png", "a.png", kind) == (data["fileName"], data["filePath"], data["mimeType"])
+    assert ("a.png", "x/a.png", kind) == (data["fileName"], data["filePath"], data["mimeType"])
     assert await api.download(data["downloadUrl"]) == (200, DATA)
 
 
@@ -91,7 +93,8 @@ async def test_a_url_upload_copies_our_own_files(sandbox: Sandbox, api: Api) -> 
     sandbox.finish(task_id)
     result = (await api.urls(task_id))[0]
     first = (await api.post(URL, {"fileUrl": result, "uploadPath": "x"}))["data"]
-    second = (await api.post(URL, {"fileUrl": first["downloadUrl"], "fileName": "b.jpg"}))["data"]
+    body = {"fileUrl": first["downloadUrl"], "fileName": "b.jpg", "uploadPath": "x"}
+    second = (await api.post(URL, body))["data"]
     assert await api.download(result) == await api.download(second["downloadUrl"])
     assert (second["fileName"], second["mimeType"]) == ("b.jpg", "image/jpeg")
 
@@ -99,7 +102,7 @@ async def test_a_url_upload_copies_our_own_files(sandbox: Sandbox, api: Api) -> 
 async def test_a_url_upload_fetches_nothing(sandbox: Sandbox, api: Api) -> None:
     """Any other URL becomes a picture of itself: a sandbox needs no network."""
     for url in ("https://example.invalid/a/fox.jpeg", "http://127.0.0.1:9/"):
-        data = (await api.post(URL, {"fileUrl": url}))["data"]
+        data = (await api.post(URL, {"fileUrl": url, "uploadPath": "x"}))["data"]
         status, body = await api.download(data["downloadUrl"])
         assert (status, body[:2]) == (200, b"\xff\xd8")
     assert sandbox.ledger.count("file") == 2
@@ -108,9 +111,38 @@ async def test_a_url_upload_fetches_nothing(sandbox: Sandbox, api: Api) -> None:
 async def test_a_url_upload_that_is_none(sandbox: Sandbox, api: Api) -> None:
     """No URL, or a file of ours that is not there."""
     for url in (None, "", "x", "ftp://a/b", 5):
-        assert (await api.post(URL, {"fileUrl": url}))["code"] == 400
-    missing = f"{sandbox.url}/m/nobody_0_0.jpeg"
-    assert (await api.post(URL, {"fileUrl": missing}))["msg"] == "fileUrl could not be fetched"
+        answer = await api.post(URL, {"fileUrl": url, "uploadPath": "x"})
+        assert (answer["code"], "fileUrl" in answer["msg"]) == (400, True)
+    missing = {"fileUrl": f"{sandbox.url}/m/nobody_0_0.jpeg", "uploadPath": "x"}
+    assert (await api.post(URL, missing))["msg"] == "fileUrl could not be fetched"
+
+
+@pytest.mark.parametrize("folder", [None, "", 5])
+async def test_an_upload_without_a_folder(sandbox: Sandbox, api: Api, folder: object) -> None:
+    """uploadPath is required in all three ways, and nothing is kept."""
+    good = {"uploadPath": folder, "base64Data": "aGk=", "fileUrl": "https://example.org/a.png"}
+    text = form(uploadPath="")
+    answers = [await api.post(BASE64, good), await api.post(URL, good), await stream(api, text)]
+    refused = {"success": False, "code": 400, "msg": "uploadPath parameter is required"}
+    assert answers == [{**refused, "data": None}] * 3
+
+
+async def test_every_refused_upload_says_no_success(sandbox: Sandbox, api: Api) -> None:
+    """Beside the code, whoever refuses: the service, aiohttp's limits, a fault, a wrong key."""
+    sandbox.faults.on("upload", nth=4, do=answer_code(500))
+    answers = [
+        await api.post(BASE64, []),
+        await api.post(URL, {}),
+        await stream(api, form(uploadPath="")),
+        await stream(api, form()),
+    ]
+    async with api.session.get(URL) as response:
+        answers.append(await response.json())
+    async with api_of(sandbox, "") as stranger:
+        answers.append(await stranger.post(URL, {}))
+    codes = [(answer["success"], answer["code"]) for answer in answers]
+    assert codes == [(False, code) for code in (400, 400, 400, 500, 405, 401)]
+    assert "success" not in await api.post(GENERATE, {})
 
 
 async def test_uploads_last_three_days(api: Api) -> None:
@@ -138,7 +170,7 @@ async def test_the_oldest_uploads_go_first(api: Api, monkeypatch: pytest.MonkeyP
 )
 async def test_names_are_made_safe(api: Api, name: str, safe: str) -> None:
     """A name can be no path, and a page that was uploaded is no page of this origin."""
-    body = {"base64Data": "aGk=", "fileName": name, "uploadPath": 5}
+    body = {"base64Data": "aGk=", "fileName": name, "uploadPath": "x"}
     data = (await api.post(BASE64, body))["data"]
     assert safe == data["fileName"]
     async with api.session.get(data["downloadUrl"]) as response:
