@@ -8,17 +8,20 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
+from typing import TypeAlias
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
 from .._wire.records import Record
 from .._wire.tokens import has_foreign_token
-from ..errors import ClientClosed, JournalError, MidAPIError, TaskNotFound
+from ..errors import ClientClosed, JournalError, TaskNotFound
 from ..tasks import TaskDetails, TaskStatus
 from .recorder import ResultRecorder
 from .verdict import read_answer
 
-REMEMBERED = 1_000  # records of so many tasks
+Found: TypeAlias = Record | TaskDetails | Exception
+
+REMEMBERED = 300  # records of so many tasks, each of about 3 KB
 FORGOTTEN_AFTER = 3600.0  # seconds
 
 
@@ -42,7 +45,8 @@ class Seen:
         self._clock = clock
         # When each record came; the last one is the newest.
         self._records: OrderedDict[str, tuple[float, Record]] = OrderedDict()
-        self._shared: dict[str, asyncio.Task[Record | TaskDetails | MidAPIError]] = {}
+        # Those who wait for the same look, by task id.
+        self._shared: dict[str, list[asyncio.Future[Found]]] = {}
         self._tasks = OwnedTasks()
 
     async def look(self, task_id: str) -> Record | None:
@@ -81,39 +85,45 @@ class Seen:
             age = self._clock.time() - seen_at
             if age <= FORGOTTEN_AFTER and (age < max_age or final_in(record)):
                 return record
-        finding = self._shared.get(task_id)
-        if finding is None:
-            finding = self._tasks.start(self._find_out(task_id), context=Context())
-            self._shared[task_id] = finding
-            finding.add_done_callback(lambda _: self._shared.pop(task_id))
-        await asyncio.wait({finding})
-        if finding.cancelled():
-            raise ClientClosed(task_id)
-        found = finding.result()
-        if isinstance(found, MidAPIError):
-            # Each caller gets an error of its own, since each adds its own traceback.
-            own = copy(found)
-            own.__cause__ = found.__cause__
-            raise own
-        return found
+        own: asyncio.Future[Found] = self._clock.loop.create_future()
+        asking = self._shared.setdefault(task_id, [])
+        asking.append(own)
+        if len(asking) == 1:
+            # Nobody else is asking. A task of its own, since any of the callers may be cancelled;
+            # futures, since a caller that waits for a task resumes one turn of the loop later.
+            work = self._answer(task_id, asking)
+            self._tasks.start(work, context=Context(), eagerly=True)
+        found = await own
+        if not isinstance(found, Exception):
+            return found
+        # Each caller gets an error of its own, since each adds its own traceback.
+        error = copy(found)
+        error.__cause__ = found.__cause__
+        raise error
 
-    async def _find_out(self, task_id: str) -> Record | TaskDetails | MidAPIError:
+    async def _answer(self, task_id: str, asking: list[asyncio.Future[Found]]) -> None:
+        """Give everyone who asks for a task what is found out."""
+        found: Found = ClientClosed(task_id)
+        try:
+            found = await self._find_out(task_id)
+        except Exception as error:  # noqa: BLE001 - also a bug is raised where it is seen
+            found = error
+        finally:
+            self._shared.pop(task_id)
+            _resolve(asking, found)
+
+    async def _find_out(self, task_id: str) -> Record | TaskDetails:
         """The final details in the journal, or else one look."""
         row = None
         with suppress(JournalError):  # the look shows more than the journal
             row = await self._recorder.row_of(task_id)
         if row is not None and row.details is not None:
             return row.details
-        try:
-            record = await self.look(task_id)
-        except MidAPIError as error:
-            return error
-        if record is None:
-            return TaskNotFound(task_id)
-        details = final_in(record)
+        if (record := await self.look(task_id)) is None:
+            raise TaskNotFound(task_id)
         if (
             row is not None
-            and details is not None
+            and (details := final_in(record)) is not None
             and not has_foreign_token(record.params.get("callBackUrl"), row.token_hash)
         ):
             write = self._recorder.write(task_id, row.intent_id, details, taken=False)
@@ -123,6 +133,15 @@ class Seen:
     async def aclose(self) -> None:
         """End the looks that are shared; their callers get `ClientClosed`."""
         await self._tasks.finish()
+        for task_id, asking in self._shared.items():  # cancelled before its first step
+            _resolve(asking, ClientClosed(task_id))
+        self._shared.clear()
+
+
+def _resolve(asking: list[asyncio.Future[Found]], found: Found) -> None:
+    for own in asking:
+        if not own.done():  # else that caller was cancelled
+            own.set_result(found)
 
 
 def final_in(record: Record) -> TaskDetails | None:

@@ -157,7 +157,9 @@ def _accounts(api_key: tuple[str, ...], credits: float) -> dict[str, float]:
         with suppress(ValueError):
             accounts[key] = float(balance) if sign else credits
         if not 0 <= accounts.get(key, -1) < inf:
-            raise usage_error("--api-key: the credits must be a number of at least 0: KEY=100")
+            raise usage_error(
+                "--api-key: the credits must be a number of at least 0, as in KEY=100"
+            )
     return accounts
 
 

@@ -45,11 +45,11 @@ def add_fault(faults: Faults, line: str) -> None:
     """
     operation, name, *words = [*shlex.split(line), "", ""]
     if operation not in OPERATIONS:
-        message = f"begins with {operation!r}; choose from {', '.join(OPERATIONS)}"
+        message = f"unknown operation {operation!r}; choose from {', '.join(OPERATIONS)}"
         raise ValueError(message)
     actions = dict(_actions(_KINDS[operation]))
     if name not in actions:
-        message = f"{operation} cannot do {name!r}; choose from {', '.join(actions)}"
+        message = f"unknown action {name!r} for {operation}; choose from {', '.join(actions)}"
         raise ValueError(message)
     make = actions[name]
     parameters = inspect.signature(make).parameters

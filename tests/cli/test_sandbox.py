@@ -384,7 +384,7 @@ def test_without_pillow(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--outage", "0", "seconds must be at least"),
         ("--outage", "-5", "seconds must be at least"),
         ("--outage", "nan", "seconds must be at least"),
-        ("--fault", "submit lose", "submit cannot do 'lose'; choose from"),
+        ("--fault", "submit lose", "unknown action 'lose' for submit; choose from"),
         ("--fault", "look hang nth=x", "nth must be a number"),
         ("--seed", "x", ""),
         ("--shape", "round", ""),

@@ -129,12 +129,12 @@ async def test_a_line_changes_a_task_or_a_callback(line: str, action: Action) ->
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", "begins with ''; choose from submit, look"),
-        ("submt lose_answer", "begins with 'submt'; choose from submit, look"),
-        ("submit", "submit cannot do ''; choose from answer_code"),
-        ("submit lose", "submit cannot do 'lose'; choose from .*lose_answer"),
-        ("task lose_answer", "task cannot do 'lose_answer'; choose from fail_task"),
-        ("look rewrite x", "look cannot do 'rewrite'"),
+        ("", "unknown operation ''; choose from submit, look"),
+        ("submt lose_answer", "unknown operation 'submt'; choose from submit, look"),
+        ("submit", "unknown action '' for submit; choose from answer_code"),
+        ("submit lose", "unknown action 'lose' for submit; choose from .*lose_answer"),
+        ("task lose_answer", "unknown action 'lose_answer' for task; choose from fail_task"),
+        ("look rewrite x", "unknown action 'rewrite' for look"),
         ("look huge", "makes no sense for look; only for file"),
         ("file cut", r"missing a required argument: 'after'; write: cut AFTER \[declared=yes\]"),
         ("submit lose_answer nht=2", "too many positional arguments; write: lose_answer"),
