@@ -251,7 +251,8 @@ def test_property_never_too_many_never_stuck(
 async def test_a_post_that_was_not_sent_leaves_its_slot() -> None:
     """MidAPI has counted nothing, so the retry need not wait for a window."""
     async with ScriptedServer() as server:
-        url = server.url  # where nobody listens any more, in a moment
+        # Nobody listens there any more, in a moment; it does not look like this machine.
+        url = f"https://0.0.0.0:{server.port}"
     client = MidAPIClient(
         API_KEY,
         base_url=url,
