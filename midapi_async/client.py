@@ -190,7 +190,8 @@ class MidAPIClient:
 
     def __repr__(self) -> str:
         state = "open" if self._session else "closed" if self._was_opened else "not opened"
-        return f"<MidAPIClient {self._settings.base_url} {state}>"
+        made = getattr(self, "_settings", None)  # else __init__ has failed, and is being traced
+        return f"<MidAPIClient {made.base_url if made else 'not made'} {state}>"
 
     def __reduce__(self) -> Never:
         raise TypeError(

@@ -111,6 +111,10 @@ class CallbackReceiver:
             problems["public_url"] = "is missing: give the URL at which MidAPI reaches the receiver"
         elif not is_loopback(str(host)):
             problems["public_url"] = "is missing; it may be left out only if the host is loopback"
+        # Before an error can be raised: `repr` needs them.
+        self._public_url = public_url
+        self._port = port
+        self._inboxes: dict[Inbox[Any], asyncio.AbstractEventLoop] = {}
         given = webhook_key if isinstance(webhook_key, list | tuple) else (webhook_key,)
         keys: Sequence[object] = [hidden(key) for key in given]
         is_given = webhook_key is not None
@@ -121,11 +125,8 @@ class CallbackReceiver:
             problems["webhook_key"] = "must be a non-empty str without line breaks, or several"
         if problems:
             raise InvalidRequestError(problems)
-        self._public_url = public_url
         self._host = host
-        self._port = port
         self._keys = tuple(str(key).encode() for key in keys)
-        self._inboxes: dict[Inbox[Any], asyncio.AbstractEventLoop] = {}
         self._starting: asyncio.Task[CallbackServer] | None = None
         self._server: CallbackServer | None = None
         self._warned_of: set[str] = set()  # kinds of bad signatures; each is logged once
