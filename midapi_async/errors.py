@@ -497,7 +497,7 @@ class WaitTimeout(MidAPIError, TimeoutError):
         process: the id of the process that sends it; None if this client does, or if it is not
             known.
         goes_on: whether the last look that was answered has shown the task generating.
-        problem: why the last look failed, in words; None if it was answered, or none was made.
+        problem: why the last look or the last POST failed, in words; None if it did not.
     """
 
     task_id: str | None = None
@@ -521,9 +521,10 @@ class WaitTimeout(MidAPIError, TimeoutError):
                 "accepted and paid for: wait for it with the same key, or with "
                 f"client.intents.settle({self.intent_id!r})."
             )
+        why = f" It was not sent before because: {self.problem}" if self.problem else ""
         return (
             "The timeout passed while the submission waited to be sent. Nothing was bought; submit "
-            "it again."
+            f"it again.{why}"
         )
 
 

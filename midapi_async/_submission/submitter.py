@@ -180,8 +180,10 @@ class Submitter:
             found = None if submission.outcome.cancelled() else submission.outcome.result()
             if isinstance(found, Intent):
                 return found, False
-        problem = submission.problem if submission is not None else None
-        raise about(WaitTimeout(intent_id=waiting_for, process=process), key=key) from problem
+        cause = submission.problem if submission is not None else None
+        problem = None if cause is None else str(cause)
+        timeout = WaitTimeout(intent_id=waiting_for, process=process, problem=problem)
+        raise about(timeout, key=key) from cause
 
     async def find(self, key: str) -> Intent | None:
         """The accepted intent that has a key; None if the key is free, or was refused.

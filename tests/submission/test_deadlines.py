@@ -13,6 +13,7 @@ from midapi_async import (
     MemoryJournal,
     MidAPIError,
     RateLimit,
+    RateLimitError,
     RetryPolicy,
     State,
     SubmissionUnknown,
@@ -208,3 +209,14 @@ async def test_l17_200_orders_end_within_their_timeout(
             await asyncio.sleep(400)
             left = [row for row in await client._opened().journal.rows() if row.task_id is None]
             assert {row.state for row in left} <= {State.UNKNOWN, State.REFUSED}
+
+
+async def test_a_timeout_between_two_retries_says_why_nothing_was_sent() -> None:
+    """The last failure is in the text, and the cause."""
+    async with (
+        ScriptedServer(then=refused(429, "too many calls")) as server,
+        client_of(server) as client,
+    ):
+        with pytest.raises(WaitTimeout, match=r"Nothing was bought.*too many calls") as caught:
+            await client.generate("a red fox", timeout=5)
+    assert isinstance(caught.value.__cause__, RateLimitError)
