@@ -29,7 +29,12 @@ from midapi_async.sandbox.pytest_plugin import midapi_sandbox
 __all__ = ["midapi_sandbox"]  # also where the package is not installed
 
 # slow: on the newest Python only; each program is a process of its own.
-pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+# The scale is the README's: at the fixture's own a slow submission would print its progress.
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.slow,
+    pytest.mark.midapi_sandbox(time_scale=60),
+]
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")

@@ -819,7 +819,7 @@ def test_without_problems_the_exit_code_is_0(
 
 
 @pytest.mark.real_time
-@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY)
+@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY, time_scale=1)
 def test_with_problems_the_exit_code_is_1(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:

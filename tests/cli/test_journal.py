@@ -10,7 +10,8 @@ from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import Midapi, only, wait_until
 
-pytestmark = pytest.mark.real_time
+# At the default scale a slow submission would print its progress.
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=60)]
 
 
 async def generate(client: MidAPIClient, key: str) -> str:

@@ -7,7 +7,7 @@ from midapi_async import MidAPIClient
 from midapi_async.sandbox import SandboxThread, answer_code
 from tests.cli.conftest import Midapi, ctrl_c_when, only
 
-pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(auto=False)]
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(auto=False, time_scale=60)]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_an_unusable_folder_is_a_usage_error(
     assert midapi_sandbox.ledger.looks(task_id) == 0
 
 
-@pytest.mark.midapi_sandbox(auto=True, time_scale=60)
+@pytest.mark.midapi_sandbox(auto=True)
 def test_waiting_for_a_task(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """--wait ends when the task does."""
     task_id = only(midapi("generate", "a fox [[sandbox: seconds=30]]", "--no-wait").lines)
