@@ -113,8 +113,8 @@ class Session:
         )
         longest_post = POST_MARGIN + clock.network_seconds(timeouts.submit)
         self.outcomes = OutcomeRecorder(
-            journal,
-            self.watcher,
+            journal=journal,
+            watcher=self.watcher,
             longest_post=longest_post,
             has_receiver=callback_url is not None,
             report=self.report,

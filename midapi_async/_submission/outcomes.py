@@ -50,6 +50,7 @@ _NO_TASK = {
 Outcome = asyncio.Future[Intent | Standing]
 
 
+@attrs.define(eq=False, repr=False, kw_only=True)
 class OutcomeRecorder:
     """Writes the outcomes of submissions, and waits for those of other processes.
 
@@ -67,30 +68,23 @@ class OutcomeRecorder:
         unknown_count: how many submissions have become unknown here.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        watcher: Watcher,
-        *,
-        longest_post: float,
-        has_receiver: bool,
-        report: Callable[[Event], object],
-        clock: Clock,
-    ) -> None:
-        self._journal = journal
-        self._watcher = watcher
-        self._longest_post = longest_post
-        self._has_receiver = has_receiver
-        self._report = report
-        self._clock = clock
-        self._rewrites = OwnedTasks()
-        self._wakeups: set[asyncio.Event] = set()  # of the callers in `wait_for_change`
-        self._unwritten: dict[str, Intent] = {}  # outcomes that are not in the journal yet
-        self._disowned: set[tuple[str, str]] = set()  # intents and the tasks that are not theirs
-        self._closed: asyncio.Future[None] = clock.loop.create_future()
-        self.outcomes: dict[str, Outcome] = {}
-        self.is_stopped = False
-        self.unknown_count = 0
+    _journal: Journal
+    _watcher: Watcher
+    _longest_post: float
+    _has_receiver: bool
+    _report: Callable[[Event], object]
+    _clock: Clock
+    _rewrites: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
+    # The callers in `wait_for_change`.
+    _wakeups: set[asyncio.Event] = attrs.field(factory=set, init=False)
+    # Outcomes that are not in the journal yet, by intent id.
+    _unwritten: dict[str, Intent] = attrs.field(factory=dict, init=False)
+    # Intents, each with a task that is not its own.
+    _disowned: set[tuple[str, str]] = attrs.field(factory=set, init=False)
+    _closed: asyncio.Future[None] = attrs.field(factory=asyncio.Future, init=False)
+    outcomes: dict[str, Outcome] = attrs.field(factory=dict, init=False)
+    is_stopped: bool = attrs.field(default=False, init=False)
+    unknown_count: int = attrs.field(default=0, init=False)
 
     def report(self, kind: type[Event], intent: Intent, **facts: object) -> None:
         """Report an event about an intent."""

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
+import attrs
+
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
 from .._runtime.secret import clearing_locals
@@ -52,6 +54,7 @@ class Submission:
         self.stop: asyncio.Future[None] = loop.create_future()  # done: send nothing from now on
 
 
+@attrs.define(eq=False, repr=False, kw_only=True)
 class Sender:
     """Carries out submissions.
 
@@ -73,36 +76,21 @@ class Sender:
         submissions: those that have not ended, by intent id.
     """
 
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        recorder: OutcomeRecorder,
-        account: str,
-        line: Line,
-        rate_limit: RateLimit | None,
-        send: Callable[[Call, Callable[[], Awaitable[object]]], Awaitable[Answer]],
-        ping: Callable[[], Awaitable[object]],
-        longest_post: float,
-        slow_down: Callable[[float], None],
-        give_up_after: float,
-        clock: Clock,
-    ) -> None:
-        self._journal = journal
-        self._recorder = recorder
-        self._account = account
-        self._line = line
-        self._limit = rate_limit
-        self._longest_post = longest_post
-        self._send = send
-        self._ping = ping
-        self._slow_down = slow_down
-        self._give_up_after = give_up_after
-        self._clock = clock
-        self._tasks = OwnedTasks()
-        self._is_stopped = False
-        self.posts_sent = 0
-        self.submissions: dict[str, Submission] = {}
+    _journal: Journal
+    _recorder: OutcomeRecorder
+    _account: str
+    _line: Line
+    _rate_limit: RateLimit | None
+    _send: Callable[[Call, Callable[[], Awaitable[object]]], Awaitable[Answer]]
+    _ping: Callable[[], Awaitable[object]]
+    _longest_post: float
+    _slow_down: Callable[[float], None]
+    _give_up_after: float
+    _clock: Clock
+    _tasks: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
+    _is_stopped: bool = attrs.field(default=False, init=False)
+    posts_sent: int = attrs.field(default=0, init=False)
+    submissions: dict[str, Submission] = attrs.field(factory=dict, init=False)
 
     @property
     def at_the_gate(self) -> int:
@@ -200,7 +188,7 @@ class Sender:
             ask,
             submission.ticket,
             queued=lambda place: self._recorder.report(Queued, intent, place=place),
-            per=self._limit.per if self._limit else 0.0,
+            per=self._rate_limit.per if self._rate_limit else 0.0,
             ping=self._ping,
             stop=submission.stop,
             patience=self._give_up_after / self._clock.scale,
@@ -262,7 +250,7 @@ class Sender:
     async def _claim(self, submission: Submission) -> Claim:
         asked_at = self._clock.boot_time()
         answer = await self._journal.claim(
-            submission.intent, self._account, self._limit, longest_post=self._longest_post
+            submission.intent, self._account, self._rate_limit, longest_post=self._longest_post
         )
         if isinstance(answer, Claimed):
             submission.slot, submission.claimed_at = answer.slot, asked_at

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+import attrs
+
 from .._runtime.clock import Clock
 from .._runtime.urls import url_problem
 from .._wire import protocol
@@ -74,6 +76,7 @@ def _check_arguments(key: object, metadata: object, callback_url: object) -> Non
         raise about(InvalidRequestError(problems), key=valid_key)
 
 
+@attrs.define(eq=False, repr=False, kw_only=True)
 class Submitter:
     """Turns requests into accepted intents.
 
@@ -86,23 +89,13 @@ class Submitter:
         clock: the client's clock.
     """
 
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        sender: Sender,
-        recorder: OutcomeRecorder,
-        scope: str,
-        callback_url: Callable[[str], str] | None,
-        clock: Clock,
-    ) -> None:
-        self._journal = journal
-        self._sender = sender
-        self._recorder = recorder
-        self._scope = scope
-        self._callback_url = callback_url
-        self._clock = clock
-        self._is_closing = False
+    _journal: Journal
+    _sender: Sender
+    _recorder: OutcomeRecorder
+    _scope: str
+    _callback_url: Callable[[str], str] | None
+    _clock: Clock
+    _is_closing: bool = attrs.field(default=False, init=False)
 
     async def submit(
         self,

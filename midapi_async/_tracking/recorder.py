@@ -6,6 +6,8 @@ import json
 import logging
 import time
 
+import attrs
+
 from .._runtime.background import OwnedTasks
 from .._wire.protocol import server_time
 from ..errors import JournalError
@@ -19,6 +21,7 @@ RETENTION = 15 * 86_400.0  # seconds for which MidAPI keeps results
 _DURATION = "duration"  # the kind of notes that hold how long tasks took
 
 
+@attrs.define(eq=False, repr=False)
 class ResultRecorder:
     """Writes final states, taken results, and how long tasks took.
 
@@ -33,15 +36,12 @@ class ResultRecorder:
         writes: those that are under way.
     """
 
-    def __init__(
-        self, journal: Journal, *, origin: str, takes_at_once: bool, schedule: Schedule
-    ) -> None:
-        self._journal = journal
-        self._origin = origin
-        self.takes_at_once = takes_at_once
-        self._schedule = schedule
-        self.writes = OwnedTasks()
-        self._new_durations: dict[Kind, list[float]] = {}  # not written yet
+    _journal: Journal
+    _origin: str
+    takes_at_once: bool
+    _schedule: Schedule
+    writes: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
+    _new_durations: dict[Kind, list[float]] = attrs.field(factory=dict, init=False)
 
     async def write(
         self,
