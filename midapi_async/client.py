@@ -28,7 +28,7 @@ from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming, shown
 from .events import Event
-from .handle import TaskHandle, check_seconds, handle_of
+from .handle import TaskHandle, deadline_of, handle_of
 from .intents import Intents, pages_of
 from .journal import BOUGHT, Journal
 from .journal.memory import MemoryJournal
@@ -374,8 +374,7 @@ class MidAPIClient:
         with naming(key=key):
             session = self._opened()
             asked = _request(prompt, fields, "key", "metadata", "callback_url", "timeout")
-            seconds = None if timeout is None else check_seconds(timeout)
-        deadline = None if seconds is None else session.clock.time() + seconds
+            deadline = deadline_of(timeout, session)
         if key and not self._journal.is_durable and not self._warned_of_keys:
             self._warned_of_keys = True
             _log.warning(
@@ -449,13 +448,7 @@ class MidAPIClient:
         with naming(key=key):
             session = self._opened()
             asked = _request(prompt, fields, "key", "metadata", "callback_url", "wait_timeout")
-            time, deadline = session.clock.time, None
-            if wait_timeout is not None and not isinstance(wait_timeout, EllipsisType):
-                deadline = time() + check_seconds(wait_timeout, "wait_timeout")
-
-        def left() -> float | EllipsisType | None:
-            return wait_timeout if deadline is None else max(0.0, deadline - time())
-
+            deadline, time = deadline_of(wait_timeout, session, "wait_timeout"), session.clock.time
         try:
             handle = await self.generate(
                 asked,
@@ -473,7 +466,7 @@ class MidAPIClient:
                 unknown.intent_id,
                 seconds if deadline is None else min(seconds, max(0.0, deadline - time())),
             )
-        return await handle.wait(left())
+        return await handle.wait(wait_timeout if deadline is None else max(0.0, deadline - time()))
 
     async def find(self, key: str) -> TaskHandle | None:
         """The handle of what was bought with a key; None if the key is free. Sends nothing.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
-from typing import Never, cast
+from typing import Never
 
 import attrs
 
@@ -118,7 +118,7 @@ class TaskHandle:
         """
         with self._naming():
             refuse_misnamed(misnamed)
-            deadline, details = self._deadline(timeout), self._final
+            deadline, details = deadline_of(timeout, self._session), self._final
         if details is None:
             with self._naming():
                 self._session.check()
@@ -158,11 +158,6 @@ class TaskHandle:
 
     def _naming(self) -> AbstractContextManager[None]:
         return naming(key=self.key, intent_id=self.intent_id, task_id=self.task_id)
-
-    def _deadline(self, timeout: float | EllipsisType | None) -> float | None:
-        if timeout is None or isinstance(timeout, EllipsisType):
-            return None
-        return self._session.clock.time() + check_seconds(timeout)
 
     async def _disown(self) -> SubmissionUnknown:
         with self._naming():
@@ -211,7 +206,7 @@ class TaskHandle:
             MidAPIError: the look failed.
         """
         with self._naming():
-            max_age = check_age(max_age)
+            max_age = check_seconds(max_age, "max_age", least=0.0)
             self._session.check()
             if self._final is not None:
                 return self._final
@@ -236,19 +231,6 @@ class TaskHandle:
             await self._session.recorder.write(self.task_id, self.intent_id, taken=True)
 
 
-def check_age(max_age: object) -> float:
-    """A ``max_age`` as a float.
-
-    Raises:
-        InvalidRequestError: it is not a number, or is negative.
-    """
-    if isinstance(max_age, int | float) and not isinstance(max_age, bool) and max_age >= 0:
-        return float(min(max_age, sys.float_info.max))  # a huge int is no float
-    raise InvalidRequestError(
-        {"max_age": f"must be a number of seconds, 0 or more, got {shown(max_age)}"}
-    )
-
-
 def refuse_misnamed(misnamed: Mapping[str, object]) -> None:
     """Refuse what is not an argument of a call that has a `timeout`.
 
@@ -260,20 +242,35 @@ def refuse_misnamed(misnamed: Mapping[str, object]) -> None:
         raise InvalidRequestError(dict.fromkeys(misnamed, problem))
 
 
-def check_seconds(timeout: object, name: str = "timeout") -> float:
-    """A timeout as a float; the error calls it by its name.
+def check_seconds(value: object, name: str, *, least: float = -math.inf) -> float:
+    """A number of seconds as a finite float.
+
+    Args:
+        value: what the user gave.
+        name: of the argument, for the error.
+        least: the smallest number that is allowed; without one, the argument may be None.
 
     Raises:
-        InvalidRequestError: it is not a number.
+        InvalidRequestError: it is not a number, or too small.
     """
-    try:
-        seconds = float(timeout) if isinstance(timeout, int | float) else math.nan
-    except OverflowError:
-        seconds = math.inf if cast("int", timeout) > 0 else -math.inf
-    if isinstance(timeout, bool) or math.isnan(seconds):
-        problem = f"must be a number of seconds, or None; got {shown(timeout)}"
-        raise InvalidRequestError({name: problem})
-    return seconds
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= least:
+        largest = sys.float_info.max  # an int may be too large for a float
+        return float(max(-largest, min(value, largest)))
+    rule = "or None" if least < 0 else f"{least:g} or more"
+    raise InvalidRequestError({name: f"must be a number of seconds, {rule}; got {shown(value)}"})
+
+
+def deadline_of(
+    timeout: float | EllipsisType | None, session: Session, name: str = "timeout"
+) -> float | None:
+    """When a timeout passes, on the client's clock; None without a limit, or if it was left out.
+
+    Raises:
+        InvalidRequestError: it is not a number; the error uses the name of the argument.
+    """
+    if timeout is None or isinstance(timeout, EllipsisType):
+        return None
+    return session.clock.time() + check_seconds(timeout, name)
 
 
 def handle_of(row: Intent, session: Session, *, replayed: bool = False) -> TaskHandle:

@@ -10,9 +10,9 @@ from ._session import Session
 from ._wire.protocol import fits
 from ._wire.tokens import has_token
 from .errors import InvalidRequestError, MidAPIError, SubmissionUnknown, about, naming, shown
-from .handle import TaskHandle, check_seconds, handle_of, refuse_misnamed
+from .handle import TaskHandle, deadline_of, handle_of, refuse_misnamed
 from .journal import BOUGHT, Intent, State
-from .requests import HasTaskId, checked_task_id, id_of
+from .requests import HasTaskId, checked_task_id
 
 
 class Intents:
@@ -50,10 +50,9 @@ class Intents:
         refuse_misnamed(misnamed)
         session = self._session
         seconds = session.timeouts.wait if isinstance(timeout, EllipsisType) else timeout
-        limit = None if seconds is None else check_seconds(seconds)
+        deadline = deadline_of(seconds, session)
         row = await self._row(intent_id)
         session.candidates.follow(row)
-        deadline = None if limit is None else session.clock.time() + limit
         with naming(key=row.key, intent_id=row.intent_id):
             return handle_of(await session.submitter.settle(row, deadline), session)
 
@@ -149,7 +148,7 @@ class Intents:
             raise _wrong_state(row, "only an unknown one can be changed")
 
     async def _row(self, given: str | Intent | SubmissionUnknown) -> Intent:
-        intent_id = id_of(given, "intent_id")
+        intent_id = getattr(given, "intent_id", given)
         if not isinstance(intent_id, str):
             problem = f"must be the intent_id of a SubmissionUnknown, got {shown(given)}"
             raise InvalidRequestError({"intent_id": problem})

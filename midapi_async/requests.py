@@ -147,7 +147,7 @@ def checked_task_id(value: str | HasTaskId) -> str:
     Raises:
         InvalidRequestError: it is not a valid task id.
     """
-    task_id = id_of(value, "task_id")
+    task_id = _task_id(value)
     if problem := task_id_problem(task_id):
         raise InvalidRequestError({"task_id": problem})
     return task_id
@@ -307,14 +307,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 # ─── what is taken for what is meant ─────────────────────────────────────────────────────────────
 
 
-def id_of(value: object, name: str) -> str:
-    """The id of this name that a handle, details or an error has; anything else as it is."""
-    found = value if isinstance(value, str) else getattr(value, name, None)
-    return cast("str", found if isinstance(found, str) else value)
-
-
 def _task_id(value: str | HasTaskId) -> str:
-    return id_of(value, "task_id")
+    """The task id of details or of a handle; leave anything else for the rule to refuse."""
+    found = getattr(value, "task_id", None)
+    return cast("str", found if isinstance(found, str) else value)
 
 
 def _as_tuple(value: list[str] | tuple[str, ...]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from midapi_async import (
 )
 from midapi_async._tracking import seen as seen_module
 from midapi_async._tracking.seen import FORGOTTEN_AFTER, Seen
-from midapi_async.handle import check_age
+from midapi_async.handle import check_seconds
 from midapi_async.journal.sqlite import SQLiteJournal
 from tests.support.scripted import Answer, Received, ScriptedServer, delay, hang, reply
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, refused
@@ -258,7 +258,7 @@ async def test_a_wrong_max_age_is_refused(wrong: object) -> None:
 @given(st.integers(min_value=0) | st.floats(min_value=0))
 def test_every_age_that_is_not_negative_is_accepted(age: float) -> None:
     """Also huge and infinite ones, as a finite float."""
-    assert 0 <= check_age(age) < float("inf")
+    assert 0 <= check_seconds(age, "max_age", least=0.0) < float("inf")
 
 
 async def test_what_is_remembered_is_bounded_and_expires(monkeypatch: pytest.MonkeyPatch) -> None:
