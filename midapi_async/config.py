@@ -38,6 +38,7 @@ from .errors import InvalidRequestError, shown
 _log = logging.getLogger("midapi_async")
 
 DEFAULT_BASE_URL = "https://api.midapi.ai"
+_YES = {"1", "true", "yes", "on"}
 _QUOTES = ('""', "''", "“”")
 
 
@@ -230,12 +231,7 @@ def settings(
     url = URL(text).with_path("/")
     is_local = is_loopback(url)
     if url.scheme == "http" and not is_local:
-        if allow_http is True or environment("MIDAPI_ALLOW_HTTP").casefold() in {
-            "1",
-            "true",
-            "yes",
-            "on",
-        }:
+        if allow_http is True or environment("MIDAPI_ALLOW_HTTP").casefold() in _YES:
             warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=3)
         else:
             problems["base_url"] = (

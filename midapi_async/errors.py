@@ -108,14 +108,12 @@ def about(
 
 
 @contextmanager
-def naming(
-    *, key: str | None = None, intent_id: str | None = None, task_id: str | None = None
-) -> Iterator[None]:
-    """Give these names to an error that the block raises; see `about`."""
+def naming(**names: str | None) -> Iterator[None]:
+    """Call `about` with these names and an error that the block raises."""
     try:
         yield
     except MidAPIError as error:
-        about(error, key=key, intent_id=intent_id, task_id=task_id)
+        about(error, **names)
         raise
 
 
@@ -141,12 +139,10 @@ class KeyConflict(InvalidRequestError):
     """The key was used before, for another request. Nothing was sent."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(
-            {
-                "key": f"{key!r} was used for another request; a different request needs a key of "
-                "its own"
-            }
+        problem = (
+            f"{key!r} was used for another request; a different request needs a key of its own"
         )
+        super().__init__({"key": problem})
         self.args = (key,)
         self.key = key
 

@@ -348,11 +348,9 @@ class Sender:
         sent, gate_pause = True, None
         if protocol.is_retryable(proof):
             pause = budget.pause(proof.retry_after)
-            rest = (
-                min(proof.retry_after or 0.0, protocol.LONGEST_RETRY_AFTER)
-                if pause is None
-                else pause
-            )
+            rest = pause
+            if rest is None:
+                rest = min(proof.retry_after or 0.0, protocol.LONGEST_RETRY_AFTER)
             self._slow_down(rest)
             gate_pause = rest / self._clock.scale
         elif isinstance(proof, TransportError):
