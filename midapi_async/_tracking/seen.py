@@ -10,6 +10,8 @@ from contextvars import Context
 from copy import copy
 from typing import TypeAlias
 
+import attrs
+
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
 from .._wire.records import Record
@@ -25,6 +27,7 @@ REMEMBERED = 300  # records of so many tasks, each of about 3 KB
 FORGOTTEN_AFTER = 3600.0  # seconds
 
 
+@attrs.define(eq=False, repr=False)
 class Seen:
     """Remembers the last record of each task, and lets callers share a look.
 
@@ -34,20 +37,14 @@ class Seen:
         clock: the client's clock.
     """
 
-    def __init__(
-        self,
-        look: Callable[[str], Awaitable[Record | None]],
-        recorder: ResultRecorder,
-        clock: Clock,
-    ) -> None:
-        self._look = look
-        self._recorder = recorder
-        self._clock = clock
-        # When each record came; the last one is the newest.
-        self._records: OrderedDict[str, tuple[float, Record]] = OrderedDict()
-        # Those who wait for the same look, by task id.
-        self._shared: dict[str, list[asyncio.Future[Found]]] = {}
-        self._tasks = OwnedTasks()
+    _look: Callable[[str], Awaitable[Record | None]]
+    _recorder: ResultRecorder
+    _clock: Clock
+    # When each record came, by task id; the last one is the newest.
+    _records: OrderedDict[str, tuple[float, Record]] = attrs.field(factory=OrderedDict, init=False)
+    # The callers that wait for the same look, by task id.
+    _shared: dict[str, list[asyncio.Future[Found]]] = attrs.field(factory=dict, init=False)
+    _tasks: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
 
     async def look(self, task_id: str) -> Record | None:
         """One GET of a task's record, which is remembered; None while MidAPI does not know it."""

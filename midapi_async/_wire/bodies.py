@@ -48,9 +48,7 @@ _FIELD_NAMES: Mapping[type[Request], Mapping[str, str]] = {
     cls: {camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
 }
 _TEXTS = {"prompt", "taskId", "waterMark"}
-_ALL_NAMES = sorted(
-    {"taskType", "callBackUrl", "fileUrl"}.union(*(names for names in _FIELD_NAMES.values()))
-)
+_ALL_NAMES = sorted({"taskType", "callBackUrl", "fileUrl"}.union(*_FIELD_NAMES.values()))
 
 
 def task_type(request: Request) -> str:

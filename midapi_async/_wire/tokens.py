@@ -44,10 +44,7 @@ def has_foreign_token(text: object, ours: str | None) -> bool:
 
     A token that was cut proves nothing.
     """
-    if ours is None or not isinstance(text, str):
-        return False
-    tokens = _WHOLE_TOKEN.findall(text)
-    return bool(tokens) and ours not in map(token_hash, tokens)
+    return has_token(text, ours) is False and "mjt_" in str(text)
 
 
 def without_tokens(text: str) -> str:
