@@ -68,12 +68,19 @@ def secret_from_env(name: str, problems: dict[str, str], field: str) -> Secret:
     """
     text = environment(name)
     if not text and (file := environment(f"{name}_FILE")):
-        try:
-            text = Path(file).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            problems[field] = f"the file {file!r} of {name}_FILE cannot be read: {reason}"
+        return secret_from_file(file, f"{name}_FILE", problems, field)
     return Secret("\n".join(_bare(line, name) for line in text.strip().splitlines()))
+
+
+def secret_from_file(file: str, named_by: str, problems: dict[str, str], field: str) -> Secret:
+    """What is in a file, as `secret_from_env` gives it."""
+    text = ""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # also: not text, or a path with a zero byte
+        reason = getattr(error, "strerror", None) or "it is not text"
+        problems[field] = f"the file {file!r} of {named_by} cannot be read: {reason}"
+    return Secret("\n".join(_bare(line, named_by) for line in text.strip().splitlines()))
 
 
 def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> None:

@@ -88,14 +88,19 @@ def proxy_settings(given: str | None) -> tuple[URL | None, list[Finding]]:
     return None, [Finding("proxy", "warning", text, hint)]
 
 
-async def account(proxy: str | None = None) -> list[Finding]:
+async def account(
+    proxy: str | None = None, *, api_key: str | None = None, base_url: str | None = None
+) -> list[Finding]:
     """Checks a client's settings, the service, the clock and the API key.
 
     Args:
         proxy: as `MidAPIClient` takes it.
+        api_key: as `MidAPIClient` takes it.
+        base_url: as `MidAPIClient` takes it.
     """
+    way = proxy_settings(proxy)[0]
     try:
-        client = MidAPIClient(journal=MemoryJournal(), proxy=proxy)
+        client = MidAPIClient(api_key, base_url=base_url, journal=MemoryJournal(), proxy=proxy)
     except InvalidRequestError as error:
         found = [
             Finding("API key" if field == "api_key" else field, "failed", problem)
@@ -103,21 +108,21 @@ async def account(proxy: str | None = None) -> list[Finding]:
         ]
         if {"base_url", "proxy"} & set(error.problems):
             return found
-        return [*found, *await service(proxy_settings(proxy)[0])]
-    found = await service(proxy_settings(proxy)[0])
+        return [*found, *await service(way, base_url)]
+    found = await service(way, base_url)
     if any(each.verdict == "failed" for each in found if each.name == "service"):
         return found
-    return [*found, await _credits(client)]
+    return [*found, await _credits(client, base_url)]
 
 
-def service_url() -> URL:
+def service_url(base_url: str | None = None) -> URL:
     """The service's URL, which a client has accepted."""
-    return URL(_env.base_url())
+    return URL(_env.base_url(base_url))
 
 
-async def service(proxy: URL | None = None) -> list[Finding]:
+async def service(proxy: URL | None = None, base_url: str | None = None) -> list[Finding]:
     """Checks whether MidAPI can be reached, and compares its clock with ours."""
-    url = service_url()
+    url = service_url(base_url)
     request = _http1.encode("GET / HTTP/1.1", [("Host", url.raw_authority)], b"")
     try:
         outcome = await send((await resolve(url, proxy))[0], request)
@@ -145,13 +150,13 @@ def _clock(date: str) -> list[Finding]:
     return [Finding("clock", "failed" if is_failed else "warning", text, hint)]
 
 
-async def _credits(client: MidAPIClient) -> Finding:
+async def _credits(client: MidAPIClient, base_url: str | None) -> Finding:
     try:
         async with client:
             left = await client.credits()
     except AuthenticationError:
         hint = "Is it complete and not revoked, and does it belong to this service?"
-        return Finding("API key", "failed", f"{service_url()} refuses it", hint)
+        return Finding("API key", "failed", f"{service_url(base_url)} refuses it", hint)
     except MidAPIError as error:
         return Finding("API key", "failed", f"it could not be checked: {error}")
     if left <= 0:

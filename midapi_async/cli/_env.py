@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from midapi_async.config import DEFAULT_BASE_URL, environment, secret_from_env
+from midapi_async import InvalidRequestError
+from midapi_async.config import DEFAULT_BASE_URL, environment, secret_from_env, secret_from_file
 
 
 def has_api_key() -> bool:
     """Whether an API key is set, directly or in a file."""
     return bool(environment("MIDAPI_API_KEY") or environment("MIDAPI_API_KEY_FILE"))
+
+
+def api_key_in(file: Path) -> str:
+    """The API key in a file that the command line names.
+
+    Raises:
+        InvalidRequestError: the file cannot be read, or is empty.
+    """
+    problems: dict[str, str] = {}
+    key = secret_from_file(str(file), "--api-key-file", problems, "api_key")
+    if problems or not key:
+        raise InvalidRequestError(problems or {"api_key": f"the file {str(file)!r} is empty"})
+    return key
 
 
 def without_api_key(text: str) -> str:
@@ -18,9 +32,9 @@ def without_api_key(text: str) -> str:
     return text.replace(key, "…") if len(key) > 3 else text
 
 
-def base_url() -> str:
-    """The URL of the service, unchecked."""
-    return environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
+def base_url(given: str | None = None) -> str:
+    """The given URL of the service, else the environment's, else MidAPI's; unchecked."""
+    return given or environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL
 
 
 def proxy(given: str | None) -> str:

@@ -12,6 +12,8 @@ from cyclopts import Group, Parameter
 from midapi_async import InvalidRequestError
 from midapi_async.requests import JSON, AspectRatio, Motion, Speed, VideoBatchSize
 
+from . import _env
+
 PICTURE, VIDEO = Group("Picture", sort_key=10), Group("Video", sort_key=10)
 
 
@@ -97,9 +99,33 @@ class Connection:
     Attributes:
         proxy: The URL of an HTTP proxy; MIDAPI_PROXY if not given. Give a password only there:
             other users can see command lines.
+        api_key_file: A file with the API key; MIDAPI_API_KEY, or its _FILE, if not given. There is
+            no option for the key itself: other users can see command lines.
     """
 
     proxy: str | None = attrs.field(default=None, repr=False)
+    api_key_file: Path | None = None
+
+    def api_key(self) -> str | None:
+        """The key in the given file; None if no file was given.
+
+        Raises:
+            InvalidRequestError: it cannot be read, or is empty.
+        """
+        return None if self.api_key_file is None else _env.api_key_in(self.api_key_file)
+
+
+@Parameter(name="*", group=Group("Connection", sort_key=25))
+@attrs.frozen(kw_only=True)
+class Service(Connection):
+    """Which MidAPI to use, and how to reach it.
+
+    Attributes:
+        base_url: Where MidAPI is, such as the URL of a sandbox; MIDAPI_BASE_URL if not given, else
+            https://api.midapi.ai.
+    """
+
+    base_url: str | None = None
 
 
 def given(options: Picture | Video) -> dict[str, Any]:

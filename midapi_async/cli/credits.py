@@ -5,19 +5,24 @@ from __future__ import annotations
 from midapi_async import MemoryJournal, MidAPIClient
 
 from ._common import Output, run_async
-from ._options import Connection
+from ._options import Service
 from ._terminal import out, out_json
 
-_CONNECTION, _OUTPUT = Connection(), Output()
+_SERVICE, _OUTPUT = Service(), Output()
 
 
-def credits_left(*, connection: Connection = _CONNECTION, output: Output = _OUTPUT) -> int:
+def credits_left(*, service: Service = _SERVICE, output: Output = _OUTPUT) -> int:
     """Print the credits that the account has left. This costs nothing."""
-    return run_async(_carry_out(connection, output), output)
+    return run_async(_carry_out(service, output), output)
 
 
-async def _carry_out(connection: Connection, output: Output) -> None:
-    async with MidAPIClient(journal=MemoryJournal(), proxy=connection.proxy) as client:
+async def _carry_out(service: Service, output: Output) -> None:
+    async with MidAPIClient(
+        service.api_key(),
+        base_url=service.base_url,
+        journal=MemoryJournal(),
+        proxy=service.proxy,
+    ) as client:
         left = await client.credits()
     if output.as_json:
         out_json({"credits": left})

@@ -14,7 +14,7 @@ from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, TextToIm
 from . import _env
 from ._common import NAMESPACE, Output, download, make_folder, run_async, wait
 from ._interrupt import submit
-from ._options import Connection
+from ._options import Service
 from ._progress import Progress
 from ._terminal import out, seconds
 from .credits import amount
@@ -31,7 +31,7 @@ What to try next:
 _NEXT_REAL = """  midapi generate upscale {task_id} 0
                                     the first picture, larger; this also costs credits"""
 
-_CONNECTION = Connection()
+_SERVICE = Service()
 
 
 def demo(
@@ -39,41 +39,42 @@ def demo(
     folder: Path = Path("midapi-demo"),
     prompt: str = "a red fox in the snow",
     sandbox: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
 ) -> int:
     """Order a picture, get called back, download it, and say what happens.
 
-    It runs against a sandbox on this machine: no key, no network, no money. With MIDAPI_API_KEY
-    set, it runs against the real service and costs credits.
+    It runs against a sandbox on this machine: no key, no network, no money. With an API key or
+    a --base-url, it runs against that service and costs credits.
 
     Args:
         folder: Where to put the pictures.
         prompt: What to draw.
-        sandbox: Use the sandbox even if MIDAPI_API_KEY is set.
+        sandbox: Use the sandbox even if an API key is set.
     """
-    real = not sandbox and _env.has_api_key()
+    is_named = service.base_url is not None or service.api_key_file is not None
+    real = not sandbox and (is_named or _env.has_api_key())
     make_folder(folder)
-    proxy = connection.proxy if real else ""  # none for the sandbox, whatever MIDAPI_PROXY says
-    return run_async(_carry_out(prompt, folder, real=real, proxy=proxy), Output())
+    return run_async(_carry_out(prompt, folder, service if real else None), Output())
 
 
-async def _carry_out(prompt: str, folder: Path, *, real: bool, proxy: str | None) -> None:
+async def _carry_out(prompt: str, folder: Path, service: Service | None) -> None:
     async with AsyncExitStack() as exits:
-        scale = _env.time_scale() if real else _TIME_SCALE
+        scale = _TIME_SCALE if service is None else _env.time_scale()
         progress = Progress(scale=scale)
-        client = await (_open_real if real else _open_sandbox)(exits, progress, proxy)
+        if service is None:
+            client = await _open_sandbox(exits, progress)
+        else:
+            client = await _open_real(exits, progress, service)
         before = await client.credits()
         out(f"   The account has {amount(before)} credits.")
         details = await _order(client, progress, scale, prompt)
         _print_files(await download(client, details, folder), folder)
         after = await client.credits()
         out(f"   The account has {amount(after)} credits: {amount(before - after)} fewer.")
-    _print_next(details.task_id if real else None)
+    _print_next(None if service is None else details.task_id)
 
 
-async def _open_sandbox(
-    exits: AsyncExitStack, progress: Progress, proxy: str | None
-) -> MidAPIClient:
+async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClient:
     """An open client for a sandbox."""
     from midapi_async.sandbox import Sandbox
 
@@ -88,7 +89,7 @@ async def _open_sandbox(
             receiver=receiver,
             journal=MemoryJournal(),
             time_scale=_TIME_SCALE,
-            proxy=proxy,
+            proxy="",  # none leads to this machine, whatever MIDAPI_PROXY says
             on_event=progress.take,
         )
     )
@@ -96,13 +97,19 @@ async def _open_sandbox(
     return client
 
 
-async def _open_real(exits: AsyncExitStack, progress: Progress, proxy: str | None) -> MidAPIClient:
+async def _open_real(exits: AsyncExitStack, progress: Progress, service: Service) -> MidAPIClient:
     """An open client for the real service."""
     receiver = CallbackReceiver.from_env()
     client = MidAPIClient(
-        receiver=receiver, namespace=NAMESPACE, proxy=proxy, on_event=progress.take
+        service.api_key(),
+        base_url=service.base_url,
+        proxy=service.proxy,
+        receiver=receiver,
+        namespace=NAMESPACE,
+        on_event=progress.take,
     )
-    out(f"1  An API key is set, so this uses {_env.base_url()} and costs credits.")
+    url = _env.base_url(service.base_url)
+    out(f"1  An API key is set, so this uses {url} and costs credits.")
     out("   Ctrl-C stops this; midapi demo --sandbox costs nothing.")
     await exits.enter_async_context(client)
     if receiver is None:

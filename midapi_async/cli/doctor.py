@@ -14,10 +14,10 @@ from ._checks import CallbackSettings
 from ._common import Output, run_async
 from ._diagnosis import Finding
 from ._errors import FAILED
-from ._options import Connection
+from ._options import Service
 from ._terminal import one_line, out, out_json, say
 
-_CONNECTION, _OUTPUT = Connection(), Output()
+_SERVICE, _OUTPUT = Service(), Output()
 _MARKS = {"ok": "✓", "warning": "!", "failed": "✗"}
 
 
@@ -28,7 +28,7 @@ def doctor(
     port: int | None = None,
     webhook_key: str | None = None,
     journal: Annotated[Path | None, Parameter(show_default=False)] = None,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Check the API key, the clock, the journal, and whether callbacks arrive. This costs nothing.
@@ -47,7 +47,7 @@ def doctor(
     findings: list[Finding] = []
     settings = _checks.callback_settings(public_url, host, port, webhook_key)
     folder = journal or _env.journal_folder()
-    code = run_async(_carry_out(settings, folder, findings, connection, output), output)
+    code = run_async(_carry_out(settings, folder, findings, service, output), output)
     return FAILED if any(each.verdict == "failed" for each in findings) else code
 
 
@@ -55,7 +55,7 @@ async def _carry_out(
     settings: CallbackSettings | list[Finding],
     folder: Path | None,
     findings: list[Finding],
-    connection: Connection,
+    service: Service,
     output: Output,
 ) -> None:
     def add(*found: Finding) -> None:
@@ -63,12 +63,13 @@ async def _carry_out(
         if not output.as_json:
             _print(found)
 
-    proxy, found = _checks.proxy_settings(connection.proxy)
+    proxy, found = _checks.proxy_settings(service.proxy)
     add(*found)
-    add(*await _checks.account(connection.proxy))
+    url = service.base_url
+    add(*await _checks.account(service.proxy, api_key=service.api_key(), base_url=url))
     add(await _checks.journal(folder))
     if isinstance(settings, CallbackSettings):
-        is_public = _checks.service_url().scheme == "https"
+        is_public = _checks.service_url(url).scheme == "https"
         add(*await _checks.callbacks(settings, is_public=is_public, proxy=proxy))
     else:
         add(*settings)

@@ -44,9 +44,9 @@ from ._interrupt import submit
 from ._options import (
     PICTURE,
     VIDEO,
-    Connection,
     Picture,
     Result,
+    Service,
     Video,
     given,
     parse_extra,
@@ -64,7 +64,7 @@ Prompt = Annotated[str, Parameter(name="PROMPT")]
 
 
 _PICTURE, _VIDEO, _RESULT = Picture(), Video(), Result()
-_CONNECTION, _OUTPUT = Connection(), Output()
+_SERVICE, _OUTPUT = Service(), Output()
 
 
 @generate.default
@@ -75,7 +75,7 @@ def text(
     from_json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Submit a request, wait for its pictures and download them. This costs credits.
@@ -90,12 +90,12 @@ def text(
     if from_json is None:
         if prompt is None:
             raise usage_error('The prompt is missing: midapi generate "a red fox", or see --help')
-        return _submit(TextToImage(prompt, **given(picture)), result, connection, output)
+        return _submit(TextToImage(prompt, **given(picture)), result, service, output)
     if prompt is not None or given(picture):
         raise usage_error(
             "--from-json is the whole request: no prompt or other field may be given with it"
         )
-    return _submit(_read_request(from_json), result, connection, output)
+    return _submit(_read_request(from_json), result, service, output)
 
 
 @generate.command(sort_key=1)
@@ -106,7 +106,7 @@ def image(
     *,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt and other pictures.
@@ -115,7 +115,7 @@ def image(
         prompt: What to draw.
         urls: The pictures to start from, as http(s) URLs that MidAPI can reach.
     """
-    return _submit(ImageToImage(prompt, urls, **given(picture)), result, connection, output)
+    return _submit(ImageToImage(prompt, urls, **given(picture)), result, service, output)
 
 
 @generate.command(sort_key=2)
@@ -126,7 +126,7 @@ def style(
     *,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt, in the style of other pictures.
@@ -135,7 +135,7 @@ def style(
         prompt: What to draw.
         urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach.
     """
-    return _submit(StyleReference(prompt, urls, **given(picture)), result, connection, output)
+    return _submit(StyleReference(prompt, urls, **given(picture)), result, service, output)
 
 
 @generate.command(sort_key=3)
@@ -147,7 +147,7 @@ def omni(
     ow: Annotated[int | None, Parameter(group=PICTURE)] = None,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt, with a person or thing of another picture in them.
@@ -157,7 +157,7 @@ def omni(
         urls: The pictures to take it from, as http(s) URLs that MidAPI can reach.
         ow: Omni weight, how closely to follow them, 1 to 1000.
     """
-    return _submit(OmniReference(prompt, urls, ow=ow, **given(picture)), result, connection, output)
+    return _submit(OmniReference(prompt, urls, ow=ow, **given(picture)), result, service, output)
 
 
 @generate.command(sort_key=4)
@@ -168,7 +168,7 @@ def video(
     *,
     video: Video = _VIDEO,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Videos from a picture and a prompt.
@@ -177,7 +177,7 @@ def video(
         prompt: What should happen.
         url: The picture, as an http(s) URL that MidAPI can reach.
     """
-    return _submit(ImageToVideo(prompt, [url], **given(video)), result, connection, output)
+    return _submit(ImageToVideo(prompt, [url], **given(video)), result, service, output)
 
 
 @generate.command(sort_key=5)
@@ -188,7 +188,7 @@ def upscale(
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """One of the four pictures of a task, larger.
@@ -198,7 +198,7 @@ def upscale(
         index: Which of its pictures, 0 to 3.
         water_mark: A text to mark it with.
     """
-    return _submit(Upscale(task, index, water_mark=water_mark), result, connection, output)
+    return _submit(Upscale(task, index, water_mark=water_mark), result, service, output)
 
 
 @generate.command(sort_key=6)
@@ -209,7 +209,7 @@ def vary(
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Variations of one of the four pictures of a task.
@@ -220,7 +220,7 @@ def vary(
             sent unchanged.
         water_mark: A text to mark them with.
     """
-    return _submit(Vary(task, index, water_mark=water_mark), result, connection, output)
+    return _submit(Vary(task, index, water_mark=water_mark), result, service, output)
 
 
 @generate.command(sort_key=7)
@@ -232,7 +232,7 @@ def extend(
     *,
     water_mark: Annotated[str | None, Parameter(group=VIDEO)] = None,
     result: Result = _RESULT,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """A video of a task, longer.
@@ -244,29 +244,33 @@ def extend(
         water_mark: A text to mark it with.
     """
     request = ExtendVideo(task, index, prompt, water_mark=water_mark)
-    return _submit(request, result, connection, output)
+    return _submit(request, result, service, output)
 
 
-def _submit(request: Request, result: Result, connection: Connection, output: Output) -> int:
+def _submit(request: Request, result: Result, service: Service, output: Output) -> int:
     metadata = parse_metadata(result.metadata)
     if result.extra:
         extra = {**request.extra, **parse_extra(result.extra)}
         request = attrs.evolve(request, extra=extra)
     if result.wait and result.download:
         make_folder(result.folder)  # before anything is bought
-    return run_async(_carry_out(request, metadata, result, connection, output), output)
+    return run_async(_carry_out(request, metadata, result, service, output), output)
 
 
 async def _carry_out(
     request: Request,
     metadata: dict[str, str],
     result: Result,
-    connection: Connection,
+    service: Service,
     output: Output,
 ) -> None:
     progress = Progress(scale=_env.time_scale())
     async with MidAPIClient(
-        namespace=NAMESPACE, proxy=connection.proxy, on_event=progress.take
+        service.api_key(),
+        base_url=service.base_url,
+        proxy=service.proxy,
+        namespace=NAMESPACE,
+        on_event=progress.take,
     ) as client:
         progress.expected = usual = client.expected(request).median
         async with progress:

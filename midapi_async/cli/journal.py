@@ -370,8 +370,9 @@ def _client_of(
     """
     origin, _, namespace = row.scope.partition(" ")
     public_url = _env.public_url()
+    key = connection.api_key()
     return MidAPIClient(
-        None if needs_key or _env.has_api_key() else "not-used",
+        key if key or needs_key or _env.has_api_key() else "not-used",
         base_url=origin,
         journal=opened,
         namespace=namespace,

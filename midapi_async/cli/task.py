@@ -20,11 +20,11 @@ from midapi_async import (
 from . import _common, _env
 from ._common import Output, print_result, run_async, say_success
 from ._errors import CommandError
-from ._options import Connection
+from ._options import Service
 from ._progress import Progress
 from ._terminal import say
 
-_CONNECTION, _OUTPUT = Connection(), Output()
+_SERVICE, _OUTPUT = Service(), Output()
 
 
 def task(
@@ -35,7 +35,7 @@ def task(
     download: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     folder: Annotated[Path, Parameter(show_default=False)] = Path(),
     timeout: float | None = None,
-    connection: Connection = _CONNECTION,
+    service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
     """Look at a task, once or until it is finished. This costs nothing.
@@ -52,24 +52,28 @@ def task(
     if download:
         _common.make_folder(folder)
     target = folder if download else None
-    looking = _carry_out(
-        task_id, target, output, waits=wait, timeout=timeout, proxy=connection.proxy
-    )
+    looking = _carry_out(task_id, target, service, output, waits=wait, timeout=timeout)
     return run_async(looking, output)
 
 
 async def _carry_out(
     task_id: str,
     folder: Path | None,
+    service: Service,
     output: Output,
     *,
     waits: bool,
     timeout: float | None,
-    proxy: str | None,
 ) -> None:
     # Not MIDAPI_JOURNAL: waiting there would mark the result as taken from a bot that shares it.
     progress = Progress(f"Task {task_id}", scale=_env.time_scale())
-    async with MidAPIClient(journal=MemoryJournal(), proxy=proxy, on_event=progress.take) as client:
+    async with MidAPIClient(
+        service.api_key(),
+        base_url=service.base_url,
+        proxy=service.proxy,
+        journal=MemoryJournal(),
+        on_event=progress.take,
+    ) as client:
         handle = client.task(task_id)
         async with progress:
             details = await _look(handle, timeout, waits=waits)
