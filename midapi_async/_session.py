@@ -11,6 +11,7 @@ from ssl import SSLContext
 
 import attrs
 
+from ._runtime.background import OwnedTasks
 from ._runtime.clock import Clock
 from ._runtime.observer import Observer
 from ._runtime.urls import is_loopback
@@ -59,7 +60,8 @@ class Session:
         downloader: downloads result files.
         timeouts: the client's timeouts.
         observer: gets the events.
-        listeners: functions of ours that get them, too, and None when `is_stopped` becomes true.
+        iterations: a task for each iteration over `untaken()`, which finds what it yields.
+        is_stopped: all waits have ended, because the client is closed or stops waiting.
     """
 
     def __init__(
@@ -81,8 +83,7 @@ class Session:
         account = hashlib.sha256(f"{origin}\n{settings.api_key}".encode()).hexdigest()
         self.loop = asyncio.get_running_loop()
         self.is_over = False
-        self.listeners: set[Callable[[Event | None], object]] = set()
-        self._is_stopped = False
+        self.is_stopped = False
         self._process = os.getpid()
         self.clock = clock = Clock(settings.time_scale)
         self.journal = journal
@@ -100,6 +101,7 @@ class Session:
             proxy=settings.proxy,
         )
         self.watcher = Watcher(journal)
+        self.iterations = OwnedTasks()
         self.recorder = ResultRecorder(
             journal, origin=origin, takes_at_once=takes_at_once, schedule=schedule
         )
@@ -185,8 +187,6 @@ class Session:
         if log.isEnabledFor(event.level):
             log.log(event.level, "%s", event, stacklevel=2)
         self.observer.notify(event)
-        for listener in tuple(self.listeners):
-            listener(event)
 
     async def open(self) -> None:
         """Use the journal for the first time.
@@ -198,26 +198,18 @@ class Session:
         await self.recorder.recall_durations()
         self.candidates.resume(self.scope)
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether all waits have ended, because the client is closed or stops waiting."""
-        return self.is_over or self._is_stopped
-
-    def _stop_listeners(self) -> None:
-        self._is_stopped = True
-        for listener in tuple(self.listeners):
-            listener(None)
-
     def stop_waiting(self) -> None:
         """End all waits with `ClientClosed`, and send nothing more."""
-        self._stop_listeners()
+        self.is_stopped = True
+        self.iterations.cancel()
         self.submitter.stop()
         self.tracker.stop_waiting()
 
     async def finish(self) -> None:
         """Wait for the answers to POSTs, and end every wait."""
-        self._stop_listeners()
+        self.is_stopped = True
         self.submitter.stop(is_closing=True)
+        await self.iterations.finish()
         await self.tracker.aclose()
         await self.submitter.aclose(CLOSE_PATIENCE)
 

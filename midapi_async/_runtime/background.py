@@ -57,11 +57,15 @@ class OwnedTasks:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def cancel(self) -> None:
+        """Cancel the tasks that are running now, and do not wait for their ends."""
+        for task in self._tasks:
+            task.cancel()
+
     async def finish(self, patience: float = 0.0) -> None:
         """Wait up to `patience` seconds of the loop for the tasks, then cancel the rest."""
         if self._tasks and patience > 0:
             await asyncio.wait(self._tasks, timeout=patience)
         while self._tasks:
-            for task in self._tasks:
-                task.cancel()
+            self.cancel()
             await asyncio.wait(self._tasks)
