@@ -339,6 +339,31 @@ async def test_s32_what_was_adopted_wrongly_can_be_mended(
     await journal.aclose()
 
 
+@pytest.mark.fault("S32")
+@pytest.mark.parametrize("ack", ["auto", "manual"])
+async def test_s32_the_handle_of_a_task_that_was_replaced_changes_nothing(ack: str) -> None:
+    """Its result is another task's: the intent has no result by it, and is not taken."""
+    right, journal = "f" * 32, MemoryJournal()
+
+    def look(request: Received) -> Answer:
+        return looked(request.target.rpartition("=")[2])
+
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, look)) as server,
+        client_of(server, journal=journal, ack=ack) as client,
+    ):
+        intent_id = await unknown_in(client, key="k")
+        wrong = await client.intents.adopt(intent_id, TASK)
+        await client.intents.adopt(intent_id, right, force=True)
+        before = await journal.find(intent_id=intent_id)
+        assert (await wrong).task_id == TASK
+        await wrong.ack()
+        await client._opened().recorder.writes.join()
+        assert await journal.find(intent_id=intent_id) == before
+        [handle] = await client.resume()
+        assert (await handle).task_id == right
+
+
 async def test_intents_adopt_refuses_what_is_somebody_elses() -> None:
     """A task id of another intent, and what is no task id."""
     async with ScriptedServer([accepted(), lose_answer()]) as server, client_of(server) as client:

@@ -1119,3 +1119,20 @@ async def test_an_old_task_that_is_still_there_does_not_expire(
             [handle] = await client.resume()
             assert (await handle).is_final
         assert await world.state(server) is State.SUCCEEDED
+@pytest.mark.fault("P19")
+async def test_a_second_task_of_an_old_intent_does_not_expire_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MidAPI has deleted that one, and need not have deleted the intent's own."""
+    world = OldTask(monkeypatch)
+    async with ScriptedServer(then=world.step) as server:
+        await world.buy(server)
+        [row] = await world.journal.rows(f"{server.url} default")
+        await world.journal.advance(row.intent_id, State.ACCEPTED, task_id="second")
+        world.ours = world.theirs = 15.1 * DAY
+        async with client_of(server, journal=world.journal) as client:
+            with pytest.raises(TaskNotFound):
+                await client.task("second")
+            assert await world.state(server) is State.ACCEPTED
+
+

@@ -54,10 +54,11 @@ class ResultRecorder:
         """Record a task's final details, if they are given, and whether its result was taken.
 
         Returns:
-            The row as it is then; None if a task of another program has no row here.
+            The row as it is then; None if the task has no row here: it is of another program, or
+            proved to be another submission's.
         """
-        if intent_id is None:
-            row = await self.row_of(task_id)
+        if intent_id is None or details is None:
+            row = await self.row_of(task_id, intent_id)
             if row is None:
                 return None
             intent_id = row.intent_id
@@ -66,9 +67,15 @@ class ResultRecorder:
             final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
         return await self._journal.advance(intent_id, final, details=details, taken=taken)
 
-    async def row_of(self, task_id: str) -> Intent | None:
-        """The row of a task of this service; None if there is none."""
-        row = await self._journal.find(task_id=task_id)
+    async def row_of(self, task_id: str, intent_id: str | None = None) -> Intent | None:
+        """The row of a task of this service; None if there is none.
+
+        Args:
+            task_id: which task.
+            intent_id: the intent that had it; by now it may have another one, or none.
+        """
+        find = self._journal.find
+        row = await (find(intent_id=intent_id) if intent_id else find(task_id=task_id))
         is_its = row is not None and (row.task_id, row.origin) == (task_id, self._origin)
         return row if is_its else None
 
@@ -89,8 +96,7 @@ class ResultRecorder:
         Returns:
             Whether it has expired.
         """
-        find = self._journal.find
-        row = await (find(intent_id=intent_id) if intent_id else find(task_id=task_id))
+        row = await self.row_of(task_id, intent_id)
         server_now = server_time(server_date)
         if row is None or row.accepted_at is None or server_now is None:
             return False

@@ -619,6 +619,14 @@ class JournalContract:
             assert dict(found.details.raw) == dict(given.raw)
             assert [each.details for each in await reader.rows(SCOPE)] == [given]
 
+    @pytest.mark.parametrize("state", [State.ACCEPTED, State.SUCCEEDED])
+    async def test_details_of_another_task(self, journal: Journal, state: State) -> None:
+        """Nothing changes: the intent had that task before the user replaced it."""
+        row = await in_state(journal, state)
+        other = details_of("another", State.FAILED)
+        assert await journal.advance(row.intent_id, State.FAILED, details=other, taken=True) == row
+        assert await row_of(journal, row) == row
+
     async def test_details_of_an_intent_that_was_not_bought(self, journal: Journal) -> None:
         """There are none."""
         row = await in_state(journal, State.UNKNOWN)

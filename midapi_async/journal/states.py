@@ -150,7 +150,8 @@ class Changes(TypedDict, total=False):
         candidate: a task id that may be its task, without a proof.
         foreign: its task, or a candidate, that proves to be another submission's. Without its task
             the intent is UNKNOWN; the state needs no name then.
-        details: the final details of its task.
+        details: the final details of its task. Nothing changes if they are another task's: the
+            intent had that one before.
         taken: True when the user has taken its result.
     """
 
@@ -182,6 +183,8 @@ def moved(row: Intent, to: State | None = None, *, now: float, **what: Unpack[Ch
             details=None,
             taken=False,
         )
+    if details is not None and details.task_id != row.task_id:
+        return row  # of a task that proved to be another submission's, or was adopted wrongly
     changes: dict[str, object] = {}
     if to is not None and to in _NEXT.get(row.state, ()):
         changes["state"] = to
