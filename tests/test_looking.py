@@ -893,6 +893,10 @@ async def test_what_is_not_an_answer_to_the_look_ends_no_wait(answer: Answer) ->
 
 @pytest.mark.fault("P17")
 @pytest.mark.fault("P16")
+    "a proxy's status 501": reply(501, json={"code": 200, "data": record(flag=0)}),
+    "the same, without files": reply(
+        501, json={"code": 200, "data": record(flag=1, resultInfoJson=None)}
+    ),
 async def test_answers_that_change_end_no_wait() -> None:
     """Each is repeated for less than two minutes, or a good record stands between them."""
     begun = now()

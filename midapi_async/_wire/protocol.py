@@ -346,7 +346,9 @@ def read_look(answer: Answer, task_id: str) -> Record | None:
     if record is not None:
         if record.status is TaskStatus.SUCCEEDED and record.urls:
             return record
-        if record.status is TaskStatus.FAILED or isinstance(error, GenerationFailedError):
+        # An HTTP status of 501 around MidAPI's code 200 comes from a proxy: it says nothing.
+        is_code_501 = error.own_envelope and isinstance(error, GenerationFailedError)
+        if record.status is TaskStatus.FAILED or is_code_501:
             raw = _with_reason(record, error)
             return read_record(raw, is_plain=is_plain, shown_at=shown_at)
     if error.own_envelope and (
