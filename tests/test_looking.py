@@ -917,6 +917,35 @@ async def test_answers_that_change_end_no_wait() -> None:
 
 @pytest.mark.fault("P16")
 @pytest.mark.fault("P17")
+@pytest.mark.fault("P16")
+@pytest.mark.fault("P6")
+async def test_answers_that_are_shifted_fail_no_task() -> None:
+    """A proxy answers each look with the answer to another: code 501, which names no task.
+
+    The journal would have a failure for a task that goes on, and it could be paid again.
+    """
+    good, failed = "600d" * 8, "0bad" * 8
+    ids, journal, begun = iter([good, failed]), MemoryJournal(), now()
+
+    def step(request: Received) -> Answer:
+        if request.method == "POST":
+            return accepted(next(ids))
+        is_shifted = now() - begun < 1800
+        if (asked_for(request) == good) == is_shifted:
+            return refused(501, POLICY)
+        return looked(good, flag=0 if is_shifted else 1)
+
+    async with ScriptedServer(then=step) as server:
+        async with client_of(server, journal=journal) as client:
+            handles = [await client.generate(f"fox {n}") for n in range(2)]
+            ended = await asyncio.gather(*(each.wait() for each in handles), return_exceptions=True)
+    assert isinstance(ended[0], TaskDetails)
+    assert ended[0].is_final
+    assert isinstance(ended[1], TaskFailed)
+    rows = await journal.rows(f"{server.url} default")
+    assert [row.state for row in rows] == [State.SUCCEEDED, State.FAILED]
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

@@ -110,6 +110,7 @@ class Tracker:
         # Looks for which MidAPI refused the API key, since the last one that it answered.
         self._refusals = 0
         self._refused_since = self._refused_at = -math.inf
+        self._misdirected_at = -math.inf  # when the last look got the record of another task
         self._unknown_flags: set[int | None] = set()  # each is logged once
         self._slept = clock.slept()
         self._wakes_at = math.inf  # when the scheduler's timer wakes it
@@ -466,6 +467,7 @@ class Tracker:
             # That says nothing about the task, or about MidAPI.
             self._failures.failed(task, error, concerns_task=False)
             self._report(Looked(**_names(task), problem=str(error)))
+            self._misdirected_at = self._clock.time()
         except MidAPIError as error:
             task.consecutive_failures += 1
             task.is_stuck = isinstance(error, TransportError) and error.timed_out
@@ -562,7 +564,10 @@ class Tracker:
             task.doubt = None
             return False
         doubt, outcome = answer
-        if doubt != task.doubt:
+        # Code 501 names no task. While answers come to the wrong looks, it may be about another
+        # one, and the journal must not have a failure then.
+        is_suspect = isinstance(outcome, TaskDetails) and task.doubtful_since < self._misdirected_at
+        if doubt != task.doubt or is_suspect:
             task.doubt, task.doubtful_since, task.doubtful_looks = doubt, now, 0
         task.doubtful_looks += 1
         if task.doubtful_looks < GRACE_LOOKS or now - task.doubtful_since < GRACE:
