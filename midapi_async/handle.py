@@ -119,7 +119,7 @@ class TaskHandle:
         with self._naming():
             refuse_misnamed(misnamed)
             deadline, details = deadline_of(timeout, self._session), self._final
-        if details is None:
+        while details is None:
             with self._naming():
                 self._session.check()
                 tracker = self._session.tracker
@@ -136,7 +136,10 @@ class TaskHandle:
             try:
                 details = await wait
             except AnotherTask:
-                raise await self._disown() from None
+                if self._token_hash is not None:
+                    raise await self._disown() from None
+                # It is not the task of another intent, which was waited for, too. This one has no
+                # intent, or one whose callback URL is the user's: it waits again.
             except MidAPIError as error:
                 # Not `_naming`, which would take memory for each of thousands of waits.
                 about(error, key=self.key, intent_id=self.intent_id)

@@ -601,6 +601,28 @@ async def test_a_foreign_token_in_a_later_record_is_noticed(first: Answer) -> No
 
 
 @pytest.mark.fault("S21")
+@pytest.mark.parametrize("way", ["no intent", "callback URL of the user"])
+async def test_a_task_that_is_another_intents_is_waited_for_by_those_who_have_only_its_id(
+    way: str,
+) -> None:
+    """The token proves that it is not the task of one intent; the other wait goes on."""
+    foreign = looked_with(f"http://127.0.0.1/{new_token()}")
+    receiver = CallbackReceiver(None, port=0)
+    ids = iter([TASK, "0bad" * 8])
+    async with ScriptedServer(then=mid(lambda _: accepted(next(ids)), foreign)) as server:
+        async with client_of(server, receiver=receiver) as client:
+            wrong, plain = await client.generate("a red fox"), client.task(TASK)
+            if way != "no intent":
+                plain = await client.generate("a red owl", callback_url="https://me.example/")
+                await client._opened().journal.advance(wrong.intent_id or "", foreign=TASK)
+                plain = await client.intents.adopt(plain.intent_id or "", TASK, force=True)
+            ended = await asyncio.gather(wrong.wait(), plain.wait(), return_exceptions=True)
+            assert isinstance(ended[0], SubmissionUnknown)
+            assert isinstance(ended[1], TaskDetails)
+            assert ended[1].is_final
+
+
+@pytest.mark.fault("S21")
 async def test_our_own_token_is_ours() -> None:
     """The record repeats the callback URL that was sent."""
 

@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import itertools
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -48,6 +49,7 @@ from midapi_async._tracking.tracker import (
 from midapi_async._tracking.verdict import age_of, kind_in
 from midapi_async._tracking.waits import TrackedTask, Wait
 from midapi_async._wire.records import Record, read_record
+from midapi_async._wire.tokens import new_token
 from midapi_async.events import Event
 from tests.support.scripted import Play, ScriptedServer, Step, hang, reply, reset
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, record, refused
@@ -170,6 +172,19 @@ async def test_result_is_found_soon_with_few_looks(world: World) -> None:
     assert len(details.urls) == 4
     assert 62 <= now() - world.born <= 75
     assert len(world.looks) <= 8
+
+
+@pytest.mark.fault("S21")
+async def test_a_new_wait_does_not_check_the_token_of_an_earlier_one(world: World) -> None:
+    """That one was for an intent whose task it proved not to be; events have the new names."""
+    url = f"http://127.0.0.1/{new_token()}"
+    world.finishes(TASK, at=60, paramJson=json.dumps({"callBackUrl": url}))
+    options: dict[str, Any] = {"kind": FAST, "since": now(), "deadline": None}
+    first = world.tracker.join(TASK, **options, token_hash="0" * 64, key="a", intent_id="1")
+    world.tracker.leave(first)
+    wait = world.tracker.join(TASK, **options, key="b", intent_id="2")
+    assert (await wait).is_final
+    assert {(event.key, event.intent_id) for event in world.events} == {("b", "2")}
 
 
 @pytest.mark.fault("P14")

@@ -183,7 +183,7 @@ class Tracker:
         if token_hash is not None and task.callback_expected_since is None:
             task.callback_expected_since = now
             task.token_hash = token_hash
-        task.key, task.intent_id = task.key or key, task.intent_id or intent_id
+        task.key, task.intent_id = key or task.key, intent_id or task.intent_id
         wait = Wait(task)
         wait.began, wait.patience = now, patience
         if patience is not None:
@@ -199,7 +199,7 @@ class Tracker:
         self, task_id: str, kind: Kind | None, since: float | None, now: float
     ) -> TrackedTask:
         task = self._recent.pop(task_id, None) or TrackedTask(task_id, now)
-        task.callback_expected_since = None
+        task.callback_expected_since = task.token_hash = None  # `join` knows them
         if not task.is_seen:
             task.accepted_at, task.is_age_unknown = now if since is None else since, since is None
             if kind is not None:
