@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from types import EllipsisType, MappingProxyType
 from typing import Never
@@ -172,7 +172,9 @@ class TaskHandle:
         if self._since is not None:
             age = (session.clock.time() - self._since) / session.clock.scale
         date = session.api.date
-        return await session.recorder.expire(self.task_id, self.intent_id, date, age)
+        with suppress(JournalError):  # without the journal, it is only not found
+            return await session.recorder.expire(self.task_id, self.intent_id, date, age)
+        return False
 
     async def _hand_over(
         self, details: TaskDetails, cancels: Callable[[], int], before: int

@@ -433,6 +433,14 @@ async def journal_during_adopt(world: World) -> None:
     await world.client.intents.adopt(intent_id, TASK)
 
 
+@case(TaskNotFound, "key intent_id task_id", "bought")
+async def journal_after_a_task_was_not_found(world: World) -> None:
+    world.look = ok(None)
+    handle = await world.buy()
+    world.journal.is_broken = True
+    await handle
+
+
 # ─── closed clients ──────────────────────────────────────────────────────────────────────────────
 
 
