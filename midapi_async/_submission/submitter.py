@@ -23,14 +23,11 @@ from .._wire.json import dumps
 from .._wire.protocol import Call
 from .._wire.tokens import new_token, token_hash
 from ..errors import (
-    APIError,
     ClientClosed,
     InvalidRequestError,
     JournalError,
     KeyConflict,
     MidAPIError,
-    SubmissionUnknown,
-    TransportError,
     WaitTimeout,
     about,
 )
@@ -159,7 +156,7 @@ class Submitter:
                         raise about(KeyConflict(key or ""), **names)
                     if holder.state in PENDING:
                         waiting_for, process = holder.intent_id, holder.process
-                        holder = await self._wait_for_change(holder, PENDING)
+                        holder = await self._wait_for_outcome(holder)
                     if holder.state is not State.REFUSED:
                         return self._recorder.require_task(holder), True
         except MidAPIError as error:
@@ -189,10 +186,8 @@ class Submitter:
         _check_arguments(key or "", {}, None)
         row = await self._journal.find(key=(self._scope, key))
         if row is not None and row.state in PENDING:
-            try:
-                row = await self._wait_for_change(row, PENDING)
-            except (APIError, TransportError):
-                return None  # its submission in this client was refused
+            # Not `_wait_for_outcome`: this asks, and must not be a reason to send it again.
+            row = await self._recorder.wait_for_change(row, PENDING)
         return (
             None if row is None or row.state is State.REFUSED else self._recorder.require_task(row)
         )
@@ -211,7 +206,7 @@ class Submitter:
         scope = asyncio.timeout_at(None if deadline is None else deadline / self._clock.scale)
         try:
             async with scope:
-                row = await self._wait_for_change(row, unsettled)
+                row = await self._recorder.wait_for_change(row, unsettled)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -251,19 +246,17 @@ class Submitter:
         await self._sender.aclose(patience)
         await self._recorder.aclose()
 
-    async def _wait_for_change(self, row: Intent, states: frozenset[State]) -> Intent:
-        """Wait until a row has left these states, or until `stop`; return the row as it is then."""
+    async def _wait_for_outcome(self, row: Intent) -> Intent:
+        """Wait until a row is not PENDING, or until `stop`; return the row as it is then.
+
+        A submission of this client is sent, or sent again, as long as this waits for it.
+        """
         submission = self._sender.submissions.get(row.intent_id)
         if submission is not None and not submission.stop.done():
-            try:
-                found = await self._sender.outcome(submission)
-            except SubmissionUnknown:
-                if State.UNKNOWN not in states:
-                    raise  # else its callback may still come
-            else:
-                if isinstance(found, Intent):
-                    return found
-        return await self._recorder.wait_for_change(row, states)
+            found = await self._sender.outcome(submission)
+            if isinstance(found, Intent):
+                return found
+        return await self._recorder.wait_for_change(row, PENDING)
 
     def _prepare(
         self,

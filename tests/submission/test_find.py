@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from midapi_async import ClientClosed, InvalidRequestError, MemoryJournal, SubmissionUnknown
+from midapi_async import ClientClosed, InvalidRequestError, MemoryJournal, State, SubmissionUnknown
 from tests.support.scripted import ScriptedServer, delay, reply
 from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
 
@@ -43,6 +43,28 @@ async def test_an_unknown_key_says_so_until_it_is_dismissed() -> None:
         with pytest.raises(InvalidRequestError) as dismissed:
             await client.find("k")
         assert dismissed.value.key == "k"
+
+
+@pytest.mark.fault("S34")
+@pytest.mark.parametrize("way", ["find", "settle"])
+async def test_it_is_no_reason_to_send_a_submission_again(way: str) -> None:
+    """The only caller of `generate` leaves while the submission rests: nothing more is sent."""
+    script = [refused(429), accepted()]
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        buying = asyncio.create_task(client.generate("a red fox", key="k"))
+        await server.arrived(1)
+        await asyncio.sleep(0.1)
+        [row] = await client._opened().journal.rows(states=[State.RESTING])
+        ask = client.find("k") if way == "find" else client.intents.settle(row.intent_id)
+        asking = asyncio.create_task(ask)  # type: ignore[arg-type]
+        await asyncio.sleep(0.1)
+        buying.cancel()
+        await asyncio.wait({asking})
+        if way == "find":
+            assert asking.result() is None
+        else:
+            assert "nothing was bought" in str(asking.exception())
+        assert len(submits(server)) == 1
 
 
 @pytest.mark.parametrize("outcome", ["accepted", "refused", "closed"])
