@@ -37,6 +37,7 @@ from midapi_async.events import (
     Sent,
 )
 from tests.callbacks.test_candidates import scripted
+from tests.support.leaks import LoopWatch
 from tests.support.scripted import Answer, ScriptedServer, lose_answer, reply
 from tests.world import TASK, accepted, client_of, looked, mid, ok, refused, selling
 
@@ -280,6 +281,45 @@ async def test_an_async_observer_gets_one_event_after_the_other() -> None:
         assert len(events) < 6, "the client has not waited for the observer"
     assert submission_events(events) == [Sent, Accepted] * 3
     assert [event.task_id for event in events[1::2]] == [handle.task_id for handle in handles]
+
+
+async def test_an_event_in_the_turn_in_which_the_queue_was_emptied_is_delivered() -> None:
+    """The last event of a client would wait for the next one, which never comes."""
+    got: list[int] = []
+
+    async def observe(number: int) -> None:
+        got.append(number)
+
+    observer: Observer[int] = Observer(observe)
+    observer.notify(1)
+    asyncio.get_running_loop().call_soon(observer.notify, 2)  # right after 1 was delivered
+    await asyncio.sleep(0.1)
+    assert got == [1, 2]
+    await observer.aclose(1.0)
+
+
+@pytest.mark.parametrize("text", ["accepted", "succeeded"])
+async def test_a_logging_filter_that_raises_loses_no_result(
+    text: str, loop_watch: LoopWatch
+) -> None:
+    """The caller gets what was paid for; the failure of the filter is logged elsewhere."""
+
+    def refuse(entry: logging.LogRecord) -> bool:
+        if entry.levelno >= logging.INFO and text in entry.getMessage():
+            raise ZeroDivisionError
+        return True
+
+    logs = [logging.getLogger(f"midapi_async.{name}") for name in ("submission", "tracking")]
+    for log in logs:
+        log.addFilter(refuse)
+    try:
+        async with ScriptedServer(then=selling()) as server, client_of(server) as client:
+            async with asyncio.timeout(600):
+                assert (await client.generate_and_wait("a red fox")).is_final
+    finally:
+        for log in logs:
+            log.removeFilter(refuse)
+    loop_watch.reports.clear()
 
 
 async def test_an_async_observer_that_raises_or_hangs_is_left_behind(

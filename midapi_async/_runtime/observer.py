@@ -37,6 +37,7 @@ class Observer(Generic[E]):
         )
         self._queue: asyncio.Queue[E] = asyncio.Queue(MOST_WAITING)
         self._tasks = OwnedTasks()
+        self._is_delivering = False
         self._has_failed = False
         self.dropped = 0
 
@@ -54,17 +55,21 @@ class Observer(Generic[E]):
             self.dropped += 1
             return
         self._queue.put_nowait(event)
-        if not self._tasks:  # an empty context: it serves all callers
-            self._tasks.start(self._deliver(), context=Context())
+        if not self._is_delivering:
+            self._is_delivering = True
+            self._tasks.start(self._deliver(), context=Context())  # empty: it serves all callers
 
     async def _deliver(self) -> None:
         """Give the events in the queue to the async observer."""
         observer = cast("Callable[[E], Awaitable[object]]", self._on_event)
-        while not self._queue.empty():
-            try:
-                await observer(self._queue.get_nowait())
-            except Exception as error:  # noqa: BLE001 - as in `notify`
-                self._observer_failed(error)
+        try:
+            while not self._queue.empty():
+                try:
+                    await observer(self._queue.get_nowait())
+                except Exception as error:  # noqa: BLE001 - as in `notify`
+                    self._observer_failed(error)
+        finally:
+            self._is_delivering = False
 
     def _observer_failed(self, error: Exception) -> None:
         if not self._has_failed:

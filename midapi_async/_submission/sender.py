@@ -140,9 +140,9 @@ class Sender:
             if outcome.done():
                 return  # a callback came first
             if row is not None:
+                outcome.set_result(row)
                 if isinstance(row, Intent):
                     self._recorder.report(Accepted, row)
-                outcome.set_result(row)
             elif self._is_stopped:
                 outcome.set_exception(ClientClosed())
             else:
@@ -151,9 +151,9 @@ class Sender:
             if isinstance(error, MidAPIError) and submission.slot is not None:
                 about(error, intent_id=submission.intent.intent_id)  # its row was written
             if not outcome.done():
+                outcome.set_exception(error)
                 if isinstance(error, MidAPIError):
                     self._recorder.report(Failed, submission.intent, error=error)
-                outcome.set_exception(error)
         except BaseException:
             # This task was cancelled: the client closes, or the loop ends.
             if not outcome.done():

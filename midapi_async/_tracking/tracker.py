@@ -303,9 +303,9 @@ class Tracker:
 
     def _end(self, task: TrackedTask, outcome: TaskDetails | Failure) -> None:
         """End all waits for a task, with its details or with an error."""
-        if task.waits:
-            self._stop_tracking(task)
-            self._report_end(task, outcome)
+        if not task.waits:
+            return
+        self._stop_tracking(task)
         for wait in task.waits:
             if wait.done():
                 continue  # it was cancelled or has timed out; `leave` will follow
@@ -314,6 +314,8 @@ class Tracker:
             else:
                 wait.set_exception(outcome(task.task_id))
         task.waits.clear()
+        # Last, because a logging filter of the user's may raise.
+        self._report_end(task, outcome)
 
     def _report_end(self, task: TrackedTask, outcome: TaskDetails | Failure) -> None:
         """Report that a task has ended, or that its waits end with an error that is about it."""
@@ -465,9 +467,9 @@ class Tracker:
             record = await self._look(task.task_id)
         except AnotherTask as error:
             # That says nothing about the task, or about MidAPI.
+            self._misdirected_at = self._clock.time()
             self._failures.failed(task, error, concerns_task=False)
             self._report(Looked(**_names(task), problem=str(error)))
-            self._misdirected_at = self._clock.time()
         except MidAPIError as error:
             task.consecutive_failures += 1
             task.is_stuck = isinstance(error, TransportError) and error.timed_out
