@@ -29,6 +29,6 @@ async def test_a_prompt_that_is_refused(midapi_sandbox: SandboxThread) -> None:
 async def test_a_callback(midapi_sandbox: SandboxThread) -> None:
     async with MidAPIClient(receiver=CallbackReceiver(None, port=0)) as client:
         handle = await client.generate("a red fox")
-        midapi_sandbox.finish(handle.task_id)  # which sends the callback
+        midapi_sandbox.finish(handle.task_id)  # sends the callback
         assert len((await handle).urls) == 4
-        assert await midapi_sandbox.acall_back(handle.task_id) == 200  # and once more
+        assert await midapi_sandbox.acall_back(handle.task_id) == 200  # sends it again
