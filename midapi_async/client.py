@@ -190,7 +190,7 @@ class MidAPIClient:
 
     def __repr__(self) -> str:
         state = "open" if self._session else "closed" if self._was_opened else "not opened"
-        made = getattr(self, "_settings", None)  # else __init__ has failed, and is being traced
+        made = getattr(self, "_settings", None)  # __init__ may have failed
         return f"<MidAPIClient {made.base_url if made else 'not made'} {state}>"
 
     def __reduce__(self) -> Never:
@@ -387,8 +387,8 @@ class MidAPIClient:
         if not replayed and not self._warned_of_jobs and has_several_jobs(asked):
             self._warned_of_jobs = True
             _log.warning(
-                "a prompt contains {…, …} or --repeat, of which Midjourney makes several jobs: it "
-                "is not known how many MidAPI makes and bills; client.credits() shows what is left"
+                "a prompt contains {…, …} or --repeat, for which Midjourney runs several jobs: it "
+                "is not known how many MidAPI runs and bills; client.credits() shows what is left"
             )
         return handle_of(row, session, replayed=replayed)
 

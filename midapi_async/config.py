@@ -48,11 +48,11 @@ def environment(name: str) -> str:
 
 
 def _bare(value: str, name: str) -> str:
-    """A value without what shells and editors put around it: blanks, a byte order mark, quotes."""
+    """A value without the blanks, byte order mark and quotes that tools put around it."""
     text = value.strip().strip("\ufeff").strip()
     if len(text) < 2 or text[0] + text[-1] not in _QUOTES or text[0] in text[1:-1]:
         return text
-    _warn_once(f"the quotes around {name} were left out; write the value without them")
+    _warn_once(f"the quotes around {name} were removed; write the value without them")
     return _bare(text[1:-1], name)
 
 
@@ -228,7 +228,7 @@ def settings(
         problems["allow_http"] = f"must be True or False, got {shown(allow_http)}"
 
     # The base URL: https, unless it is on this machine or the user allows http.
-    # A problem names the variable, which the user may not know is set.
+    # The error names the variable, because the user may not know that it is set.
     text, variable = environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL, "MIDAPI_BASE_URL "
     if base_url is not None and base_url != "":
         text, variable = base_url, ""
@@ -307,7 +307,7 @@ def _api_key(given: object, problems: dict[str, str]) -> str:
         return ""
     key = _bare(given, "the API key")
     if found := re.match(r"(authorization:\s*)?bearer(\s+|$)", key, re.IGNORECASE):
-        _warn_once("the word Bearer in front of the API key was left out; give the key alone")
+        _warn_once("the word Bearer before the API key was removed; give only the key")
         key = _bare(key[found.end() :], "the API key")
     if not key:
         missing = "is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE"

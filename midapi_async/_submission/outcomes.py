@@ -1,7 +1,7 @@
-"""How submissions ended: written to the journal, and told to those who wait for it.
+"""Writes how submissions ended into the journal, and gives it to the callers that wait for it.
 
-A journal may fail just when an outcome is known, and MidAPI has been paid by then. So the outcome
-counts in this process at once, and is written again every second until that succeeds.
+The journal may fail just when an outcome is known and MidAPI has been paid. Therefore the outcome
+counts in this process at once, and the write is repeated every second until it succeeds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RECHECK_INTERVAL = 0.05  # seconds between two reads of a row that is waited fo
 _REWRITE_AFTER = 1.0  # seconds until a failed write of an outcome is tried again
 _TWO_TASKS = "intent %s has two tasks, %s and %s: both may have been paid for"
 
-# What to do about an intent that has no task, and will get none from MidAPI's answer.
+# What to do about an intent that has no task and will not get one.
 _NO_TASK = {
     State.REFUSED: "nothing was bought, and its request may be submitted again",
     State.DISMISSED: "it was given up: use another key to submit its request again",
@@ -45,8 +45,8 @@ _NO_TASK = {
     State.EXPIRED: "MidAPI has deleted its results: use another key to buy it again",
 }
 
-# The accepted row, or the row that has the key, or an error. It is cancelled if the last caller has
-# left before anything was bought.
+# The accepted row, or the row that has the key, or an error. Cancelled if the last caller left
+# before anything was bought.
 Outcome = asyncio.Future[Intent | Standing]
 
 
@@ -64,7 +64,7 @@ class OutcomeRecorder:
 
     Attributes:
         outcomes: of the submissions of this client that have not ended, by intent id.
-        is_stopped: waits for a row end with the row as it is.
+        is_stopped: whether `wait_for_change` returns the row as it is, without waiting.
         unknown_count: how many submissions have become unknown here.
     """
 
@@ -226,7 +226,7 @@ class OutcomeRecorder:
             bound = await self._journal.advance(row.intent_id, State.ACCEPTED, task_id=task_id)
             self._unwritten.pop(row.intent_id, None)
         except BaseException:
-            # Only now: while the journal decides, the task may still be another intent's.
+            # Not earlier: the journal may still find that the task belongs to another intent.
             if row.task_id is None:
                 self._unwritten[row.intent_id] = bound
             raise
@@ -255,9 +255,9 @@ class OutcomeRecorder:
         return bound
 
     async def disown(self, intent_id: str, task_id: str) -> SubmissionUnknown:
-        """The record of an intent's task belongs to another submission: the intent is unknown.
+        """Make an intent unknown whose task, by its record, belongs to another submission.
 
-        So the answer to its POST was that of another request, as after a proxy that mixed them up.
+        Then its POST got the answer to another request, as from a proxy that mixed them up.
 
         Returns:
             The error for the callers that wait for that task.
@@ -325,7 +325,7 @@ class OutcomeRecorder:
             self._wakeups.discard(changed)
 
     def wake(self) -> None:
-        """Let everybody who waits for a row read it again."""
+        """Make every caller in `wait_for_change` read its row again."""
         for changed in self._wakeups:
             changed.set()
 
@@ -345,6 +345,6 @@ class OutcomeRecorder:
                 task,
             )
         if self._unwritten:
-            # A journal that others have open keeps its owner alive, and such a row would be SENDING
-            # for as long as that. Without its owner it is UNKNOWN.
+            # A journal that stays open keeps its owner alive, and so long these rows would stay
+            # SENDING. Without an owner they become UNKNOWN.
             await self._journal.disown()

@@ -1,8 +1,8 @@
-"""One submission: it waits in the line for a slot, and its POST is sent at most once successfully.
+"""One submission: it waits in the line for a slot, and at most one of its POSTs is accepted.
 
-The journal writes a submission's row together with the slot; the POST is sent; its outcome is
-recorded. All this runs in a background task, so that an answer is not lost when the caller is
-cancelled. But a POST is sent, or sent again, only while a caller waits for it.
+The journal writes a submission's row together with the slot, then the POST is sent, then its
+outcome is recorded. This runs in a background task, so that an answer is not lost when the caller
+is cancelled. But a POST is sent, or sent again, only while a caller waits for it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Submission:
         self.ticket = ticket  # its place in the line
         self.slot: str | None = None  # the last one that it got; its row exists since the first
         self.claimed_at = -math.inf  # when it asked for that slot, on `Clock.boot_time`
-        # Another claim, if the POST's first byte comes late; see `_confirm`.
+        # The second claim, made if the POST begins late; see `_confirm`.
         self.late_claim: asyncio.Task[Claim | Exception] | None = None
         # From a POST's start until it is proven that it bought nothing, or its outcome is written.
         self.is_posting = False
@@ -98,7 +98,7 @@ class Sender:
         return sum(not each.is_posting for each in self.submissions.values())
 
     def start(self, intent: Intent, call: Call) -> Submission:
-        """Begin a submission; `outcome` must follow."""
+        """Begin a submission; the caller must then await `outcome`."""
         if self._is_stopped:
             raise ClientClosed
         submission = Submission(intent, call, self._line.ticket())
@@ -196,7 +196,7 @@ class Sender:
         holder = None
         if intent.key is not None and not self._line.is_open:
             holder = await self._journal.find(key=(intent.scope, intent.key))
-        # What is known already need not wait for a slot.
+        # The outcome of a known key needs no slot.
         is_known = holder is not None and holder.state is not State.REFUSED
         while True:
             try:
@@ -225,7 +225,7 @@ class Sender:
                 submission.is_posting = False
                 late = await self._late_claim(submission)
                 if isinstance(late, Standing):
-                    # Nothing was sent: others held this process for dead and gave the row up.
+                    # Nothing was sent: another process took this one for dead and moved the row.
                     return self._recorder.require_task(late.intent)
                 if isinstance(late, Busy):
                     continue
@@ -260,8 +260,8 @@ class Sender:
         """Before the first byte of a POST: claim again if the last claim was long ago.
 
         The process may have stood still since then (SIGSTOP, a suspended laptop, a slow connect).
-        Others may hold it for dead, and may have given its row up. Raises if the row is not ours
-        any more. Where claims themselves take long, each of them holds for twice as long.
+        Other processes may have taken it for dead and moved its row. Raises if the row is no longer
+        ours. If the claims themselves are slow, each one is valid for twice as long as the last.
         """
         holds = _CLAIM_HOLDS
         while self._clock.boot_time() - submission.claimed_at > holds:

@@ -1,7 +1,7 @@
 """Submitting: at most one accepted POST per intent, and nothing that was paid for is lost.
 
-A `Submitter` answers callers. It decides what a key that is known already means, and waits for rows
-that others send. `sender` carries a new submission out, and `outcomes` records how it ended. All
+A `Submitter` answers callers. It decides what a known key means, and waits for rows that other
+processes send. `sender` carries a new submission out, and `outcomes` records how it ended. All
 callers with the same key wait for one outcome: that of the POST, or of a callback that came first.
 """
 
@@ -127,7 +127,7 @@ class Submitter:
         _check_arguments(key, metadata, callback_url)
         intent, call = self._prepare(request, key, metadata, callback_url, supersedes)
         if deadline is not None and deadline <= self._clock.time():
-            # No time is left to send it. What became of its key before can be said without waiting.
+            # There is no time left to send it, but an earlier outcome of its key needs no waiting.
             known = None if key is None else await self._journal.find(key=(self._scope, key))
             if known is None or known.state is State.REFUSED:
                 raise about(WaitTimeout(), key=key)

@@ -1,4 +1,4 @@
-"""Says when looks fail, and when that is over: one warning, however many tasks are waited for."""
+"""Logs when looks fail and when they are answered again: one warning for any number of tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WARN_AGAIN, WARN_OF_TASK_AGAIN = 600.0, 60.0
 
 
 class FailureLog:
-    """Counts the looks that failed in a row, in whatever way, of all tasks and of each.
+    """Counts failed looks in a row, of all tasks together and of each task.
 
     Args:
         clock: the client's clock.
@@ -25,14 +25,14 @@ class FailureLog:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        # The row: looks that failed since the last one that was answered. Those that were under way
-        # together show the same moment of a fault, and make it longer by one.
+        # Looks that failed since the last answered one. Looks that were under way at the same time
+        # show one moment of a fault, so together they add only one to the length.
         self._failed = self._length = 0
         self._since = self._failed_at = -math.inf
         self._first: TrackedTask | None = None
-        self._is_of_several = False  # the row has looks at several tasks
-        # The warnings of which it was not said yet that they are over: about the row, and about one
-        # task; and from when there may be new ones.
+        self._is_of_several = False  # whether they were looks at several tasks
+        # Warnings whose end has not been logged yet: about all looks, and about one task; and from
+        # when the next warning of each kind may come.
         self._has_warned = False
         self._warned_of: TrackedTask | None = None
         self._warns_from = self._warns_of_task_from = -math.inf
@@ -70,7 +70,7 @@ class FailureLog:
             return
         if self._is_of_several and self._length >= IN_A_ROW:
             if self._warned_of is not None and self._warned_of.failing_since >= self._since:
-                self._has_warned, self._warned_of = True, None  # it was the first to notice
+                self._has_warned, self._warned_of = True, None  # already warned for that task
             elif now >= self._warns_from:
                 self._has_warned, self._warns_from = True, now + WARN_AGAIN
                 self._warn("%d looks in a row have failed, the last one at", self._failed, task)
@@ -89,7 +89,7 @@ class FailureLog:
 
 
 def _without_frames(error: BaseException | None) -> None:
-    """Remove the tracebacks of an error that is kept, since their frames hold whole answers."""
+    """Remove the tracebacks of a stored error, because their frames hold whole answers."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -2,7 +2,7 @@
 
 Looks come out of a token bucket, see `PollPolicy`. If more are due than it allows, hinted tasks
 come first, in the order of their hints, then the others in the order in which they became due.
-Each task is in the queue at most once, so none is looked at again before all others had their turn.
+Each task is in the queue at most once, so no task is looked at twice before every other one once.
 
 Only some looks are under way at once. Hinted tasks have places of their own, and tasks whose last
 look got no answer in time have few, so records that hang delay no others.
@@ -26,8 +26,8 @@ _log = logging.getLogger("midapi_async.tracking")
 # whose last look got no answer in time.
 LOOKS_AT_ONCE = (32, 16, 4)
 _HINTED, _DUE, _STUCK = range(3)
-# A 429 on a look halves the rate, and what the bucket holds, down to a 32nd. They double again for
-# each 10 s without a 429 on a look, counted from the end of the pause.
+# A 429 on a look halves the rate and the size of the bucket, down to a 32nd. Both double again
+# after each 10 s without a 429 on a look, counted from the end of the pause.
 CLEAN_WINDOW, SLOWEST = 10.0, 1 / 32
 BEHIND = 10.0  # seconds of looks in the queue, for so many seconds, before a warning
 CATCH_UP = 60.0  # seconds after a pause, in which there is no such warning
@@ -125,7 +125,7 @@ class Looker:
     def rest(self, seconds: float) -> None:
         """Begin no look for some seconds; then one, and the next ones at the usual rate.
 
-        So there is no stampede when a server is back.
+        This avoids a burst of looks when the server works again.
         """
         until = self._clock.time() + min(seconds, LONGEST_RETRY_AFTER)
         self._rests_until = max(self._rests_until, until)
@@ -138,7 +138,7 @@ class Looker:
     def failed(self, task: TrackedTask, error: MidAPIError) -> None:
         """A look failed. One failure is ignored; from the second in a row on, all looks pause.
 
-        Looks that were under way together count as one: they show the same moment of a fault. A
+        Looks that were under way together count as one: they show one moment of a fault. A
         429 pauses all looks at once, and halves their rate.
         """
         is_new = task.look_began > self._failed_at
@@ -158,7 +158,7 @@ class Looker:
     def warn_if_behind(self, now: float) -> None:
         """Warn, at most once an hour, if looks are late and do not catch up.
 
-        Looks that all become due in one moment, or were paused, are given some time for that.
+        Looks that became due at the same moment, or were paused, get some time to catch up first.
         """
         due = sum(map(len, self._queues))
         late = max(self._full_at - now, 0.0) + due / self._rate - self._spare

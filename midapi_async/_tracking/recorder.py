@@ -84,8 +84,8 @@ class ResultRecorder:
     ) -> bool:
         """Record that MidAPI has deleted a task, if it is older than MidAPI keeps results.
 
-        Any clock may be wrong, so the task must be so old by all of them: by this machine's clock,
-        by that of MidAPI's server, and by what the caller knows. A young task is never given up.
+        Any clock may be wrong, so the task must be that old by each of them: this machine's clock,
+        the clock of MidAPI's server, and the caller's own measure.
 
         Args:
             task_id: which task.

@@ -1,4 +1,4 @@
-"""What is known of tasks without a look: this client's last records, and the journal's rows."""
+"""What is known of tasks without a new look: their last records, and the journal's rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .verdict import read_answer
 
 Found: TypeAlias = Record | TaskDetails | Exception
 
-REMEMBERED = 300  # records of so many tasks, each of about 3 KB
-FORGOTTEN_AFTER = 3600.0  # seconds
+REMEMBERED = 300  # tasks; a record takes about 3 KB
+FORGOTTEN_AFTER = 3600.0  # seconds after which a record is dropped
 
 
 @attrs.define(eq=False, repr=False)
@@ -86,24 +86,25 @@ class Seen:
         asking = self._shared.setdefault(task_id, [])
         asking.append(own)
         if len(asking) == 1:
-            # Nobody else is asking. A task of its own, since any of the callers may be cancelled;
-            # futures, since a caller that waits for a task resumes one turn of the loop later.
+            # The first caller starts the look, in a task of its own, because any caller may be
+            # cancelled. Callers wait for futures, which resume them one turn of the loop earlier
+            # than waiting for the task would.
             work = self._answer(task_id, asking)
             self._tasks.start(work, context=Context(), eagerly=True)
         found = await own
         if not isinstance(found, Exception):
             return found
-        # Each caller gets an error of its own, since each adds its own traceback.
+        # Each caller gets a copy of the error, because raising adds a traceback to it.
         error = copy(found)
         error.__cause__ = found.__cause__
         raise error
 
     async def _answer(self, task_id: str, asking: list[asyncio.Future[Found]]) -> None:
-        """Give everyone who asks for a task what is found out."""
+        """Find out about a task and give it to every caller that waits for that."""
         found: Found = ClientClosed(task_id)
         try:
             found = await self._find_out(task_id)
-        except Exception as error:  # noqa: BLE001 - also a bug is raised where it is seen
+        except Exception as error:  # noqa: BLE001 - every caller gets it, even a bug
             found = error
         finally:
             self._shared.pop(task_id)
@@ -112,7 +113,7 @@ class Seen:
     async def _find_out(self, task_id: str) -> Record | TaskDetails:
         """The final details in the journal, or else one look."""
         row = None
-        with suppress(JournalError):  # the look shows more than the journal
+        with suppress(JournalError):  # the look shows it, too
             row = await self._recorder.row_of(task_id)
         if row is not None and row.details is not None:
             return row.details
@@ -130,7 +131,7 @@ class Seen:
     async def aclose(self) -> None:
         """End the looks that are shared; their callers get `ClientClosed`."""
         await self._tasks.finish()
-        for task_id, asking in self._shared.items():  # cancelled before its first step
+        for task_id, asking in self._shared.items():  # `_answer` was cancelled before it began
             _resolve(asking, ClientClosed(task_id))
         self._shared.clear()
 

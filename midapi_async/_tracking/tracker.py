@@ -47,8 +47,8 @@ HINT_INTERVAL, HINTS_PER_TASK = 5.0, 12
 # floor), but only for the first two hints of a task. The same if the first look at a task fails
 # whose age is not known.
 RETRIES, HINTS_WITH_RETRIES = 4, 2
-# An answer that need not be the last word (MidAPI does not know the task, shows no files, answers
-# with an error or what cannot be read) ends the waits after this many seconds and looks.
+# An answer that may be temporary (MidAPI does not know the task, shows no files, answers with an
+# error or unreadable data) ends the waits if it stays the same for this many seconds and looks.
 GRACE, GRACE_LOOKS = 120.0, 5
 LATE_CALLBACK = 5.0  # seconds after a result was found in which its callback still is in time
 MISSED_CALLBACKS = 3  # how many callbacks must be missing, with none that came, before a warning
@@ -506,7 +506,7 @@ class Tracker:
                 continue
             patience = math.inf if wait.patience is None else wait.patience
             if task.doubt is not None and wait.began >= task.accepted_at + patience:
-                # It began late, for an old task: it goes on until it is known whether that is lost.
+                # The wait began late, for an old task: it goes on until the doubt is resolved.
                 wait.deadline = max(task.look_ended, task.doubtful_since + GRACE) + FORGIVEN
                 task.deadline = min(task.deadline, wait.deadline)
                 continue
@@ -546,8 +546,8 @@ class Tracker:
         if isinstance(answer, TaskDetails):
             if record is not None and record.unreadable_urls:
                 _log.warning(
-                    "task %s: %d of its URLs cannot be read and are left out; its raw details "
-                    "have them",
+                    "task %s: %d of its URLs cannot be read and are left out of details.urls; "
+                    "details.raw has them",
                     task.task_id,
                     record.unreadable_urls,
                 )
@@ -613,7 +613,7 @@ class Tracker:
         gap = self._schedule.next_look(task.kind, elapsed) - elapsed
         if failures := task.consecutive_failures:  # the gap doubles, up to the ceiling
             gap = min(gap * 2 ** min(failures, 10), max(gap, self._policy.ceiling))
-        if task.doubt is not None:  # make the looks that are missing, and no more, in the grace
+        if task.doubt is not None:  # make just the missing looks within the grace period
             left = task.doubtful_since + GRACE - now
             missing = max(1, GRACE_LOOKS - task.doubtful_looks)
             gap = min(gap, max(left / missing, self._policy.floor))

@@ -27,7 +27,7 @@ from .waits import DEFAULT_KIND
 Failure = Callable[[str], MidAPIError]
 
 
-# What an answer says that ends the waits only if it stays the same, and how they end then.
+# An answer that ends the waits only if it stays the same: what it says, and how they end then.
 Doubtful = tuple[str, TaskDetails | Failure]
 
 
@@ -56,10 +56,10 @@ def read_answer(record: Record | None, *, is_seen: bool) -> TaskDetails | Doubtf
 
 
 def read_error(task_id: str, error: MidAPIError) -> Doubtful | None:
-    """What an error means that a look was answered with; None if it says nothing about the task.
+    """What an error in answer to a look means; None if it says nothing about the task.
 
-    That is so for errors of the network, for pages of somebody else's, and for MidAPI's own errors
-    that concern every task. `AnotherTask` does not come here.
+    Network errors, pages that MidAPI did not write, and MidAPI's errors that concern every task say
+    nothing about it. `AnotherTask` does not come here.
     """
     if isinstance(error, APIError) and error.own_envelope:
         # No record comes with these codes, so they may be the answer to another look.

@@ -53,7 +53,7 @@ _ALL_NAMES = sorted({"taskType", "callBackUrl", "fileUrl"}.union(*_FIELD_NAMES.v
 
 def task_type(request: Request) -> str:
     """MidAPI's name for the type of task that a request makes."""
-    # In `extra`, it may be a type that this release does not know.
+    # `extra` may contain a task type that this release does not know.
     other = request.extra.get("taskType")
     return other if isinstance(other, str) else _own_task_type(request)
 
@@ -69,7 +69,7 @@ def _own_task_type(request: Request) -> str:
 def request_to_json(request: Request) -> JSONObject:
     """A request in MidAPI's spelling, with its task type, as `request_from_json` reads it.
 
-    What was given as ``extra`` is a member of that name, if there is any.
+    Fields given as ``extra`` are in its member ``extra``.
     """
     body: JSONObject = {"taskType": _own_task_type(request)}
     for name, field in _FIELD_NAMES[type(request)].items():
@@ -128,14 +128,14 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     if misspelt:
         raise InvalidRequestError(
             {
-                name: "is not a field of MidAPI's that this release knows (a new one goes into "
+                name: "is not a field of MidAPI that this release knows (a new one goes into "
                 f"extra){_did_you_mean(name, _ALL_NAMES)}"
                 for name in misspelt
             }
         )
     cls = _class_of(body, kind)
     names = _FIELD_NAMES[cls]
-    # Programs send "" for a field that they do not set. Only a text can be meant to be empty.
+    # Programs send "" for a field that they do not set; only in these fields can it be meant.
     fields = {
         names[name]: value
         for name, value in body.items()

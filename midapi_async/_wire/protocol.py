@@ -338,7 +338,7 @@ def read_look(answer: Answer, task_id: str) -> Record | None:
     except ProtocolError:
         if error is None:
             raise
-        # Beside an error there may be anything.
+        # An error's data may be anything.
     if record is not None and record.task_id != task_id:
         raise AnotherTask("data.taskId", f"names another task than {task_id}")
     if error is None:
@@ -374,14 +374,14 @@ def _with_reason(record: Record, error: APIError) -> dict[str, object]:
     raw = dict(record.raw)
     if record.status is not TaskStatus.FAILED:
         raw["successFlag"] = 3
-    if error.own_envelope:  # else its text describes a page of somebody else's
+    if error.own_envelope:  # else its text describes a page that MidAPI did not write
         raw["errorCode"] = record.error_code or error.code
         raw["errorMessage"] = record.error_message or error.message
     return raw
 
 
 def failed_details(task_id: str, error: APIError) -> TaskDetails:
-    """The details of a failed task whose record is not shown, but only this error."""
+    """The details of a failed task for which MidAPI shows no record, only this error."""
     said = {"errorCode": error.code, "errorMessage": error.message}
     return details_from_raw({"taskId": task_id, "successFlag": 3, **said})
 
@@ -456,8 +456,8 @@ def read_callback(body: bytes) -> Callback:
 
 # ─── tasks ───────────────────────────────────────────────────────────────────────────────────────
 
-# One text of moderation is known, of a refused submission: "Your prompt was flagged by Website as
-# violating content policies". Other programs search for these words.
+# Only one text of MidAPI's moderation was observed, for a refused submission: "Your prompt was
+# flagged by Website as violating content policies". Other programs search for these words.
 _MODERATION = re.compile(
     "nsfw|moderat|(?<!case[ -])sensitive|safety|content polic|violat|prohibit|banned|flagged",
     re.IGNORECASE,

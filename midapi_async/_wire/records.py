@@ -2,8 +2,8 @@
 
 Several shapes are accepted (other programs that use MidAPI handle each of these variants), but
 types are strict: nothing is coerced. A value of a wrong type is an error that names its path if it
-decides what became of a task: the task id, the flag, and the URLs of a success. Any other one
-counts as missing, because it must not cost the result.
+decides the outcome of a task: the task id, the flag, and the URLs of a success. Any other field
+with a wrong type counts as missing, because it must not cost the result.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _code(value: object) -> int | str | None:
     return _whole(value)
 
 
-# Times without a zone are UTC+8 on a sister API of MidAPI's: a guess, see `Record.created`.
+# A guess: times without a zone are UTC+8 on a sister API of MidAPI. See `Record.created`.
 _GUESSED_ZONE = timezone(timedelta(hours=8))
 _FIRST_YEAR = 1971  # seconds that are taken for milliseconds are before it
 
@@ -147,7 +147,7 @@ def _result_urls(record: JSONObject) -> tuple[list[str], int, ProtocolError | No
             urls, problems = [], [str(error)]
         if urls:
             return urls, len(problems), None
-        if problems and wrong is None and name != "response":  # few records have that one
+        if problems and wrong is None and name != "response":  # few records have `response`
             wrong = ProtocolError(path, problems[0])
     return [], 0, wrong
 
@@ -166,7 +166,7 @@ def _wire(
 ) -> dict[str, object]:
     """A field's name on the wire, and what reads its value or raises TypeError or ValueError.
 
-    In a field that decides nothing, None takes the place of a value that cannot be read.
+    In a field that does not decide the outcome, an unreadable value becomes None.
     """
 
     def read_or_none(value: object, _: object) -> object:
@@ -251,7 +251,7 @@ def read_envelope(body: bytes, *, is_strict: bool = True) -> tuple[int, str | No
         value = loads(body)
     except ValueError as error:
         excerpt = without_tokens(repr(bytes(body[:400]).decode("utf-8", "replace")))[:60]
-        path = "object" if body.lstrip()[:1] == b"{" else "body"  # else a page of somebody else's
+        path = "object" if body.lstrip()[:1] == b"{" else "body"  # else a foreign page
         raise ProtocolError(path, f"is not JSON ({excerpt}): {_reason(error)}") from None
     if not isinstance(value, dict):
         raise ProtocolError("body", f"must be an object, is {described(value)}")

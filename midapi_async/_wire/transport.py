@@ -107,7 +107,7 @@ class Transport:
                 connector=connector,
                 # Given to the session and not to each call, because aiohttp copies them faster so.
                 headers={
-                    # aiohttp's functions have it among their local variables.
+                    # A `Secret`, because aiohttp's functions hold it in local variables.
                     "Authorization": Secret(f"Bearer {settings.api_key}"),
                     "User-Agent": f"midapi-async/{__version__}",
                     "Accept": "application/json",
@@ -163,7 +163,7 @@ class Transport:
         largest = LARGEST_PAID_ANSWER if call.is_paid else LARGEST_ANSWER
         url = URL(self._base + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
-        received = BytesIO()  # no `bytes`: they would show in a traceback with local variables
+        received = BytesIO()  # not `bytes`, which a traceback with local variables shows
         failure: TransportError | None = None
         self._calls[session] += 1
         try:
@@ -191,7 +191,7 @@ class Transport:
             failure.sent = payload is None or payload.written
             raise failure
         if self._proxy is not None and url.scheme == "http" and response.status == 407:
-            # Without TLS the proxy answers in MidAPI's place; it does not pass such a call on.
+            # Over plain http, a proxy that refuses a call answers it in place of MidAPI.
             raise refused_by_proxy(response.status, self._proxy)
         flaw = failure.reason if failure is not None else None
         plain = _decompressed(received.getvalue(), largest)
@@ -289,7 +289,7 @@ def failure_of(error: Exception, url: URL, proxy: URL | None) -> TransportError:
     if isinstance(error, aiohttp.ClientConnectorError) and error.errno == errno.ECONNREFUSED:
         if not is_loopback(server):
             return TransportError(f"{named} refuses the connection", advice=advice)
-        # Not worth a retry: nobody starts a program there within the time of the retries.
+        # Not retried: nobody starts a program there within that time.
         advice = (
             "Is the sandbox running ('midapi sandbox')? If not, start it, or correct the base URL "
             "(MIDAPI_BASE_URL)"
@@ -305,13 +305,13 @@ def failure_of(error: Exception, url: URL, proxy: URL | None) -> TransportError:
 
 
 def refused_by_proxy(status: int, proxy: URL) -> TransportError:
-    """The error for a proxy's own answer, which it gives in place of passing a call on."""
+    """The error for a proxy's own answer, given when it does not forward a call."""
     reason = f"the proxy {host_in_url(proxy.host or '')}:{proxy.port} refuses it (HTTP {status})"
-    advice = "Ask whoever runs the proxy, or correct its URL (proxy=, MIDAPI_PROXY)"
+    advice = "Ask the administrator of the proxy, or correct its URL (proxy=, MIDAPI_PROXY)"
     if status == 407:
         reason = f"{reason}: it wants a user name and a password that it knows"
         advice = "Put them into its URL (proxy=, MIDAPI_PROXY): http://USER:PASSWORD@HOST:PORT"
-    # A 4xx says that it will not pass the next one on either; a 5xx, that it cannot now.
+    # After a 4xx it will refuse the next call, too; a 5xx may be temporary.
     is_final = 400 <= status <= 499 and status not in (408, 429)
     return TransportError(reason, permanent=is_final, advice=advice)
 

@@ -34,12 +34,12 @@ T = TypeVar("T")
 _log = logging.getLogger("midapi_async.callbacks")
 
 READ_SECONDS = 4.0  # for a body
-ANSWER_SECONDS = 12.0  # for the event loops of the clients; MidAPI gives up after 15
+ANSWER_SECONDS = 12.0  # until the clients' event loops must have answered; MidAPI waits for 15 s
 _LONGEST_TOKEN = 128  # characters
 _ADVICE = {
     "missing": "webhook_key is set here; is the key set at MidAPI too?",
     "wrong": "Was the key changed at MidAPI? Give webhook_key the old and the new key meanwhile.",
-    "not to be checked": "Its body names no task, and its intent has none yet.",
+    "not verifiable": "Its body names no task, and its intent has none yet.",
 }
 
 
@@ -279,11 +279,11 @@ class CallbackReceiver:
         finally:
             del content  # it contains the token
 
-        # The signature can only be checked now, because it covers the task id in the body. If that
-        # cannot be read, it must cover a task of the token's intent.
+        # The signature covers the task id in the body, so it is checked only now. If the body
+        # cannot be read, the signature must cover a task of the token's intent.
         task_ids = inbox.task_ids(row) if callback is None else [callback.task_id]
         if self._keys and not any(is_signed(self._keys, named, each) for each in task_ids):
-            kind = "wrong" if task_ids else "not to be checked"
+            kind = "wrong" if task_ids else "not verifiable"
             self._warn_of_signature(kind if SIGNATURE_HEADER in named else "missing")
             return 401
         if callback is None:
