@@ -216,27 +216,35 @@ class Table(ABC):
     def _take_slot(
         self, intent_id: str, account: str, limit: RateLimit | None, longest_post: float
     ) -> Claimed | Busy:
-        now, stored = self.now(), self.slots(account)
-        for n, slot in enumerate(stored):
+        now = self.now()
+        busy: list[Slot] = []
+        over: list[str] = []
+        for slot in self.slots(account):
             if slot.started > now:
                 # Taken before a reboot that reset the clock: it ends now. That must be written, or
                 # each later claim would find again that it ends now.
-                stored[n] = attrs.evolve(slot, started=now, ends_at=now)
-                self.put_slot(stored[n], account)
-        # An open slot of this same intent is replaced by the new one.
-        kept = [slot for slot in stored if not (slot.is_open and slot.intent_id == intent_id)]
-        busy = [slot for slot in kept if slot.free_at > now]
-        counts = [slot.count for slot in busy if slot.count is not None]
-        smallest = min(counts, default=math.inf)
-        if limit is not None and smallest < limit.count and not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "clients with limits of %d and %d share an account: the smaller one holds",
-                smallest,
-                limit.count,
-            )
-        mine = sum(slot.owner == self.me for slot in busy)
-        share = mine / len(busy) if busy and self.has_others else 0.0
+                kept = attrs.evolve(slot, started=now, ends_at=now)
+                self.put_slot(kept, account)
+            else:
+                kept = slot
+            # An open slot of this same intent is replaced by the new one.
+            if kept.free_at <= now or (kept.is_open and kept.intent_id == intent_id):
+                over.append(kept.slot)
+            else:
+                busy.append(kept)
+        if limit is not None and not self._has_warned:
+            smallest = min((slot.count for slot in busy if slot.count is not None), default=None)
+            if smallest is not None and smallest < limit.count:
+                self._has_warned = True
+                _log.warning(
+                    "clients with limits of %d and %d share an account: the smaller one holds",
+                    smallest,
+                    limit.count,
+                )
+        share = 0.0
+        if busy and self.has_others:
+            me = self.me
+            share = sum(slot.owner == me for slot in busy) / len(busy)
         free = admit(self.account(account), busy, now, limit)
         if isinstance(free, Busy):
             for slot in busy:
@@ -245,8 +253,7 @@ class Table(ABC):
                     ended = slot.ended(max(now + IN_FLIGHT, slot.started + STALE))
                     self.put_slot(ended, account)
             return attrs.evolve(free, share=share)
-        still_busy = {slot.slot for slot in busy}
-        self.drop_slots([s.slot for s in self.slots(account) if s.slot not in still_busy])
+        self.drop_slots(over)
         slot = Slot(
             slot=secrets.token_hex(8),
             intent_id=intent_id,
