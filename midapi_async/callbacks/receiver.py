@@ -409,10 +409,12 @@ async def _run_in(
 def _by_lower_name(headers: Headers) -> dict[str, list[str]]:
     # Not every framework's headers are a `Mapping`, and ASGI's are bytes.
     items = getattr(headers, "items", None)
+    pairs: Any = headers if items is None else items()
     values: dict[str, list[str]] = {}
-    for pair in headers if items is None else items():
-        name, value = (
-            str(each, "latin-1") if isinstance(each, bytes) else str(each) for each in pair
-        )
-        values.setdefault(name.lower(), []).append(value)
+    for name, value in pairs:
+        values.setdefault(_text(name).lower(), []).append(_text(value))
     return values
+
+
+def _text(value: object) -> str:
+    return str(value, "latin-1") if isinstance(value, bytes) else str(value)
