@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from ssl import SSLContext
 
 import attrs
@@ -39,6 +40,8 @@ DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
 POST_MARGIN = 5.0  # loop seconds that a POST may take beyond its timeout, on a busy machine
 EVENT_PATIENCE = 5.0  # loop seconds that an async observer of events has for the last ones
+
+_logger = cache(logging.getLogger)  # which takes a lock each time
 
 
 class Session:
@@ -183,7 +186,7 @@ class Session:
 
     def report(self, event: Event) -> None:
         """Log an event, and give it to the observer."""
-        log = logging.getLogger(event.logger)
+        log = _logger(event.logger)
         if log.isEnabledFor(event.level):
             log.log(event.level, "%s", event, stacklevel=2)
         self.observer.notify(event)

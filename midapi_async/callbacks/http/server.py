@@ -137,7 +137,7 @@ class _Connection(web.RequestHandler):
     or idle (answered; another request may follow).
     """
 
-    __slots__ = ("_deadline", "_server", "_timer", "body")
+    __slots__ = ("_deadline", "_group", "_server", "_timer", "body")
 
     def __init__(self, server: CallbackServer) -> None:
         super().__init__(
@@ -151,6 +151,7 @@ class _Connection(web.RequestHandler):
             max_field_size=LONGEST_LINE,
         )
         self._server = server
+        self._group: dict[_Connection, None] = {}  # the connections in its state, if it is open
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None  # set to the deadline or earlier
         self.body: StreamReader | None = None  # of the request that is being handled
@@ -171,7 +172,7 @@ class _Connection(web.RequestHandler):
             body.feed_eof()  # else aiohttp would wait for the rest of a refused body
 
     def data_received(self, data: bytes) -> None:
-        if self in self._server.states["idle"]:
+        if self._group is self._server.states["idle"]:
             self.enter("receiving")  # a new request begins
         super().data_received(data)
 
@@ -179,8 +180,9 @@ class _Connection(web.RequestHandler):
         """Enter a state, with its timeout, unless the connection is closed."""
         if self.transport is None:
             return
-        self._leave()
-        self._server.states[state][self] = None
+        self._group.pop(self, None)
+        self._group = self._server.states[state]
+        self._group[self] = None
         self._deadline = self._loop.time() + SECONDS[state]
         # A timer that is set too early is kept, because a new one for each state costs more.
         if self._timer is None or self._timer.when() > self._deadline:
@@ -197,8 +199,8 @@ class _Connection(web.RequestHandler):
             self._timer = self._loop.call_at(self._deadline, self._close_if_late)
 
     def _leave(self) -> None:
-        for group in self._server.states.values():
-            group.pop(self, None)
+        self._group.pop(self, None)
+        self._group = {}
 
     def abort(self) -> None:
         """Close the connection at once; data that is not sent yet is dropped."""
