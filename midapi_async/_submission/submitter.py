@@ -41,7 +41,7 @@ MAX_KEY = 200  # characters
 _LAST_READ = 0.5  # seconds for reading a row once more after the deadline
 
 
-def _check_arguments(key: object, metadata: object, callback_url: object) -> None:
+def check_arguments(key: object, metadata: object, callback_url: object) -> None:
     """Check the arguments that come with a request.
 
     Raises:
@@ -124,7 +124,7 @@ class Submitter:
             MidAPIError: any other error means that nothing was bought.
         """
         metadata = {} if metadata is None else metadata
-        _check_arguments(key, metadata, callback_url)
+        check_arguments(key, metadata, callback_url)
         intent, call = self._prepare(request, key, metadata, callback_url, supersedes)
         if deadline is not None and deadline <= self._clock.time():
             # There is no time left to send it, but an earlier outcome of its key needs no waiting.
@@ -183,7 +183,7 @@ class Submitter:
         """
         if self._is_closing:
             raise ClientClosed
-        _check_arguments(key or "", {}, None)
+        check_arguments(key or "", {}, None)
         row = await self._journal.find(key=(self._scope, key))
         if row is not None and row.state in PENDING:
             # Not `_wait_for_outcome`: this asks, and must not be a reason to send it again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +79,8 @@ class Result:
         key: Your own name for the request: the same key is never paid twice while the journal
             exists. Set MIDAPI_JOURNAL to a folder to keep it.
         metadata: A note of your own, NAME=VALUE, that the JSON repeats; may be given several times.
+        dry_run: Check the request and print the body that would be sent, as JSON. Nothing is sent,
+            and no key is needed.
         extra: A field of MidAPI's that has no option, or another value of one that has, NAME=JSON,
             as in 'aspectRatio="21:9"': sent unchecked; may be given several times.
     """
@@ -88,6 +91,7 @@ class Result:
     timeout: float | None = None
     key: str | None = None
     metadata: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False
     extra: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
 
 
@@ -126,6 +130,26 @@ class Service(Connection):
     """
 
     base_url: str | None = None
+
+
+# In place of a dash, which cyclopts takes for an option where it stands for a prompt. (With
+# `allow_leading_hyphen` a misspelled option would be a prompt, and paid.) A process can be given no
+# argument with a NUL in it.
+_STDIN = "\0-"
+
+
+def with_stdin(arguments: Sequence[str]) -> list[str]:
+    """The arguments, so that a dash before a ``--`` can be an argument of ``midapi generate``."""
+    if "-" not in arguments or arguments[0] != "generate":
+        return list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    marked = [_STDIN if each == "-" else each for each in arguments[:end]]
+    return [*marked, *arguments[end:]]
+
+
+def is_stdin(argument: str) -> bool:
+    """Whether an argument is a dash, which stands for stdin."""
+    return argument in {"-", _STDIN}
 
 
 def given(options: Picture | Video) -> dict[str, Any]:

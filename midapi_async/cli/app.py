@@ -17,6 +17,7 @@ from midapi_async import __version__
 
 from ._errors import BROKEN_PIPE, CommandError, command_error, usage_error
 from ._interrupt import interrupted
+from ._options import with_stdin
 from ._terminal import one_line, say
 from .credits import credits_left
 from .demo import demo
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _attempt(arguments: Sequence[str], *, as_json: bool) -> int:
     try:
-        return int(app(list(arguments)) or 0)
+        return int(app(with_stdin(arguments)) or 0)
     except CycloptsError as error:
         ended = usage_error(_usage_text(error))
     except CommandError as error:

@@ -27,6 +27,9 @@ from midapi_async import (
     Vary,
     request_from_json,
 )
+from midapi_async._submission.submitter import check_arguments
+from midapi_async._wire.bodies import submit_body
+from midapi_async.handle import check_seconds
 
 from . import _env
 from ._common import (
@@ -49,11 +52,12 @@ from ._options import (
     Service,
     Video,
     given,
+    is_stdin,
     parse_extra,
     parse_metadata,
 )
 from ._progress import Progress
-from ._terminal import out, say, seconds
+from ._terminal import out, out_json, say, seconds
 
 generate = App(name="generate", sort_key=2)
 
@@ -84,13 +88,14 @@ def text(
     submit the other seven kinds of request. Results go to stdout, everything else to stderr.
 
     Args:
-        prompt: What to draw. Put -- before a prompt that is also the name of a command.
+        prompt: What to draw; - reads it from stdin. Put -- before a prompt that is also the name of
+            a command.
         from_json: A file with a request as in MidAPI's documentation, or - for stdin.
     """
     if from_json is None:
         if prompt is None:
             raise usage_error('The prompt is missing: midapi generate "a red fox", or see --help')
-        return _submit(TextToImage(prompt, **given(picture)), result, service, output)
+        return _submit(TextToImage(_prompt(prompt), **given(picture)), result, service, output)
     if prompt is not None or given(picture):
         raise usage_error(
             "--from-json is the whole request: no prompt or other field may be given with it"
@@ -112,10 +117,10 @@ def image(
     """Four pictures from a prompt and other pictures.
 
     Args:
-        prompt: What to draw.
+        prompt: What to draw; - reads it from stdin.
         urls: The pictures to start from, as http(s) URLs that MidAPI can reach.
     """
-    return _submit(ImageToImage(prompt, urls, **given(picture)), result, service, output)
+    return _submit(ImageToImage(_prompt(prompt), urls, **given(picture)), result, service, output)
 
 
 @generate.command(sort_key=2)
@@ -132,10 +137,10 @@ def style(
     """Four pictures from a prompt, in the style of other pictures.
 
     Args:
-        prompt: What to draw.
+        prompt: What to draw; - reads it from stdin.
         urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach.
     """
-    return _submit(StyleReference(prompt, urls, **given(picture)), result, service, output)
+    return _submit(StyleReference(_prompt(prompt), urls, **given(picture)), result, service, output)
 
 
 @generate.command(sort_key=3)
@@ -153,11 +158,13 @@ def omni(
     """Four pictures from a prompt, with a person or thing of another picture in them.
 
     Args:
-        prompt: What to draw.
+        prompt: What to draw; - reads it from stdin.
         urls: The pictures to take it from, as http(s) URLs that MidAPI can reach.
         ow: Omni weight, how closely to follow them, 1 to 1000.
     """
-    return _submit(OmniReference(prompt, urls, ow=ow, **given(picture)), result, service, output)
+    return _submit(
+        OmniReference(_prompt(prompt), urls, ow=ow, **given(picture)), result, service, output
+    )
 
 
 @generate.command(sort_key=4)
@@ -174,10 +181,10 @@ def video(
     """Videos from a picture and a prompt.
 
     Args:
-        prompt: What should happen.
+        prompt: What should happen; - reads it from stdin.
         url: The picture, as an http(s) URL that MidAPI can reach.
     """
-    return _submit(ImageToVideo(prompt, [url], **given(video)), result, service, output)
+    return _submit(ImageToVideo(_prompt(prompt), [url], **given(video)), result, service, output)
 
 
 @generate.command(sort_key=5)
@@ -240,10 +247,10 @@ def extend(
     Args:
         task: The finished video task.
         index: Which of its videos, counted from 0.
-        prompt: What should happen next; Midjourney chooses if not given.
+        prompt: What should happen next; - reads it from stdin; Midjourney chooses if not given.
         water_mark: A text to mark it with.
     """
-    request = ExtendVideo(task, index, prompt, water_mark=water_mark)
+    request = ExtendVideo(task, index, prompt and _prompt(prompt), water_mark=water_mark)
     return _submit(request, result, service, output)
 
 
@@ -252,6 +259,12 @@ def _submit(request: Request, result: Result, service: Service, output: Output) 
     if result.extra:
         extra = {**request.extra, **parse_extra(result.extra)}
         request = attrs.evolve(request, extra=extra)
+    if result.timeout is not None:
+        check_seconds(result.timeout)
+    if result.dry_run:
+        check_arguments(result.key, metadata, None)
+        _print_body(request, output)
+        return 0
     if result.wait and result.download:
         make_folder(result.folder)  # before anything is bought
     return run_async(_carry_out(request, metadata, result, service, output), output)
@@ -286,12 +299,42 @@ async def _carry_out(
         print_result(details, files, output, **named)
 
 
+def _print_body(request: Request, output: Output) -> None:
+    """Print what would be sent, in MidAPI's spelling."""
+    body = json.loads(submit_body(request, None))
+    if output.as_json:
+        out_json(body)
+    else:
+        for line in json.dumps(body, indent=2, ensure_ascii=False).split("\n"):
+            # As JSON escapes them: no terminal must act on a prompt's control characters.
+            out("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line))
+    more = " A callBackUrl would be added." if _env.public_url() else ""
+    say(f"Nothing was sent.{more}")
+
+
 def _print_task(task_id: str, output: Output, named: Mapping[str, object]) -> None:
     if output.as_json:
         print_result(TaskDetails(task_id=task_id), [], output, **named)
     else:
         out(task_id)
         say(f"Come back with: midapi task {task_id} --wait --download")
+
+
+def _prompt(text: str) -> str:
+    """The prompt, from stdin if it is a dash.
+
+    Raises:
+        InvalidRequestError: stdin cannot be read, or is not text.
+    """
+    if not is_stdin(text):
+        return text
+    try:
+        if sys.stdin.isatty():
+            say("Type the prompt; Ctrl-D at the beginning of a line ends it.")
+        return sys.stdin.buffer.read().decode("utf-8-sig").strip()
+    except (AttributeError, OSError, UnicodeDecodeError) as error:  # None if it was closed
+        problem = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise InvalidRequestError({"prompt": f"stdin cannot be read: {problem}"}) from None
 
 
 def _read_request(source: str) -> Request:
@@ -301,7 +344,7 @@ def _read_request(source: str) -> Request:
         InvalidRequestError: it cannot be read, or is not a request.
     """
     try:
-        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        raw = sys.stdin.buffer.read() if is_stdin(source) else Path(source).read_bytes()
         body = json.loads(raw)
     except OSError as error:
         problem = f"{source!r} cannot be read: {error.strerror}"

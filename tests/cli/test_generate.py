@@ -166,6 +166,9 @@ def test_each_kind_of_request_is_sent(
     ran = midapi("generate", *(wait + arguments if "--" in arguments else arguments + wait))
     assert ran.code == 0, ran.err
     assert body.items() <= bought(midapi_sandbox).items()
+    dry = ["--dry-run", "--json"]
+    ran = midapi("generate", *(dry + arguments if "--" in arguments else arguments + dry))
+    assert ran.json == bought(midapi_sandbox)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,7 @@ def test_requests_about_a_task_name_it(
     assert ran.code == 0, ran.err
     sent = midapi_sandbox.ledger.accepted[-1].body
     assert {"taskId": task_id, **body}.items() <= sent.items()
+    assert midapi("generate", command, task_id, *rest, "--dry-run", "--json").json == sent
 
 
 def test_a_request_is_read_from_a_file(
@@ -270,6 +274,7 @@ def test_a_file_without_a_request_is_a_usage_error(
         (["style"], "PROMPT"),
         (["upscale", "../x", "0"], "task_id: must be MidAPI's task id"),
         (["upscale", "abc", "4"], "image_index: must be a whole number from 0 to 3"),
+        (["a fox", "--timeout", "nan"], "timeout: must be a number of seconds"),
         (["a fox", "--key", ""], "key: must be a str of 1 to 200"),
     ],
 )
@@ -282,6 +287,68 @@ def test_wrong_arguments_are_a_usage_error_and_nothing_is_sent(
     assert says in ran.error
     assert ran.out == ""
     assert midapi_sandbox.ledger.requests == ()
+
+
+def test_a_dry_run_checks_and_shows_and_sends_nothing(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
+) -> None:
+    """Without a key; what is printed is JSON whatever the prompt contains."""
+    monkeypatch.delenv("MIDAPI_API_KEY")
+    prompt = f"ein Füchslein {ESC} {RIGHT_TO_LEFT} \u2028 \x9b"
+    ran = midapi("generate", prompt, "--dry-run", "--extra", "seed=5", "--folder", "pictures")
+    assert (ran.code, ran.err) == (0, "Nothing was sent.\n")
+    found = json.loads(ran.out)
+    assert (found["prompt"], found["seed"]) == (prompt, 5)
+    assert "ein Füchslein" in ran.out
+    assert all(line.isprintable() for line in ran.out.split("\n"))
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://fox.example.org")
+    assert "A callBackUrl would be added." in midapi("generate", "a fox", "--dry-run").err
+    for wrong in (["--variety", "101"], ["--key", ""], ["--metadata", f"a={'x' * 5000}"]):
+        ran = midapi("generate", "a fox", "--dry-run", *wrong)
+        assert (ran.code, ran.out) == (2, "")
+    assert midapi_sandbox.ledger.requests == ()
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-"], ["image", "-", URL], ["video", "-", URL], ["extend", "abc", "0", "-"]]
+)
+def test_a_prompt_is_read_from_stdin(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """In UTF-8, without the line break at its end; any kind of request that has a prompt."""
+    raw = io.BytesIO("\ufeffein Füchslein,\nzwei\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="ascii"))
+    ran = midapi("generate", *arguments, "--dry-run", "--json")
+    assert ran.json["prompt"] == "ein Füchslein,\nzwei"
+
+
+def test_a_prompt_of_stdin_is_sent(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is given on the command line."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a fox\n")))
+    assert midapi("generate", "-", "--no-wait").code == 0
+    assert bought(midapi_sandbox)["prompt"] == "a fox"
+
+
+def test_a_stdin_without_a_prompt_is_a_usage_error(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent."""
+    for stdin, problem in (
+        (None, "stdin cannot be read"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff")), "it is not text"),
+        (io.TextIOWrapper(io.BytesIO(b" \n")), "prompt: must"),
+    ):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        ran = midapi("generate", "-")
+        assert ran.code == 2
+        assert problem in ran.error
+    assert not midapi_sandbox.ledger.requests
 
 
 def test_usage_errors_are_printed_as_json(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
