@@ -85,7 +85,7 @@ class MidAPIError(Exception):
         return super().__str__()
 
     def _unaffected(self) -> str:
-        """After a look that failed: its task goes on."""
+        """For the error of a look: a sentence that its task goes on."""
         return "" if self.task_id is None else f" Task {self.task_id} is not affected by it."
 
 
@@ -159,7 +159,7 @@ class APIError(MidAPIError):
     """
 
     advice: ClassVar[str] = "MidAPI does not document this code; ask their support"
-    # In place of the advice, if it answered a look: the task was bought, whatever that answer is.
+    # Replaces the advice in the answer to a look, because the task was bought in any case.
     look_advice: ClassVar[str] = "which is not affected by it. Look again later"
 
     code: int

@@ -1,4 +1,4 @@
-"""What a client tells ``MidAPIClient(on_event=…)`` while it works.
+"""The events that a client passes to ``MidAPIClient(on_event=…)``.
 
 Each submission is `Queued`, then `Sent`, and once more `Queued` and `Sent` after each `Retrying`,
 until it is `Accepted` or has `Failed`. While somebody waits for its task, the task is `Looked` at,

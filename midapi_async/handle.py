@@ -141,7 +141,7 @@ class TaskHandle:
                 # It is not the task of another intent, which was waited for, too. This one has no
                 # intent, or one whose callback URL is the user's: it waits again.
             except MidAPIError as error:
-                # Not `_naming`, which would take memory for each of thousands of waits.
+                # `_naming` around the wait would take memory for each of thousands of waits.
                 about(error, key=self.key, intent_id=self.intent_id)
                 if isinstance(error, TaskNotFound) and await self._is_expired():
                     names = {"key": self.key, "intent_id": self.intent_id}
@@ -237,7 +237,7 @@ class TaskHandle:
 
 
 def refuse_misnamed(misnamed: Mapping[str, object]) -> None:
-    """Refuse what is not an argument of a call that has a `timeout`.
+    """Refuse unknown arguments of a call that has a `timeout`.
 
     Raises:
         InvalidRequestError: there is any.

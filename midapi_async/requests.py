@@ -36,7 +36,7 @@ MAX_PROMPT = 2000  # characters, as documented
 TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
 _LARGEST_INDEX = 2**31 - 1  # no limit is documented; this is the largest 32-bit integer
 _DEEPEST = 32  # levels of `extra`
-_MOST_BITS = 1024  # of an integer in `extra`; programs that read it as a float can, too
+_MOST_BITS = 1024  # of an integer in `extra`; a larger one cannot be read as a float
 
 
 class HasTaskId(Protocol):
@@ -118,7 +118,7 @@ _SEVERAL_JOBS = re.compile(
 
 
 def has_several_jobs(request: Request) -> bool:
-    """Whether Midjourney makes several jobs of the prompt, because of {red, blue} or --repeat.
+    """Whether Midjourney runs several jobs for the prompt, because of {red, blue} or --repeat.
 
     https://docs.midjourney.com/hc/en-us/articles/32761322355597-Permutations
     """
@@ -174,7 +174,7 @@ def _urls(exactly: int | None = None) -> Rule:
 
 
 class _ReadOnly(dict[str, JSON]):
-    """A mapping that cannot be changed; a dict, because every JSON encoder takes that."""
+    """A mapping that cannot be changed; a dict, because every JSON encoder accepts one."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a request cannot be changed; make a new one")
@@ -304,7 +304,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_letters[close[0]] if close else None
 
 
-# ─── what is taken for what is meant ─────────────────────────────────────────────────────────────
+# ─── conversions of arguments ────────────────────────────────────────────────────────────────────
 
 
 def _task_id(value: str | HasTaskId) -> str:

@@ -13,7 +13,7 @@ import attrs
 from ._runtime.urls import is_http_url
 
 _WIDTH = 320  # pixels of a picture in a notebook
-_LONGEST = 500  # characters of a text there
+_LONGEST = 500  # characters of a text in a notebook
 _VIDEOS = (".mp4", ".webm", ".mov")
 
 
@@ -117,7 +117,7 @@ def _escaped(text: str) -> str:
 
 
 def _element(url: str) -> str:
-    """The HTML element that shows a result file; the host of a picture does not learn where."""
+    """The HTML element that shows a result file; it sends no referrer to the host."""
     source = f'src="{escape(url)}" width="{_WIDTH}"'
     if url.partition("?")[0].lower().endswith(_VIDEOS):
         return f'<video {source} controls preload="metadata"></video>'
