@@ -235,7 +235,7 @@ def test_each_public_name_is_a_call_of_the_table_or_no_call() -> None:
 # ─── what is taken for what is meant ─────────────────────────────────────────────────────────────
 
 
-async def test_a_prompt_may_be_named() -> None:
+async def test_the_prompt_can_be_a_keyword_argument() -> None:
     """With the other fields beside it; `request` is understood, too."""
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         await client.generate(prompt="a fox", speed="turbo")
@@ -284,7 +284,7 @@ async def test_an_error_names_what_was_meant(
 
 
 async def test_a_timeout_has_one_name_in_each_call() -> None:
-    """The error tells which; a type checker refuses it before."""
+    """The error names the right argument; a type checker also reports it."""
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         wait: Callable[..., Awaitable[object]] = client.generate_and_wait
         with pytest.raises(InvalidRequestError, match=r"timeout: .* did you mean wait_timeout"):
@@ -329,7 +329,7 @@ async def test_an_error_or_an_intent_stands_for_its_intent_id() -> None:
             assert await client.intents.unknown() == []
 
 
-async def test_no_time_left_sends_nothing() -> None:
+async def test_an_expired_timeout_sends_nothing() -> None:
     """A timeout that has passed already; what a key has bought is returned all the same."""
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         for seconds in (0, -1, -1.5):
@@ -344,7 +344,7 @@ async def test_no_time_left_sends_nothing() -> None:
         assert (await client.generate("x", key="k", timeout=0)).task_id == bought.task_id
 
 
-async def test_a_handle_is_an_awaitable_and_no_coroutine() -> None:
+async def test_a_handle_is_an_awaitable_but_not_a_coroutine() -> None:
     """As the README says: gather and wait_for take it, create_task takes its wait."""
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         first, second = await client.generate("a fox"), await client.generate("an owl")
@@ -391,7 +391,7 @@ async def test_extra_is_sent_and_belongs_to_the_key(tmp_path: Any) -> None:
         {"fileUrls": "x"},
     ],
 )
-async def test_a_value_that_is_refused_costs_nothing(extra: dict[str, Any]) -> None:
+async def test_a_refused_value_costs_nothing(extra: dict[str, Any]) -> None:
     """The sandbox knows only what is documented; it says so, and the key is free again."""
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         with pytest.raises(midapi_async.APIError) as caught:

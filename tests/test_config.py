@@ -126,7 +126,7 @@ BEARER = [
 
 @pytest.mark.parametrize("way", ["argument", "variable", "file"])
 @pytest.mark.parametrize("wrapping", WRAPPED + BEARER)
-def test_what_stands_around_a_key_is_left_out(
+def test_quotes_and_bearer_around_a_key_are_removed(
     wrapping: tuple[str, str],
     way: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,20 +155,20 @@ def test_what_stands_around_a_key_is_left_out(
 
 
 @pytest.mark.parametrize("given_key", ['""', "''", "Bearer", " bearer ", '"Bearer "', "\ufeff"])
-def test_a_wrapping_without_a_key_is_no_key(given_key: str) -> None:
+def test_quotes_or_bearer_without_a_key_are_refused(given_key: str) -> None:
     """Not the word Bearer, and not a pair of quotes."""
     assert "is missing" in problems_of(lambda: settings(given_key))["api_key"]
 
 
 @pytest.mark.parametrize("more", ['"', "'", '"x"'])
-def test_a_quote_that_is_left_is_reported(more: str) -> None:
-    """It has lost its pair, or stands in the middle: a guess would hide the mistake."""
+def test_an_unpaired_quote_is_reported(more: str) -> None:
+    """A quote without its pair, or in the middle, is not removed: that would hide a mistake."""
     for wrong in (f"{API_KEY}{more}", f"{more}{API_KEY}"):
         assert "character" in problems_of(partial(settings, wrong))["api_key"]
 
 
 @pytest.mark.parametrize(("wrapped", "names"), WRAPPED)
-def test_what_stands_around_any_variable_is_left_out(
+def test_quotes_around_any_variable_are_removed(
     wrapped: str, names: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each of them comes from the same files; one warning names each one."""
@@ -532,7 +532,7 @@ def test_a_ceiling_is_not_below_the_floor() -> None:
     assert set(problems_of(lambda: PollPolicy(floor=5, ceiling=4.9))) == {"ceiling"}
 
 
-def test_counts_are_whole() -> None:
-    """Half a submission is none, nor is half a look."""
+def test_counts_must_be_whole_numbers() -> None:
+    """A fraction is refused for the count of a rate limit and for a burst."""
     assert set(problems_of(lambda: RateLimit(2.5))) == {"count"}  # type: ignore[arg-type]  # tested
     assert set(problems_of(lambda: PollPolicy(burst=2.5))) == {"burst"}  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ REFUSED = {"CallbackReceiver", "Intents", "MemoryJournal", "MidAPIClient", "Task
 
 
 def test_every_public_class_is_in_the_table() -> None:
-    """So that a new one is thought of."""
+    """A new public class must be added to the table."""
     names = {*midapi_async.__all__, *events.__all__, *callbacks.__all__}
     values = {type(value).__name__ for value in VALUES}
     assert names - values == WITHOUT | REFUSED
@@ -141,8 +141,8 @@ def arrivals(value: object) -> Iterator[object]:
 
 @pytest.mark.fault("L15")
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-def test_a_value_travels_whole(value: object) -> None:
-    """It is equal; an error, or what holds one, says and holds the same."""
+def test_copies_and_pickles_are_equal(value: object) -> None:
+    """Errors are compared by their text and fields."""
     for arrived in arrivals(value):
         assert type(arrived) is type(value)
         assert repr(arrived) == repr(value)
@@ -233,7 +233,7 @@ def test_a_secret_is_a_string_that_does_not_show_itself() -> None:
     assert copy.deepcopy({"a": token}) == {"a": plain}
 
 
-def test_arguments_are_hidden_where_they_can_hold_a_secret() -> None:
+def test_secret_arguments_are_hidden() -> None:
     """Texts; other values stay as they are."""
     assert isinstance(hidden("x"), Secret)
     assert hidden(None) is None

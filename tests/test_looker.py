@@ -266,7 +266,7 @@ def test_looks_under_way_are_bounded() -> None:
 
 @pytest.mark.fault("P20")
 @pytest.mark.parametrize("ways", ["memory", "folder", "another process"])
-async def test_a_hundred_callbacks_in_one_moment_wake_their_waiters(
+async def test_a_hundred_simultaneous_callbacks_wake_their_waiters(
     ways: str, tmp_path: pytest.TempPathFactory
 ) -> None:
     """Within a second, one look each; also if another process on the folder takes the callbacks."""

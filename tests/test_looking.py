@@ -833,8 +833,10 @@ async def test_the_details_of_a_failed_task_are_shown_whatever_the_code() -> Non
 
 
 @pytest.mark.fault("P15")
-async def test_an_odd_message_costs_no_result(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither in the envelope nor in the record; a URL that is none is left out and counted."""
+async def test_a_malformed_message_does_not_cost_the_result(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the envelope or in the record; an invalid URL is left out and counted."""
     urls = [None, {"resultUrl": "https://h/1.png"}, "https://h/2.png", {"url": 5}]
     odd = record(errorMessage={"a": 1}, completeTime=[], resultInfoJson={"resultUrls": urls})
     async with ScriptedServer(then=said(200, odd, {"odd": 1})) as server:

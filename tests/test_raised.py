@@ -557,8 +557,8 @@ async def credits_without_an_answer(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_an_error_has_its_names_and_a_true_text(name: str, tmp_path: Path) -> None:
-    """It says what it is about, nothing false, on one line, without a secret; also after a trip."""
+async def test_an_error_has_its_ids_and_a_correct_text(name: str, tmp_path: Path) -> None:
+    """One correct line without secrets that names what it is about; also after pickling."""
     expected, world = CASES[name], World(tmp_path)
     async with world.server, client_of(world.server, journal=world.journal) as world.client:
         with pytest.raises(MidAPIError) as caught:

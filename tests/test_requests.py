@@ -414,8 +414,8 @@ def test_extra_is_equal_if_its_json_is(one: Any, other: Any, is_equal: bool) -> 
     assert len({TextToImage("x", extra=one), TextToImage("x", extra=other)}) == 2 - is_equal
 
 
-def test_a_misspelt_name_in_extra_is_told() -> None:
-    """With MidAPI's spelling; a name that MidAPI may know one day is taken."""
+def test_a_misspelt_name_in_extra_is_an_error() -> None:
+    """The error has MidAPI's spelling; unknown names that resemble no known one are accepted."""
     with pytest.raises(InvalidRequestError, match="it spells it aspectRatio"):
         TextToImage("x", extra={"aspectratio": "21:9"})
     with pytest.raises(InvalidRequestError, match="a callback_url"):
@@ -438,8 +438,8 @@ def test_details_or_a_handle_stand_for_their_task_id(cls: type[Request]) -> None
         make(cls, task_id=WaitTimeout(None, "an intent"))
 
 
-def test_one_url_is_told_to_be_a_list() -> None:
-    """A text is a sequence of texts, and would be a hundred URLs."""
+def test_a_single_url_must_be_a_list() -> None:
+    """A str is a sequence of str; each letter would count as a URL."""
     with pytest.raises(InvalidRequestError, match="put it into a list"):
         ImageToImage("x", URL)  # type: ignore[arg-type]  # what is tested
 

@@ -311,7 +311,7 @@ def test_a_status_is_a_string_for_every_json_encoder(encoder: str) -> None:
     assert json.loads(written) == {"status": "succeeded"}
 
 
-def test_half_a_character_is_a_question_mark() -> None:
+def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     """Everything else is as MidAPI has stored it."""
     told = SNAPSHOTS["half a character"].to_dict()
     assert told["params"] == {"prompt": "fox ?", "?": ["?"]}

@@ -205,7 +205,9 @@ async def test_tasks_that_are_submitted_meanwhile_come_too() -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-async def test_what_somebody_else_takes_does_not_come(folder: bool, tmp_path: Path) -> None:
+async def test_a_result_that_was_taken_elsewhere_is_not_yielded(
+    folder: bool, tmp_path: Path
+) -> None:
     """A caller that waits for its own picture, and an acknowledgement by another handle."""
     journal = SQLiteJournal(tmp_path / "journal") if folder else MemoryJournal()
     async with world_of() as world:
@@ -352,7 +354,7 @@ async def test_a_task_that_is_not_shown_is_followed_again_later(
         assert ids(await coming) == [task_id]
 
 
-async def test_a_task_of_another_submission_does_not_come() -> None:
+async def test_a_task_of_another_submission_is_not_yielded() -> None:
     """Its record has another token: its intent is unknown then."""
     foreign = {"callBackUrl": f"https://a.example/mjt_{'x' * 43}"}
     async with ScriptedServer([accepted()], then=looked(paramJson=foreign)) as server:

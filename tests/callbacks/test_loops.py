@@ -368,7 +368,7 @@ async def test_a_body_of_any_type(kind: str) -> None:
         assert desk.taken == [TASK]
 
 
-async def test_a_text_with_half_a_character_is_a_hint() -> None:
+async def test_a_body_with_a_lone_surrogate_is_a_hint() -> None:
     """It cannot be written as UTF-8, so it cannot be read."""
     async with a_desk() as desk:
         assert await desk.handle(desk.token, {}, TEXT + "\ud800") == 200
@@ -377,7 +377,7 @@ async def test_a_text_with_half_a_character_is_a_hint() -> None:
 
 @pytest.mark.parametrize("body", [None, {"taskId": TASK}, 5, ["x"]])
 async def test_a_body_that_was_parsed_already_is_an_error(body: object) -> None:
-    """Of the program around us; it is told what to give."""
+    """The caller made a mistake; the error says what to pass."""
     async with a_desk() as desk:
         with pytest.raises(InvalidRequestError, match="body: must be the body as it came"):
             await desk.handle(desk.token, {}, body)  # type: ignore[arg-type]

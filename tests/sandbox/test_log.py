@@ -81,7 +81,7 @@ async def test_a_task_from_its_submit_to_its_files(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.fault("D12")
-async def test_what_does_not_print_is_escaped() -> None:
+async def test_unprintable_text_is_escaped() -> None:
     """A prompt, a path and a task id with escapes, newlines and right-to-left marks; long ones."""
     lines = Lines()
     nasty = "a\x1b[31m\n\u202e<b>"
@@ -113,7 +113,7 @@ async def test_what_does_not_print_is_escaped() -> None:
         (f"http://[::1]:9/{TOKEN}", "[::1]:9"),
     ],
 )
-def test_of_a_callbacks_url_only_the_place_is_shown(url: str, place: str) -> None:
+def test_only_the_host_of_a_callback_url_is_logged(url: str, place: str) -> None:
     """Its path, its query and its user may hold a token."""
     lines = Lines()
     sandbox = Sandbox(log=lines)
@@ -123,7 +123,7 @@ def test_of_a_callbacks_url_only_the_place_is_shown(url: str, place: str) -> Non
 
 @pytest.mark.fault("I5")
 async def test_no_key_and_no_token_in_any_line() -> None:
-    """Not of a key that is refused, nor of a callback that was sent here by mistake."""
+    """Also if the key was refused, or a callback was sent here by mistake."""
     lines = Lines()
     async with Sandbox(log=lines, api_key="other") as sandbox, api_of(sandbox, KEY) as api:
         assert (await api.get(CREDIT, key=KEY))["code"] == 401
@@ -136,7 +136,7 @@ async def test_no_key_and_no_token_in_any_line() -> None:
     ]
 
 
-async def test_answers_that_a_fault_spoils() -> None:
+async def test_answers_changed_by_a_fault_are_logged() -> None:
     """A request whose answer was lost has a line too; garbage is no code."""
     lines = Lines()
     faults = Faults().on("submit", do=lose_answer()).on("look", nth=1, do=cut(10))
