@@ -26,6 +26,7 @@ from . import _diagnosis, _env, _http1
 from ._capture import PortTaken, RequestCapture
 from ._connect import Endpoint, Fault, Outcome, place_of, resolve, send
 from ._diagnosis import Finding, Probe, short
+from ._errors import in_commands
 from ._terminal import seconds
 from .credits import amount
 
@@ -103,7 +104,7 @@ async def account(
         client = MidAPIClient(api_key, base_url=base_url, journal=MemoryJournal(), proxy=proxy)
     except InvalidRequestError as error:
         found = [
-            Finding("API key" if field == "api_key" else field, "failed", problem)
+            Finding("API key" if field == "api_key" else field, "failed", in_commands(problem))
             for field, problem in error.problems.items()
         ]
         if {"base_url", "proxy"} & set(error.problems):
@@ -158,7 +159,7 @@ async def _credits(client: MidAPIClient, base_url: str | None) -> Finding:
         hint = "Is it complete and not revoked, and does it belong to this service?"
         return Finding("API key", "failed", f"{service_url(base_url)} refuses it", hint)
     except MidAPIError as error:
-        return Finding("API key", "failed", f"it could not be checked: {error}")
+        return Finding("API key", "failed", f"it could not be checked: {in_commands(str(error))}")
     if left <= 0:
         hint = "Top up the account."
         return Finding("API key", "warning", "accepted, but no credits are left", hint)
@@ -184,7 +185,7 @@ async def journal(folder: Path | None) -> Finding:
         problems = await opened.check()
         stats = None if problems else await opened.stats()
     except (JournalError, OSError) as error:
-        return Finding("journal", "failed", str(error))
+        return Finding("journal", "failed", in_commands(str(error)))
     finally:
         await opened.aclose()
     if stats is None:

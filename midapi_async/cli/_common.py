@@ -15,7 +15,7 @@ from cyclopts import Group, Parameter
 
 from midapi_async import DownloadError, InvalidRequestError, TaskDetails
 
-from ._errors import CommandError
+from ._errors import CommandError, in_commands
 from ._interrupt import interrupted, interrupted_wait
 from ._terminal import out, out_json, say, seconds, shown
 
@@ -78,7 +78,7 @@ class _OneLineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
-        return shown(self.formatMessage(record) + (f" ({error})" if error else ""))
+        return shown(in_commands(self.formatMessage(record) + (f" ({error})" if error else "")))
 
 
 async def wait(handle: TaskHandle, timeout: float | None) -> TaskDetails:

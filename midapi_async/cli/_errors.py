@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from midapi_async import (
-    InvalidRequestError,
-    MidAPIError,
-    SubmissionUnknown,
-    TaskDetails,
-    WaitTimeout,
-)
+from midapi_async import InvalidRequestError, MidAPIError, SubmissionUnknown, TaskDetails
 
 from . import _env
 from ._terminal import one_line, out_json, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -75,36 +70,68 @@ def command_error(error: Exception) -> CommandError:
     return CommandError(kind, message)
 
 
+# The SDK's messages tell a programmer which call to make. Here is what to type instead.
+_COMMANDS = tuple(
+    (re.compile(call, re.DOTALL), command)
+    for call, command in (
+        (r"client\.task\('([^']+)'\)\.wait\(\)", r"midapi task \1 --wait --download"),
+        (r"client\.intents\.settle\('([^']+)'\)", r"midapi journal settle \1"),
+        (r"(wait again|open a client and wait) with midapi", "midapi"),
+        (r"Wait again with midapi", "Wait again: midapi"),
+        (
+            r"(open the client again and wait|wait for it with the same key, or) with midapi",
+            "midapi",
+        ),
+        (r"([Tt]ask ([\w-]+)\b.*)client\.details\(task_id\)", r"\1midapi task \2"),
+        (r"([Tt]ask ([\w-]+)\b.*)await its handle", r"\1run midapi task \2 --wait"),
+        (r"([Tt]ask ([\w-]+)\b.*)Await its handle", r"\1Run midapi task \2 --wait"),
+        (r"client\.credits\(\)", "midapi credits"),
+        (
+            r"is missing: pass api_key=, or set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE",
+            "is missing: set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE, or give --api-key-file",
+        ),
+        (r"\(proxy=, ", "(--proxy, "),
+        (r"pass ssl=ssl\.create_default_context\(cafile=…\) or ", ""),
+        (r"allow_http=True \((MIDAPI_ALLOW_HTTP=1)\)", r"\1"),
+        (
+            r"journal='a folder' or MIDAPI_JOURNAL keeps them",
+            "a folder in MIDAPI_JOURNAL keeps them",
+        ),
+        (r"leave journal= out", "leave MIDAPI_JOURNAL out"),
+        (r"as long as this client lives", "as long as this command runs"),
+        (r"set its public_url to", "set MIDAPI_PUBLIC_URL to"),
+        (r"give generate\(\) a callback_url", "set MIDAPI_PUBLIC_URL"),
+        (r"call generate\(\) with it", "submit it with midapi generate"),
+        (r"pass force=True", "give --force"),
+    )
+)
+
+
+def in_commands(text: str) -> str:
+    """A message of the SDK; where it names Python calls, the commands to type instead."""
+    for call, command in _COMMANDS:
+        text = call.sub(command, text)
+    return text
+
+
 def _for_shells(error: MidAPIError, text: str) -> str:
-    """The error's text; where that names Python calls, the commands to type instead."""
-    if isinstance(error, WaitTimeout) and error.task_id is not None:
-        call = f"ait again with client.task({error.task_id!r}).wait()."
-        command = f"midapi task {error.task_id} --wait --download"
-        return text.replace(f"w{call}", command).replace(f"W{call}", f"Wait again: {command}")
-    if isinstance(error, WaitTimeout) and error.intent_id is not None:
-        return (
-            f"Submission {error.intent_id} was not answered in time. It goes on and may be bought: "
-            f"midapi journal settle {error.intent_id}"
-        )
+    """The error's text, for somebody who types commands."""
     if isinstance(error, SubmissionUnknown):
-        return unknown_text(error.intent_id, error.reason)
-    if isinstance(error, InvalidRequestError):
-        problem = error.problems.get("api_key", "")
-        if "is missing: pass" in problem:
-            return (
-                "The API key is missing: set MIDAPI_API_KEY or MIDAPI_API_KEY_FILE. "
-                "These commands need no key: midapi demo, midapi sandbox"
-            )
-    return text.replace("proxy=, MIDAPI_PROXY", "--proxy, MIDAPI_PROXY")
+        return unknown_text(error.intent_id, error.reason, error.candidates)
+    text = in_commands(text)
+    if isinstance(error, InvalidRequestError) and "is missing" in error.problems.get("api_key", ""):
+        return f"{text}. These commands need no key: midapi demo, midapi sandbox"
+    return text
 
 
-def unknown_text(intent_id: str, reason: str) -> str:
+def unknown_text(intent_id: str, reason: str, candidates: Sequence[str] = ()) -> str:
     """What to say about a submission that may or may not have been accepted."""
     why = f" ({reason})" if reason else ""
+    named = f" Callbacks named task {' and task '.join(candidates)} for it." if candidates else ""
     return (
         f"It cannot be known whether MidAPI accepted this submission (intent {intent_id}){why}: it "
-        "may have been paid, and was not sent again. Before you submit it again, look for its task "
-        "in MidAPI's own log. If the task is there: midapi task TASK_ID --wait --download. "
+        f"may have been paid, and was not sent again.{named} Before you submit it "
+        "again, look for its task in MidAPI's own log. If the task is there: midapi task TASK_ID --wait --download. "
         "If MIDAPI_JOURNAL names a folder, it keeps the intent: midapi journal list unknown"
     )
 

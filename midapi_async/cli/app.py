@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from midapi_async import __version__
 
-from ._errors import BROKEN_PIPE, CommandError, command_error, usage_error
+from ._errors import BROKEN_PIPE, CommandError, command_error, in_commands, usage_error
 from ._interrupt import interrupted
 from ._options import with_stdin
 from ._terminal import one_line, say
@@ -97,7 +97,7 @@ def _plain_warnings() -> Iterator[None]:
     """Print a warning on one line, without the place in the code."""
 
     def show(message: Warning | str, *_: object) -> None:
-        say(f"midapi: warning: {one_line(message)}")
+        say(f"midapi: warning: {one_line(in_commands(str(message)))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]  # takes what the real one takes
