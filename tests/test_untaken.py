@@ -128,9 +128,11 @@ async def test_leaving_the_loop_leaves_nothing_behind() -> None:
         assert sorted(ids(await some(client, 3))) == [a, b, c]
 
 
-@pytest.mark.parametrize("way", ["aclose", "exception", "cancel", "unused", "forgotten"])
+@pytest.mark.parametrize(
+    "way", ["aclose", "exception", "cancel", "unused", "kept", "forgotten", "thread"]
+)
 async def test_however_the_loop_is_left_nothing_is_followed(way: str) -> None:
-    """Closed, by an exception, cancelled while it waits, or never begun."""
+    """Closed, by an exception, cancelled while it waits, never begun, freed in another thread."""
     async with world_of() as world, client_of(world.server) as client:
         first = (await client.generate("a")).task_id
         await client.generate("b")
@@ -152,6 +154,12 @@ async def test_however_the_loop_is_left_nothing_is_followed(way: str) -> None:
             del waiting
         elif way == "unused":
             client.untaken()
+        elif way == "kept":
+            tasks = client.untaken()
+        elif way == "thread":
+            kept = [client.untaken()]
+            await anext(kept[0])
+            await asyncio.to_thread(kept.clear)
         else:
             tasks = client.untaken()
             await anext(tasks)
@@ -334,6 +342,53 @@ async def test_closing_during_a_scan_does_not_open_the_journal_again(tmp_path: P
                     await asyncio.sleep(0)
             assert await waiting == []
             assert "closed" in repr(client._journal)
+
+
+async def test_closing_when_a_task_is_followed_is_no_problem_of_the_task(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In whichever step of the iteration the client is closed, or stops waiting."""
+    async with world_of() as world:
+        for turns in range(40):
+            async with client_of(world.server) as client:
+                await client.generate("a")
+                waiting = asyncio.create_task(some(client.untaken(), 1))
+                for _ in range(turns // 2):
+                    await asyncio.sleep(0)
+                if turns % 2:
+                    client.stop_waiting()
+            assert await waiting == []
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_an_iterator_may_outlive_its_event_loop(recwarn: pytest.WarningsRecorder) -> None:
+    """It is freed without a warning then."""
+
+    async def begin() -> untaken.Untaken:
+        async with world_of() as world, client_of(world.server) as client:
+            world.end((await client.generate("a")).task_id)
+            tasks = client.untaken()
+            await anext(tasks)
+            return tasks
+
+    tasks = asyncio.run(begin())
+    del tasks
+    gc.collect()
+    assert not list(recwarn)
+
+
+async def test_what_no_journal_may_raise_ends_the_iteration() -> None:
+    """With that exception: a loop that just ended would look like a closed client."""
+
+    class Buggy(MemoryJournal):
+        async def rows(self, scope: str | None = None, **which: object) -> list[Intent]:
+            raise ZeroDivisionError
+
+    async with world_of() as world, client_of(world.server, journal=Buggy()) as client:
+        tasks = client.untaken()
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await anext(tasks)
 
 
 async def test_a_task_that_is_not_shown_is_followed_again_later(
