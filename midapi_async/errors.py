@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A wrong value for an error's text: its `repr`, cut, on one line."""
+    """A wrong value for an error's text: its `repr`, cut, on one line, without a callback token."""
     try:
-        return repr(value)[:limit]
+        return re.sub(r"mjt_[A-Za-z0-9_-]{16,}", "mjt_…", repr(value))[:limit]
     except Exception:  # noqa: BLE001 - an int of 5,000 digits, or a class whose repr has a bug
         return f"a {type(value).__name__} that cannot be shown"
 

@@ -177,11 +177,11 @@ def test_looks_plays_every_policy_on_the_same_tasks(tmp_path: Path) -> None:
 
 
 def test_waiters_measures_memory_beyond_the_callers(tmp_path: Path) -> None:
-    """A waiter takes about 2 KB more than a bare task."""
+    """A waiter takes about 2 KB more than a bare task, and each of 300 remembered records 3 KB."""
     _, written = measured("waiters.py", folder=tmp_path)
     assert list(written["kinds"]) == ["callers", "tasks"]
     beyond = {
         kind: 1e6 * figures["MB beyond"] / written["waiters"]
         for kind, figures in written["kinds"].items()
     }
-    assert beyond["callers"] == 0 < beyond["tasks"] < 4000
+    assert beyond["callers"] == 0 < beyond["tasks"] < 4000 + 3000

@@ -570,7 +570,7 @@ async def test_cancelled_waits_leave_nothing_behind(world: World) -> None:
             wait.cancel()
         await asyncio.wait(waits)
     assert not world.tracker.waited_for
-    kept = sum(isinstance(each, TrackedTask) for each in gc.get_objects())
+    kept = sum(type(each) is TrackedTask for each in gc.get_objects())
     assert kept <= RECENT_TASKS + 1_000
 
 

@@ -130,8 +130,8 @@ def unknown_text(intent_id: str, reason: str, candidates: Sequence[str] = ()) ->
     named = f" Callbacks named task {' and task '.join(candidates)} for it." if candidates else ""
     return (
         f"It cannot be known whether MidAPI accepted this submission (intent {intent_id}){why}: it "
-        f"may have been paid, and was not sent again.{named} Before you submit it "
-        "again, look for its task in MidAPI's own log. If the task is there: midapi task TASK_ID --wait --download. "
+        f"may have been paid, and was not sent again.{named} Before you submit it again, look for "
+        "its task in MidAPI's own log. If the task is there: midapi task TASK_ID --wait --download. "
         "If MIDAPI_JOURNAL names a folder, it keeps the intent: midapi journal list unknown"
     )
 

@@ -260,7 +260,7 @@ def _submit(request: Request, result: Result, service: Service, output: Output) 
         extra = {**request.extra, **parse_extra(result.extra)}
         request = attrs.evolve(request, extra=extra)
     if result.timeout is not None:
-        check_seconds(result.timeout)
+        check_seconds(result.timeout, "timeout")
     if result.dry_run:
         check_arguments(result.key, metadata, None)
         _print_body(request, output)

@@ -56,7 +56,7 @@ async def test_it_is_no_reason_to_send_a_submission_again(way: str) -> None:
         await asyncio.sleep(0.1)
         [row] = await client._opened().journal.rows(states=[State.RESTING])
         ask = client.find("k") if way == "find" else client.intents.settle(row.intent_id)
-        asking = asyncio.create_task(ask)  # type: ignore[arg-type]
+        asking = asyncio.create_task(ask)
         await asyncio.sleep(0.1)
         buying.cancel()
         await asyncio.wait({asking})
