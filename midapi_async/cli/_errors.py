@@ -131,7 +131,7 @@ def unknown_text(intent_id: str, reason: str, candidates: Sequence[str] = ()) ->
     return (
         f"It cannot be known whether MidAPI accepted this submission (intent {intent_id}){why}: it "
         f"may have been paid, and was not sent again.{named} Before you submit it again, look for "
-        "its task in MidAPI's own log. If the task is there: midapi task TASK_ID --wait --download. "
+        "its task in MidAPI's own log. If it is there: midapi task TASK_ID --wait --download. "
         "If MIDAPI_JOURNAL names a folder, it keeps the intent: midapi journal list unknown"
     )
 
