@@ -80,7 +80,8 @@ def secret_from_file(file: str, named_by: str, problems: dict[str, str], field: 
     except (OSError, ValueError) as error:  # also: not text, or a path with a zero byte
         reason = getattr(error, "strerror", None) or "it is not text"
         problems[field] = f"the file {file!r} of {named_by} cannot be read: {reason}"
-    return Secret("\n".join(_bare(line, named_by) for line in text.strip().splitlines()))
+    name = f"the text in the file of {named_by}"
+    return Secret("\n".join(_bare(line, name) for line in text.strip().splitlines()))
 
 
 def _check_numbers(policy: object, *names: str, may_be_zero: bool = False) -> None:

@@ -180,8 +180,8 @@ def test_what_talks_to_midapi_needs_an_api_key(
     """`adopt` looks at the task's record, unless it is forced."""
     monkeypatch.delenv("MIDAPI_API_KEY")
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://me.example/midapi")
-    assert "API key" in midapi("journal", "resubmit", unknown).error
-    assert "API key" in midapi("journal", "adopt", unknown, "some-task").error
+    assert "set MIDAPI_API_KEY" in midapi("journal", "resubmit", unknown).error
+    assert "set MIDAPI_API_KEY" in midapi("journal", "adopt", unknown, "some-task").error
     forced = midapi("journal", "adopt", unknown, "some-task", "--force", "--json")
     assert forced.json["task_id"] == "some-task"
 
