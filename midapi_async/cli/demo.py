@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +14,11 @@ from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, TextToIm
 
 from . import _env
 from ._common import NAMESPACE, Output, download, make_folder, run_async, wait
+from ._errors import CommandError, usage_error
 from ._interrupt import submit
 from ._options import Service
 from ._progress import Progress
-from ._terminal import out, seconds
+from ._terminal import out, say, seconds
 from .credits import amount
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def demo(
     folder: Path = Path("midapi-demo"),
     prompt: str = "a red fox in the snow",
     sandbox: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    yes: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     service: Service = _SERVICE,
 ) -> int:
     """Order a picture, get called back, download it, and say what happens.
@@ -50,11 +53,28 @@ def demo(
         folder: Where to put the pictures.
         prompt: What to draw.
         sandbox: Use the sandbox even if an API key is set.
+        yes: Do not ask before credits are spent.
     """
     is_named = service.base_url is not None or service.api_key_file is not None
     real = not sandbox and (is_named or _env.has_api_key())
+    if real and not yes:
+        _ask(_env.base_url(service.base_url))
     make_folder(folder)
     return run_async(_carry_out(prompt, folder, service if real else None), Output())
+
+
+def _ask(url: str) -> None:
+    """Ask whether to spend credits.
+
+    Raises:
+        CommandError: the answer is not yes, or there is no terminal to ask at.
+    """
+    free = "midapi demo --sandbox costs nothing"
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise usage_error(f"This would use {url} and cost credits: add --yes; {free}")
+    say(f"This uses {url} and costs credits; {free}. Go on? [y/N]")
+    if sys.stdin.readline().strip().casefold() not in {"y", "yes"}:
+        raise CommandError("Declined", f"Nothing was bought. {free}")
 
 
 async def _carry_out(prompt: str, folder: Path, service: Service | None) -> None:

@@ -1,3 +1,4 @@
+import io
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_without_pillow_it_says_how_to_get_colour(
 
 def test_with_a_key_it_uses_the_real_service(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """It says first that this costs credits; without a receiver it polls."""
-    ran = midapi("demo", "--prompt", "a [/] blue whale")
+    ran = midapi("demo", "--yes", "--prompt", "a [/] blue whale")
     assert ran.code == 0, ran.err
     assert f"An API key is set, so this uses {midapi_sandbox.url} and costs credits." in ran.out
     assert "MIDAPI_PUBLIC_URL is not set" in ran.out
@@ -65,10 +66,31 @@ def test_with_a_public_url_it_receives_callbacks(
     port = free_port()
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{port}/callbacks")
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
-    ran = midapi("demo")
+    ran = midapi("demo", "--yes")
     assert ran.code == 0, ran.err
     assert f"receives callbacks at http://127.0.0.1:{port}/callbacks." in ran.out
     assert midapi_sandbox.ledger.callbacks[0].status == 200
+
+
+def test_it_asks_before_it_spends_credits(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal it is a usage error; with one, only a yes goes on."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stdin, code in ((None, 2), (io.StringIO("y\n"), 2), (Terminal("\n"), 1), (Terminal(), 1)):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        ran = midapi("demo")
+        assert (ran.code, ran.out) == (code, "")
+        assert midapi_sandbox.url in ran.err
+        assert "costs nothing" in ran.err
+    assert not midapi_sandbox.ledger.requests
+    monkeypatch.setattr(sys, "stdin", Terminal("Y\n"))
+    assert midapi("demo").code == 0
+    assert len(midapi_sandbox.ledger.accepted) == 1
 
 
 def test_sandbox_option_ignores_the_key(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
@@ -84,7 +106,7 @@ def test_ctrl_c_during_the_post_names_the_task(
     """As with `midapi generate`."""
     midapi_sandbox.faults.on("submit", do=delay(1.0))
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
-        ran = midapi("demo")
+        ran = midapi("demo", "--yes")
     assert ran.code == 130
     assert only(midapi_sandbox.ledger.accepted).task_id in ran.err
 

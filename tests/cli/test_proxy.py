@@ -68,7 +68,11 @@ def test_each_command_connects_through_the_proxy(
     assert asked[0] == "generate"
     assert "record-info" in asked
     assert [each for each in asked if each.endswith(".jpeg")]
-    for command in (("task", task_id), ("credits",), ("demo", "--folder", tmp_path / "demo")):
+    for command in (
+        ("task", task_id),
+        ("credits",),
+        ("demo", "--yes", "--folder", tmp_path / "demo"),
+    ):
         before = len(proxy.asked)
         ran = midapi(*command, *way)
         assert ran.code == 0
@@ -105,7 +109,7 @@ def test_the_demo_of_the_sandbox_needs_no_proxy(
 
 
 @pytest.mark.parametrize(
-    "command", [("generate", "a fox"), ("credits",), ("task", "0f3a"), ("demo",)]
+    "command", [("generate", "a fox"), ("credits",), ("task", "0f3a"), ("demo", "--yes")]
 )
 def test_a_proxy_that_refuses_is_named(
     command: tuple[str, ...],
