@@ -369,6 +369,7 @@ class MidAPIClient:
             TaskExpired: the key was bought longer ago than MidAPI keeps results.
             WaitTimeout: it took longer than ``timeout``. With an ``intent_id``, a POST is under
                 way, goes on, and may buy it; without one, nothing was bought.
+            ClientClosed: the same, because the client was closed, or stops waiting.
             MidAPIError: any other error means that nothing was bought.
         """
         with naming(key=key):

@@ -28,7 +28,7 @@
     └── ClientClosed                       the client was closed
 
 If ``generate`` raises a ``MidAPIError``, nothing was bought, except for ``SubmissionUnknown``,
-``TaskExpired`` and a ``WaitTimeout`` with an ``intent_id``.
+``TaskExpired``, and a ``WaitTimeout`` or ``ClientClosed`` with an ``intent_id``.
 
 Each class keeps the facts it was made from in ``args`` (attrs does that), so that errors can be
 pickled, and builds its text from them. `InvalidRequestError`, `ReceiverError`, `JournalError` and

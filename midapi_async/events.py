@@ -1,9 +1,10 @@
 """The events that a client passes to ``MidAPIClient(on_event=…)``.
 
 Each submission is `Queued`, then `Sent`, and once more `Queued` and `Sent` after each `Retrying`,
-until it is `Accepted` or has `Failed`. While somebody waits for its task, the task is `Looked` at,
-and in the end it is `Finished` or has `Failed`. `CalledBack` comes with each callback. Events of
-the same task are in this order; a callback may overtake `Accepted`.
+until it is `Accepted` or has `Failed`, or its callers have left or the client is closed. While
+somebody waits for its task, the task is `Looked` at, and in the end it is `Finished` or has
+`Failed`. `CalledBack` comes with each callback. Events of the same task are in this order; a
+callback may overtake `Accepted`.
 
 ``str(event)`` is a sentence; the client logs it, too.
 """

@@ -120,7 +120,7 @@ class Submitter:
         Raises:
             InvalidRequestError: an argument is wrong, or the key belongs to another request.
             SubmissionUnknown: it cannot be known whether it was bought.
-            WaitTimeout: the deadline passed. With an ``intent_id``, a POST is under way.
+            WaitTimeout, ClientClosed: too late. With an ``intent_id``, a POST is under way.
             MidAPIError: any other error means that nothing was bought.
         """
         metadata = {} if metadata is None else metadata

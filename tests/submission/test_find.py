@@ -91,3 +91,21 @@ async def test_it_waits_while_the_post_is_under_way(outcome: str) -> None:
         assert {each and each.task_id for each in found} == {expected}
         await asyncio.wait({buying})
         assert (buying.exception() is None) == (outcome != "refused")
+
+
+async def test_a_client_that_stops_says_that_the_post_of_another_may_buy_it() -> None:
+    """`generate` waits for the POST of another client: its error has the intent."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer([delay(accepted(), 30)]) as server,
+        client_of(server, journal=journal) as buyer,
+        client_of(server, journal=journal) as other,
+    ):
+        buying = asyncio.create_task(buyer.generate("a red fox", key="k"))
+        await server.arrived(1)
+        asking = asyncio.create_task(other.generate("a red fox", key="k"))
+        await asyncio.sleep(1)
+        other.stop_waiting()
+        with pytest.raises(ClientClosed, match="may have been accepted") as caught:
+            await asking
+        assert caught.value.intent_id == (await buying).intent_id
