@@ -141,7 +141,7 @@ class Looked(Event):
     def __str__(self) -> str:
         if self.problem is not None:
             return f"A look at {self._name[0].lower()}{self._name[1:]} failed: {self.problem}"
-        return f"{self._name} is {self.status or 'not known to MidAPI'}"
+        return f"{self._name}: MidAPI shows {self.status or 'that it does not know it'}"
 
 
 @attrs.frozen(kw_only=True)
