@@ -7,9 +7,6 @@ All of this also works while a bot has the folder open.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +17,6 @@ from midapi_async import (
     CallbackReceiver,
     Intent,
     InvalidRequestError,
-    Journal,
     JournalError,
     MidAPIClient,
     State,
@@ -30,6 +26,7 @@ from midapi_async.journal.sqlite import SQLiteJournal
 from . import _env
 from ._common import Output, run_async
 from ._errors import FAILED
+from ._folder import Folder, facts_of, find_rows, folder_of, opened_journal, rows_of, time_of
 from ._options import Connection
 from ._terminal import out, out_json, say
 
@@ -39,11 +36,9 @@ journal = App(
     sort_key=5,
 )
 
-Folder = Annotated[Path | None, Parameter(show_default=False)]
 IntentId = Annotated[str, Parameter(name="INTENT")]
 _CONNECTION, _OUTPUT = Connection(), Output()
 _DAY = 86_400.0
-_FILES = ("journal.sqlite", "journal.lock")  # each shows that there is, or was, a journal
 
 
 @journal.command(name="list")
@@ -58,20 +53,20 @@ def list_intents(
         states: Only intents in these states; all if not given.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_list(_folder(folder), [State(state) for state in states], output), output)
+    return run_async(_list(folder_of(folder), [State(state) for state in states], output), output)
 
 
 async def _list(folder: Path, states: list[State], output: Output) -> None:
-    async with _opened(folder) as opened:
-        rows = [row async for row in _rows(opened, *states)]
+    async with opened_journal(folder) as opened:
+        rows = [row async for row in rows_of(opened, *states)]
     if output.as_json:
-        out_json({"intents": [_facts(row) for row in rows]})
+        out_json({"intents": [facts_of(row) for row in rows]})
         return
     for row in rows:
         taken = " taken" if row.taken else ""
         key = f" key={row.key}" if row.key else ""
         task = f" task={row.task_id}" if row.task_id else ""
-        out(f"{row.intent_id} {_time(row.created_at)} {row.state}{taken}{key}{task}")
+        out(f"{row.intent_id} {time_of(row.created_at)} {row.state}{taken}{key}{task}")
     if not rows:
         say("No such intents." if states else "The journal is empty.")
 
@@ -84,13 +79,13 @@ def show(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUT
         intent_id: As `midapi journal list` shows it; the first digits are enough.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_show(_folder(folder), intent_id, output), output)
+    return run_async(_show(folder_of(folder), intent_id, output), output)
 
 
 async def _show(folder: Path, intent_id: str, output: Output) -> None:
-    async with _opened(folder) as opened:
-        row = await _find(opened, intent_id)
-    facts = _facts(row)
+    async with opened_journal(folder) as opened:
+        [row] = await find_rows(opened, [intent_id])
+    facts = facts_of(row)
     if output.as_json:
         out_json(facts)
         return
@@ -118,7 +113,7 @@ def settle(
         timeout: Seconds to wait.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    settled = _act("settle", _folder(folder), intent_id, connection, output, timeout)
+    settled = _act("settle", folder_of(folder), intent_id, connection, output, timeout)
     return run_async(settled, output)
 
 
@@ -143,7 +138,7 @@ def adopt(
         force: Do not look at the record, and replace the task whatever it is.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    adopted = _act("adopt", _folder(folder), intent_id, connection, output, task_id, force=force)
+    adopted = _act("adopt", folder_of(folder), intent_id, connection, output, task_id, force=force)
     return run_async(adopted, output)
 
 
@@ -162,7 +157,7 @@ def resubmit(
         intent_id: As `midapi journal list` shows it; the first digits are enough.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    resubmitted = _act("resubmit", _folder(folder), intent_id, connection, output)
+    resubmitted = _act("resubmit", folder_of(folder), intent_id, connection, output)
     return run_async(resubmitted, output)
 
 
@@ -174,7 +169,7 @@ def dismiss(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _
         intent_id: As `midapi journal list` shows it; the first digits are enough.
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    dismissed = _act("dismiss", _folder(folder), intent_id, _CONNECTION, output)
+    dismissed = _act("dismiss", folder_of(folder), intent_id, _CONNECTION, output)
     return run_async(dismissed, output)
 
 
@@ -188,14 +183,14 @@ async def _act(
     **options: bool,
 ) -> None:
     """Call a method of ``client.intents`` in the namespace of the intent."""
-    async with _opened(folder) as opened:
-        row = await _find(opened, intent_id)
+    async with opened_journal(folder) as opened:
+        [row] = await find_rows(opened, [intent_id])
         needs_key = what in {"adopt", "resubmit"} and not options.get("force")
         async with _client_of(row, opened, connection, needs_key=needs_key) as client:
             handle = await getattr(client.intents, what)(row.intent_id, *arguments, **options)
         after = await opened.find(intent_id=handle.intent_id if handle else row.intent_id) or row
     if output.as_json:
-        out_json(_facts(after))
+        out_json(facts_of(after))
     elif after.task_id is not None:
         out(after.task_id)
     else:
@@ -217,11 +212,11 @@ def prune(
     """
     if not 0 <= days < 100_000:
         raise InvalidRequestError({"days": f"must be from 0 to 100000, got {days:g}"})
-    return run_async(_prune(_folder(folder), days, output), output)
+    return run_async(_prune(folder_of(folder), days, output), output)
 
 
 async def _prune(folder: Path, days: float, output: Output) -> None:
-    async with _opened(folder) as opened:
+    async with opened_journal(folder) as opened:
         removed = await opened.prune(before=time.time() - days * _DAY)
     if output.as_json:
         out_json({"removed": removed})
@@ -237,12 +232,12 @@ def check(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     problems: list[str] = []
-    code = run_async(_check(_folder(folder), problems, output), output)
+    code = run_async(_check(folder_of(folder), problems, output), output)
     return FAILED if problems else code
 
 
 async def _check(folder: Path, problems: list[str], output: Output) -> None:
-    async with _opened(folder) as opened:
+    async with opened_journal(folder) as opened:
         problems += await opened.check()
         try:
             stats = await opened.stats()
@@ -254,7 +249,7 @@ async def _check(folder: Path, problems: list[str], output: Output) -> None:
     if stats is not None:
         facts |= attrs.asdict(stats)
         facts["counts"] = {str(state): count for state, count in stats.counts.items()}
-        facts["oldest_open"] = _time(stats.oldest_open)
+        facts["oldest_open"] = time_of(stats.oldest_open)
     if output.as_json:
         out_json(facts)
         return
@@ -279,11 +274,11 @@ def stats(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
     Args:
         folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    return run_async(_stats(_folder(folder), output), output)
+    return run_async(_stats(folder_of(folder), output), output)
 
 
 async def _stats(folder: Path, output: Output) -> None:
-    async with _opened(folder) as opened:
+    async with opened_journal(folder) as opened:
         stats = await opened.stats()
     now = time.time()
 
@@ -313,54 +308,6 @@ async def _stats(folder: Path, output: Output) -> None:
         out(f"{name:30}{'-' if value is None else value}")
 
 
-def _folder(given: Path | None) -> Path:
-    """The folder of a journal that exists: no command here makes one.
-
-    Raises:
-        InvalidRequestError: there is no such folder, or no journal in it.
-    """
-    folder = given or _env.journal_folder()
-    if folder is None:
-        raise InvalidRequestError({"folder": "is missing: give --folder, or set MIDAPI_JOURNAL"})
-    SQLiteJournal(folder)  # says that a URL is no folder
-    if not folder.is_dir():
-        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"})
-    if not any((folder / name).exists() for name in _FILES):
-        raise InvalidRequestError({"folder": f"{str(folder)!r} contains no journal"})
-    return folder
-
-
-@asynccontextmanager
-async def _opened(folder: Path) -> AsyncIterator[SQLiteJournal]:
-    opened = SQLiteJournal(folder)
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
-
-
-async def _rows(opened: Journal, *states: State) -> AsyncIterator[Intent]:
-    """Every intent in these states, oldest first; in any state if none is given."""
-    after = None
-    while page := await opened.rows(states=states, after=after):
-        for row in page:
-            yield row
-        after = page[-1].intent_id
-
-
-async def _find(opened: SQLiteJournal, intent_id: str) -> Intent:
-    """The one intent whose id begins with these digits.
-
-    Raises:
-        InvalidRequestError: none does, or several do.
-    """
-    found = [row async for row in _rows(opened) if row.intent_id.startswith(intent_id)]
-    if len(found) == 1 and intent_id:
-        return found[0]
-    problem = "fits several intents: give more digits" if found else "is not in this journal"
-    raise InvalidRequestError({"intent": f"{intent_id!r:.60} {problem}"})
-
-
 def _client_of(
     row: Intent, opened: SQLiteJournal, connection: Connection, *, needs_key: bool
 ) -> MidAPIClient:
@@ -379,40 +326,3 @@ def _client_of(
         receiver=CallbackReceiver(public_url) if public_url else None,
         proxy=connection.proxy,
     )
-
-
-def _facts(row: Intent) -> dict[str, object]:
-    origin, _, namespace = row.scope.partition(" ")
-    return {
-        "intent_id": row.intent_id,
-        "state": row.state.value,
-        "taken": row.taken,
-        "key": row.key,
-        "task_id": row.task_id,
-        "other_task_ids": list(row.other_task_ids),
-        "created_at": _time(row.created_at),
-        "accepted_at": _time(row.accepted_at),
-        "ended_at": _time(row.ended_at),
-        "status": row.details.status.value if row.details is not None else None,
-        "urls": list(row.details.urls) if row.details is not None else [],
-        "error_message": row.details.error_message if row.details is not None else None,
-        "request": _request(row),
-        "metadata": dict(row.metadata),
-        "account": origin,
-        "namespace": namespace,
-        "supersedes": row.supersedes,
-        "owner": row.owner or None,
-    }
-
-
-def _request(row: Intent) -> dict[str, object] | None:
-    if row.request is None:
-        return None
-    chosen = attrs.asdict(row.request, filter=lambda _, value: value is not None)
-    return {"kind": type(row.request).__name__, **chosen}
-
-
-def _time(epoch: float | None) -> str | None:
-    if epoch is None:
-        return None
-    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="seconds")

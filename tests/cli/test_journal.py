@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from midapi_async import Intent, MemoryJournal, MidAPIClient, State, SubmissionUnknown
-from midapi_async.cli import journal as journal_module
+from midapi_async.cli._folder import rows_of
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import Midapi, only, wait_until
@@ -97,7 +97,7 @@ async def test_a_journal_of_several_pages_is_read_to_its_end() -> None:
             created_at=0,
         )
         await journal.claim(intent, "account", None, longest_post=1)
-    assert [row.intent_id async for row in journal_module._rows(journal)] == names
+    assert [row.intent_id async for row in rows_of(journal)] == names
 
 
 def test_an_intent_that_does_not_exist(midapi: Midapi, unknown: str) -> None:

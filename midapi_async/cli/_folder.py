@@ -1,0 +1,121 @@
+"""The folder of a journal, for ``midapi journal``: open it, find intents in it, show them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import attrs
+from cyclopts import Parameter
+
+from midapi_async import Intent, InvalidRequestError, Journal, State
+from midapi_async.journal.sqlite import SQLiteJournal
+
+from . import _env
+
+Folder = Annotated[Path | None, Parameter(show_default=False)]
+_FILES = ("journal.sqlite", "journal.lock")  # each shows that there is, or was, a journal
+
+
+def folder_of(given: Path | None) -> Path:
+    """The folder of a journal that exists: no command here makes one.
+
+    Raises:
+        InvalidRequestError: there is no such folder, or no journal in it.
+    """
+    folder = given or _env.journal_folder()
+    if folder is None:
+        raise InvalidRequestError({"folder": "is missing: give --folder, or set MIDAPI_JOURNAL"})
+    SQLiteJournal(folder)  # says that a URL is no folder
+    if not folder.is_dir():
+        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"})
+    if not any((folder / name).exists() for name in _FILES):
+        raise InvalidRequestError({"folder": f"{str(folder)!r} contains no journal"})
+    return folder
+
+
+@asynccontextmanager
+async def opened_journal(folder: Path) -> AsyncIterator[SQLiteJournal]:
+    """The journal in a folder, closed at the end of the block."""
+    opened = SQLiteJournal(folder)
+    try:
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+async def rows_of(opened: Journal, *states: State) -> AsyncIterator[Intent]:
+    """Every intent in these states, oldest first; in any state if none is given."""
+    after = None
+    while page := await opened.rows(states=states, after=after):
+        for row in page:
+            yield row
+        after = page[-1].intent_id
+
+
+async def find_rows(opened: Journal, intent_ids: Sequence[str]) -> list[Intent]:
+    """For each of these, the one intent whose id begins with these digits.
+
+    Raises:
+        InvalidRequestError: one of them fits no intent, or several, or the same one as another.
+    """
+    fitting: list[list[Intent]] = [[] for _ in intent_ids]
+    async for row in rows_of(opened):
+        for digits, rows in zip(intent_ids, fitting, strict=True):
+            if row.intent_id.startswith(digits):
+                rows.append(row)
+    found: dict[str, Intent] = {}
+    for digits, rows in zip(intent_ids, fitting, strict=True):
+        if not rows:
+            problem = "is not in this journal"
+        elif len(rows) > 1 or not digits:
+            problem = "fits several intents: give more digits"
+        elif rows[0].intent_id in found:
+            problem = "is given twice"
+        else:
+            found[rows[0].intent_id] = rows[0]
+            continue
+        raise InvalidRequestError({"intent": f"{digits!r:.60} {problem}"})
+    return list(found.values())
+
+
+def facts_of(row: Intent) -> dict[str, object]:
+    """Everything that is known about an intent, for JSON."""
+    origin, _, namespace = row.scope.partition(" ")
+    return {
+        "intent_id": row.intent_id,
+        "state": row.state.value,
+        "taken": row.taken,
+        "key": row.key,
+        "task_id": row.task_id,
+        "other_task_ids": list(row.other_task_ids),
+        "created_at": time_of(row.created_at),
+        "accepted_at": time_of(row.accepted_at),
+        "ended_at": time_of(row.ended_at),
+        "status": row.details.status.value if row.details is not None else None,
+        "urls": list(row.details.urls) if row.details is not None else [],
+        "error_message": row.details.error_message if row.details is not None else None,
+        "request": _request(row),
+        "metadata": dict(row.metadata),
+        "account": origin,
+        "namespace": namespace,
+        "supersedes": row.supersedes,
+        "owner": row.owner or None,
+    }
+
+
+def _request(row: Intent) -> dict[str, object] | None:
+    if row.request is None:
+        return None
+    chosen = attrs.asdict(row.request, filter=lambda _, value: value is not None)
+    return {"kind": type(row.request).__name__, **chosen}
+
+
+def time_of(epoch: float | None) -> str | None:
+    """A time in UTC, as in 2026-01-31T12:00:00+00:00."""
+    if epoch is None:
+        return None
+    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="seconds")
