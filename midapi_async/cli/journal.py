@@ -7,8 +7,9 @@ All of this also works while a bot has the folder open.
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import attrs
 from cyclopts import App, Parameter
@@ -27,6 +28,7 @@ from . import _env
 from ._common import Output, run_async
 from ._errors import FAILED
 from ._folder import Folder, facts_of, find_rows, folder_of, opened_journal, rows_of, time_of
+from ._listing import listing, terminal_width
 from ._options import Connection
 from ._terminal import out, out_json, say
 
@@ -41,34 +43,52 @@ _CONNECTION, _OUTPUT = Connection(), Output()
 _DAY = 86_400.0
 
 
-@journal.command(name="list")
+def _spelled(name: str) -> str:
+    """A state's name as it is printed; cyclopts itself would ask for "called-back"."""
+    return name.lower().replace("-", "_")
+
+
+@journal.command(name="list", usage="Usage: midapi journal list [OPTIONS] [STATE ...]")
 def list_intents(
-    *states: Annotated[Literal[tuple(State)], Parameter(name="STATE")],  # type: ignore[valid-type]
+    *states: Annotated[State, Parameter(name="STATE", name_transform=_spelled)],
+    limit: int | None = None,
     folder: Folder = None,
     output: Output = _OUTPUT,
 ) -> int:
-    """List the intents, oldest first: id, state, time, key and task.
+    """List the intents, oldest first.
+
+    TAKEN says whether a program has taken the result. On a terminal, ids, keys and prompts are
+    cut where they do not fit, and an unknown submission has its prompt on a line of its own. In a
+    file or a pipe nothing is cut, and each intent is on one line.
 
     Args:
         states: Only intents in these states; all if not given.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
+        limit: Only so many, the newest ones; all if not given.
     """
-    return run_async(_list(folder_of(folder), [State(state) for state in states], output), output)
+    if limit is not None and limit < 1:
+        raise InvalidRequestError({"limit": f"must be 1 or more, got {limit}"})
+    return run_async(_list(folder_of(folder), states, limit, output), output)
 
 
-async def _list(folder: Path, states: list[State], output: Output) -> None:
+async def _list(folder: Path, states: tuple[State, ...], limit: int | None, output: Output) -> None:
+    count, rows = 0, deque[Intent](maxlen=limit)
     async with opened_journal(folder) as opened:
-        rows = [row async for row in rows_of(opened, *states)]
+        async for row in rows_of(opened, *states):
+            count += 1
+            rows.append(row)
     if output.as_json:
         out_json({"intents": [facts_of(row) for row in rows]})
         return
-    for row in rows:
-        taken = " taken" if row.taken else ""
-        key = f" key={row.key}" if row.key else ""
-        task = f" task={row.task_id}" if row.task_id else ""
-        out(f"{row.intent_id} {time_of(row.created_at)} {row.state}{taken}{key}{task}")
     if not rows:
         say("No such intents." if states else "The journal is empty.")
+        return
+    for line in listing(rows, terminal_width()):
+        out(line)
+    if count > len(rows):
+        say(f"{count - len(rows)} older ones are not shown.")
+    if any(row.state is State.UNKNOWN for row in rows):
+        say("Unknown ones may have been paid: look for their prompts in MidAPI's own log, then")
+        say("midapi journal adopt INTENT TASK, or resubmit INTENT, or dismiss INTENT.")
 
 
 @journal.command

@@ -1,14 +1,32 @@
 import asyncio
+import os
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
+import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from midapi_async import Intent, MemoryJournal, MidAPIClient, State, SubmissionUnknown
+from midapi_async import (
+    Intent,
+    MemoryJournal,
+    MidAPIClient,
+    State,
+    SubmissionUnknown,
+    TextToImage,
+    Upscale,
+)
 from midapi_async.cli._folder import rows_of
+from midapi_async.cli._listing import listing
+from midapi_async.cli._terminal import one_line
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread, lose_answer
-from tests.cli.conftest import Midapi, only, wait_until
+from tests.cli.conftest import REPOSITORY, Midapi, only, wait_until
 
 # At the default scale a slow submission would print its progress.
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=60)]
@@ -37,14 +55,16 @@ def unknown(midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch) -> s
     return asyncio.run(fill())
 
 
+COLUMNS = ["INTENT", "STATE", "TAKEN", "TIME", "(UTC)", "KEY", "TASK", "PROMPT"]
+
+
 def test_list_and_show(midapi: Midapi, unknown: str) -> None:
-    """One line for each intent; the first digits of an id are enough; controls are escaped."""
+    """A header and a line for each intent; an id's first digits do; controls are escaped."""
     lines = midapi("journal", "list").lines
-    assert [line.split(" ", 2)[2].partition(" task=")[0] for line in lines] == [
-        "succeeded taken key=one",
-        "unknown key=two",
-    ]
-    assert only(midapi("journal", "list", "unknown").lines).split()[0] == unknown
+    assert lines[0].split() == COLUMNS
+    assert [line.split()[1] for line in lines[1:]] == ["succeeded", "unknown"]
+    assert all(line.endswith(r"a [red] fox\x1b[31m") for line in lines[1:])
+    assert only(midapi("journal", "list", "unknown").lines[1:]).split()[0] == unknown
     assert len(midapi("journal", "list", "--json").json["intents"]) == 2
     facts = midapi("journal", "show", unknown[:8], "--json").json
     assert (
@@ -69,7 +89,7 @@ def test_show_names_the_final_status_and_other_task_ids(midapi: Midapi, unknown:
 
     asyncio.run(add_candidate())
     assert "other_task_ids: ['another-task']" in midapi("journal", "show", unknown).lines
-    finished = only(midapi("journal", "list", "succeeded").lines).split()[0]
+    finished = only(midapi("journal", "list", "succeeded").lines[1:]).split()[0]
     facts = midapi("journal", "show", finished, "--json").json
     assert (facts["status"], len(facts["urls"]), facts["error_message"]) == ("succeeded", 4, None)
     assert "status: succeeded" in midapi("journal", "show", finished).lines
@@ -80,8 +100,141 @@ def test_every_state_can_be_listed(midapi: Midapi, unknown: str, state: State) -
     """Its name is an argument; without any such intent, stderr says so."""
     ran = midapi("journal", "list", state)
     assert ran.code == 0
-    assert len(ran.lines) == (state in {State.SUCCEEDED, State.UNKNOWN})
+    assert [line.split()[1] for line in ran.lines[1:]] == [
+        each for each in ("succeeded", "unknown") if each == state
+    ]
     assert ("No such intents." in ran.err) == (not ran.lines)
+
+
+def test_states_are_written_alike_everywhere(midapi: Midapi, unknown: str) -> None:
+    """In help, errors, list, show, check and stats; other spellings are accepted."""
+
+    async def call_back() -> None:
+        async with MidAPIClient() as client:
+            handle = await client.generate("a fox", key="three")
+        journal = SQLiteJournal("journal")
+        await journal.advance(str(handle.intent_id), State.CALLED_BACK)
+        await journal.aclose()
+
+    asyncio.run(call_back())
+    described = " ".join(midapi("journal", "list", "--help").out.replace("│", " ").split())
+    assert ", ".join(State) in described
+    wrong = midapi("journal", "list", "called")
+    assert wrong.code == 2
+    assert all(f'"{state.value}"' in wrong.error for state in State)
+    for spelling in ("called_back", "called-back", "CALLED_BACK"):
+        assert only(midapi("journal", "list", spelling).lines[1:]).split()[1] == "called_back"
+    [row] = midapi("journal", "list", "called_back", "--json").json["intents"]
+    assert row["state"] == "called_back"
+    assert "state: called_back" in midapi("journal", "show", row["intent_id"]).lines
+    assert "1 called_back" in midapi("journal", "check").lines
+    assert "1 called_back" in midapi("journal", "stats").out
+    assert midapi("journal", "stats", "--json").json["states"]["called_back"] == 1
+
+
+def test_list_limit_shows_the_newest(midapi: Midapi, unknown: str) -> None:
+    """Still oldest first; stderr says how many are left out; a limit below 1 is an error."""
+    ran = midapi("journal", "list", "--limit", "1")
+    assert only(ran.lines[1:]).split()[0] == unknown
+    assert "1 older ones are not shown." in ran.err
+    [row] = midapi("journal", "list", "--limit", "1", "--json").json["intents"]
+    assert (row["intent_id"], row["request"]["prompt"]) == (unknown, "a [red] fox\x1b[31m")
+    ran = midapi("journal", "list", "--limit", "2")
+    assert [line.split()[1] for line in ran.lines[1:]] == ["succeeded", "unknown"]
+    assert "older" not in ran.err
+    ran = midapi("journal", "list", "--limit", "0")
+    assert (ran.code, "must be 1 or more" in ran.error) == (2, True)
+
+
+def test_list_says_what_to_do_about_unknown_ones(midapi: Midapi, unknown: str) -> None:
+    """On stderr, and only if there are any."""
+    assert "midapi journal adopt INTENT TASK" in midapi("journal", "list").err
+    assert not midapi("journal", "list", "succeeded").err
+    assert not midapi("journal", "list", "unknown", "--json").err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
+@pytest.mark.fault("D12")
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_list_fits_a_real_terminal(midapi: Midapi, unknown: str, columns: int) -> None:
+    """The prompt of an unknown one has its own line; ids are whole where there is room."""
+    header, succeeded, row, prompt, *advice = on_terminal(columns, "journal", "list")
+    assert [succeeded.split()[1], row.split()[1]] == ["succeeded", "unknown"]
+    assert prompt == r"  a [red] fox\x1b[31m"
+    assert all(len(line) <= columns for line in (header, succeeded, row))
+    assert row.split()[0] == (unknown if columns == 200 else unknown[:8])
+    assert midapi("journal", "show", row.split()[0]).code == 0
+    assert ("TASK" in header, "TIME" in header) == (columns == 200, columns > 60)
+    assert header.endswith("PROMPT")
+    assert len(advice) == 2
+
+
+HOSTILE = "[/] \x1b[2J\x1b]0;title\x07 <script>\u202egnp.exe\u2066\r\n\tend"
+texts = st.text() | st.sampled_from(["", HOSTILE, "狐" * 99, "e\u0301" * 99, "k" * 300])
+
+
+@st.composite
+def intents(draw: st.DrawFn) -> Intent:
+    """An intent in any state, with any texts."""
+    state = draw(st.sampled_from(State))
+    prompt = draw(texts)
+    request = attrs.evolve(TextToImage("a"), prompt=prompt) if prompt.strip() else None
+    return Intent(
+        intent_id=draw(st.uuids()).hex,
+        scope="https://me.example bot",
+        request=draw(st.sampled_from([request, Upscale("a" * 32, 1)])),
+        fingerprint="",
+        token_hash=None,
+        created_at=draw(st.floats(0, 4e9)),
+        key=draw(texts),
+        state=state,
+        task_id=draw(st.none() | st.uuids().map(str)),
+        taken=draw(st.booleans()),
+    )
+
+
+@pytest.mark.fault("D12")
+@given(rows=st.lists(intents(), min_size=1, max_size=5), width=st.integers(40, 250) | st.none())
+def test_a_listing_fits_its_width_and_prints_plainly(rows: list[Intent], width: int | None) -> None:
+    """Each intent can be found; a line per unknown prompt on a terminal, one per row elsewhere."""
+    header, *lines = listing(rows, width)
+    assert all(line.isprintable() for line in lines)
+    if width is not None:
+        assert all(cell_len(line) <= width for line in (header, *lines))
+    starts = [line for line in lines if width is None or not line.startswith("  ")]
+    assert len(starts) == len(rows)
+    for line, row in zip(starts, rows, strict=True):
+        digits, state = line.split()[:2]
+        assert row.intent_id.startswith(digits)
+        assert (len(digits) >= 8, state) == (True, row.state.value)
+        if width is None:
+            assert one_line(row.key) in line
+            assert digits == row.intent_id
+    unknown = sum(row.state is State.UNKNOWN for row in rows)
+    assert len(lines) - len(rows) == (unknown if width is not None else 0)
+
+
+def on_terminal(columns: int, *arguments: str) -> list[str]:
+    """The lines of a command on a terminal so wide."""
+    import pty  # Windows has none
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "midapi_async", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": str(columns)},
+    )
+    os.close(theirs)
+    written = b""
+    with process:
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(ours, 65536):
+                written += chunk
+        os.close(ours)
+    assert process.returncode == 0
+    return written.decode().splitlines()
 
 
 async def test_a_journal_of_several_pages_is_read_to_its_end() -> None:
