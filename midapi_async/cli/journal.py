@@ -25,6 +25,7 @@ from midapi_async import (
 from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _env
+from ._backup import backup
 from ._common import Output, run_async
 from ._errors import FAILED
 from ._folder import Folder, facts_of, find_rows, folder_of, opened_journal, rows_of, time_of
@@ -37,6 +38,7 @@ journal = App(
     help="Show and change what is in a journal's folder, also while a bot has it open.",
     sort_key=5,
 )
+journal.command(backup)
 
 IntentId = Annotated[str, Parameter(name="INTENT")]
 _CONNECTION, _OUTPUT = Connection(), Output()

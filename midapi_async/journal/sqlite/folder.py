@@ -166,7 +166,8 @@ class Folder:
         _refuse_foreign(path)
         path.chmod(0o700)
         (path / OWNERS).mkdir(mode=0o700, exist_ok=True)
-        _write_key(path / KEY)
+        (path / KEY).unlink(missing_ok=True)
+        write_private(path / KEY, secrets.token_bytes(32))
         for end in ("", *_BESIDE):
             (path / (DRAFT + end)).unlink(missing_ok=True)
         os.close(open_private(path / DRAFT, os.O_RDWR | os.O_CREAT | os.O_EXCL))
@@ -256,11 +257,11 @@ def _refuse(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _write_key(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def write_private(path: Path, content: bytes) -> None:
+    """Make a small file that only this user can read; it survives a power failure."""
     descriptor = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        os.write(descriptor, secrets.token_bytes(32))
+        os.write(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -87,6 +87,23 @@ class SQLiteJournal(TableJournal):
         finally:
             self._watchers.discard(watcher)
 
+    async def backup(self, folder: str | os.PathLike[str]) -> None:
+        """Copy the journal as it is at one moment, also while other programs write to it.
+
+        They do not wait for it; what else this program asks of its journals does. The copy is a
+        journal's folder, too. It does not know keys that are used after that moment, which would be
+        paid again: use it only if the original is lost. Submissions that were under way are unknown
+        there, because the original may have finished them.
+
+        Args:
+            folder: where to copy it; it must exist, be private to this user, and be empty.
+
+        Raises:
+            JournalError: the copy could not be written, or the journal is damaged; files that were
+                written so far stay in the folder.
+        """
+        await self._opened().run(lambda store: store.backup(Path(folder)))
+
     async def disown(self) -> None:
         """See `Journal.disown`."""
         loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,8 +35,8 @@ from urllib.parse import quote
 
 from ...errors import JournalError
 from . import forks, schema
-from .folder import LOCK_SIZE, RESTORE, Folder
-from .locks import Owners, sync
+from .folder import DATABASE, KEY, LOCK, LOCK_SIZE, RESTORE, Folder, write_private
+from .locks import Owners, open_private, sync
 from .table import SQLiteTable
 
 T = TypeVar("T")
@@ -186,6 +186,36 @@ class Store:
         except JournalError:
             _log.warning("the journal could not be tidied; trying again later", exc_info=True)
 
+    def backup(self, folder: Path) -> None:
+        """Copy the journal into an empty folder; see `SQLiteJournal.backup`."""
+
+        def copy(table: SQLiteTable) -> int:
+            source = table.connection
+            source.execute("BEGIN")  # for reading: everybody else can read and write meanwhile
+            try:
+                commits = self._commits(source)
+                with self._errors_as_ours("the copy cannot be written"):
+                    self._copy(source, folder / DATABASE)
+            finally:
+                source.execute("ROLLBACK")
+            return commits
+
+        commits = self.once(copy, writes=False)
+        with self._errors_as_ours():
+            line = os.pread(self.folder.lock.descriptor, _MARK_AT, 0)
+            mark = _MARK.pack(commits, False)  # noqa: FBT003 - no checkpoint is under way
+            write_private(folder / LOCK, (line + mark).ljust(LOCK_SIZE, b"\0"))
+            write_private(folder / KEY, self.folder.key())
+
+    def _copy(self, source: sqlite3.Connection, path: Path) -> None:
+        os.close(open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        with closing(_connect(path)) as copy:
+            source.backup(copy)
+            # Such a row could become REFUSED when the copy is used, and its key be free again. But
+            # the original may have sent it in the meantime.
+            copy.execute("UPDATE intents SET state = 'sending' WHERE state = 'resting'")
+            self._refuse_damaged(copy)
+
     def close(self) -> None:
         """Close the database and release the owners; the next use opens it again."""
         if self._table is not None:
@@ -265,11 +295,11 @@ class Store:
 
     def _commits(self, connection: sqlite3.Connection) -> int:
         """The count of commits in the database; raises if it is below the mark."""
+        # The folder may have been overwritten with an older one, mark included.
+        marked = max(self._mark()[0], self._highest)
         (commits,) = connection.execute("SELECT commits FROM meta").fetchone() or (None,)
         if not isinstance(commits, int):
             raise JournalError(f"the journal {self.folder.database} is damaged; {RESTORE}")
-        # The folder may have been overwritten with an older one, mark included.
-        marked = max(self._mark()[0], self._highest)
         if commits < marked:
             raise JournalError(
                 f"the journal {self.folder.database} has lost its last {marked - commits} "
@@ -380,11 +410,7 @@ class Store:
             if is_first or seen != now:
                 # `quick_check` is not enough: it does not compare rows with their indexes, and a
                 # key that is missing in an index would be paid again.
-                for (found,) in connection.execute("PRAGMA integrity_check('intents')"):
-                    if found != "ok":
-                        raise JournalError(
-                            f"the journal {database} is damaged ({found}): {RESTORE}"
-                        )
+                self._refuse_damaged(connection, "('intents')")
                 self._write_mark(commits, is_checkpointing=False)
             hides_prompts = not self._store_prompts
             table = SQLiteTable(connection, self.owners, self.folder, hides_prompts=hides_prompts)
@@ -395,6 +421,13 @@ class Store:
         if self.folder.wal_size > _LARGE_WAL:
             self._commits_since_checkpoint = _CHECKPOINT_EVERY
         return table
+
+    def _refuse_damaged(self, connection: sqlite3.Connection, table: str = "") -> None:
+        for (found,) in connection.execute(f"PRAGMA integrity_check{table}"):
+            if found != "ok":
+                raise JournalError(
+                    f"the journal {self.folder.database} is damaged ({found}): {RESTORE}"
+                )
 
     def _disconnect(self) -> None:
         table, self._table = self._table, None
@@ -412,17 +445,20 @@ class Store:
         )
 
     @contextmanager
-    def _errors_as_ours(self) -> Iterator[None]:
-        """Turn errors of SQLite and of the system into `JournalError`."""
+    def _errors_as_ours(self, what: str = "") -> Iterator[None]:
+        """Turn errors of SQLite and of the system into `JournalError`.
+
+        Args:
+            what: does not work, if that is not the journal.
+        """
         path = self.folder.database
         try:
             yield
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", None) or ""
             advice = _ADVICE.get("_".join(name.split("_")[:2]), "run 'midapi journal check' on it")
-            raise JournalError(
-                f"the journal {path} cannot be used: {error} ({name or 'SQLite'}); {advice}"
-            ) from error
+            what = what or f"the journal {path} cannot be used"
+            raise JournalError(f"{what}: {error} ({name or 'SQLite'}); {advice}") from error
         except OSError as error:
             where = error.filename or self.folder.path
             raise JournalError(
