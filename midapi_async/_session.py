@@ -52,6 +52,7 @@ class Session:
         api: MidAPI's endpoints.
         journal: stores the intents.
         watcher: watches the journal for changes.
+        origin: the service's origin.
         scope: the service's origin and the namespace; the scope of the client's rows.
         tracker: finds out when tasks are final.
         recorder: writes results into the journal.
@@ -82,7 +83,7 @@ class Session:
         ssl: SSLContext | None,
         on_event: Callable[[Event], object] | None,
     ) -> None:
-        origin = str(settings.base_url.origin())
+        self.origin = origin = str(settings.base_url.origin())
         account = hashlib.sha256(f"{origin}\n{settings.api_key}".encode()).hexdigest()
         self.loop = asyncio.get_running_loop()
         self.is_over = False

@@ -52,9 +52,10 @@ class Intents:
         seconds = session.timeouts.wait if isinstance(timeout, EllipsisType) else timeout
         deadline = deadline_of(seconds, session)
         row = await self._row(intent_id)
-        session.candidates.follow(row)
+        follow = session.candidates.follow
+        follow(row)
         with naming(key=row.key, intent_id=row.intent_id):
-            return handle_of(await session.submitter.settle(row, deadline), session)
+            return handle_of(await session.submitter.settle(row, deadline, follow), session)
 
     async def adopt(
         self,

@@ -96,9 +96,21 @@ class Candidates:
                 row.intent_id,
                 checked,
             )
-            if row.task_id is None and len(row.other_task_ids) < MOST_STORED:
-                await self._journal.advance(row.intent_id, candidate=task_id)
+            await self.store(row, task_id)
         return None
+
+    async def store(self, row: Intent, task_id: str) -> bool:
+        """Store a candidate of an intent whose task is not known; return whether it is stored.
+
+        Raises:
+            JournalError: it cannot be stored now.
+        """
+        is_new = task_id not in row.other_task_ids
+        if is_new and (row.task_id is not None or len(row.other_task_ids) >= MOST_STORED):
+            return False
+        if is_new:
+            await self._journal.advance(row.intent_id, candidate=task_id)
+        return True
 
     def follow(self, row: Intent) -> None:
         """Look again at the candidates that are stored with an intent whose task is not known."""

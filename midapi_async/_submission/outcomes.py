@@ -288,8 +288,19 @@ class OutcomeRecorder:
 
     # ─── waiting for a row ───────────────────────────────────────────────────────────────────────
 
-    async def wait_for_change(self, row: Intent, states: frozenset[State]) -> Intent:
-        """Wait until a row has left these states, or until `stop`; return the row as it is then."""
+    async def wait_for_change(
+        self,
+        row: Intent,
+        states: frozenset[State],
+        follow: Callable[[Intent], None] | None = None,
+    ) -> Intent:
+        """Wait until a row has left these states, or until `stop`; return the row as it is then.
+
+        Args:
+            row: the row.
+            states: the states to leave.
+            follow: called with the row each time that it was read and has not left them.
+        """
         changed = asyncio.Event()
         self._wakeups.add(changed)
         self._watcher.add(changed.set)
@@ -317,6 +328,8 @@ class OutcomeRecorder:
                     raise JournalError(f"intent {row.intent_id} is gone from the journal")
                 if now.state not in states or self.is_stopped:
                     return now
+                if follow is not None:
+                    follow(now)
                 # Hundreds may wait while hundreds of rows are written.
                 await asyncio.sleep(_RECHECK_INTERVAL)
         finally:

@@ -192,12 +192,15 @@ class Submitter:
             None if row is None or row.state is State.REFUSED else self._recorder.require_task(row)
         )
 
-    async def settle(self, row: Intent, deadline: float | None) -> Intent:
+    async def settle(
+        self, row: Intent, deadline: float | None, follow: Callable[[Intent], None]
+    ) -> Intent:
         """Wait until an intent that is unknown, or is being sent, has been accepted.
 
         Args:
             row: the intent.
             deadline: when to stop waiting, on the client's clock; None for never.
+            follow: looks at the candidates of a row, which any process may have stored.
 
         Raises:
             SubmissionUnknown: no callback came before the deadline.
@@ -206,7 +209,7 @@ class Submitter:
         scope = asyncio.timeout_at(None if deadline is None else deadline / self._clock.scale)
         try:
             async with scope:
-                row = await self._recorder.wait_for_change(row, unsettled)
+                row = await self._recorder.wait_for_change(row, unsettled, follow)
         except TimeoutError:
             if not scope.expired():
                 raise

@@ -3,7 +3,8 @@
 A token identifies an intent and nothing else. The task of the intent comes from MidAPI's answer to
 the POST, else from record-info, never from a callback alone. A durable journal records the callback
 before it is answered, so that waits in other processes learn about it, and a wait after a restart
-looks at once.
+looks at once. It may belong to another namespace, as those of ``midapi generate`` do while a bot
+has the port.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class ClientInbox:
             self._tasks.start(relay_hints(self._session), context=Context())
 
     async def find(self, token_hash: str) -> Intent | None:
-        """The intent that a token belongs to, if it is one of this client's."""
+        """The intent that a token belongs to, if it was sent to this client's service."""
         row = await self._session.journal.find(token_hash=token_hash)
-        return row if row is not None and row.scope == self._session.scope else None
+        return row if row is not None and row.origin == self._session.origin else None
 
     def task_ids(self, row: Intent) -> Collection[str]:
         """The intent's tasks."""
@@ -60,9 +61,16 @@ class ClientInbox:
         task_id = row.task_id if callback is None else callback.task_id
         if task_id is None:
             return 503  # MidAPI will send it again; its body may be whole then, or its task known
-        if task_id not in self.task_ids(row):
+        candidates, is_known = self._session.candidates, task_id in self.task_ids(row)
+        may_be_final = callback is None or not callback.is_acknowledgement
+        if row.scope != self._session.scope:
+            # A client of its own namespace, perhaps of another account, looks at the task.
+            if is_known and may_be_final:
+                await candidates.called_back(row, task_id)
+            return 200 if is_known or await candidates.store(row, task_id) else 503
+        if not is_known:
             # The POST's answer was lost, or has not come yet; or the POST bought two tasks.
-            checked = await self._session.candidates.check(row, task_id)
+            checked = await candidates.check(row, task_id)
             if checked is None:
                 return 503  # MidAPI will send it again, in case that this process ends before
             row = checked
@@ -73,9 +81,9 @@ class ClientInbox:
             )
             return 200
         self.taken += 1
-        if callback is None or not callback.is_acknowledgement:
+        if may_be_final:
             self._session.report(CalledBack(key=row.key, intent_id=row.intent_id, task_id=task_id))
-            await self._session.candidates.called_back(row, task_id)
+            await candidates.called_back(row, task_id)
         return 200
 
     async def aclose(self) -> None:

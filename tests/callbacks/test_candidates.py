@@ -200,6 +200,81 @@ async def test_candidates_are_looked_at_again_after_a_restart(folder: Path, way:
         await second.aclose()
 
 
+# ─── another namespace ───────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def two_namespaces(step: Callable[[Received], Step]) -> AsyncIterator[tuple[Scene, Scene]]:
+    """Two clients that share a journal; only the second one, a bot, is reached by callbacks."""
+    journal, takes = MemoryJournal(), CallbackReceiver(None, port=0)
+    async with (
+        ScriptedServer(then=step) as server,
+        client_of(server, journal=journal, namespace="bot", receiver=takes) as bot,
+        client_of(server, journal=journal, receiver=CallbackReceiver(takes.url)) as client,
+    ):
+        yield Scene(server, client, takes), Scene(server, bot, takes)
+
+
+@pytest.mark.fault("S1")
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_a_callback_of_another_namespace_settles_a_lost_answer(*, is_early: bool) -> None:
+    """The receiver only stores the task; the client that sent it looks whether it is its own."""
+    async with two_namespaces(sold(lose_answer())) as (scene, bot):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await scene.client.generate("a red fox", key="k")
+        settling = asyncio.create_task(scene.client.intents.settle(caught.value.intent_id, 100))
+        await asyncio.sleep(1)
+        data = {"taskId": TASK} if is_early else {"taskId": TASK, "resultUrls": list(URLS)}
+        body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
+        assert [await scene.call_back(body), await scene.call_back(body)] == [200, 200]
+        assert (await settling).task_id == TASK
+        assert bot.client.stats().callbacks == 0
+        assert await bot.client.resume() == []
+        assert (await scene.client.generate("a red fox", key="k")).task_id == TASK
+
+
+@pytest.mark.fault("S1")
+async def test_a_dead_clients_lost_answer_is_settled_by_the_next_one() -> None:
+    """Nobody waits when the callback comes: it is stored, and looked at later."""
+    async with two_namespaces(sold(lose_answer())) as (scene, _):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await scene.client.generate("a red fox")
+        await scene.client.aclose()
+        assert await scene.call_back() == 200
+        assert not looks(scene.server)
+        row = await scene.journal.find(intent_id=caught.value.intent_id)
+        assert row is not None
+        assert (row.state, row.other_task_ids) == (State.UNKNOWN, (TASK,))
+        await scene.client.open()
+        await asyncio.sleep(2)
+        assert [each.task_id for each in await scene.client.resume()] == [TASK]
+
+
+@pytest.mark.fault("C26")
+async def test_invented_tasks_of_another_namespace_are_bounded() -> None:
+    """With a leaked token: so many are stored, and the others answered 503."""
+    async with two_namespaces(sold(lose_answer())) as (scene, _):
+        with pytest.raises(SubmissionUnknown):
+            await scene.client.generate("a red fox")
+        answers = [await scene.call_back(callback(f"{n:032x}")) for n in range(MOST_STORED + 5)]
+        assert answers == [200] * MOST_STORED + [503] * 5
+        assert await scene.call_back(callback(f"{0:032x}")) == 200
+        assert len((await scene.row()).other_task_ids) == MOST_STORED
+        assert await scene.call_back(b"garbage") == 503
+
+
+async def test_a_token_of_another_service_is_unknown() -> None:
+    """A sandbox's client does not take the callbacks of MidAPI, whose tasks it cannot see."""
+    journal, receiver = MemoryJournal(), CallbackReceiver(None, port=0)
+    async with ScriptedServer(then=sold(lose_answer())) as one, ScriptedServer() as two:
+        async with client_of(two, journal=journal, receiver=receiver):
+            reached = CallbackReceiver(receiver.url)
+            async with client_of(one, journal=journal, receiver=reached) as client:
+                with pytest.raises(SubmissionUnknown):
+                    await client.generate("a red fox")
+                assert await Scene(one, client, receiver).call_back() == 404
+
+
 # ─── a task of another intent, and two tasks of one ──────────────────────────────────────────────
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -87,8 +88,11 @@ class CallbackServer(web.Server):
                 self, self._host, self.port, backlog=BACKLOG
             )
         except OSError as error:
+            # asyncio's own text repeats the address; a host that is not found has no such number.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
             raise ReceiverError(
-                f"callbacks cannot be received on {self._host}:{self.port}: {error.strerror}. "
+                f"callbacks cannot be received on {self._host}:{self.port}: {reason}. "
                 "Choose another port, or stop the program that uses this one."
             ) from None
         self.port = self._listener.sockets[0].getsockname()[1]
