@@ -64,6 +64,12 @@ def public_url() -> str | None:
     return environment("MIDAPI_PUBLIC_URL") or None
 
 
+def asks_for_callbacks() -> bool:
+    """Whether MidAPI is asked for callbacks, unless the port turns out to be taken."""
+    listens = environment("MIDAPI_CALLBACK_PORT") or journal_folder() is not None
+    return public_url() is not None and bool(listens)
+
+
 def callback_port(given: int | None, problems: dict[str, str]) -> int | None:
     """The given port for callbacks, else the environment's, else None.
 

@@ -8,13 +8,17 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from midapi_async import SubmissionUnknown
+
 from ._errors import INTERRUPTED, CommandError, unknown_text
-from ._terminal import say
+from ._terminal import say, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from midapi_async import Intent, MidAPIClient, Request, TaskHandle
+
+_LEAST_PATIENCE = 120.0  # service seconds to wait for the callback after a lost answer
 
 
 @contextmanager
@@ -61,15 +65,34 @@ async def submit(
     *,
     key: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    patience: float | None = None,
 ) -> TaskHandle:
-    """Submit a request; after Ctrl-C, find out first what it bought.
+    """Submit a request; wait for its callback if MidAPI's answer is lost.
+
+    After Ctrl-C, find out first what it bought.
+
+    Args:
+        client: the open client.
+        request: what to submit.
+        key: the user's own name for it, or None.
+        metadata: the user's own notes, or None.
+        patience: seconds to wait for a callback at most; None for no further limit.
 
     Raises:
         CommandError: interrupted; the text says what was bought.
     """
     since = time.time()
     try:
-        return await client.generate(request, key=key, metadata=metadata)
+        try:
+            return await client.generate(request, key=key, metadata=metadata)
+        except SubmissionUnknown as unknown:
+            if not unknown.can_settle:
+                raise
+            # As long as `generate_and_wait` waits: such a task has ended by then, or never began.
+            longest = max(_LEAST_PATIENCE, 3 * client.expected(request).p90)
+            limit = longest if patience is None else min(longest, patience)
+            say(f"Waiting up to {seconds(limit)} for MidAPI's callback: it comes if it was bought.")
+            return await client.intents.settle(unknown, limit)
     except asyncio.CancelledError:
         # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
         raise await _outcome(client, request, key, since) from None

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Self
 
-from midapi_async import events
+from midapi_async import SubmissionUnknown, events
 
 from ._terminal import one_line, say, seconds
 
@@ -55,6 +55,8 @@ class Progress:
                 self._now("is generating")
             case events.Looked(problem=problem):
                 self._problem = problem or ""
+            case events.Failed(error=SubmissionUnknown(can_settle=True)):
+                self._now("waits for its callback, as its answer was lost")
             case events.CalledBack():
                 self._now("was called back")
 

@@ -13,11 +13,12 @@ from cyclopts import Parameter
 from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, TextToImage
 
 from . import _env
-from ._common import NAMESPACE, Output, download, make_folder, run_async, wait
+from ._common import Output, download, make_folder, run_async, wait
 from ._errors import CommandError, usage_error
 from ._interrupt import submit
 from ._options import Service
 from ._progress import Progress
+from ._receiving import receiving
 from ._terminal import out, say, seconds
 from .credits import amount
 
@@ -119,23 +120,16 @@ async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClie
 
 async def _open_real(exits: AsyncExitStack, progress: Progress, service: Service) -> MidAPIClient:
     """An open client for the real service."""
-    receiver = CallbackReceiver.from_env()
-    client = MidAPIClient(
-        service.api_key(),
-        base_url=service.base_url,
-        proxy=service.proxy,
-        receiver=receiver,
-        namespace=NAMESPACE,
-        on_event=progress.take,
-    )
     url = _env.base_url(service.base_url)
     out(f"1  An API key is set, so this uses {url} and costs credits.")
     out("   Ctrl-C stops this; midapi demo --sandbox costs nothing.")
-    await exits.enter_async_context(client)
-    if receiver is None:
+    client, receiver = await exits.enter_async_context(receiving(service, progress.take))
+    if receiver is not None:
+        out(f"2  A client is open, and receives callbacks at {receiver.url}.")
+    elif _env.public_url() is None:
         out("2  A client is open. MIDAPI_PUBLIC_URL is not set, so it polls: no callbacks.")
     else:
-        out(f"2  A client is open, and receives callbacks at {receiver.url}.")
+        out("2  A client is open, and polls: no callbacks.")
     return client
 
 

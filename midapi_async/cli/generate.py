@@ -17,7 +17,6 @@ from midapi_async import (
     ImageToImage,
     ImageToVideo,
     InvalidRequestError,
-    MidAPIClient,
     OmniReference,
     Request,
     StyleReference,
@@ -32,16 +31,7 @@ from midapi_async._wire.bodies import submit_body
 from midapi_async.handle import check_seconds
 
 from . import _env
-from ._common import (
-    NAMESPACE,
-    Output,
-    download,
-    make_folder,
-    print_result,
-    run_async,
-    say_success,
-    wait,
-)
+from ._common import Output, download, make_folder, print_result, run_async, say_success, wait
 from ._errors import usage_error
 from ._interrupt import submit
 from ._options import (
@@ -57,6 +47,7 @@ from ._options import (
     parse_metadata,
 )
 from ._progress import Progress
+from ._receiving import receiving
 from ._terminal import out, out_json, say, seconds
 
 generate = App(name="generate", sort_key=2)
@@ -278,16 +269,12 @@ async def _carry_out(
     output: Output,
 ) -> None:
     progress = Progress(scale=_env.time_scale())
-    async with MidAPIClient(
-        service.api_key(),
-        base_url=service.base_url,
-        proxy=service.proxy,
-        namespace=NAMESPACE,
-        on_event=progress.take,
-    ) as client:
+    async with receiving(service, progress.take) as (client, _):
         progress.expected = usual = client.expected(request).median
         async with progress:
-            handle = await submit(client, request, key=result.key, metadata=metadata)
+            handle = await submit(
+                client, request, key=result.key, metadata=metadata, patience=result.timeout
+            )
             say(f"Task {handle.task_id} was submitted; such a task takes about {seconds(usual)}.")
             details = await wait(handle, result.timeout) if result.wait else None
         named = {"key": handle.key, "metadata": metadata, "intent_id": handle.intent_id}
@@ -308,7 +295,7 @@ def _print_body(request: Request, output: Output) -> None:
         for line in json.dumps(body, indent=2, ensure_ascii=False).split("\n"):
             # As JSON escapes them: no terminal must act on a prompt's control characters.
             out("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line))
-    more = " A callBackUrl would be added." if _env.public_url() else ""
+    more = " A callBackUrl would be added." if _env.asks_for_callbacks() else ""
     say(f"Nothing was sent.{more}")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from ._common import Output, print_result, run_async, say_success
 from ._errors import CommandError
 from ._options import Service
 from ._progress import Progress
+from ._receiving import receiving
 from ._terminal import say
 
 _SERVICE, _OUTPUT = Service(), Output()
@@ -65,15 +67,22 @@ async def _carry_out(
     waits: bool,
     timeout: float | None,
 ) -> None:
-    # Not MIDAPI_JOURNAL: waiting there would mark the result as taken from a bot that shares it.
     progress = Progress(f"Task {task_id}", scale=_env.time_scale())
-    async with MidAPIClient(
-        service.api_key(),
-        base_url=service.base_url,
-        proxy=service.proxy,
-        journal=MemoryJournal(),
-        on_event=progress.take,
-    ) as client:
+    async with AsyncExitStack() as exits:
+        if waits and _env.public_url() is not None and _env.journal_folder() is not None:
+            # "manual": this must not mark the result as taken from a bot that shares the journal.
+            opening = receiving(service, progress.take, ack="manual")
+            client, _ = await exits.enter_async_context(opening)
+        else:  # without a journal, a receiver knows no token
+            client = await exits.enter_async_context(
+                MidAPIClient(
+                    service.api_key(),
+                    base_url=service.base_url,
+                    proxy=service.proxy,
+                    journal=MemoryJournal(),
+                    on_event=progress.take,
+                )
+            )
         handle = client.task(task_id)
         async with progress:
             details = await _look(handle, timeout, waits=waits)

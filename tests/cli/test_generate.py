@@ -305,7 +305,11 @@ def test_a_dry_run_checks_and_shows_and_sends_nothing(
     assert "ein Füchslein" in ran.out
     assert all(line.isprintable() for line in ran.out.split("\n"))
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", "https://fox.example.org")
-    assert "A callBackUrl would be added." in midapi("generate", "a fox", "--dry-run").err
+    assert midapi("generate", "a fox", "--dry-run").err == "Nothing was sent.\n"
+    for name, value in (("MIDAPI_CALLBACK_PORT", "8080"), ("MIDAPI_JOURNAL", "journal")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert "A callBackUrl would be added." in midapi("generate", "a fox", "--dry-run").err
     for wrong in (["--variety", "101"], ["--key", ""], ["--metadata", f"a={'x' * 5000}"]):
         ran = midapi("generate", "a fox", "--dry-run", *wrong)
         assert (ran.code, ran.out) == (2, "")
