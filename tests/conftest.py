@@ -9,6 +9,7 @@
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -31,6 +32,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # Markers whose tests run only where they are asked for.
 DESELECTED = ("slow", "chaos")
+TESTS_BETWEEN_FREEZES = 20
+
+_ended = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,6 +90,18 @@ def pytest_collection_finish() -> None:
     """Keep the collector from walking, after each test, what stays for ever."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish() -> None:
+    """Do the same, now and then, with what the tests that ended have left in caches and reports.
+
+    Each test ends with a collection. Without this, one costs 0.15 s after 3,000 tests: half of the
+    time of a whole run.
+    """
+    if next(_ended) % TESTS_BETWEEN_FREEZES == 0:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_asyncio_loop_factories(
