@@ -25,6 +25,7 @@ from midapi_async import (
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread
+from midapi_async.testing import VirtualLoop
 from tests.support.scripted import Answer, Received, ScriptedServer
 from tests.world import accepted, client_of, looked, ok
 
@@ -371,7 +372,8 @@ def test_an_iterator_may_outlive_its_event_loop(recwarn: pytest.WarningsRecorder
             await anext(tasks)
             return tasks
 
-    tasks = asyncio.run(begin())
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        tasks = runner.run(begin())
     del tasks
     gc.collect()
     assert not list(recwarn)
