@@ -22,6 +22,7 @@ from .errors import (
     ServerError, SpendingCapError, SubmissionUnknown, TaskError, TaskExpired, TaskFailed,
     TaskNotFound, TransportError, UnexpectedContent, UnprocessableError, WaitTimeout,
 )
+from .files.progress import Progress
 from .handle import TaskHandle
 from .intents import Intents
 from .journal import Intent, Journal, State
@@ -38,7 +39,7 @@ __all__ = [
     "GenerationFailedError", "ImageFields", "ImageToImage", "ImageToVideo",
     "InsufficientCreditsError", "Intent", "Intents", "InvalidRequestError", "Journal",
     "JournalError", "KeyConflict", "MaintenanceError", "MemoryJournal", "MidAPIClient",
-    "MidAPIError", "NotFoundError", "OmniReference", "PollPolicy", "PromptRefusedError",
+    "MidAPIError", "NotFoundError", "OmniReference", "PollPolicy", "Progress", "PromptRefusedError",
     "PromptRejected", "ProtocolError", "RateLimit", "RateLimitError", "ReceiverError", "Request",
     "ResultExpired", "ResultMissing", "RetryPolicy", "ServerError", "SpendingCapError", "State",
     "StyleReference", "SubmissionUnknown", "TaskDetails", "TaskError", "TaskExpired", "TaskFailed",
