@@ -16,7 +16,11 @@ from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _env
 
-Folder = Annotated[Path | None, Parameter(show_default=False)]
+Folder = Annotated[
+    Path | None,
+    Parameter(show_default=False, help="The journal's folder; MIDAPI_JOURNAL if not given."),
+]
+ID_HELP = "As `midapi journal list` shows it; the first digits are enough."
 _FILES = ("journal.sqlite", "journal.lock")  # each shows that there is, or was, a journal
 
 
@@ -72,7 +76,7 @@ async def find_rows(opened: Journal, intent_ids: Sequence[str]) -> list[Intent]:
         if not rows:
             problem = "is not in this journal"
         elif len(rows) > 1 or not digits:
-            problem = "fits several intents: give more digits"
+            problem = f"fits several intents, {rows[0].intent_id} and others: give more digits"
         elif rows[0].intent_id in found:
             problem = "is given twice"
         else:

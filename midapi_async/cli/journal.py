@@ -14,24 +14,24 @@ from typing import Annotated
 import attrs
 from cyclopts import App, Parameter
 
-from midapi_async import (
-    CallbackReceiver,
-    Intent,
-    InvalidRequestError,
-    JournalError,
-    MidAPIClient,
-    State,
-)
-from midapi_async.journal.sqlite import SQLiteJournal
+from midapi_async import Intent, InvalidRequestError, JournalError, State
 
-from . import _env
 from ._backup import backup
 from ._common import Output, run_async
 from ._errors import FAILED
-from ._folder import Folder, facts_of, find_rows, folder_of, opened_journal, rows_of, time_of
+from ._folder import (
+    ID_HELP,
+    Folder,
+    facts_of,
+    find_rows,
+    folder_of,
+    opened_journal,
+    rows_of,
+    time_of,
+)
 from ._listing import listing, terminal_width
-from ._options import Connection
 from ._terminal import out, out_json, say
+from ._unknown import adopt, dismiss, resubmit, settle
 
 journal = App(
     name="journal",
@@ -40,8 +40,7 @@ journal = App(
 )
 journal.command(backup)
 
-IntentId = Annotated[str, Parameter(name="INTENT")]
-_CONNECTION, _OUTPUT = Connection(), Output()
+_OUTPUT = Output()
 _DAY = 86_400.0
 
 
@@ -65,7 +64,7 @@ def list_intents(
 
     Args:
         states: Only intents in these states; all if not given.
-        limit: Only so many, the newest ones; all if not given.
+        limit: Only this many, the newest ones, still oldest first; all if not given.
     """
     if limit is not None and limit < 1:
         raise InvalidRequestError({"limit": f"must be 1 or more, got {limit}"})
@@ -87,20 +86,21 @@ async def _list(folder: Path, states: tuple[State, ...], limit: int | None, outp
     for line in listing(rows, terminal_width()):
         out(line)
     if count > len(rows):
-        say(f"{count - len(rows)} older ones are not shown.")
+        say(f"Older ones that are not shown: {count - len(rows)}")
     if any(row.state is State.UNKNOWN for row in rows):
-        say("Unknown ones may have been paid: look for their prompts in MidAPI's own log, then")
-        say("midapi journal adopt INTENT TASK, or resubmit INTENT, or dismiss INTENT.")
+        say("Unknown ones may have been paid. Look for their prompts in MidAPI's log, then:")
+        say("midapi journal adopt INTENT TASK, or resubmit INTENT, or dismiss INTENT")
 
 
 @journal.command
-def show(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """Show everything that is known about one intent.
-
-    Args:
-        intent_id: As `midapi journal list` shows it; the first digits are enough.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
-    """
+def show(
+    intent_id: Annotated[str, Parameter(name="INTENT", help=ID_HELP)],
+    /,
+    *,
+    folder: Folder = None,
+    output: Output = _OUTPUT,
+) -> int:
+    """Show everything that is known about one intent."""
     return run_async(_show(folder_of(folder), intent_id, output), output)
 
 
@@ -116,107 +116,10 @@ async def _show(folder: Path, intent_id: str, output: Output) -> None:
             out(f"{name}: {value}")
 
 
-@journal.command
-def settle(
-    intent_id: IntentId,
-    /,
-    *,
-    timeout: float = 600.0,
-    folder: Folder = None,
-    connection: Connection = _CONNECTION,
-    output: Output = _OUTPUT,
-) -> int:
-    """Wait until a callback shows that an unknown submission was accepted.
-
-    The callback must reach a program that has the folder open, such as a bot.
-
-    Args:
-        intent_id: As `midapi journal list` shows it; the first digits are enough.
-        timeout: Seconds to wait.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
-    """
-    settled = _act("settle", folder_of(folder), intent_id, connection, output, timeout)
-    return run_async(settled, output)
-
-
-@journal.command
-def adopt(
-    intent_id: IntentId,
-    task_id: Annotated[str, Parameter(name="TASK")],
-    /,
-    *,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    folder: Folder = None,
-    connection: Connection = _CONNECTION,
-    output: Output = _OUTPUT,
-) -> int:
-    """Name the task of an unknown submission, which you found in MidAPI's own log.
-
-    The task's record must fit the submission. A task that was adopted wrongly can be replaced.
-
-    Args:
-        intent_id: As `midapi journal list` shows it; the first digits are enough.
-        task_id: MidAPI's id of the task.
-        force: Do not look at the record, and replace the task whatever it is.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
-    """
-    adopted = _act("adopt", folder_of(folder), intent_id, connection, output, task_id, force=force)
-    return run_async(adopted, output)
-
-
-@journal.command
-def resubmit(
-    intent_id: IntentId,
-    /,
-    *,
-    folder: Folder = None,
-    connection: Connection = _CONNECTION,
-    output: Output = _OUTPUT,
-) -> int:
-    """Submit an unknown or failed request again. An unknown one may then be paid twice.
-
-    Args:
-        intent_id: As `midapi journal list` shows it; the first digits are enough.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
-    """
-    resubmitted = _act("resubmit", folder_of(folder), intent_id, connection, output)
-    return run_async(resubmitted, output)
-
-
-@journal.command
-def dismiss(intent_id: IntentId, /, *, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """Give up an unknown submission. Its key cannot be used again.
-
-    Args:
-        intent_id: As `midapi journal list` shows it; the first digits are enough.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
-    """
-    dismissed = _act("dismiss", folder_of(folder), intent_id, _CONNECTION, output)
-    return run_async(dismissed, output)
-
-
-async def _act(
-    what: str,
-    folder: Path,
-    intent_id: str,
-    connection: Connection,
-    output: Output,
-    *arguments: object,
-    **options: bool,
-) -> None:
-    """Call a method of ``client.intents`` in the namespace of the intent."""
-    async with opened_journal(folder) as opened:
-        [row] = await find_rows(opened, [intent_id])
-        needs_key = what in {"adopt", "resubmit"} and not options.get("force")
-        async with _client_of(row, opened, connection, needs_key=needs_key) as client:
-            handle = await getattr(client.intents, what)(row.intent_id, *arguments, **options)
-        after = await opened.find(intent_id=handle.intent_id if handle else row.intent_id) or row
-    if output.as_json:
-        out_json(facts_of(after))
-    elif after.task_id is not None:
-        out(after.task_id)
-    else:
-        say(f"Intent {after.intent_id} is {after.state}.")
+journal.command(settle)
+journal.command(adopt, usage="Usage: midapi journal adopt [OPTIONS] INTENT TASK [INTENT TASK ...]")
+journal.command(resubmit)
+journal.command(dismiss)
 
 
 @journal.command
@@ -230,7 +133,6 @@ def prune(
 
     Args:
         days: Remove intents that ended more than this many days ago.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     if not 0 <= days < 100_000:
         raise InvalidRequestError({"days": f"must be from 0 to 100000, got {days:g}"})
@@ -248,11 +150,7 @@ async def _prune(folder: Path, days: float, output: Output) -> None:
 
 @journal.command
 def check(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
-    """Check the journal for damage, and count what is in it. Exit code 1 if it is damaged.
-
-    Args:
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
-    """
+    """Check the journal for damage, and count what is in it. Exit code 1 if it is damaged."""
     problems: list[str] = []
     code = run_async(_check(folder_of(folder), problems, output), output)
     return FAILED if problems else code
@@ -292,9 +190,6 @@ def stats(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
 
     The names in the JSON stay as they are. Exit code 0 means that the journal was read, whatever
     the figures are; 1, that it cannot be read; 2, that there is none.
-
-    Args:
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     return run_async(_stats(folder_of(folder), output), output)
 
@@ -328,23 +223,3 @@ async def _stats(folder: Path, output: Output) -> None:
             counted = ", ".join(f"{count} {state}" for state, count in value.items() if count)
             value = counted or "none"  # noqa: PLW2901 - shown in place of the mapping
         out(f"{name:30}{'-' if value is None else value}")
-
-
-def _client_of(
-    row: Intent, opened: SQLiteJournal, connection: Connection, *, needs_key: bool
-) -> MidAPIClient:
-    """A client for the service and namespace of an intent.
-
-    Callbacks for what it submits reach the bot, which finds their intent in the same folder.
-    """
-    origin, _, namespace = row.scope.partition(" ")
-    public_url = _env.public_url()
-    key = connection.api_key()
-    return MidAPIClient(
-        key if key or needs_key or _env.has_api_key() else "not-used",
-        base_url=origin,
-        journal=opened,
-        namespace=namespace,
-        receiver=CallbackReceiver(public_url) if public_url else None,
-        proxy=connection.proxy,
-    )

@@ -5,6 +5,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -25,8 +26,8 @@ from midapi_async.cli._folder import rows_of
 from midapi_async.cli._listing import listing
 from midapi_async.cli._terminal import one_line
 from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.sandbox import SandboxThread, lose_answer
-from tests.cli.conftest import REPOSITORY, Midapi, only, wait_until
+from midapi_async.sandbox import SandboxThread, answer_code, delay, lose_answer
+from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, only, wait_until
 
 # At the default scale a slow submission would print its progress.
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
@@ -135,12 +136,12 @@ def test_list_limit_shows_the_newest(midapi: Midapi, unknown: str) -> None:
     """Still oldest first; stderr says how many are left out; a limit below 1 is an error."""
     ran = midapi("journal", "list", "--limit", "1")
     assert only(ran.lines[1:]).split()[0] == unknown
-    assert "1 older ones are not shown." in ran.err
+    assert "Older ones that are not shown: 1" in ran.err.splitlines()
     [row] = midapi("journal", "list", "--limit", "1", "--json").json["intents"]
     assert (row["intent_id"], row["request"]["prompt"]) == (unknown, "a [red] fox\x1b[31m")
     ran = midapi("journal", "list", "--limit", "2")
     assert [line.split()[1] for line in ran.lines[1:]] == ["succeeded", "unknown"]
-    assert "older" not in ran.err
+    assert "Older" not in ran.err
     ran = midapi("journal", "list", "--limit", "0")
     assert (ran.code, "must be 1 or more" in ran.error) == (2, True)
 
@@ -166,6 +167,7 @@ def test_list_fits_a_real_terminal(midapi: Midapi, unknown: str, columns: int) -
     assert ("TASK" in header, "TIME" in header) == (columns == 200, columns > 60)
     assert header.endswith("PROMPT")
     assert len(advice) == 2
+    assert all(len(line) <= 80 for line in advice)
 
 
 HOSTILE = "[/] \x1b[2J\x1b]0;title\x07 <script>\u202egnp.exe\u2066\r\n\tend"
@@ -256,7 +258,9 @@ def test_an_intent_that_does_not_exist(midapi: Midapi, unknown: str) -> None:
     """A usage error that says so; digits that fit several intents are one, too."""
     assert (ran := midapi("journal", "show", "zz")).code == 2
     assert "'zz' is not in this journal" in ran.error
-    assert "several" in midapi("journal", "show", "").error
+    oldest = midapi("journal", "list", "--json").json["intents"][0]["intent_id"]
+    several = f"fits several intents, {oldest} and others: give more digits"
+    assert several in midapi("journal", "show", "").error
 
 
 @pytest.mark.parametrize(
@@ -324,6 +328,173 @@ def test_resubmit_submits_again(
     assert midapi("journal", "show", unknown, "--json").json["state"] == "superseded"
     assert (ran := midapi("journal", "resubmit", unknown, "--json")).code == 2
     assert "only an unknown or a failed one" in ran.json["error"]["message"]
+
+
+@pytest.fixture
+def three_unknown(midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder with three unknown intents, the last one in another namespace."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    for nth in (1, 2, 3):
+        midapi_sandbox.faults.on("submit", nth=nth, do=lose_answer())
+
+    async def fill() -> list[str]:
+        async with MidAPIClient() as first, MidAPIClient(namespace="other") as second:
+            clients = {"one": first, "two": first, "three": second}
+            return [await generate(client, key) for key, client in clients.items()]
+
+    return asyncio.run(fill())
+
+
+def states(midapi: Midapi) -> list[str]:
+    """The states of all intents, oldest first."""
+    return [each["state"] for each in midapi("journal", "list", "--json").json["intents"]]
+
+
+def test_dismiss_takes_several(midapi: Midapi, three_unknown: list[str]) -> None:
+    """Each is reported, also after one that cannot be dismissed."""
+    first, second, third = three_unknown
+    ran = midapi("journal", "dismiss", first, second[:10])
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.splitlines() == [f"Intent {each} is dismissed." for each in (first, second)]
+    assert states(midapi) == ["dismissed", "dismissed", "unknown"]
+    assert midapi("journal", "adopt", third, "some-task", "--force").code == 0
+    ran = midapi("journal", "dismiss", third, first)
+    assert ran.code == 1
+    failed, dismissed, summary = ran.err.splitlines()
+    assert failed.startswith(f"midapi: intent {third}: ")
+    assert "is accepted; only an unknown one can be changed" in failed
+    assert dismissed == f"Intent {first} is dismissed."
+    assert summary == "midapi: 1 of 2 intents failed; each has a line above."
+
+
+def test_resubmit_takes_several(
+    midapi: Midapi, midapi_sandbox: SandboxThread, three_unknown: list[str]
+) -> None:
+    """Each is submitted once, in its namespace; after one that is refused the others go on."""
+    midapi_sandbox.faults.on("submit", nth=1, do=answer_code(422, "no"))
+    first, second, third = three_unknown
+    ran = midapi("journal", "resubmit", first, third, second)
+    assert ran.code == 1
+    tasks = [each.task_id for each in midapi_sandbox.ledger.accepted[3:]]
+    assert ran.lines == [f"{third} {tasks[0]}", f"{second} {tasks[1]}"]
+    refused, summary = ran.err.splitlines()
+    assert refused.startswith(f"midapi: intent {first}: ")
+    assert summary == "midapi: 1 of 3 intents failed; each has a line above."
+    rows = midapi("journal", "list", "--json").json["intents"]
+    assert [row["state"] for row in rows[:3]] == ["unknown", "superseded", "superseded"]
+    assert {row["supersedes"]: row["namespace"] for row in rows[3:] if row["task_id"]} == {
+        second: "default",
+        third: "other",
+    }
+
+
+def test_json_of_several_names_each(
+    midapi: Midapi, midapi_sandbox: SandboxThread, three_unknown: list[str]
+) -> None:
+    """Also where some have failed: one JSON object says what became of each."""
+    first, second, third = three_unknown
+    midapi_sandbox.faults.on("submit", nth=2, do=lose_answer())
+    ran = midapi("journal", "resubmit", first, second, third, "--json")
+    assert ran.code == 1
+    error = ran.json["error"]
+    assert error["type"] == "IntentsFailed"
+    assert [row["supersedes"] for row in error["intents"]] == [first, third]
+    [failed] = error["failed"]
+    assert (failed["intent_id"], failed["type"]) == (second, "SubmissionUnknown")
+    assert "it may have been paid" in failed["message"]
+    ran = midapi("journal", "dismiss", *unknown_ids(midapi), "--json")
+    assert (ran.code, ran.json["state"]) == (0, "dismissed")
+
+
+def unknown_ids(midapi: Midapi) -> list[str]:
+    """The ids of all unknown intents."""
+    return [
+        row["intent_id"] for row in midapi("journal", "list", "unknown", "--json").json["intents"]
+    ]
+
+
+def test_adopt_takes_several_pairs(
+    midapi: Midapi, midapi_sandbox: SandboxThread, three_unknown: list[str]
+) -> None:
+    """An intent and its task, and so on; a pair that does not fit is named."""
+    tasks = [each.task_id for each in midapi_sandbox.ledger.accepted]
+    first, second, third = three_unknown
+    ran = midapi("journal", "adopt", first, "nowhere", second, tasks[1], third, tasks[2])
+    assert ran.code == 1
+    assert ran.lines == [f"{second} {tasks[1]}", f"{third} {tasks[2]}"]
+    assert f"midapi: intent {first}: " in ran.err
+    assert "is not known to MidAPI" in ran.err
+    ran = midapi("journal", "adopt", first, tasks[0], second, tasks[1], "--json")
+    assert ran.code == 0
+    assert [row["task_id"] for row in ran.json["intents"]] == tasks[:2]
+    assert ran.json["failed"] == []
+
+
+def test_one_client_for_each_namespace(
+    midapi: Midapi, three_unknown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that several submissions share one gate, and one connection where they can."""
+    made = []
+
+    class Counted(MidAPIClient):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(options["namespace"])
+
+    monkeypatch.setattr("midapi_async.cli._unknown.MidAPIClient", Counted)
+    assert midapi("journal", "dismiss", *three_unknown).code == 0
+    assert made == ["default", "other"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("dismiss",), "INTENT"),
+        (("resubmit",), "INTENT"),
+        (("adopt",), "INTENT TASK"),
+        (("adopt", "{0}"), "Each INTENT needs its TASK after it, got 1 argument:"),
+        (("adopt", "{0}", "task", "{1}"), "got 3 arguments: midapi journal adopt INTENT TASK"),
+        (("adopt", "{0}", "task", "{0}", "another"), "is given twice"),
+        (("dismiss", "{0}", "{0}"), "is given twice"),
+        (("resubmit", "{0}", "{0:.9}"), "is given twice"),
+        (("resubmit", "{0}", "zz"), "'zz' is not in this journal"),
+        (("dismiss", "{0}", ""), "fits several intents"),
+    ],
+)
+def test_nothing_is_done_if_one_argument_is_wrong(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    three_unknown: list[str],
+    arguments: tuple[str, ...],
+    problem: str,
+) -> None:
+    """All intents are found before the first one is changed."""
+    ran = midapi("journal", *(each.format(*three_unknown) for each in arguments))
+    assert ran.code == 2
+    assert problem in ran.error
+    assert states(midapi) == ["unknown"] * 3
+    assert len(midapi_sandbox.ledger.accepted) == 3
+
+
+def test_ctrl_c_among_several_says_what_is_done(
+    midapi: Midapi, midapi_sandbox: SandboxThread, three_unknown: list[str]
+) -> None:
+    """The submission that is under way is finished and recorded; the rest stays as it was."""
+    midapi_sandbox.faults.on("submit", nth=2, do=delay(60))
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.count("submit") == 5):
+        ran = midapi("journal", "resubmit", *three_unknown)
+    assert ran.code == 130
+    assert "Done: 1 of 3." in ran.error
+    assert len(midapi_sandbox.ledger.accepted) == 5
+    assert states(midapi)[:3] == ["superseded", "superseded", "unknown"]
+
+
+def test_help_says_that_an_unknown_one_may_be_paid_twice(midapi: Midapi) -> None:
+    """And how several are given."""
+    assert "An unknown one may then be paid twice." in midapi("journal", "resubmit", "--help").out
+    for command in ("resubmit", "dismiss"):
+        assert "[OPTIONS] INTENT..." in midapi("journal", command, "--help").out
+    assert "INTENT TASK [INTENT TASK ...]" in midapi("journal", "adopt", "--help").out
 
 
 def test_what_talks_to_midapi_needs_an_api_key(
