@@ -60,6 +60,10 @@ class Progress:
             case events.CalledBack():
                 self._now("was called back")
 
+    def describe(self, doing: str) -> None:
+        """Show this as what is being done, until an event shows something else."""
+        self._doing = doing
+
     def _now(self, doing: str, problem: str = "") -> None:
         self._doing, self._problem = doing, problem
         if doing != "was called back":

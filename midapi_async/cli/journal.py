@@ -30,6 +30,7 @@ from ._folder import (
     time_of,
 )
 from ._listing import listing, terminal_width
+from ._resume import resume
 from ._terminal import out, out_json, say
 from ._unknown import adopt, dismiss, resubmit, settle
 
@@ -39,6 +40,7 @@ journal = App(
     sort_key=5,
 )
 journal.command(backup)
+journal.command(resume)
 
 _OUTPUT = Output()
 _DAY = 86_400.0
