@@ -9,7 +9,7 @@ async with MidAPIClient() as client:
 # isort: off
 from ._tracking.schedule import Expected
 from ._version import __version__
-from ._wire.bodies import request_from_json
+from ._wire.bodies import request_from_json, request_to_json
 from .callbacks import CallbackReceiver
 from .callbacks.signature import sign_callback
 from .client import ClientStats, MidAPIClient
@@ -45,5 +45,5 @@ __all__ = [
     "StyleReference", "SubmissionUnknown", "TaskDetails", "TaskError", "TaskExpired", "TaskFailed",
     "TaskHandle", "TaskNotFound", "TaskStatus", "TextToImage", "Timeouts", "TransportError",
     "UnexpectedContent", "UnprocessableError", "Upscale", "Vary", "WaitTimeout", "__version__",
-    "request_from_json", "sign_callback",
+    "request_from_json", "request_to_json", "sign_callback",
 ]

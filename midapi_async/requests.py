@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypedD
 import attrs
 
 from ._runtime.urls import url_problem
-from .errors import InvalidRequestError, shown
+from .errors import InvalidRequestError, about, shown
 
 # A value of `extra`. Lists become tuples there, and mappings read-only.
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -32,6 +32,8 @@ Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
 
 MAX_PROMPT = 2000  # characters, as documented
+MAX_METADATA = 4096  # bytes
+MAX_KEY = 200  # characters
 # A token of ours (mjt_…) must not pass as a task id: it is a secret, and task ids are logged.
 TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
 _LARGEST_INDEX = 2**31 - 1  # no limit is documented; this is the largest 32-bit integer
@@ -554,3 +556,36 @@ class ImageFields(TypedDict, total=False):
     water_mark: str | None
     enable_translation: bool
     extra: Mapping[str, JSON]
+
+
+def check_arguments(key: object, metadata: object, callback_url: object) -> None:
+    """Check the arguments that come with a request.
+
+    Raises:
+        InvalidRequestError: naming each argument that is wrong.
+    """
+    problems = {}
+    is_short = isinstance(key, str) and 0 < len(key) <= MAX_KEY
+    if key is not None and not (is_short and str(key).isprintable()):
+        problems["key"] = f"must be a str of 1 to {MAX_KEY} printable characters"
+    pairs = metadata.items() if isinstance(metadata, Mapping) else ()
+    if not isinstance(metadata, Mapping) or not all(
+        isinstance(each, str) for each in sum(pairs, ())
+    ):
+        problems["metadata"] = "must be a mapping of str to str"
+    elif metadata:
+        try:
+            text = json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            problems["metadata"] = (
+                "contains a lone surrogate (half of a character), which cannot be stored"
+            )
+        else:
+            if size > MAX_METADATA:
+                problems["metadata"] = f"must be at most {MAX_METADATA:,} bytes, is {size:,}"
+    if callback_url is not None and (problem := url_problem(callback_url)):
+        problems["callback_url"] = problem
+    if problems:
+        valid_key = key if isinstance(key, str) and "key" not in problems else None
+        raise about(InvalidRequestError(problems), key=valid_key)

@@ -30,6 +30,7 @@ from midapi_async import (
     Vary,
     WaitTimeout,
     request_from_json,
+    request_to_json,
     sign_callback,
 )
 from midapi_async.requests import JSON, REQUESTS
@@ -140,6 +141,14 @@ TABLE: dict[str, Entry] = {
         lambda _, wrong: request_from_json({"prompt": "x"}, wrong),
         ["TextToImage", 5, [], {}, str, TextToImage("x")],
     ),
+    "request_to_json.request": (
+        lambda _, wrong: request_to_json(wrong),
+        [None, 5, "x", {"prompt": "x"}, TextToImage, object()],
+    ),
+    "request_to_json.as_sent": (
+        lambda _, wrong: request_to_json(TextToImage("x"), as_sent=wrong),
+        NO_BOOL,
+    ),
     "RateLimit.count": (lambda _, wrong: RateLimit(wrong), [None, 1.5, 0, *NO_NUMBER]),
 }
 TABLE |= {
@@ -203,6 +212,7 @@ def test_the_table_has_each_parameter() -> None:
         "MidAPIClient": MidAPIClient,
         "CallbackReceiver": CallbackReceiver,
         "request_from_json": request_from_json,
+        "request_to_json": request_to_json,
         "sign_callback": sign_callback,
     }
     for owner in (MidAPIClient, Intents, TaskHandle, CallbackReceiver):
@@ -229,7 +239,7 @@ def test_each_public_name_is_a_call_of_the_table_or_no_call() -> None:
         for name in midapi_async.__all__
         if inspect.isfunction(found := getattr(midapi_async, name)) and found not in others
     }
-    assert functions == {"request_from_json", "sign_callback"}
+    assert functions == {"request_from_json", "request_to_json", "sign_callback"}
 
 
 # ─── what is taken for what is meant ─────────────────────────────────────────────────────────────

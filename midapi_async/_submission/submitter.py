@@ -16,61 +16,17 @@ from contextlib import suppress
 import attrs
 
 from .._runtime.clock import Clock
-from .._runtime.urls import url_problem
 from .._wire import protocol
 from .._wire.bodies import fingerprint
-from .._wire.json import dumps
 from .._wire.protocol import Call
 from .._wire.tokens import new_token, token_hash
-from ..errors import (
-    ClientClosed,
-    InvalidRequestError,
-    JournalError,
-    KeyConflict,
-    MidAPIError,
-    WaitTimeout,
-    about,
-)
+from ..errors import ClientClosed, JournalError, KeyConflict, MidAPIError, WaitTimeout, about
 from ..journal import PENDING, Intent, Journal, State
-from ..requests import Request
+from ..requests import Request, check_arguments
 from .outcomes import OutcomeRecorder
 from .sender import Sender, Submission
 
-MAX_METADATA = 4096  # bytes
-MAX_KEY = 200  # characters
 _LAST_READ = 0.5  # seconds for reading a row once more after the deadline
-
-
-def check_arguments(key: object, metadata: object, callback_url: object) -> None:
-    """Check the arguments that come with a request.
-
-    Raises:
-        InvalidRequestError: naming each argument that is wrong.
-    """
-    problems = {}
-    is_short = isinstance(key, str) and 0 < len(key) <= MAX_KEY
-    if key is not None and not (is_short and str(key).isprintable()):
-        problems["key"] = f"must be a str of 1 to {MAX_KEY} printable characters"
-    pairs = metadata.items() if isinstance(metadata, Mapping) else ()
-    if not isinstance(metadata, Mapping) or not all(
-        isinstance(each, str) for each in sum(pairs, ())
-    ):
-        problems["metadata"] = "must be a mapping of str to str"
-    elif metadata:
-        try:
-            size = len(dumps(dict(metadata)))
-        except UnicodeEncodeError:
-            problems["metadata"] = (
-                "contains a lone surrogate (half of a character), which cannot be stored"
-            )
-        else:
-            if size > MAX_METADATA:
-                problems["metadata"] = f"must be at most {MAX_METADATA:,} bytes, is {size:,}"
-    if callback_url is not None and (problem := url_problem(callback_url)):
-        problems["callback_url"] = problem
-    if problems:
-        valid_key = key if isinstance(key, str) and "key" not in problems else None
-        raise about(InvalidRequestError(problems), key=valid_key)
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)

@@ -24,7 +24,7 @@ from ..requests import (
     camel,
     nearest,
 )
-from .json import JSONObject, dumps
+from .json import JSONObject, compact, dumps
 
 _TASK_TYPES: Mapping[type[Request], str] = {
     TextToImage: "mj_txt2img",
@@ -66,28 +66,42 @@ def _own_task_type(request: Request) -> str:
     return _TASK_TYPES[type(request)]
 
 
-def request_to_json(request: Request) -> JSONObject:
-    """A request in MidAPI's spelling, with its task type, as `request_from_json` reads it.
+def request_to_json(request: Request, *, as_sent: bool = False) -> JSONObject:
+    """A request as a JSON body in MidAPI's spelling; the inverse of `request_from_json`.
 
-    Fields given as ``extra`` are in its member ``extra``.
+    ``request_to_json(TextToImage("a red fox", speed="turbo"))`` is ``{"taskType": "mj_txt2img",
+    "prompt": "a red fox", "speed": "turbo", "enableTranslation": False}``.
+
+    Args:
+        request: one of the eight requests.
+        as_sent: give the body that a client sends, without its ``callBackUrl``: the fields of
+            ``extra`` are not in a member ``extra`` but stand among the others, and those of
+            `Upscale` and `Vary`, each of which has a path of its own, have no ``taskType``.
+
+    Raises:
+        InvalidRequestError: naming the argument that is wrong.
     """
+    if not isinstance(request, REQUESTS):
+        names = ", ".join(cls.__name__ for cls in REQUESTS)
+        raise InvalidRequestError({"request": f"must be one of {names}; got {shown(request)}"})
+    if not isinstance(as_sent, bool):
+        raise InvalidRequestError({"as_sent": f"must be True or False, got {shown(as_sent)}"})
     body: JSONObject = {"taskType": _own_task_type(request)}
     for name, field in _FIELD_NAMES[type(request)].items():
         # None means not set. Every other default is sent, because MidAPI's own defaults vary.
         if field != "extra" and (value := getattr(request, field)) is not None:
-            body[name] = value
-    if request.extra:
-        body["extra"] = request.extra
-    return body
+            body[name] = [*value] if isinstance(value, tuple) else value
+    extra = json.loads(compact(request.extra)) if request.extra else {}
+    if not as_sent:
+        return {**body, "extra": extra} if extra else body
+    if isinstance(request, Upscale | Vary):
+        del body["taskType"]
+    return {**body, **extra}
 
 
 def submit_body(request: Request, callback_url: str | None) -> bytes:
     """The body of a request's POST."""
-    body = request_to_json(request)
-    if isinstance(request, Upscale | Vary):
-        del body["taskType"]  # our own name; MidAPI has a path for each of these
-    body.pop("extra", None)
-    body |= request.extra
+    body = request_to_json(request, as_sent=True)
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return dumps(body)

@@ -25,10 +25,10 @@ from midapi_async import (
     Upscale,
     Vary,
     request_from_json,
+    request_to_json,
 )
-from midapi_async._submission.submitter import check_arguments
-from midapi_async._wire.bodies import submit_body
 from midapi_async.handle import check_seconds
+from midapi_async.requests import check_arguments
 
 from . import _env
 from ._common import Output, download, make_folder, print_result, run_async, say_success, wait
@@ -288,7 +288,7 @@ async def _carry_out(
 
 def _print_body(request: Request, output: Output) -> None:
     """Print what would be sent, in MidAPI's spelling."""
-    body = json.loads(submit_body(request, None))
+    body = request_to_json(request, as_sent=True)
     if output.as_json:
         out_json(body)
     else:

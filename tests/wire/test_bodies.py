@@ -143,7 +143,9 @@ EIGHT: list[tuple[Request, dict[str, object]]] = [
 @pytest.mark.parametrize(("request_", "expected"), EIGHT)
 def test_a_request_as_midapi_spells_it(request_: Request, expected: dict[str, object]) -> None:
     """The fields of sections 2 and 3, exactly; what was not set is left out, zeros are sent."""
-    assert json.loads(dumps(request_to_json(request_))) == expected
+    body = request_to_json(request_)
+    assert (body, json.loads(json.dumps(body))) == (expected, expected)  # lists, no tuples
+    assert request_from_json(body) == request_
     assert expected["taskType"] == task_type(request_)
 
 
@@ -152,6 +154,7 @@ def test_the_body_of_a_post(request_: Request, expected: dict[str, object]) -> N
     """With the callback URL where there is one; upscale and vary take no task type."""
     if isinstance(request_, Upscale | Vary):
         expected = {name: value for name, value in expected.items() if name != "taskType"}
+    assert request_to_json(request_, as_sent=True) == expected
     assert json.loads(submit_body(request_, None)) == expected
     assert json.loads(submit_body(request_, CALLBACK)) == {**expected, "callBackUrl": CALLBACK}
 
@@ -583,7 +586,13 @@ def test_extra_of_a_body() -> None:
         TextToImage("x", extra={"taskType": "mj_vary", "prompt": "y"}),
         Upscale(TASK, 0, extra={"taskType": "mj_vary", "imageIndex": 9}),
     ):
-        assert request_from_json(request_to_json(request)) == request
+        written = request_to_json(request)
+        assert request_from_json(written) == request
+        sent = request_to_json(request, as_sent=True)
+        assert {**written["extra"]}.items() <= sent.items()  # type: ignore[dict-item]  # an object
+        assert json.loads(submit_body(request, None)) == sent
+    nested = request_to_json(TextToImage("x", extra={"new": [{"a": (1, None)}]}), as_sent=True)
+    assert nested["new"] == [{"a": [1, None]}]
     for wrong in ({"prompt": "x", "extra": 5}, {"prompt": "x", "extra": {"callBackUrl": "x"}}):
         with pytest.raises(InvalidRequestError) as caught:
             request_from_json(wrong)
