@@ -36,8 +36,8 @@ class Output:
     """What a command prints.
 
     Attributes:
-        as_json: Print exactly one JSON object on stdout, an error too.
-        verbose: Show the SDK's log on stderr.
+        as_json: Print the result, or the error, as exactly one JSON object on stdout.
+        verbose: Print each step on stderr, for finding out what goes wrong.
     """
 
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False

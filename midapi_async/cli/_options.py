@@ -24,13 +24,14 @@ class Picture:
     """Options of a picture; MidAPI chooses what is not given.
 
     Attributes:
-        speed: Decides the price; "fast" if not given.
-        aspect_ratio: Width to height.
-        version: Midjourney's model, as in 7, 6.1 or niji6; the newest if not given.
-        variety: How much the four pictures differ, 0 to 100.
-        stylization: How much of Midjourney's own style, 0 to 1000.
-        weirdness: How unusual, 0 to 3000.
-        water_mark: A text to mark it with.
+        speed: How soon MidAPI makes it, which decides the price; fast if not given.
+        aspect_ratio: Width to height of each picture; MidAPI chooses if not given.
+        version: Midjourney's model, as in 7, 6.1 or niji6; MidAPI chooses if not given.
+        variety: How much the four pictures differ, 0 to 100; MidAPI chooses if not given.
+        stylization: How much of Midjourney's own style they have, 0 to 1000; MidAPI chooses if not
+            given.
+        weirdness: How unusual they are, 0 to 3000; MidAPI chooses if not given.
+        water_mark: A text that marks each picture; none if not given.
         enable_translation: Have MidAPI translate the prompt to English first.
     """
 
@@ -50,11 +51,11 @@ class Video:
     """Options of a video; the SDK chooses what is not given.
 
     Attributes:
-        hd: High definition.
-        motion: How much moves; "high" if not given.
-        video_batch_size: How many videos; 1 if not given. Each one costs credits.
-        aspect_ratio: Width to height.
-        water_mark: A text to mark it with.
+        hd: Make videos in high definition.
+        motion: How much moves in a video; high if not given.
+        video_batch_size: How many videos to make; 1 if not given. Each one costs credits.
+        aspect_ratio: Width to height of each video; MidAPI chooses if not given.
+        water_mark: A text that marks each video; none if not given.
         enable_translation: Have MidAPI translate the prompt to English first.
     """
 
@@ -73,16 +74,19 @@ class Result:
 
     Attributes:
         folder: Where to put the files; the current folder if not given.
-        download: Download the files, or else print their URLs.
-        wait: Wait for the result, or else print the task's id.
-        timeout: Seconds to wait, 3600 if not given. The task goes on after that.
-        key: Your own name for the request: the same key is never paid twice while the journal
-            exists. Set MIDAPI_JOURNAL to a folder to keep it.
-        metadata: A note of your own, NAME=VALUE, that the JSON repeats; may be given several times.
+        download: Download the files, which is the default; with --no-download, print their URLs
+            only.
+        wait: Wait for the result, which is the default; with --no-wait, print the task's id only.
+        timeout: Seconds to wait for the result; 3600 if not given. The task goes on after that.
+        key: Your own name for this request. The same key is never paid twice: the second time, you
+            get the first task again. Later calls know it only if MIDAPI_JOURNAL is set to a folder.
+        metadata: A note of your own, NAME=VALUE, which is not sent; --json repeats it. May be given
+            several times.
         dry_run: Check the request and print the body that would be sent, as JSON. Nothing is sent,
-            and no key is needed.
-        extra: A field of MidAPI's that has no option, or another value of one that has, NAME=JSON,
-            as in 'aspectRatio="21:9"': sent unchecked; may be given several times.
+            and no API key is needed.
+        extra: A field of MidAPI's that has no option here, or a value that its option refuses, as
+            NAME=JSON: --extra 'aspectRatio="21:9"'. It is sent unchecked. May be given several
+            times.
     """
 
     folder: Annotated[Path, Parameter(show_default=False)] = Path()
@@ -101,10 +105,11 @@ class Connection:
     """How to reach MidAPI.
 
     Attributes:
-        proxy: The URL of an HTTP proxy; MIDAPI_PROXY if not given. Give a password only there:
-            other users can see command lines.
-        api_key_file: A file with the API key; MIDAPI_API_KEY, or its _FILE, if not given. There is
-            no option for the key itself: other users can see command lines.
+        proxy: The URL of an HTTP proxy; MIDAPI_PROXY if not given. If it has a password, use
+            MIDAPI_PROXY: other users of this machine can see command lines.
+        api_key_file: A file that contains the API key; if not given, the key is in MIDAPI_API_KEY,
+            or in the file that MIDAPI_API_KEY_FILE names. There is no option for the key itself:
+            other users of this machine can see command lines.
     """
 
     proxy: str | None = attrs.field(default=None, repr=False)
@@ -125,7 +130,7 @@ class Service(Connection):
     """Which MidAPI to use, and how to reach it.
 
     Attributes:
-        base_url: Where MidAPI is, such as the URL of a sandbox; MIDAPI_BASE_URL if not given, else
+        base_url: The URL of MidAPI, or of a sandbox; MIDAPI_BASE_URL if not given, else
             https://api.midapi.ai.
     """
 

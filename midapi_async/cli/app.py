@@ -30,9 +30,10 @@ from .task import task
 
 app = App(
     name="midapi",
-    help="Midjourney pictures and videos from MidAPI. The key comes from MIDAPI_API_KEY.",
-    help_epilogue="Exit codes: 0 done, 1 an error of MidAPI or of a task, 2 a usage error, "
-    "130 interrupted.",
+    help="Midjourney pictures and videos from MidAPI. To begin with, run midapi demo: it needs no "
+    "API key and costs nothing. Everything else reads your API key from MIDAPI_API_KEY.",
+    help_epilogue="Names such as MIDAPI_API_KEY are environment variables. Exit codes: 0 done, "
+    "1 an error of MidAPI or of a task, 2 a usage error, 130 interrupted.",
     version=__version__,
     result_action="return_value",
     print_error=False,

@@ -45,7 +45,7 @@ def demo(
     yes: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     service: Service = _SERVICE,
 ) -> int:
-    """Order a picture, get called back, download it, and say what happens.
+    """Order a picture, receive MidAPI's callback, download it, and say what happens.
 
     It runs against a sandbox on this machine: no key, no network, no money. With an API key or
     a --base-url, it runs against that service and costs credits.
@@ -53,8 +53,8 @@ def demo(
     Args:
         folder: Where to put the pictures.
         prompt: What to draw.
-        sandbox: Use the sandbox even if an API key is set.
-        yes: Do not ask before credits are spent.
+        sandbox: Use the sandbox, which costs nothing, even if an API key is set.
+        yes: Do not ask before credits are spent; needed where there is no terminal to ask at.
     """
     is_named = service.base_url is not None or service.api_key_file is not None
     real = not sandbox and (is_named or _env.has_api_key())

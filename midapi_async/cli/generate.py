@@ -81,7 +81,8 @@ def text(
     Args:
         prompt: What to draw; - reads it from stdin. Put -- before a prompt that is also the name of
             a command.
-        from_json: A file with a request as in MidAPI's documentation, or - for stdin.
+        from_json: A file with a whole request as JSON, spelt as in MidAPI's documentation; - reads
+            it from stdin.
     """
     if from_json is None:
         if prompt is None:
@@ -109,7 +110,7 @@ def image(
 
     Args:
         prompt: What to draw; - reads it from stdin.
-        urls: The pictures to start from, as http(s) URLs that MidAPI can reach.
+        urls: The pictures to start from, as http(s) URLs that MidAPI can reach; one or several.
     """
     return _submit(ImageToImage(_prompt(prompt), urls, **given(picture)), result, service, output)
 
@@ -129,7 +130,8 @@ def style(
 
     Args:
         prompt: What to draw; - reads it from stdin.
-        urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach.
+        urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach; one or
+            several.
     """
     return _submit(StyleReference(_prompt(prompt), urls, **given(picture)), result, service, output)
 
@@ -150,8 +152,10 @@ def omni(
 
     Args:
         prompt: What to draw; - reads it from stdin.
-        urls: The pictures to take it from, as http(s) URLs that MidAPI can reach.
-        ow: Omni weight, how closely to follow them, 1 to 1000.
+        urls: The pictures of that person or thing, as http(s) URLs that MidAPI can reach; one or
+            several.
+        ow: How closely to follow these pictures (the omni weight), 1 to 1000; MidAPI chooses if not
+            given.
     """
     return _submit(
         OmniReference(_prompt(prompt), urls, ow=ow, **given(picture)), result, service, output
@@ -173,7 +177,7 @@ def video(
 
     Args:
         prompt: What should happen; - reads it from stdin.
-        url: The picture, as an http(s) URL that MidAPI can reach.
+        url: The picture that comes alive, as an http(s) URL that MidAPI can reach.
     """
     return _submit(ImageToVideo(_prompt(prompt), [url], **given(video)), result, service, output)
 
@@ -192,9 +196,9 @@ def upscale(
     """One of the four pictures of a task, larger.
 
     Args:
-        task: The finished task.
+        task: The id of the finished task.
         index: Which of its pictures, 0 to 3.
-        water_mark: A text to mark it with.
+        water_mark: A text that marks the picture; none if not given.
     """
     return _submit(Upscale(task, index, water_mark=water_mark), result, service, output)
 
@@ -213,10 +217,10 @@ def vary(
     """Variations of one of the four pictures of a task.
 
     Args:
-        task: The finished task.
+        task: The id of the finished task.
         index: Which of its pictures. MidAPI documents it both as 0 to 3 and as 1 to 4; it is
             sent unchanged.
-        water_mark: A text to mark them with.
+        water_mark: A text that marks each picture; none if not given.
     """
     return _submit(Vary(task, index, water_mark=water_mark), result, service, output)
 
@@ -233,13 +237,13 @@ def extend(
     service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
-    """A video of a task, longer.
+    """One of the videos of a task, longer.
 
     Args:
-        task: The finished video task.
+        task: The id of the finished video task.
         index: Which of its videos, counted from 0.
         prompt: What should happen next; - reads it from stdin; Midjourney chooses if not given.
-        water_mark: A text to mark it with.
+        water_mark: A text that marks the video; none if not given.
     """
     request = ExtendVideo(task, index, prompt and _prompt(prompt), water_mark=water_mark)
     return _submit(request, result, service, output)

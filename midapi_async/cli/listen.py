@@ -35,19 +35,21 @@ def listen(
 ) -> int:
     """Receive callbacks and print each one, until Ctrl-C. No API key is needed.
 
-    This is for development: every token is accepted, and nothing is stored. MidAPI gets the answer
-    200; with --forward, the answer of your program, or 503 if it does not answer, so that MidAPI
-    sends the callback again.
+    This is for development: it accepts callbacks at any path, and stores nothing. MidAPI gets the
+    answer 200; with --forward, the answer of your program, or 503 if it does not answer, so that
+    MidAPI sends the callback again.
 
     Args:
-        host: The address to listen on; 127.0.0.1 if not given.
-        port: The port; MIDAPI_CALLBACK_PORT if not given, else 8080; 0 picks a free one.
+        host: The address to listen on; 127.0.0.1 if not given; 0.0.0.0 lets other machines in.
+        port: The port to listen on; MIDAPI_CALLBACK_PORT if not given, else 8080; 0 picks a free
+            one.
         forward: Send each callback on to this URL, such as http://127.0.0.1:3000/midapi. The last
             segment of its path, the body and the signature stay the same.
-        webhook_key: The key set at MidAPI; MIDAPI_WEBHOOK_KEY, or its _FILE, if not given.
-            Callbacks that are not signed with it are answered 401.
+        webhook_key: The key that you set at MidAPI for signing callbacks; if not given, it is in
+            MIDAPI_WEBHOOK_KEY, or in the file that MIDAPI_WEBHOOK_KEY_FILE names. Callbacks that
+            are not signed with it are answered 401. Without a key, signatures are not checked.
         as_json: Print each callback as a JSON object on one line.
-        verbose: Show the SDK's log on stderr.
+        verbose: Print each step on stderr, for finding out what goes wrong.
     """
     problems: dict[str, str] = {}
     port = _env.callback_port(port, problems)

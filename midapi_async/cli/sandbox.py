@@ -29,12 +29,13 @@ class Addresses:
 
     Attributes:
         host: The address to listen on; 0.0.0.0 lets other machines in.
-        port: The port; 0 picks a free one.
+        port: The port to listen on; 0 picks a free one.
         files_url: Where the URLs of files begin, such as https://fox.example.org. If not given,
             they begin with the address that the program used, also behind ngrok or another proxy
             that sets X-Forwarded-Proto.
-        tls: Serve https, with a certificate that is made now; prints what makes programs trust it.
-        tls_ca: As --tls, with the certificate to trust in this file and not in a temporary one.
+        tls: Serve https, with a certificate that is made now; prints how to make programs trust it.
+        tls_ca: As --tls, but write the certificate that programs must trust to this file, and not
+            to a temporary one.
     """
 
     host: str = "127.0.0.1"
@@ -50,18 +51,20 @@ class Trouble:
     """What goes wrong.
 
     Attributes:
-        http_errors: Refuse with the code as the HTTP status; MidAPI mostly answers HTTP 200 and
-            puts the code in the body.
+        http_errors: Refuse requests with the error's code as HTTP status; MidAPI mostly answers
+            HTTP 200 and puts the code into the body, which is the default.
         acknowledge: Send a callback without a result as soon as a task is accepted, and the real
             one later.
         lose_answers: The share of submissions that are accepted and charged, but never answered:
-            0.05 is one in twenty.
+            0.05 is one in twenty; none if not given.
         outage: Answer everything but files with 503 for this many seconds, divided by the time
-            scale. It begins when the first submission was accepted.
+            scale. It begins when the first submission was accepted. No outage if not given.
         fault: Any other fault, such as "look answer_status 503 chance=0.1" or "callback duplicate
             3"; may be given several times. --fault help lists all.
-        seed: Decides what chance decides, such as which answers are lost and how long tasks take.
-        shape: Answer as MidAPI was seen to do, or as its documentation says.
+        seed: A number from which everything random follows, such as which answers are lost and how
+            long tasks take. The same number gives the same run.
+        shape: Answer as MidAPI was seen to do (recorded), or as its documentation says
+            (documented).
     """
 
     http_errors: _Flag = False
@@ -88,10 +91,10 @@ def sandbox(
     Prints its URL. Tasks, credits and files are kept in memory.
 
     Args:
-        api_key: A key that is accepted; any if not given. May be given several times, with
-            credits of its own: --api-key A=100 --api-key B=0.
-        webhook_key: Signs callbacks; they are unsigned if not given.
-        credits: The balance to begin with, where a key has none of its own.
+        api_key: An API key that is accepted; every key is accepted if not given. May be given
+            several times, with credits of its own: --api-key A=100 --api-key B=0.
+        webhook_key: The key with which callbacks are signed; they are not signed if not given.
+        credits: How many credits a key has that has no number of its own.
         time_scale: How many times faster than real time it runs: 60 makes a minute a second.
         log: Print a line on stderr for each request, task and callback.
         addresses: Where it is found.

@@ -46,10 +46,10 @@ def task(
 
     Args:
         task_id: MidAPI's id of the task.
-        wait: Wait until it is finished.
-        download: Download its files.
+        wait: Wait until it is finished, instead of looking once.
+        download: Download its files, instead of printing their URLs.
         folder: Where to put the files; the current folder if not given.
-        timeout: Seconds to wait, 3600 if not given.
+        timeout: Seconds to wait with --wait; 3600 if not given. The task goes on after that.
     """
     if download:
         _common.make_folder(folder)
