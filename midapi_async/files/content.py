@@ -43,11 +43,11 @@ _FAMILIES = {b"mif1", b"msf1", b"miaf"}  # says only that it is a picture: other
 _OTHERS = (
     (
         "a picture of another format",
-        rb"BM....\0\0\0\0|II\*\0|MM\0\*|8BPS|\0\0\1\0|\xff\x0a|....(JXL |jP  )",
+        rb"BM....\0\0\0\0|II\*\0|MM\0\*|8BPS|\0\0\x01\0|\xff\x0a|....(JXL |jP  )",
     ),
     ("a sound", rb"....ftyp(M4|F4)|ID3|OggS|fLaC|RIFF....WAVE|\xff[\xf2-\xfb]"),
     ("a video or picture of another format", rb"\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|....ftyp"),
-    ("compressed data", rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ|PK\3\4|7z\xbc\xaf|Rar!"),
+    ("compressed data", rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ|PK\x03\x04|7z\xbc\xaf|Rar!"),
     ("a program", rb"MZ|\x7fELF|[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba\xbe|#!|<\?php"),
     ("a PDF document", rb"%PDF"),
     ("JSON", rb"[{\[]"),

@@ -242,7 +242,7 @@ def _webm(file: FileBytes) -> _Steps[int]:
     has_data = False
     while True:
         start, kind = file.position, 0
-        size: int | None = None
+        size: int | None = 0
         try:
             kind, _ = yield from _ebml_number(file)
             _, size = yield from _ebml_number(file)
