@@ -140,14 +140,15 @@ def write_sidecar(path: Path, details: TaskDetails, index: int, size: int, sha25
         OSError: it could not be written. Nothing is left.
     """
     task = details.to_dict()
+    params = task["params"]
     values = {
         "task_id": details.task_id,
         "index": index,
         "url": details.urls[index],
         "size": size,
         "sha256": sha256,
-        "prompt": details.params.get("prompt"),
-        "params": task["params"],
+        "prompt": params.get("prompt") if isinstance(params, dict) else None,
+        "params": params,
         "created_at": task["created_at"],
         "completed_at": task["completed_at"],
     }
