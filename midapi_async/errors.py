@@ -45,6 +45,7 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from .tasks import TaskDetails
 
@@ -534,28 +535,35 @@ class JournalError(MidAPIError):
 
 @attrs.define(slots=False, repr=False)
 class DownloadError(MidAPIError):
-    """A result file could not be fetched. No partial file is left.
+    """A result file could not be fetched or written. No partial file is left.
 
     Attributes:
         url: the file's address.
         reason: what happened, in a few words.
+        status: the HTTP status of the file host's answer; None if that is not the reason.
+        files: the task's other files, which are there, if this call was to fetch them.
     """
 
-    advice: ClassVar[str] = "No partial file is left; try again"
+    advice: ClassVar[str] = "No partial file is left; try again: MidAPI keeps results for 15 days"
 
     url: str
     reason: str
+    status: int | None = None
+    files: tuple[Path, ...] = ()
 
     def _text(self) -> str:
-        return f"{self.url} could not be downloaded: {self.reason}. {self.advice}."
+        text = f"{self.url} could not be downloaded: {self.reason}. {self.advice}."
+        if self.files:
+            text += f" The task's other files are there: {', '.join(map(str, self.files))}."
+        return text
 
 
 class ResultExpired(DownloadError):
     """The file is gone: MidAPI keeps results for 15 days, uploads for 3."""
 
     advice = (
-        "MidAPI keeps results for 15 days and uploads for 3; a file older than that must be "
-        "generated again"
+        "MidAPI keeps results for 15 days and uploads for 3; ask MidAPI's support about a file "
+        "that is younger"
     )
 
 

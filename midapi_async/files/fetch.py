@@ -1,0 +1,503 @@
+"""Fetches one file over HTTP, safely: addresses, redirects, sizes, speed, content, end, retries.
+
+Every check is made while the blocks of the file pass by, so that a download to the disk and
+``client.open_result`` have the same ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from ssl import SSLContext
+from typing import Any, TypeVar
+
+import aiohttp
+import attrs
+from yarl import URL
+
+from .._runtime.clock import BLOCKED_LOOP, Clock
+from .._runtime.urls import is_loopback
+from .._version import __version__
+from .._wire.protocol import retry_after
+from .._wire.transport import LARGEST_HEADER, MOST_HEADERS, failure_of, refused_by_proxy
+from ..errors import (
+    ClientClosed,
+    DownloadError,
+    MidAPIError,
+    ResultExpired,
+    TransportError,
+    UnexpectedContent,
+)
+from .content import LONGEST_START, EndCheck, extension_of, looks_like
+
+T = TypeVar("T")
+_log = logging.getLogger("midapi_async.files")
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between the attempts: a minute in all
+LONGEST = 600.0  # seconds that a host may let us wait for one file, in all attempts together
+WINDOW = 30.0  # seconds of waiting in which a host must send at least:
+SLOWEST = 1000  # bytes in a second
+MOST_REDIRECTS = 3
+READ_AHEAD = 1 << 19  # bytes that aiohttp keeps while we write; twice as many at most
+
+# The first bytes of our files. A short body that begins so was cut, and so was an empty one.
+_FIRST_BYTES = b"\xff\x89RG\x1a\0"
+_SHORT = 12
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL = ipaddress.IPv6Network("2000::/3")
+
+
+class Interrupted(Exception):
+    """An attempt failed, and another one may succeed.
+
+    Attributes:
+        error: what to raise if there is no other attempt.
+        retry_after: seconds that the host asks to wait; None if it does not.
+        is_gone: whether the host says that it does not have the file, or refuses it.
+    """
+
+    def __init__(
+        self, error: DownloadError, retry_after: float | None = None, *, is_gone: bool = False
+    ) -> None:
+        super().__init__(error)
+        self.error = error
+        self.retry_after = retry_after
+        self.is_gone = is_gone
+
+
+@attrs.frozen
+class Body:
+    """A file that a host has begun to send.
+
+    Attributes:
+        extension: for its content.
+        total: its size as the host says it, in bytes; None if it does not.
+        blocks: its bytes; at the end, whether they are whole is checked.
+    """
+
+    extension: str
+    total: int | None
+    blocks: AsyncIterator[bytes]
+
+
+@attrs.define
+class _Hop:
+    """One connection that is being made.
+
+    Attributes:
+        may_be_private: whether it may lead to any address.
+        refused: the addresses to which it was refused.
+        tried: whether there was one to which it was not refused.
+    """
+
+    may_be_private: bool
+    refused: list[str] = attrs.field(factory=list)
+    tried: bool = False
+
+
+# aiohttp makes connections in the caller's context, or in copies of it.
+_hop: ContextVar[_Hop] = ContextVar("_hop")
+
+
+class Fetcher:
+    """Fetches files, with a session of its own, so that no file host gets the API key.
+
+    Args:
+        base_url: MidAPI's address. If it is on loopback, files may be there, too, and come over
+            plain http; files of its own origin are always allowed.
+        clock: the client's clock.
+        link: gets a download link for a result's URL from MidAPI.
+        at_once: how many files are fetched at a time.
+        max_file: bytes of the largest file.
+        hosts: the only hosts that are allowed besides MidAPI's own; None for all.
+        connect_timeout: seconds for a connection, TLS included.
+        ssl: the user's TLS context, or None for the usual checks.
+        proxy: an HTTP proxy's URL, or None. With a proxy, only addresses that are written in URLs
+            can be checked, since the proxy resolves the names.
+
+    Attributes:
+        slots: one is held while a file is being fetched.
+        stopped: set when no attempt may be repeated any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: URL,
+        clock: Clock,
+        link: Callable[[str], Awaitable[str]],
+        at_once: int,
+        max_file: int,
+        hosts: Collection[str] | None,
+        connect_timeout: float,
+        ssl: SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        self.clock = clock
+        self.link = link
+        self.max_file = max_file
+        self.slots = asyncio.Semaphore(at_once)
+        self.stopped = asyncio.Event()
+        self._origin = base_url.origin()
+        self._is_local = is_loopback(base_url)
+        self._hosts = None if hosts is None else {_name(each) for each in hosts}
+        self.proxy = URL(proxy) if proxy is not None else None
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=True if ssl is None else ssl,
+                limit=0,  # the slots are the limit
+                socket_factory=None if proxy is not None else self._make_socket,
+            ),
+            headers={
+                # Some hosts refuse the default one of a library.
+                "User-Agent": f"midapi-async/{__version__}",
+                # Else a small body may become a file of any size, and lengths mean nothing.
+                "Accept-Encoding": "identity",
+            },
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=clock.network_seconds(connect_timeout)
+            ),
+            read_bufsize=READ_AHEAD,
+            max_line_size=LARGEST_HEADER,
+            max_field_size=LARGEST_HEADER,
+            max_headers=MOST_HEADERS,
+        )
+
+    async def stream(self, url: str) -> AsyncGenerator[bytes, None]:
+        """The blocks of a file. Until the first one is given out, failures are retried.
+
+        Raises:
+            DownloadError: the file could not be fetched.
+        """
+        fetch, has_begun = Fetch(self, url), False
+        while True:
+            try:
+                async with fetch.open() as body:
+                    async for block in body.blocks:
+                        has_begun = True
+                        yield block
+                return
+            except Interrupted as failure:
+                if has_begun:
+                    raise failure.error from None
+                reason = failure
+            await fetch.pause(reason)
+
+    def problem_of(self, url: URL, before: URL | None) -> str | None:
+        """Why a URL is not fetched; None if it may be, as far as it shows.
+
+        Args:
+            url: the URL.
+            before: the URL that redirected to it, or None.
+        """
+        host = _name(url.raw_host or "")
+        if url.scheme not in ("http", "https") or not host:
+            return f"{_shown(url)} is no https URL"
+        if before is not None and before.scheme == "https" and url.scheme == "http":
+            return f"it leads from https to plain http ({_shown(url)})"
+        if self.is_own(url):
+            return None
+        if url.scheme == "http" and not self._is_local:
+            return "plain http is only for a sandbox on this machine"
+        if self._hosts is not None and host not in self._hosts:
+            return f"the host {host} is not one of result_hosts"
+        # Names are judged when they are resolved. Behind a proxy we do not see that.
+        if re.fullmatch(r"0x[0-9a-f]*|[0-9]+", host.rpartition(".")[2]) or ":" in host:
+            try:
+                address = ipaddress.ip_address(host)
+            except ValueError:
+                return f"{host} is an address in an unusual form"
+            is_public = self.may_connect(address)
+        else:
+            is_public = not f".{host}".endswith(".localhost") or self._is_local
+        return None if is_public else f"it leads to {host}, which is not a public address"
+
+    def is_own(self, url: URL) -> bool:
+        """Whether a URL has the origin of the base URL."""
+        return url.origin() == self._origin
+
+    def may_connect(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        """Whether files may come from an address."""
+        if isinstance(address, ipaddress.IPv6Address):
+            inner = address.ipv4_mapped or address.sixtofour
+            if inner is None and address in _NAT64:
+                inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+            if inner is not None:
+                return self.may_connect(inner)
+        if address.is_loopback:
+            return self._is_local
+        if address.version == 6 and address not in _GLOBAL:
+            return False  # some of them count as global, such as ::127.0.0.1 and fec0::1
+        return address.is_global and not address.is_multicast and not address.is_reserved
+
+    def _make_socket(self, target: tuple[Any, ...]) -> socket.socket:
+        """A socket for an address to which aiohttp is about to connect, if that is allowed."""
+        family, kind, protocol, _, place = target
+        hop = _hop.get()
+        if not hop.may_be_private and not self.may_connect(ipaddress.ip_address(place[0])):
+            hop.refused.append(place[0])
+            raise OSError(f"{place[0]} is not a public address")
+        hop.tried = True
+        return socket.socket(family, kind, protocol)
+
+    async def aclose(self) -> None:
+        """Close every connection; what is being fetched raises `ClientClosed`."""
+        self.stopped.set()
+        await self.session.close()
+
+
+class Fetch:
+    """One file to fetch: what was tried, and what may still be tried.
+
+    Args:
+        fetcher: the client's fetcher.
+        url: of the file.
+        is_old: whether its task is so old that MidAPI has deleted the file.
+    """
+
+    def __init__(self, fetcher: Fetcher, url: str, *, is_old: bool = False) -> None:
+        self._fetcher = fetcher
+        self._clock = fetcher.clock
+        self._time = fetcher.clock.loop.time
+        self._url = url
+        self._is_old = is_old
+        # How far the attempts are.
+        self._from = url
+        self._pauses = list(PAUSES)
+        self._pause_left = sum(PAUSES)
+        # How long the host may still let us wait, in seconds of the loop.
+        self._left = self._clock.network_seconds(LONGEST)
+        self._window = self._clock.network_seconds(WINDOW)
+        self._window_left = self._window
+        self._window_bytes = 0
+
+    # ─── attempts ────────────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Body]:
+        """One attempt: ask for the file, and check its first bytes.
+
+        Raises:
+            Interrupted: it failed, here or while the blocks were read; call `pause`, then repeat.
+            DownloadError: it failed, and trying again is useless.
+        """
+        async with self._fetcher.slots:
+            self._window_left, self._window_bytes = self._window, 0
+            response = await self._ask()
+            try:
+                self._check_status(response)
+                total = response.content_length
+                if total is not None and total > self._fetcher.max_file:
+                    raise self._too_large()
+                start = b""
+                while len(start) < LONGEST_START and (
+                    block := await self._wait(response.content.readany)
+                ):
+                    start += block
+                extension = extension_of(start[:LONGEST_START])
+                if extension is None:
+                    raise self._unexpected(start, response)
+                yield Body(extension, total, self._blocks(start, response, EndCheck(extension)))
+            finally:
+                response.release()  # which closes its connection if its body was not read
+
+    async def pause(self, failure: Interrupted) -> None:
+        """Wait until the next attempt.
+
+        Raises:
+            DownloadError: there is none, because the last one failed.
+        """
+        if failure.is_gone and self._is_old:
+            reason = f"{failure.error.reason}, and its task is older than 15 days"
+            raise ResultExpired(self._url, reason, failure.error.status)
+        if self._left <= 0 or self._from != self._url or self._fetcher.stopped.is_set():
+            raise failure.error
+        if self._pauses:
+            pause = max(self._pauses.pop(0), failure.retry_after or 0.0)
+            if pause <= self._pause_left:
+                self._pause_left -= pause
+                _log.info("%s; trying again in %g s", failure.error.reason, pause)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause / self._clock.scale):
+                        await self._fetcher.stopped.wait()
+                        raise failure.error
+                return
+        # Nothing else is left to try than a link from MidAPI.
+        self._pauses.clear()
+        try:
+            self._from = await self._fetcher.link(self._url)
+        except MidAPIError as error:
+            failure.error.reason += ", and MidAPI gave no download link for it either"
+            raise failure.error from error
+        if self._from == self._url:
+            raise failure.error
+
+    # ─── one attempt ─────────────────────────────────────────────────────────────────────────────
+
+    async def _ask(self) -> aiohttp.ClientResponse:
+        """The answer to a GET, after redirects."""
+        fetcher, before, url = self._fetcher, None, _parsed(self._from)
+        if url is None:
+            raise DownloadError(self._url, "it is not a valid URL")
+        for _ in range(MOST_REDIRECTS + 1):
+            if problem := fetcher.problem_of(url, before):
+                raise DownloadError(self._url, problem)
+            response = await self._get(url)
+            if response.status not in _REDIRECTS:
+                return response
+            response.release()
+            target = _parsed(response.headers.get("Location", ""))
+            if target is None:
+                reason = f"the host redirects to no valid URL (HTTP {response.status})"
+                raise DownloadError(self._url, reason, response.status)
+            before, url = url, url.join(target)
+        raise DownloadError(self._url, f"it redirects more than {MOST_REDIRECTS} times")
+
+    async def _get(self, url: URL) -> aiohttp.ClientResponse:
+        fetcher = self._fetcher
+        hop = _Hop(may_be_private=fetcher.is_own(url))
+
+        async def get() -> aiohttp.ClientResponse:
+            token = _hop.set(hop)
+            try:
+                return await fetcher.session.get(url, allow_redirects=False, proxy=fetcher.proxy)
+            finally:
+                _hop.reset(token)
+
+        try:
+            return await self._wait(get)
+        except Interrupted as failure:
+            if not hop.refused or hop.tried:
+                raise
+            failed = failure.error.status
+        where = f"{url.host} ({hop.refused[0]})" if hop.refused[0] != url.host else url.host
+        raise DownloadError(
+            self._url, f"it leads to {where}, which is not a public address", failed
+        )
+
+    def _check_status(self, response: aiohttp.ClientResponse) -> None:
+        status, proxy = response.status, self._fetcher.proxy
+        if status == 200:
+            return
+        if status == 407 and proxy is not None:
+            failure = refused_by_proxy(status, proxy)
+            raise DownloadError(self._url, f"{failure.reason}. {failure.advice}", status)
+        if status == 410:
+            raise ResultExpired(self._url, "the file host says that it was deleted (HTTP 410)", 410)
+        meaning = {
+            403: "refuses it (HTTP 403): it may refuse this network or this program, or the file "
+            "was deleted",
+            404: "does not have it (HTTP 404): it may not be there yet, or it was deleted",
+            429: "gets too many requests (HTTP 429)",
+        }.get(status, f"answered HTTP {status}")
+        error = DownloadError(self._url, f"the file host {meaning}", status)
+        if status in (403, 404, 408, 425, 429) or status >= 500:
+            asked = retry_after(response.headers)
+            raise Interrupted(error, asked, is_gone=status in (403, 404))
+        raise error
+
+    def _unexpected(self, start: bytes, response: aiohttp.ClientResponse) -> Exception:
+        coding = response.headers.get("Content-Encoding", "identity").lower()
+        what = looks_like(start)
+        if coding != "identity":
+            what = f"compressed ({coding[:20]!r}), which was not asked for"
+        error = UnexpectedContent(self._url, f"the content is {what}, no picture or video", 200)
+        was_cut = len(start) < _SHORT and start[:1] in _FIRST_BYTES
+        return Interrupted(error) if was_cut else error
+
+    async def _blocks(
+        self, block: bytes, response: aiohttp.ClientResponse, end: EndCheck
+    ) -> AsyncIterator[bytes]:
+        """The blocks of a file, from the first one on."""
+        size, largest, read = 0, self._fetcher.max_file, response.content.readany
+        while block:
+            size += len(block)
+            if size > largest:
+                raise self._too_large()
+            end.feed(block)
+            yield block
+            block = await self._wait(read)
+            self._window_bytes += len(block)
+        if problem := end.finish():
+            raise Interrupted(DownloadError(self._url, f"it came incomplete: {problem}"))
+        if end.remark:
+            _log.warning("%s: %s. The file is kept.", self._url, end.remark)
+
+    def _too_large(self) -> DownloadError:
+        largest = self._fetcher.max_file
+        return DownloadError(self._url, f"it is larger than {largest:,} bytes (max_file)")
+
+    async def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Wait for the host while it is fast enough; only this time counts, not the consumer's."""
+        while True:
+            began, patience = self._time(), min(self._left, self._window_left)
+            failure: TransportError | None = None
+            results: list[T] = []
+            scope = asyncio.timeout(patience)
+            try:
+                async with scope:
+                    results.append(await call())
+            except Exception as error:
+                if self._fetcher.session.closed:
+                    raise ClientClosed from None
+                if not isinstance(error, aiohttp.ClientError | OSError | ValueError):
+                    raise
+                if not scope.expired():
+                    failure = failure_of(error, URL(self._from), self._fetcher.proxy)
+            took = self._time() - began
+            self._left -= min(took, patience)
+            self._window_left -= min(took, patience)
+            # Raised outside the handler, since aiohttp's error has the proxy's password.
+            if failure is not None:
+                raise self._failed(failure)
+            if scope.expired() and took - patience > BLOCKED_LOOP:
+                # The loop was blocked, so data may be there that was not read yet.
+                self._window_left = BLOCKED_LOOP
+                self._window_bytes = int(SLOWEST * self._window)
+            self._check_speed()
+            if results:
+                return results[0]
+
+    def _failed(self, failure: TransportError) -> Exception:
+        reason = f"the connection failed: {failure.reason}"
+        if failure.permanent:
+            return DownloadError(self._url, f"{reason}. {failure.advice}")
+        return Interrupted(DownloadError(self._url, reason))
+
+    def _check_speed(self) -> None:
+        """Raise if the host is too slow, when the time is up; else begin the next window."""
+        if self._left <= 0:
+            raise DownloadError(self._url, f"it took longer than {LONGEST:g} s")
+        if self._window_left <= 0:
+            if self._window_bytes < SLOWEST * self._window:
+                reason = f"the file host sent less than {SLOWEST} bytes a second"
+                raise Interrupted(DownloadError(self._url, reason))
+            self._window_left, self._window_bytes = self._window, 0
+
+
+def _parsed(text: str) -> URL | None:
+    """A URL that may be relative; None if it is empty or not valid."""
+    try:
+        url = URL(text)
+        is_valid = url.port is None or url.port > 0  # which raises if it is not a number
+    except ValueError:
+        return None
+    return url if text and is_valid else None
+
+
+def _name(host: str) -> str:
+    return host.lower().rstrip(".")
+
+
+def _shown(url: URL) -> str:
+    """A URL for an error's text, without a query, a user name and a password, and not long."""
+    return str(url.with_user(None).with_query(None) if url.host else url)[:200]
