@@ -15,7 +15,6 @@ import attrs
 from ._runtime.background import OwnedTasks
 from ._runtime.clock import Clock
 from ._runtime.observer import Observer
-from ._runtime.urls import is_loopback
 from ._submission.candidates import Candidates
 from ._submission.line import line_of
 from ._submission.outcomes import OutcomeRecorder
@@ -31,12 +30,11 @@ from ._wire.transport import Transport
 from .config import RateLimit, RetryPolicy, Settings, Timeouts
 from .errors import ClientClosed, InvalidRequestError
 from .events import Event
-from .files import Downloader
+from .files import Fetcher
 from .journal import Journal
 from .journal.watcher import Watcher
 
 CLOSE_PATIENCE = 20.0  # loop seconds to wait for answers to POSTs when the client closes
-DOWNLOAD_PATIENCE = 30.0  # seconds that a file host may send nothing
 RECORD_PATIENCE = 5.0  # loop seconds to wait for results that are still being written then
 POST_MARGIN = 5.0  # loop seconds that a POST may take beyond its timeout, on a busy machine
 EVENT_PATIENCE = 5.0  # loop seconds that an async observer of events has for the last ones
@@ -61,7 +59,7 @@ class Session:
         sender: carries out submissions.
         submitter: submits requests.
         candidates: finds out whether tasks that callbacks name belong to their intents.
-        downloader: downloads result files.
+        fetcher: fetches result files.
         timeouts: the client's timeouts.
         observer: gets the events.
         iterations: a task for each iteration over `untaken()`, which finds what it yields.
@@ -81,6 +79,7 @@ class Session:
         rate_limit: RateLimit | None,
         timeouts: Timeouts,
         ssl: SSLContext | None,
+        make_fetcher: Callable[..., Fetcher],
         on_event: Callable[[Event], object] | None,
     ) -> None:
         self.origin = origin = str(settings.base_url.origin())
@@ -96,13 +95,8 @@ class Session:
         self.observer = Observer(on_event)
         self._transport = Transport(settings, clock, connect_timeout=timeouts.connect, ssl=ssl)
         self.api = Api(self._transport, settings, timeouts)
-        self.downloader = Downloader(
-            allow_http=is_loopback(settings.base_url),
-            connect_timeout=timeouts.connect,
-            read_timeout=max(timeouts.look, DOWNLOAD_PATIENCE),
-            total_timeout=timeouts.wait,
-            ssl=ssl,
-            proxy=settings.proxy,
+        self.fetcher = make_fetcher(
+            settings, clock, self.api.download_url, connect_timeout=timeouts.connect, ssl=ssl
         )
         self.watcher = Watcher(journal)
         self.iterations = OwnedTasks()
@@ -206,6 +200,7 @@ class Session:
         """End all waits with `ClientClosed`, and send nothing more."""
         self.is_stopped = True
         self.iterations.cancel()
+        self.fetcher.stopped.set()
         self.submitter.stop()
         self.tracker.stop_waiting()
 
@@ -226,5 +221,5 @@ class Session:
             await self.watcher.aclose()
             await self.observer.aclose(EVENT_PATIENCE)
         finally:
-            await self.downloader.aclose()
+            await self.fetcher.aclose()
             await self._transport.aclose()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming, shown
 from .events import Event
+from .files import DEFAULT_NAME, Fetcher, Progress, check_file_options, download
 from .handle import TaskHandle, deadline_of, handle_of
 from .intents import Intents, pages_of
 from .journal import BOUGHT, Journal
@@ -119,6 +120,12 @@ class MidAPIClient:
             MIDAPI_TIME_SCALE.
         allow_http: allow plain http to other machines, with a warning; the default is
             MIDAPI_ALLOW_HTTP.
+        downloads_at_once: how many files are fetched at a time; each stream of `open_result` counts
+            as one while it is read.
+        max_file: bytes of the largest file that is fetched.
+        result_hosts: the names of the only hosts from which files are fetched, besides the base
+            URL's; redirects and download links included. The default is every host with a public
+            address. Set it behind a proxy, where addresses cannot be checked.
         on_event: called with each `Event` of ``midapi_async.events``. A function must not block; an
             async function gets the events one at a time from a queue, and while 10,000 are waiting,
             new ones are dropped and counted in ``stats()``. Its exceptions are logged once.
@@ -153,6 +160,9 @@ class MidAPIClient:
         proxy: str | None = None,
         time_scale: float | None = None,
         allow_http: bool = False,
+        downloads_at_once: int = 8,
+        max_file: int = 1 << 30,
+        result_hosts: Collection[str] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         api_key, proxy = hidden(api_key), hidden(proxy)  # for tracebacks with local variables
@@ -171,6 +181,7 @@ class MidAPIClient:
             timeouts=(timeouts, Timeouts),
             ssl=(ssl, SSLContext, None),
         )
+        check_file_options(downloads_at_once, max_file, result_hosts)
         self._schedule = Schedule(polling)
         # Called by `open`: everything that exists only while the client is open.
         self._make_session = partial(
@@ -185,6 +196,9 @@ class MidAPIClient:
             rate_limit=rate_limit,
             timeouts=timeouts,
             ssl=ssl,
+            make_fetcher=partial(
+                Fetcher, at_once=downloads_at_once, max_file=max_file, hosts=result_hosts
+            ),
             on_event=on_event,
         )
 
@@ -578,33 +592,78 @@ class MidAPIClient:
         )
 
     async def download(
-        self, details: TaskDetails | TaskHandle, folder: str | os.PathLike[str] = "."
+        self,
+        details: TaskDetails | TaskHandle,
+        folder: str | os.PathLike[str] = ".",
+        name: str = DEFAULT_NAME,
+        *,
+        overwrite: bool = False,
+        sidecar: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> list[Path]:
         """Download the files of a task into a folder, which is created if it is missing.
 
+        A file that is there already, and whole, is not fetched again. Each other one is checked
+        while it is fetched: it must be a picture or a video, with its end, and no larger than
+        ``max_file``. It gets its name when it is on the disk. Failures are retried for a minute,
+        then with a download link from MidAPI. A file that fails does not stop the others.
+
         Args:
             details: of a task that succeeded; or its handle, once it was awaited.
-            folder: where to put them; existing files with the same names are replaced atomically.
+            folder: where to put them.
+            name: the template for their names, with ``{task_id}``, ``{index}`` (from 0) and, at
+                its end, ``{ext}``: the extension for the content, such as ``.jpeg``.
+            overwrite: also fetch files that are there, and replace them, each at once.
+            sidecar: also write ``NAME.jpeg.json`` beside each file, with the task's id, prompt and
+                other parameters, and the file's size and SHA-256.
+            on_progress: called in the event loop with each `Progress`, at most ten times a second
+                for each file, and at its end. Its exceptions are logged once.
 
         Returns:
-            One path for each of ``details.urls``, in the same order: ``TASKID_INDEX.jpeg`` etc.
+            One path for each of ``details.urls``, in the same order.
 
         Raises:
-            DownloadError: a file could not be fetched; no partial file is left.
+            InvalidRequestError: an argument is wrong, or the folder cannot be used.
+            DownloadError: a file could not be fetched or written; no partial file is left, and
+                ``files`` has the others. `ResultExpired` if MidAPI has deleted it,
+                `UnexpectedContent` if it is neither a picture nor a video.
         """
-        details = (isinstance(details, TaskHandle) and details.final) or details
+        given, details = details, (isinstance(details, TaskHandle) and details.final) or details
         if not isinstance(details, TaskDetails):
-            problem = f"must be what a handle or client.details() returns, got {shown(details)}"
+            problem = f"must be what a handle or client.details() returns, got {shown(given)}"
+            if isinstance(given, TaskHandle):
+                problem += "; await the handle first"
             raise InvalidRequestError({"details": problem})
         with naming(task_id=details.task_id):
             session = self._opened()
-            if not isinstance(folder, str | os.PathLike):
-                raise InvalidRequestError({"folder": f"must be a path, got {shown(folder)}"})
-            if not details.urls:
-                raise InvalidRequestError(
-                    {"details": f"task {details.task_id} is {details.status} and has no files"}
-                )
-            return await session.downloader.fetch_all(details.task_id, details.urls, Path(folder))
+            return await download(
+                session.fetcher,
+                details,
+                folder,
+                name,
+                overwrite=overwrite,
+                sidecar=sidecar,
+                on_progress=on_progress,
+            )
+
+    def open_result(self, url: str) -> AsyncGenerator[bytes, None]:
+        """The content of a result file, block by block: for your own storage.
+
+        ``async for block in client.open_result(url)``. It is checked and retried as in `download`,
+        until the first block is yielded; later failures raise. Whether the end is there is known
+        only at the end, so use what you have stored only if the loop ends without an error.
+
+        Args:
+            url: one of ``details.urls``.
+
+        Raises:
+            InvalidRequestError: it is not a valid URL.
+            DownloadError: it could not be fetched.
+        """
+        session = self._opened()
+        if problem := url_problem(url):
+            raise InvalidRequestError({"url": problem})
+        return session.fetcher.stream(url)
 
     async def credits(self) -> float:
         """The credits that the account has left; may be a fraction.

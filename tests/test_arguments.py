@@ -91,6 +91,15 @@ TABLE: dict[str, Entry] = {
     "MidAPIClient.proxy": (settings_with("proxy"), [each for each in NO_URL if each != ""]),
     "MidAPIClient.time_scale": (settings_with("time_scale"), [*NO_NUMBER, 0, -1]),
     "MidAPIClient.allow_http": (settings_with("allow_http"), NO_BOOL),
+    "MidAPIClient.downloads_at_once": (
+        settings_with("downloads_at_once"),
+        [None, *NO_NUMBER, 0, -1, 1.5],
+    ),
+    "MidAPIClient.max_file": (settings_with("max_file"), [None, *NO_NUMBER, 0, -1, 1.5]),
+    "MidAPIClient.result_hosts": (
+        settings_with("result_hosts"),
+        ["files.example", 5, [5], [""], ["https://a.example"], ["a:80"], ["*.a"], {"a": 1}],
+    ),
     "MidAPIClient.on_event": (settings_with("on_event"), [5, "x", [print]]),
     "expected.request": (lambda c, wrong: c.expected(wrong), [None, *NO_STR]),
     "find.key": (lambda c, wrong: c.find(wrong), [None, *BAD_TEXT, "x" * 201]),
@@ -105,6 +114,23 @@ TABLE: dict[str, Entry] = {
         lambda c, wrong: c.download(TaskDetails(task_id="t1", urls=(URL,)), wrong),
         [None, *NO_STR],
     ),
+    "download.name": (
+        lambda c, wrong: c.download(TaskDetails(task_id="t1", urls=(URL, URL)), name=wrong),
+        [None, *NO_STR, "", "{task_id}{ext}", "{index}", "a/{index}{ext}", "{x}{index}{ext}"],
+    ),
+    "download.overwrite": (
+        lambda c, wrong: c.download(TaskDetails(task_id="t1", urls=(URL,)), overwrite=wrong),
+        NO_BOOL,
+    ),
+    "download.sidecar": (
+        lambda c, wrong: c.download(TaskDetails(task_id="t1", urls=(URL,)), sidecar=wrong),
+        NO_BOOL,
+    ),
+    "download.on_progress": (
+        lambda c, wrong: c.download(TaskDetails(task_id="t1", urls=(URL,)), on_progress=wrong),
+        [5, "x", asyncio.sleep],
+    ),
+    "open_result.url": (lambda c, wrong: c.open_result(wrong), [None, *NO_URL]),
     "download_url.url": (lambda c, wrong: c.download_url(wrong), [None, *NO_URL]),
     "wait.timeout": (lambda c, wrong: c.task("t1").wait(wrong), NO_NUMBER),
     "settle.intent_id": (lambda c, wrong: c.intents.settle(wrong), [None, *BAD_TEXT]),

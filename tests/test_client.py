@@ -17,7 +17,6 @@ from midapi_async import (
     BadRequestError,
     CallbackReceiver,
     ClientClosed,
-    DownloadError,
     ImageToVideo,
     InsufficientCreditsError,
     InvalidRequestError,
@@ -27,7 +26,6 @@ from midapi_async import (
     ProtocolError,
     RateLimit,
     ReceiverError,
-    ResultExpired,
     ServerError,
     State,
     SubmissionUnknown,
@@ -35,7 +33,6 @@ from midapi_async import (
     TaskNotFound,
     TaskStatus,
     TransportError,
-    UnexpectedContent,
     UnprocessableError,
     Upscale,
     WaitTimeout,
@@ -43,7 +40,7 @@ from midapi_async import (
 from midapi_async.events import Queued
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.sandbox import Faults, Sandbox, fail_task, gone, never_call_back, never_end
+from midapi_async.sandbox import Faults, Sandbox, fail_task, never_call_back, never_end
 from midapi_async.sandbox import lose_answer as sandbox_loses_answer
 from midapi_async.testing import VirtualLoop
 from tests.support.scripted import (
@@ -1024,119 +1021,6 @@ async def test_i05_nothing_of_the_transport_shows_the_key() -> None:
         assert caught.value.__cause__ is None
         assert caught.value.__context__ is None
         assert_none_in(caught.value, client, client.__dict__)
-
-
-# ─── files ───────────────────────────────────────────────────────────────────────────────────────
-
-JPEG = b"\xff\xd8\xff\xe0" + b"x" * 600_000 + b"\xff\xd9"
-KINDS = {
-    ".jpeg": JPEG,
-    ".png": b"\x89PNG\r\n\x1a\n....",
-    ".webp": b"RIFF\0\0\0\0WEBPVP8 ",
-    ".gif": b"GIF89a....",
-    ".mp4": b"\0\0\0\x18ftypmp42",
-}
-
-
-async def download(client: MidAPIClient, server: ScriptedServer, folder: Path) -> list[Path]:
-    details = await client.details(TASK)
-    assert len(details.urls) == 1
-    return await client.download(details, folder)
-
-
-def with_file(server: ScriptedServer, *answers: object) -> None:
-    """A look that shows one file on the server itself, and then the answers of the file host."""
-    shown = looked(resultInfoJson={"resultUrls": [f"{server.url}/m/x.jpeg"]})
-    server.add(shown, *answers)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("suffix", KINDS)
-async def test_d08_names_are_ours(suffix: str, tmp_path: Path) -> None:
-    """Task id, index, sniffed extension; the file is whole and alone."""
-    async with ScriptedServer() as server, client_of(server) as client:
-        with_file(server, reply(body=KINDS[suffix]))
-        [file] = await download(client, server, tmp_path)
-        assert file.name == f"{TASK}_0{suffix}"
-        assert KINDS[suffix] == file.read_bytes()
-        assert list(tmp_path.iterdir()) == [file]
-
-
-async def test_d10_the_file_host_never_sees_the_key(tmp_path: Path) -> None:
-    """Downloads have a session of their own."""
-    async with ScriptedServer() as server, client_of(server) as client:
-        with_file(server, reply(body=JPEG))
-        await download(client, server, tmp_path)
-        assert "authorization" not in server.requests[-1].headers
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (reply(403), ResultExpired),
-        (reply(404), ResultExpired),
-        (reply(410), ResultExpired),
-        (reply(500), DownloadError),
-        (reply(302, headers={"Location": "http://169.254.169.254/"}), DownloadError),
-        (reply(body="<html>"), UnexpectedContent),
-        (reply(body=b""), UnexpectedContent),
-        (cut(reply(body=JPEG), body=300_000), DownloadError),
-        (hang(), DownloadError),
-    ],
-)
-async def test_d01_d02_d09_a_failed_download_leaves_nothing(
-    fault: object, kind: type[DownloadError], tmp_path: Path
-) -> None:
-    """Each fault is its own error, and neither a target nor a part is left."""
-    async with ScriptedServer() as server, client_of(server) as client:
-        with_file(server, fault)
-        with pytest.raises(kind) as caught:
-            await download(client, server, tmp_path)
-        assert server.url in caught.value.url
-        assert list(tmp_path.iterdir()) == []
-
-
-async def test_d05_folders_that_cannot_be_used(tmp_path: Path) -> None:
-    """A file in the folder's place, a folder in the target's place: the error says so."""
-    async with ScriptedServer() as server, client_of(server) as client:
-        (tmp_path / "file").write_text("mine")
-        with_file(server)
-        with pytest.raises(InvalidRequestError, match="folder"):
-            await download(client, server, tmp_path / "file")
-        assert (tmp_path / "file").read_text() == "mine"
-        (tmp_path / "out" / f"{TASK}_0.jpeg").mkdir(parents=True)
-        server.add(reply(body=JPEG))
-        with pytest.raises(DownloadError, match="written"):
-            await download(client, server, tmp_path / "out")
-        assert len(list((tmp_path / "out").iterdir())) == 1
-
-
-async def test_download_cancelled_leaves_nothing(tmp_path: Path) -> None:
-    """A cancelled download takes its part files with it."""
-    async with ScriptedServer() as server, client_of(server) as client:
-        with_file(server, cut(reply(body=JPEG), body=500_000, ending="hang"))
-        task = asyncio.create_task(download(client, server, tmp_path))
-        await server.arrived(2)
-        await asyncio.sleep(1)
-        assert len(list(tmp_path.iterdir())) == 1
-        task.cancel()
-        await asyncio.wait({task})
-        assert list(tmp_path.iterdir()) == []
-
-
-async def test_download_of_what_has_no_files(tmp_path: Path) -> None:
-    """Before it is finished there is nothing to fetch; plain http is only for loopback."""
-    async with ScriptedServer([looked(flag=0)]) as server, client_of(server) as client:
-        with pytest.raises(InvalidRequestError, match="generating"):
-            await client.download(await client.details(TASK), tmp_path)
-
-
-async def test_an_expired_link_of_the_sandbox(tmp_path: Path) -> None:
-    """The sandbox's gone files are ResultExpired."""
-    async with Sandbox(faults=Faults().on("file", do=gone(410))) as sandbox:
-        async with client_of(sandbox.url) as client:
-            details = await client.generate_and_wait("a red fox")
-            with pytest.raises(ResultExpired):
-                await client.download(details, tmp_path)
 
 
 # ─── settings ────────────────────────────────────────────────────────────────────────────────────

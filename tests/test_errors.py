@@ -138,7 +138,7 @@ EXAMPLES: list[tuple[MidAPIError, str]] = [
     (ReceiverError("port 1 is taken"), "port 1 is taken"),
     (JournalError("the disk is full"), "the disk is full"),
     (DownloadError("https://x/1.png", "HTTP 500"), "try again"),
-    (ResultExpired("https://x/1.png", "HTTP 410"), "generated again"),
+    (ResultExpired("https://x/1.png", "HTTP 410", 410), "ask MidAPI's support"),
     (UnexpectedContent("https://x/1.png", "HTML"), "was not kept"),
     (ClientClosed("t1"), "client.task('t1').wait()"),
     (ClientClosed(), "Open it again"),

@@ -17,6 +17,12 @@ _log = logging.getLogger("midapi_async")
 MOST_WAITING = 10_000  # events that wait for an async observer
 
 
+def is_plain_function(value: object) -> bool:
+    """Whether a value can be called and is not async."""
+    call = getattr(value, "__call__", None)  # noqa: B004 - an object may have an async __call__
+    return callable(value) and not any(map(inspect.iscoroutinefunction, (value, call)))
+
+
 class Observer(Generic[E]):
     """Calls a user's observer with each event, in their order.
 
@@ -32,9 +38,7 @@ class Observer(Generic[E]):
 
     def __init__(self, on_event: Callable[[E], object] | None) -> None:
         self._on_event = on_event
-        self._is_async = inspect.iscoroutinefunction(on_event) or inspect.iscoroutinefunction(
-            getattr(on_event, "__call__", None)  # noqa: B004 - an object with an async __call__
-        )
+        self._is_async = on_event is not None and not is_plain_function(on_event)
         self._queue: asyncio.Queue[E] = asyncio.Queue(MOST_WAITING)
         self._tasks = OwnedTasks()
         self._is_delivering = False

@@ -59,14 +59,6 @@ def host_in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def is_host(value: object) -> TypeGuard[str]:
-    """Whether a value is the name or the address of a host, and nothing else."""
-    try:
-        return isinstance(value, str) and value != "" and URL(f"//{host_in_url(value)}").host != ""
-    except ValueError:
-        return False
-
-
 def is_loopback(target: URL | str) -> bool:
     """Whether a URL or a host is this machine: a loopback address, or localhost."""
     host = target if isinstance(target, str) else target.host or ""

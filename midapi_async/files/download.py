@@ -1,184 +1,291 @@
-"""Downloads result files: streams each to a temporary file, checks it, renames it."""
+"""Downloads the files of a task into a folder: each is whole at its target, or not there."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
-import re
-import uuid
-from collections.abc import Sequence
+import secrets
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
-from ssl import SSLContext
-from typing import BinaryIO
+from typing import TypeVar
 
-import aiohttp
-from yarl import URL
+from .._runtime.observer import is_plain_function
+from ..errors import DownloadError, InvalidRequestError, shown
+from ..tasks import TaskDetails
+from .fetch import Fetch, Fetcher, Interrupted
+from .names import check_name, existing, file_name, write_sidecar
+from .progress import Progress, Reporter
 
-from .._wire.transport import failure_of, refused_by_proxy
-from ..errors import DownloadError, InvalidRequestError, ResultExpired, UnexpectedContent
-from ..requests import TASK_ID
-
+T = TypeVar("T")
 _log = logging.getLogger("midapi_async.files")
 
-BLOCK = 256 * 1024
-_GONE = frozenset({403, 404, 410})  # what file hosts answer when a file was deleted
-_AT_ONCE = 4
-
-# How a file begins, and the extension that it gets; the server's names are not used.
-_KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), ".jpeg"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), ".webp"),
-    (re.compile(rb"GIF8[79]a"), ".gif"),
-    (re.compile(rb"....ftyp", re.DOTALL), ".mp4"),
-)
-_LONGEST_MAGIC = 12
+BLOCK = 512 * 1024  # bytes that are written at a time
+RETENTION = 15 * 86_400.0  # seconds for which MidAPI keeps results
 
 
-class Downloader:
-    """Downloads result files, with a session of its own, so that no file host gets the API key.
+async def download(
+    fetcher: Fetcher,
+    details: TaskDetails,
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    overwrite: bool,
+    sidecar: bool,
+    on_progress: Callable[[Progress], object] | None,
+) -> list[Path]:
+    """Download a task's files into a folder, which is made if it is missing.
 
     Args:
-        allow_http: whether plain http is allowed (a sandbox on loopback).
-        connect_timeout: seconds for a connection.
-        read_timeout: seconds without any data after which the download fails.
-        total_timeout: seconds for one file.
-        ssl: the user's TLS context, or None for the usual checks.
-        proxy: an HTTP proxy's URL, or None.
+        fetcher: the client's fetcher.
+        details: the task.
+        folder: where the files will be.
+        name: the template for their names.
+        overwrite: whether to fetch files that are there already, and replace them.
+        sidecar: whether to write a JSON file beside each.
+        on_progress: called with each `Progress`, or None.
+
+    Returns:
+        One path for each URL, in their order.
+
+    Raises:
+        DownloadError: a file could not be fetched. The others are there.
+        InvalidRequestError: an argument is wrong, or the folder cannot be used.
     """
+    problems = {}
+    if not isinstance(folder, str | os.PathLike):
+        problems["folder"] = f"must be a path, got {shown(folder)}"
+    for option, value in (("overwrite", overwrite), ("sidecar", sidecar)):
+        if not isinstance(value, bool):
+            problems[option] = f"must be True or False, got {shown(value)}"
+    if on_progress is not None and not is_plain_function(on_progress):
+        problems["on_progress"] = f"must be a plain function, got {shown(on_progress)}"
+    if not details.urls:
+        state = f"task {details.task_id} is {details.status} and has no files"
+        problems["details"] = state
+    if problems:
+        raise InvalidRequestError(problems)
+    check_name(name, details.task_id, len(details.urls))
+    path = Path(folder)
+    await in_thread(_make_folder, path)
+    call = _Call(fetcher, details, path, name, sidecar=sidecar, on_progress=on_progress)
+    # A file that fails does not stop the others.
+    results = await asyncio.gather(
+        *(call.download(index, overwrite=overwrite) for index in range(len(details.urls))),
+        return_exceptions=True,
+    )
+    paths = [each for each in results if isinstance(each, Path)]
+    for error in results:
+        if isinstance(error, DownloadError):
+            error.files = tuple(paths)
+        if isinstance(error, BaseException):
+            raise error
+    _log.info("Task %s: %d files are in %s", details.task_id, len(paths), path)
+    return paths
+
+
+class _Call:
+    """One call of `download`. The arguments are the same."""
 
     def __init__(
         self,
+        fetcher: Fetcher,
+        details: TaskDetails,
+        folder: Path,
+        name: str,
         *,
-        allow_http: bool,
-        connect_timeout: float,
-        read_timeout: float,
-        total_timeout: float | None,
-        ssl: SSLContext | None = None,
-        proxy: str | None = None,
+        sidecar: bool,
+        on_progress: Callable[[Progress], object] | None,
     ) -> None:
-        self._schemes = {"https", "http"} if allow_http else {"https"}
-        self._proxy = URL(proxy) if proxy is not None else None
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=True if ssl is None else ssl),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=total_timeout, sock_connect=connect_timeout, sock_read=read_timeout
-            ),
-        )
+        self._fetcher = fetcher
+        self._details = details
+        self._folder = folder
+        self._name = name
+        self._has_sidecar = sidecar
+        self._reporter = Reporter(on_progress)
+        ended = details.completed_at or details.created_at
+        self._is_old = ended is not None and time.time() - ended.timestamp() > RETENTION
 
-    async def fetch_all(self, task_id: str, urls: Sequence[str], folder: Path) -> list[Path]:
-        """Fetch a task's files into a folder, which is made if it is missing.
+    async def download(self, index: int, *, overwrite: bool) -> Path:
+        """Download one file, unless it is there and whole."""
+        details = self._details
+        if not overwrite:
+            found = await in_thread(_found, self._folder, self._name, details.task_id, index)
+            if found is not None:
+                path, size = found
+                self._report(path, index, size, size, is_last=True)
+                return path
+        fetch = Fetch(self._fetcher, details.urls[index], is_old=self._is_old)
+        while True:
+            try:
+                async with fetch.open() as body:
+                    filled = file_name(self._name, details.task_id, index, body.extension)
+                    target = self._folder / filled
+                    report = partial(self._report, target, index, total=body.total)
+                    await self._save(body.blocks, target, index, report)
+                return target
+            except Interrupted as failure:
+                reason = failure
+            except OSError as error:
+                what = error.strerror or str(error)
+                raise DownloadError(
+                    details.urls[index], f"the file cannot be written: {what}"
+                ) from error
+            await fetch.pause(reason)
 
-        Returns:
-            One path for each URL, in their order: ``TASKID_INDEX.jpeg``, ``.png``, ``.mp4`` ….
+    def _report(
+        self, target: Path, index: int, done: int, total: int | None, *, is_last: bool = False
+    ) -> None:
+        progress = Progress(name=target.name, index=index, done=done, total=total)
+        self._reporter.report(progress, is_last=is_last)
+
+    async def _save(
+        self,
+        blocks: AsyncIterator[bytes],
+        target: Path,
+        index: int,
+        report: Callable[..., None],
+    ) -> None:
+        """Write a file beside its target, then rename it. Reading and writing overlap.
 
         Raises:
-            DownloadError: a file could not be fetched. Others may be there, but no partial file.
+            OSError: it cannot be written.
         """
-        if not TASK_ID.fullmatch(task_id):
-            raise InvalidRequestError({"task_id": "is not a task id, so it cannot name a file"})
-        await asyncio.to_thread(_make_folder, folder)
-        turns = asyncio.Semaphore(_AT_ONCE)
-
-        async def fetch(index: int, url: str) -> Path:
-            async with turns:
-                return await self._fetch(url, folder / f"{task_id}_{index}")
-
+        part = _Part(target, is_hashed=self._has_sidecar)
+        loop, writing = asyncio.get_running_loop(), None
+        waiting: list[bytes] = []
+        waiting_size = done = 0
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(fetch(index, url)) for index, url in enumerate(urls)]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        _log.info("Task %s: %d files are in %s", task_id, len(tasks), folder)
-        return [task.result() for task in tasks]
-
-    async def _fetch(self, url: str, stem: Path) -> Path:
-        try:
-            scheme, _ = URL(url).scheme, URL(url).port
-        except ValueError:
-            raise DownloadError(url, "it is not a valid URL") from None
-        if scheme not in self._schemes:
-            raise DownloadError(url, "plain http is only for a sandbox on this machine")
-        part = stem.with_name(f".{stem.name}.{uuid.uuid4().hex}.part")
-        try:
-            with _made(part) as file:
-                suffix = await self._stream(url, file)
-                await asyncio.to_thread(_sync, file)
-            target = stem.with_name(stem.name + suffix)
-            await asyncio.to_thread(part.replace, target)
-        except OSError as error:
-            raise _io_error(url, error) from error
+            await in_thread(part.open)
+            async for block in blocks:
+                waiting.append(block)
+                waiting_size += len(block)
+                done += len(block)
+                if waiting_size >= BLOCK:
+                    if writing is not None:
+                        await ended(writing)
+                    writing = loop.run_in_executor(None, part.write, waiting)
+                    waiting, waiting_size = [], 0
+                    report(done)
+            if writing is not None:
+                await ended(writing)
+            sidecar = None
+            if self._has_sidecar:
+                sidecar = partial(write_sidecar, target, self._details, index)
+            await in_thread(part.finish, waiting, sidecar)
         finally:
+            # A thread cannot be cancelled, so wait: it must write nothing after this.
+            if writing is not None:
+                with contextlib.suppress(OSError):
+                    await ended(writing)
+            await in_thread(part.discard)
+        report(done, is_last=True)
+
+
+class _Part:
+    """The file beside a target that becomes the target when it is whole. For threads.
+
+    Args:
+        target: where the file will be.
+        is_hashed: whether the hash of its content is wanted.
+    """
+
+    def __init__(self, target: Path, *, is_hashed: bool) -> None:
+        self._target = target
+        self._path = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.part")
+        self._file = -1
+        self._hash = hashlib.sha256() if is_hashed else None
+        self._size = 0
+
+    def open(self) -> None:
+        self._check_target()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._file = os.open(self._path, flags, 0o666)
+
+    def _check_target(self) -> None:
+        """Raise if something else than a file is at the target, which must not be replaced."""
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.lstat(self._target).st_mode
+            if not stat.S_ISREG(mode):
+                kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+                what = kinds.get(stat.S_IFMT(mode), "a device")
+                raise OSError(f"{what} is at {str(self._target)!r}")
+
+    def write(self, blocks: list[bytes]) -> None:
+        for block in blocks:
+            rest = memoryview(block)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            if self._hash is not None:
+                self._hash.update(block)
+            self._size += len(block)
+
+    def finish(self, blocks: list[bytes], sidecar: Callable[[int, str], None] | None) -> None:
+        """Write the last blocks, and give the file its name."""
+        self.write(blocks)
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = -1
+        self._check_target()
+        if sidecar is not None and self._hash is not None:
+            sidecar(self._size, self._hash.hexdigest())
+        self._path.replace(self._target)
+        _sync_folder(self._target.parent)
+
+    def discard(self) -> None:
+        """Remove the file, if it did not get its name."""
+        if self._file != -1:
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        return target
+                os.close(self._file)
+            self._file = -1
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
-    async def _stream(self, url: str, file: BinaryIO) -> str:
-        """Copy the body to a file; return the extension for its content."""
-        suffix, block, failed = "", bytearray(), ""
+
+async def in_thread(function: Callable[..., T], *args: object) -> T:
+    """Call a function in a thread. If cancelled, wait for its end first: the thread goes on."""
+    return await ended(asyncio.get_running_loop().run_in_executor(None, function, *args))
+
+
+async def ended(job: asyncio.Future[T]) -> T:
+    """The result of a job in a thread; if cancelled meanwhile, the job has ended as well."""
+    cancelled: asyncio.CancelledError | None = None
+    while not job.done():
         try:
-            async with self._session.get(url, allow_redirects=False, proxy=self._proxy) as response:
-                if self._proxy is not None and response.status == 407:
-                    failure = refused_by_proxy(response.status, self._proxy)
-                    raise DownloadError(url, f"{failure.reason}. {failure.advice}")
-                _check_status(url, response.status)
-                async for chunk in response.content.iter_any():
-                    block += chunk
-                    if len(block) >= BLOCK:
-                        suffix = suffix or _suffix(url, block)
-                        await asyncio.to_thread(file.write, bytes(block))
-                        block.clear()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            failure = failure_of(error, URL(url), self._proxy)
-            failed = f"the connection failed: {failure.reason}"
-            if failure.permanent:
-                failed += f". {failure.advice}"
-        if failed:  # raised outside the handler, since aiohttp's error has the proxy's password
-            raise DownloadError(url, failed)
-        suffix = suffix or _suffix(url, block)
-        await asyncio.to_thread(file.write, bytes(block))
-        return suffix
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._session.close()
+            await asyncio.wait({job})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        job.exception()  # so that it is not logged as never retrieved
+        raise cancelled
+    return job.result()
 
 
-def _check_status(url: str, status: int) -> None:
-    if status in _GONE:
-        raise ResultExpired(url, f"it is gone (HTTP {status}); files are kept for 15 days")
-    if status != 200:
-        raise DownloadError(url, f"the file host answered HTTP {status}")
-
-
-def _suffix(url: str, start: bytearray) -> str:
-    for pattern, suffix in _KINDS:
-        if pattern.match(bytes(start[:_LONGEST_MAGIC])):
-            return suffix
-    raise UnexpectedContent(url, "the content is neither a picture nor a video")
+def _found(folder: Path, name: str, task_id: str, index: int) -> tuple[Path, int] | None:
+    """A file that is there and whole, and its size."""
+    path = existing(folder, name, task_id, index)
+    return None if path is None else (path, path.stat().st_size)
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidRequestError(
-            {"folder": f"{str(folder)!r} cannot be used: {error.strerror}"}
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None
 
 
-def _made(part: Path) -> BinaryIO:
-    """A new file. Not opened in a thread: if cancelled there, it would never be closed."""
-    return part.open("xb")
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _io_error(url: str, error: OSError) -> DownloadError:
-    return DownloadError(url, f"the file cannot be written: {error.strerror}")
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where that is possible (not on Windows)."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from ssl import SSLContext
@@ -26,13 +26,16 @@ from .._runtime.urls import is_loopback
 from .._version import __version__
 from .._wire.protocol import retry_after
 from .._wire.transport import LARGEST_HEADER, MOST_HEADERS, failure_of, refused_by_proxy
+from ..config import Settings
 from ..errors import (
     ClientClosed,
     DownloadError,
+    InvalidRequestError,
     MidAPIError,
     ResultExpired,
     TransportError,
     UnexpectedContent,
+    shown,
 )
 from .content import LONGEST_START, EndCheck, extension_of, looks_like
 
@@ -106,21 +109,40 @@ class _Hop:
 _hop: ContextVar[_Hop] = ContextVar("_hop")
 
 
+def check_file_options(downloads_at_once: object, max_file: object, hosts: object) -> None:
+    """Check a client's options for files.
+
+    Raises:
+        InvalidRequestError: naming each option that is wrong.
+    """
+    problems = {}
+    for name, value in (("downloads_at_once", downloads_at_once), ("max_file", max_file)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems[name] = f"must be a positive whole number, got {shown(value)}"
+    if hosts is not None:
+        is_list = not isinstance(hosts, str | bytes | Mapping)
+        if not is_list or not isinstance(hosts, Collection) or not all(map(_host, hosts)):
+            problems["result_hosts"] = (
+                f"must be a list of hosts, like ['files.example.org'], got {shown(hosts)}"
+            )
+    if problems:
+        raise InvalidRequestError(problems)
+
+
 class Fetcher:
     """Fetches files, with a session of its own, so that no file host gets the API key.
 
     Args:
-        base_url: MidAPI's address. If it is on loopback, files may be there, too, and come over
-            plain http; files of its own origin are always allowed.
+        settings: MidAPI's address and the proxy. If MidAPI is on loopback, files may be there, too,
+            and come over plain http; files of MidAPI's own origin are always allowed. With a proxy,
+            only addresses that are written in URLs can be checked: the proxy resolves the names.
         clock: the client's clock.
         link: gets a download link for a result's URL from MidAPI.
+        connect_timeout: seconds for a connection, TLS included.
         at_once: how many files are fetched at a time.
         max_file: bytes of the largest file.
         hosts: the only hosts that are allowed besides MidAPI's own; None for all.
-        connect_timeout: seconds for a connection, TLS included.
         ssl: the user's TLS context, or None for the usual checks.
-        proxy: an HTTP proxy's URL, or None. With a proxy, only addresses that are written in URLs
-            can be checked, since the proxy resolves the names.
 
     Attributes:
         slots: one is held while a file is being fetched.
@@ -129,31 +151,30 @@ class Fetcher:
 
     def __init__(
         self,
-        *,
-        base_url: URL,
+        settings: Settings,
         clock: Clock,
         link: Callable[[str], Awaitable[str]],
+        *,
+        connect_timeout: float,
         at_once: int,
         max_file: int,
         hosts: Collection[str] | None,
-        connect_timeout: float,
         ssl: SSLContext | None = None,
-        proxy: str | None = None,
     ) -> None:
         self.clock = clock
         self.link = link
         self.max_file = max_file
         self.slots = asyncio.Semaphore(at_once)
         self.stopped = asyncio.Event()
-        self._origin = base_url.origin()
-        self._is_local = is_loopback(base_url)
-        self._hosts = None if hosts is None else {_name(each) for each in hosts}
-        self.proxy = URL(proxy) if proxy is not None else None
+        self._origin = settings.base_url.origin()
+        self._is_local = is_loopback(settings.base_url)
+        self._hosts = None if hosts is None else {_host(each) for each in hosts}
+        self.proxy = URL(settings.proxy) if settings.proxy else None
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=True if ssl is None else ssl,
                 limit=0,  # the slots are the limit
-                socket_factory=None if proxy is not None else self._make_socket,
+                socket_factory=None if self.proxy else self._make_socket,
             ),
             headers={
                 # Some hosts refuse the default one of a library.
@@ -201,9 +222,9 @@ class Fetcher:
         """
         host = _name(url.raw_host or "")
         if url.scheme not in ("http", "https") or not host:
-            return f"{_shown(url)} is no https URL"
+            return f"{_readable(url)} is no https URL"
         if before is not None and before.scheme == "https" and url.scheme == "http":
-            return f"it leads from https to plain http ({_shown(url)})"
+            return f"it leads from https to plain http ({_readable(url)})"
         if self.is_own(url):
             return None
         if url.scheme == "http" and not self._is_local:
@@ -385,11 +406,11 @@ class Fetch:
         )
 
     def _check_status(self, response: aiohttp.ClientResponse) -> None:
-        status, proxy = response.status, self._fetcher.proxy
+        status = response.status
         if status == 200:
             return
-        if status == 407 and proxy is not None:
-            failure = refused_by_proxy(status, proxy)
+        if status == 407 and self._fetcher.proxy is not None:
+            failure = refused_by_proxy(status, self._fetcher.proxy)
             raise DownloadError(self._url, f"{failure.reason}. {failure.advice}", status)
         if status == 410:
             raise ResultExpired(self._url, "the file host says that it was deleted (HTTP 410)", 410)
@@ -498,6 +519,18 @@ def _name(host: str) -> str:
     return host.lower().rstrip(".")
 
 
-def _shown(url: URL) -> str:
+def _host(value: object) -> str | None:
+    """The host that a user has named, as it stands in URLs; None if it is not only a host."""
+    if not isinstance(value, str) or not value.isprintable() or re.search("[ *]", value):
+        return None
+    try:
+        url = URL(f"https://{value}")
+        is_bare = url == url.origin() and url.explicit_port is None
+    except ValueError:
+        return None
+    return _name(url.raw_host or "") if is_bare else None
+
+
+def _readable(url: URL) -> str:
     """A URL for an error's text, without a query, a user name and a password, and not long."""
     return str(url.with_user(None).with_query(None) if url.host else url)[:200]

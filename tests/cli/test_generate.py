@@ -415,7 +415,8 @@ def test_a_lost_answer_is_an_unknown_submission(
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (gone(404), "ResultExpired"),
+        (gone(410), "ResultExpired"),
+        (gone(404), "DownloadError"),
         (other_content("text/html", b"<html>no picture</html>"), "UnexpectedContent"),
         (cut(10), "DownloadError"),
     ],
