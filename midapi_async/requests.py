@@ -13,7 +13,19 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypedDict, cast, get_args
+from pathlib import Path
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    cast,
+    get_args,
+)
 
 import attrs
 
@@ -30,6 +42,8 @@ AspectRatio: TypeAlias = Literal[
 Version: TypeAlias = Literal["7", "6.1", "6", "5.2", "5.1", "niji6", "niji7"] | str
 Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
+# Reference pictures. A list is invariant for type checkers, hence three kinds of it.
+Files: TypeAlias = list[str] | list[Path] | list[str | Path] | tuple[str | Path, ...]
 
 MAX_PROMPT = 2000  # characters, as documented
 MAX_METADATA = 4096  # bytes
@@ -39,6 +53,36 @@ TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
 _LARGEST_INDEX = 2**31 - 1  # no limit is documented; this is the largest 32-bit integer
 _DEEPEST = 32  # levels of `extra`
 _MOST_BITS = 1024  # of an integer in `extra`; a larger one cannot be read as a float
+
+
+class UploadedURL(str):
+    """The URL of a file that was uploaded: a `str` that remembers what the file contains.
+
+    Attributes:
+        sha256: the SHA-256 of the content, in lower-case hexadecimal digits; None if it is not
+            known. A key is compared by it and not by the URL, so a file that was uploaded again
+            makes the same request.
+
+    Raises:
+        InvalidRequestError: the hash is not one.
+    """
+
+    __slots__ = ("sha256",)
+    sha256: str | None
+
+    def __new__(cls, url: str, sha256: str | None = None) -> Self:
+        """A URL and the hash of what is there."""
+        if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+            raise InvalidRequestError({"sha256": "must be 64 lower-case hexadecimal digits"})
+        made = super().__new__(cls, url)
+        made.sha256 = sha256
+        return made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.sha256)
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class HasTaskId(Protocol):
@@ -161,18 +205,38 @@ def _urls(exactly: int | None = None) -> Rule:
     def rule(value: object) -> str | None:
         if isinstance(value, str):
             return "must be a list of URLs, got a str: put it into a list, ['https://…']"
+        if isinstance(value, Path):
+            return "must be a list, got one Path: put it into a list, [Path(…)]"
         if not isinstance(value, tuple):
             return f"must be a list of URLs, got {_kind(value)}"
         if not value or (exactly is not None and len(value) != exactly):
             return f"must hold {wanted}, has {len(value)}"
         for index, each in enumerate(value):
-            if problem := url_problem(each):
-                return (
-                    f"[{index}] {problem}; MidAPI must be able to fetch it, so upload local files"
-                )
+            if not isinstance(each, Path) and (problem := _file_problem(each)):
+                return f"[{index}] {problem}"
         return None
 
     return rule
+
+
+def _file_problem(value: object) -> str | None:
+    """What is wrong with the URL of a reference picture; None if it is valid."""
+    if not isinstance(value, str):
+        return f"must be a URL or a Path, got {_kind(value)}"
+    start = value.lstrip()[:6].casefold()
+    if start.startswith("data:"):
+        return "is a data URL, which MidAPI does not take: give its bytes to client.upload()"
+    if not start.startswith(("http:", "https:")):
+        return "is not an http or https URL; a file of this machine must be a Path: Path('a.png')"
+    if problem := url_problem(value):
+        return f"{problem}; MidAPI must be able to fetch it"
+    return None
+
+
+def paths_of(request: Request) -> dict[int, Path]:
+    """The files of this machine that a request names, by their places in its `file_urls`."""
+    files = getattr(request, "file_urls", ())
+    return {index: each for index, each in enumerate(files) if isinstance(each, Path)}
 
 
 class _ReadOnly(dict[str, JSON]):
@@ -315,7 +379,7 @@ def _task_id(value: str | HasTaskId) -> str:
     return cast("str", found if isinstance(found, str) else value)
 
 
-def _as_tuple(value: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+def _as_tuple(value: Files) -> tuple[str | Path, ...]:
     """Freeze a list; leave anything else for the rule to refuse."""
     return tuple(value) if isinstance(value, list) else value
 
@@ -402,12 +466,13 @@ class ImageToImage(_Image):
     """Four pictures from a prompt and pictures to start from.
 
     Attributes:
-        file_urls: the pictures, as http(s) URLs that MidAPI can reach.
+        file_urls: the pictures: http(s) URLs that MidAPI can reach, or a `Path` for each file of
+            this machine, which ``generate`` uploads.
 
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
-    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
+    file_urls: Files = attrs.field(converter=_as_tuple)
 
 
 @attrs.frozen(field_transformer=_extra_last)
@@ -415,12 +480,12 @@ class StyleReference(_Image):
     """Four pictures from a prompt, in the style of other pictures.
 
     Attributes:
-        file_urls: the pictures whose style to take, as http(s) URLs that MidAPI can reach.
+        file_urls: the pictures whose style to take, as in `ImageToImage`.
 
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
-    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
+    file_urls: Files = attrs.field(converter=_as_tuple)
 
 
 @attrs.frozen(field_transformer=_extra_last)
@@ -428,13 +493,13 @@ class OmniReference(_Image):
     """Four pictures from a prompt that show a person or thing from another picture.
 
     Attributes:
-        file_urls: pictures of that person or thing, as http(s) URLs that MidAPI can reach.
+        file_urls: pictures of that person or thing, as in `ImageToImage`.
         ow: omni weight: how closely to follow those pictures, 1 to 1000.
 
     The other fields, and what is raised, are those of `TextToImage`.
     """
 
-    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
+    file_urls: Files = attrs.field(converter=_as_tuple)
     ow: int | None = attrs.field(default=None, kw_only=True)
 
 
@@ -444,7 +509,7 @@ class ImageToVideo(_Request):
 
     Attributes:
         prompt: what should happen, 1 to 2,000 characters.
-        file_urls: the one picture, as an http(s) URL that MidAPI can reach.
+        file_urls: the one picture, as in `ImageToImage`.
         hd: True for the high-definition mode.
         motion: "high" (the default) or "low".
         video_batch_size: how many videos: 1 (the default), 2 or 4.
@@ -460,7 +525,7 @@ class ImageToVideo(_Request):
     _own_rules: ClassVar[Mapping[str, Rule]] = {"file_urls": _urls(exactly=1)}
 
     prompt: str
-    file_urls: list[str] | tuple[str, ...] = attrs.field(converter=_as_tuple)
+    file_urls: Files = attrs.field(converter=_as_tuple)
     hd: bool = attrs.field(default=False, kw_only=True)
     motion: Motion = attrs.field(default="high", kw_only=True)
     video_batch_size: VideoBatchSize = attrs.field(default=1, kw_only=True)

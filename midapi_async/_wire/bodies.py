@@ -19,10 +19,12 @@ from ..requests import (
     Request,
     StyleReference,
     TextToImage,
+    UploadedURL,
     Upscale,
     Vary,
     camel,
     nearest,
+    paths_of,
 )
 from .json import JSONObject, compact, dumps
 
@@ -48,7 +50,9 @@ _FIELD_NAMES: Mapping[type[Request], Mapping[str, str]] = {
     cls: {camel(f.name): f.name for f in attrs.fields(cls) if f.name != "hd"} for cls in REQUESTS
 }
 _TEXTS = {"prompt", "taskId", "waterMark"}
-_ALL_NAMES = sorted({"taskType", "callBackUrl", "fileUrl"}.union(*_FIELD_NAMES.values()))
+_ALL_NAMES = sorted(
+    {"taskType", "callBackUrl", "fileUrl", "fileHashes"}.union(*_FIELD_NAMES.values())
+)
 
 
 def task_type(request: Request) -> str:
@@ -76,16 +80,18 @@ def request_to_json(request: Request, *, as_sent: bool = False) -> JSONObject:
         request: one of the eight requests.
         as_sent: give the body that a client sends, without its ``callBackUrl``: the fields of
             ``extra`` are not in a member ``extra`` but stand among the others, and those of
-            `Upscale` and `Vary`, each of which has a path of its own, have no ``taskType``.
+            `Upscale` and `Vary`, each of which has a path of its own, have no ``taskType``. Else the
+            hashes of uploaded files are in a member ``fileHashes``.
 
     Raises:
-        InvalidRequestError: naming the argument that is wrong.
+        InvalidRequestError: naming the argument that is wrong, or files that are not uploaded yet.
     """
     if not isinstance(request, REQUESTS):
         names = ", ".join(cls.__name__ for cls in REQUESTS)
         raise InvalidRequestError({"request": f"must be one of {names}; got {shown(request)}"})
     if not isinstance(as_sent, bool):
         raise InvalidRequestError({"as_sent": f"must be True or False, got {shown(as_sent)}"})
+    hashes = _hashes(request)
     body: JSONObject = {"taskType": _own_task_type(request)}
     for name, field in _FIELD_NAMES[type(request)].items():
         # None means not set. Every other default is sent, because MidAPI's own defaults vary.
@@ -93,10 +99,24 @@ def request_to_json(request: Request, *, as_sent: bool = False) -> JSONObject:
             body[name] = [*value] if isinstance(value, tuple) else value
     extra = json.loads(compact(request.extra)) if request.extra else {}
     if not as_sent:
+        if any(hashes):
+            body["fileHashes"] = hashes
         return {**body, "extra": extra} if extra else body
     if isinstance(request, Upscale | Vary):
         del body["taskType"]
     return {**body, **extra}
+
+
+def _hashes(request: Request) -> list[str | None]:
+    """The hash of each of a request's files; None where it is not known.
+
+    Raises:
+        InvalidRequestError: a file is not uploaded yet.
+    """
+    problem = "is a Path: await client.prepare(request) uploads it"
+    if paths := paths_of(request):
+        raise InvalidRequestError({f"file_urls[{index}]": problem for index in paths})
+    return [getattr(each, "sha256", None) for each in getattr(request, "file_urls", ())]
 
 
 def submit_body(request: Request, callback_url: str | None) -> bytes:
@@ -108,12 +128,22 @@ def submit_body(request: Request, callback_url: str | None) -> bytes:
 
 
 def fingerprint(request: Request) -> str:
-    """A hash of the fields that the user set; equal for equal requests."""
+    """A hash of the fields that the user set; equal for equal requests.
+
+    A file that was uploaded counts by its content, so its URL may be another one each time.
+
+    Raises:
+        InvalidRequestError: it names files that are not uploaded yet.
+    """
+    hashes = _hashes(request)
     chosen = {
         field.name: getattr(request, field.name)
         for field in attrs.fields(type(request))
         if getattr(request, field.name) != field.default
     }
+    if any(hashes):
+        files = zip(hashes, chosen["file_urls"], strict=True)
+        chosen["file_urls"] = [f"sha256:{sha256}" if sha256 else url for sha256, url in files]
     named = [type(request).__name__, sorted(chosen.items())]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
@@ -157,6 +187,8 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     }
     if "fileUrls" in names and not fields.get("file_urls") and body.get("fileUrl"):
         fields["file_urls"] = [body["fileUrl"]]
+    if "fileUrls" in names and (hashes := body.get("fileHashes")):
+        fields["file_urls"] = _hashed(fields.get("file_urls"), hashes)
     # MidAPI accepts the number 7 for the text "7".
     version = fields.get("version")
     if type(version) in {int, float} and abs(cast("float", version)) < 1000:
@@ -170,6 +202,14 @@ def request_from_json(body: Mapping[str, object], kind: type[Request] | None = N
     elif named == "mj_video_extend_manual":
         fields.setdefault("prompt", "")  # an error; without a prompt the type would be "auto"
     return make_request(cls, fields)
+
+
+def _hashed(urls: object, hashes: object) -> list[object]:
+    """The URLs of a stored request, with the hashes that were stored beside them."""
+    if not isinstance(urls, list) or not isinstance(hashes, list) or len(urls) != len(hashes):
+        raise InvalidRequestError({"fileHashes": "must be a list as long as fileUrls"})
+    pairs = zip(urls, hashes, strict=True)
+    return [url if sha256 is None else UploadedURL(url, sha256) for url, sha256 in pairs]
 
 
 def _class_of(body: Mapping[str, object], kind: type[Request] | None) -> type[Request]:
