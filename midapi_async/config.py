@@ -7,6 +7,7 @@ so are quotes, which Docker does not remove from an env file, with a warning:
 |---|---|
 | ``MIDAPI_API_KEY``, or the file that ``MIDAPI_API_KEY_FILE`` names | ``api_key`` of a client |
 | ``MIDAPI_BASE_URL`` | ``base_url`` of a client |
+| ``MIDAPI_UPLOAD_URL`` | ``upload_url`` of a client |
 | ``MIDAPI_TIME_SCALE`` | ``time_scale`` of a client |
 | ``MIDAPI_ALLOW_HTTP``: 1, true, yes or on | ``allow_http`` of a client |
 | ``MIDAPI_PROXY`` | ``proxy`` of a client; ``HTTPS_PROXY`` and the like are not read |
@@ -25,7 +26,7 @@ import re
 import sys
 import warnings
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import attrs
@@ -38,6 +39,8 @@ from .errors import InvalidRequestError, shown
 _log = logging.getLogger("midapi_async")
 
 DEFAULT_BASE_URL = "https://api.midapi.ai"
+_DEFAULT = URL(f"{DEFAULT_BASE_URL}/")
+KIE_UPLOAD_URL = "https://kieai.redpandaai.co"  # of kie.ai, MidAPI's sister
 _YES = {"1", "true", "yes", "on"}
 _QUOTES = ('""', "''", "“”")
 
@@ -111,7 +114,7 @@ class Timeouts:
 
     Attributes:
         connect: for a connection, TLS included.
-        submit: for the whole POST of a submission, its answer included.
+        submit: for the whole POST of a submission, or of a file, its answer included.
         look: for any other request, its answer included.
         wait: for a result, counted from the acceptance of the task; None for no limit.
     """
@@ -200,6 +203,7 @@ class Settings:
         time_scale: service seconds in one second of the loop.
         proxy: the URL of an HTTP proxy, which may contain a password; None for no proxy.
         credit_path: the path of the account's credits.
+        upload_url: where files are uploaded; None if that is not known.
     """
 
     api_key: Secret = attrs.field(repr=False)
@@ -207,6 +211,7 @@ class Settings:
     time_scale: float
     proxy: str | None = attrs.field(repr=False)
     credit_path: str
+    upload_url: URL | None
 
 
 def settings(
@@ -216,6 +221,7 @@ def settings(
     *,
     proxy: str | None = None,
     allow_http: bool = False,
+    upload_url: str | None = None,
 ) -> Settings:
     """The settings; what was not given comes from the environment.
 
@@ -228,24 +234,15 @@ def settings(
     if not isinstance(allow_http, bool):
         problems["allow_http"] = f"must be True or False, got {shown(allow_http)}"
 
-    # The base URL: https, unless it is on this machine or the user allows http.
-    # The error names the variable, because the user may not know that it is set.
-    text, variable = environment("MIDAPI_BASE_URL") or DEFAULT_BASE_URL, "MIDAPI_BASE_URL "
-    if base_url is not None and base_url != "":
-        text, variable = base_url, ""
-    if problem := _base_url_problem(text):
-        problems["base_url"] = variable + problem
-        text = DEFAULT_BASE_URL
-    url = URL(text).with_path("/")
-    is_local = is_loopback(url)
-    if url.scheme == "http" and not is_local:
-        if allow_http is True or environment("MIDAPI_ALLOW_HTTP").casefold() in _YES:
-            warnings.warn("the API key travels unencrypted to an http base URL", stacklevel=3)
-        else:
-            problems["base_url"] = (
-                f"{variable}must be https, else others could read the API key; plain http is for "
-                "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a private network"
-            )
+    # Where the API key travels to. The sister's upload host is documented, and a sandbox takes
+    # uploads itself; MidAPI documents none.
+    is_allowed = allow_http is True or environment("MIDAPI_ALLOW_HTTP").casefold() in _YES
+    check = partial(_server, problems, is_allowed=is_allowed)
+    url = check("base_url", base_url, environment("MIDAPI_BASE_URL")) or _DEFAULT
+    is_local, is_sister = is_loopback(url), f".{url.host}".endswith(".kie.ai")
+    upload = check("upload_url", upload_url, environment("MIDAPI_UPLOAD_URL"))
+    if upload is None:
+        upload = url if is_local else URL(f"{KIE_UPLOAD_URL}/") if is_sister else None
 
     # The time scale: only a sandbox can run faster than real time.
     chosen = time_scale if time_scale is not None else environment("MIDAPI_TIME_SCALE") or 1.0
@@ -271,7 +268,6 @@ def settings(
         raise InvalidRequestError(problems)
 
     # kie.ai, MidAPI's sister, has another path for the credits.
-    is_sister = f".{url.host}".endswith(".kie.ai")
     credit_path = "/api/v1/chat/credit" if is_sister else "/api/v1/common/credit"
     return Settings(
         api_key=key,
@@ -279,7 +275,37 @@ def settings(
         time_scale=scale,
         proxy=Secret(way) if way else None,
         credit_path=credit_path,
+        upload_url=upload,
     )
+
+
+def _server(
+    problems: dict[str, str], name: str, given: str | None, from_env: str, *, is_allowed: bool
+) -> URL | None:
+    """The base URL or the upload URL, as given or from its variable; None if neither is set.
+
+    It must be https, unless it is on this machine or the user allows http.
+    """
+    # The error names the variable, because the user may not know that it is set.
+    text, variable = from_env, f"MIDAPI_{name.upper()} "
+    if given is not None and given != "":
+        text, variable = given, ""
+    if text == "":
+        return None
+    if problem := _base_url_problem(text):
+        problems[name] = variable + problem
+        return None
+    url = URL(text).with_path("/")
+    if url.scheme == "http" and not is_loopback(url):
+        what = name.replace("_url", " URL")
+        if is_allowed:
+            warnings.warn(f"the API key travels unencrypted to an http {what}", stacklevel=4)
+        else:
+            problems[name] = (
+                f"{variable}must be https, else others could read the API key; plain http is for "
+                "loopback, or set allow_http=True (MIDAPI_ALLOW_HTTP=1) for a private network"
+            )
+    return url
 
 
 def _base_url_problem(value: object) -> str | None:
