@@ -29,7 +29,7 @@ from .journal import Intent, Journal, State
 from .journal.memory import MemoryJournal
 from .requests import (
     ExtendVideo, ImageFields, ImageToImage, ImageToVideo, OmniReference, Request, StyleReference,
-    TextToImage, Upscale, Vary,
+    TextToImage, UploadedURL, Upscale, Vary,
 )
 from .tasks import TaskDetails, TaskStatus
 
@@ -44,6 +44,6 @@ __all__ = [
     "ResultExpired", "ResultMissing", "RetryPolicy", "ServerError", "SpendingCapError", "State",
     "StyleReference", "SubmissionUnknown", "TaskDetails", "TaskError", "TaskExpired", "TaskFailed",
     "TaskHandle", "TaskNotFound", "TaskStatus", "TextToImage", "Timeouts", "TransportError",
-    "UnexpectedContent", "UnprocessableError", "Upscale", "Vary", "WaitTimeout", "__version__",
-    "request_from_json", "request_to_json", "sign_callback",
+    "UnexpectedContent", "UnprocessableError", "UploadedURL", "Upscale", "Vary", "WaitTimeout",
+    "__version__", "request_from_json", "request_to_json", "sign_callback",
 ]

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
+from pathlib import Path
 from ssl import SSLContext
 
 import attrs
@@ -30,7 +31,7 @@ from ._wire.transport import Transport
 from .config import RateLimit, RetryPolicy, Settings, Timeouts
 from .errors import ClientClosed, InvalidRequestError
 from .events import Event
-from .files import Fetcher
+from .files import Fetcher, Uploader
 from .journal import Journal
 from .journal.watcher import Watcher
 
@@ -60,6 +61,7 @@ class Session:
         submitter: submits requests.
         candidates: finds out whether tasks that callbacks name belong to their intents.
         fetcher: fetches result files.
+        uploader: uploads reference pictures.
         timeouts: the client's timeouts.
         observer: gets the events.
         iterations: a task for each iteration over `untaken()`, which finds what it yields.
@@ -81,6 +83,7 @@ class Session:
         ssl: SSLContext | None,
         make_fetcher: Callable[..., Fetcher],
         on_event: Callable[[Event], object] | None,
+        uploader: Callable[[Path | bytes], Awaitable[str]] | None,
     ) -> None:
         self.origin = origin = str(settings.base_url.origin())
         account = hashlib.sha256(f"{origin}\n{settings.api_key}".encode()).hexdigest()
@@ -128,6 +131,9 @@ class Session:
             scope=scope,
             callback_url=callback_url,
             clock=clock,
+        )
+        self.uploader = Uploader(
+            settings, clock, journal, scope, timeouts, self.submitter.find, ssl=ssl, own=uploader
         )
         self.candidates = Candidates(
             self.outcomes,
@@ -201,12 +207,14 @@ class Session:
         self.is_stopped = True
         self.iterations.cancel()
         self.fetcher.stopped.set()
+        self.uploader.stop()
         self.submitter.stop()
         self.tracker.stop_waiting()
 
     async def finish(self) -> None:
         """Wait for the answers to POSTs, and end every wait."""
         self.is_stopped = True
+        self.uploader.stop()
         self.submitter.stop(is_closing=True)
         await self.iterations.finish()
         await self.tracker.aclose()
@@ -221,5 +229,6 @@ class Session:
             await self.watcher.aclose()
             await self.observer.aclose(EVENT_PATIENCE)
         finally:
+            await self.uploader.aclose()
             await self.fetcher.aclose()
             await self._transport.aclose()

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from types import EllipsisType, NoneType, TracebackType
-from typing import Literal, Never, Self, Unpack, overload
+from typing import BinaryIO, Literal, Never, Self, Unpack, overload
 
 import attrs
 
@@ -20,6 +20,7 @@ from ._runtime.secret import hidden
 from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
+from ._submission.submitter import check_arguments
 from ._tracking.schedule import Expected, Schedule
 from ._tracking.verdict import kind_of
 from ._wire.bodies import make_request
@@ -39,9 +40,11 @@ from .requests import (
     ImageFields,
     Request,
     TextToImage,
+    UploadedURL,
     checked_task_id,
     has_several_jobs,
     nearest,
+    paths_of,
 )
 from .tasks import TaskDetails
 from .untaken import Untaken
@@ -129,6 +132,12 @@ class MidAPIClient:
         on_event: called with each `Event` of ``midapi_async.events``. A function must not block; an
             async function gets the events one at a time from a queue, and while 10,000 are waiting,
             new ones are dropped and counted in ``stats()``. Its exceptions are logged once.
+        upload_url: the server that takes uploads; the default is MIDAPI_UPLOAD_URL, else the one
+            that kie.ai documents if the base URL is kie.ai's, else the base URL if that is a
+            sandbox on loopback. MidAPI documents none. It gets the API key.
+        uploader: an async function that puts a file where MidAPI can fetch it, such as a bucket of
+            yours, and returns its URL. It gets a Path, or bytes if there is no file, and replaces
+            ``upload_url``; nothing remembers what it has uploaded before.
 
     Raises:
         InvalidRequestError: naming each setting that is missing or wrong.
@@ -164,16 +173,25 @@ class MidAPIClient:
         max_file: int = 1 << 30,
         result_hosts: Collection[str] | None = None,
         on_event: Callable[[Event], object] | None = None,
+        upload_url: str | None = None,
+        uploader: Callable[[Path | bytes], Awaitable[str]] | None = None,
     ) -> None:
         api_key, proxy = hidden(api_key), hidden(proxy)  # for tracebacks with local variables
-        self._settings = settings(api_key, base_url, time_scale, proxy=proxy, allow_http=allow_http)
+        self._settings = settings(
+            api_key,
+            base_url,
+            time_scale,
+            proxy=proxy,
+            allow_http=allow_http,
+            upload_url=upload_url,
+        )
         self._receiver = receiver
         self._journal = _journal(journal)
         self._owns_journal = self._journal is not journal
         _check_options(
             namespace,
             ack,
-            on_event,
+            {"on_event": on_event, "uploader": uploader},
             receiver=(receiver, CallbackReceiver, None),
             retry=(retry, RetryPolicy),
             polling=(polling, PollPolicy),
@@ -200,6 +218,7 @@ class MidAPIClient:
                 Fetcher, at_once=downloads_at_once, max_file=max_file, hosts=result_hosts
             ),
             on_event=on_event,
+            uploader=uploader,
         )
 
     def __repr__(self) -> str:
@@ -372,8 +391,8 @@ class MidAPIClient:
                 ``resume()``, and they are never sent.
             callback_url: your own URL for callbacks, in place of the receiver's. Then no callback
                 reaches this client, and a lost answer cannot be settled by one.
-            timeout: seconds for everything: waiting for a slot, the POST, retries; None waits
-                without a limit.
+            timeout: seconds for everything: uploads, waiting for a slot, the POST, retries; None
+                waits without a limit.
             **fields: with a prompt, the other fields of `TextToImage`.
 
         Raises:
@@ -390,6 +409,10 @@ class MidAPIClient:
             session = self._opened()
             asked = _request(prompt, fields, "key", "metadata", "callback_url", "timeout")
             deadline = deadline_of(timeout, session)
+            if paths_of(asked):
+                # Whatever is wrong must show before files are uploaded.
+                check_arguments(key, {} if metadata is None else metadata, callback_url)
+                asked = await session.uploader.prepare(asked, key=key, deadline=deadline)
         if key and not self._journal.is_durable and not self._warned_of_keys:
             self._warned_of_keys = True
             _log.warning(
@@ -452,9 +475,9 @@ class MidAPIClient:
             key: as for `generate`.
             metadata: as for `generate`.
             callback_url: as for `generate`.
-            wait_timeout: seconds for everything: waiting for a slot, the POST, the callback after a
-                lost answer, the result; None waits without a limit; left out, ``Timeouts.wait``
-                counted from the acceptance of the task.
+            wait_timeout: seconds for everything: uploads, waiting for a slot, the POST, the
+                callback after a lost answer, the result; None waits without a limit; left out,
+                ``Timeouts.wait`` counted from the acceptance of the task.
             **fields: with a prompt, the other fields of `TextToImage`.
 
         Raises:
@@ -482,6 +505,43 @@ class MidAPIClient:
                 seconds if deadline is None else min(seconds, max(0.0, deadline - time())),
             )
         return await handle.wait(wait_timeout if deadline is None else max(0.0, deadline - time()))
+
+    async def prepare(self, request: Request) -> Request:
+        """The request with the URL of an upload in place of each `Path`; `generate` does that, too.
+
+        All files are checked before the first one is uploaded. Without paths it is the same object.
+
+        Raises:
+            InvalidRequestError: naming each file that is missing, or is no picture or video.
+            MidAPIError: a file could not be uploaded.
+        """
+        return await self._opened().uploader.prepare(_request(request, {}))
+
+    async def upload(
+        self,
+        source: Path | bytes | BinaryIO | str,
+        *,
+        name: str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> UploadedURL:
+        """Upload a reference picture or video, of 10 MiB at most; return its URL.
+
+        The server keeps it for three days. Until then the same content is not uploaded again, also
+        by other processes with the same journal.
+
+        Args:
+            source: a file, its content, a file that is open for reading, or an http(s) URL to copy.
+            name: its name at the server, where it may replace a file with that name, so it is
+                always uploaded; the default is made from the content.
+            on_progress: called while the file is sent, in the event loop, up to ten times a second;
+                after a failed attempt it begins again.
+
+        Raises:
+            InvalidRequestError: it is missing, too large, or no picture or video; or it is not
+                known where to upload (see ``upload_url``). Nothing was sent.
+            MidAPIError: three attempts have failed, or MidAPI refused it.
+        """
+        return await self._opened().uploader.upload(source, name=name, on_progress=on_progress)
 
     async def find(self, key: str) -> TaskHandle | None:
         """The handle of what was bought with a key; None if the key is free. Sends nothing.
@@ -689,7 +749,7 @@ class MidAPIClient:
 def _check_options(
     namespace: object,
     ack: object,
-    on_event: object,
+    functions: Mapping[str, object],
     **options: tuple[object, *tuple[type | None, ...]],
 ) -> None:
     """Check a client's options.
@@ -697,7 +757,7 @@ def _check_options(
     Args:
         namespace: see `MidAPIClient`.
         ack: see `MidAPIClient`.
-        on_event: see `MidAPIClient`.
+        functions: each is a function or None.
         **options: each is a value and the types that are allowed for it.
 
     Raises:
@@ -708,8 +768,9 @@ def _check_options(
         problems["namespace"] = "must be a non-empty, printable str"
     if ack not in ("auto", "manual"):
         problems["ack"] = f"must be 'auto' or 'manual', got {shown(ack)}"
-    if on_event is not None and not callable(on_event):
-        problems["on_event"] = f"must be a function of one event, got {shown(on_event)}"
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            problems[name] = f"must be a function of one argument, got {shown(function)}"
     for name, (value, *types) in options.items():
         if not isinstance(value, tuple(each or NoneType for each in types)):
             wanted = " or ".join(each.__name__ if each else "None" for each in types)

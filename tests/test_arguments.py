@@ -2,8 +2,10 @@
 
 import asyncio
 import inspect
+import io
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,7 @@ from tests.support.secrets import API_KEY
 from tests.world import client_of
 
 URL = "https://files.example/a.png"
+PNG = b"\x89PNG\r\n\x1a\n"
 DETAILS = TaskDetails(task_id="t1")
 
 # Kinds of wrong values.
@@ -79,6 +82,8 @@ PROMPTS: dict[str, Call] = {
 TABLE: dict[str, Entry] = {
     "MidAPIClient.api_key": (settings_with("api_key"), [*BAD_TEXT, "a b"]),
     "MidAPIClient.base_url": (settings_with("base_url"), [*NO_URL[:-6], "x", "https://h?a=b"]),
+    "MidAPIClient.upload_url": (settings_with("upload_url"), [*NO_URL[:-6], "x", "https://h?a=b"]),
+    "MidAPIClient.uploader": (settings_with("uploader"), [5, "x", [print]]),
     "MidAPIClient.receiver": (settings_with("receiver"), NO_STR),
     "MidAPIClient.journal": (settings_with("journal"), [*NO_STR, "", "redis://h"]),
     "MidAPIClient.namespace": (settings_with("namespace"), [None, *BAD_TEXT]),
@@ -102,6 +107,16 @@ TABLE: dict[str, Entry] = {
     ),
     "MidAPIClient.on_event": (settings_with("on_event"), [5, "x", [print]]),
     "expected.request": (lambda c, wrong: c.expected(wrong), [None, *NO_STR]),
+    "prepare.request": (lambda c, wrong: c.prepare(wrong), [None, *NO_STR]),
+    "upload.source": (
+        lambda c, wrong: c.upload(wrong),
+        [None, *NO_URL, bytearray(), io.StringIO("x"), io.BytesIO(), Path("/"), Path("no\0file")],
+    ),
+    "upload.name": (
+        lambda c, wrong: c.upload(PNG, name=wrong),
+        [*BAD_TEXT, " ", "a/b.png", "..", ".png", "a\\b", 'a"b', "x" * 201],
+    ),
+    "upload.on_progress": (lambda c, wrong: c.upload(PNG, on_progress=wrong), [5, "x", [print]]),
     "find.key": (lambda c, wrong: c.find(wrong), [None, *BAD_TEXT, "x" * 201]),
     "task.task_id": (lambda c, wrong: c.task(wrong), NO_ID),
     "details.task_id": (lambda c, wrong: c.details(wrong), NO_ID),

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import attrs
 from yarl import URL
 
-from .._runtime.urls import is_http_url
+from .._runtime.urls import is_http_url, url_problem
 from ..errors import (
     APIError,
     BadRequestError,
@@ -51,9 +51,13 @@ from .records import (
     task_id_in,
 )
 
+if TYPE_CHECKING:
+    from aiohttp.payload import Payload
+
 GENERATE = "/api/v1/mj/generate"
 RECORD_INFO = "/api/v1/mj/record-info"
 DOWNLOAD_URL = "/api/v1/common/download-url"
+UPLOAD_FILE, UPLOAD_URL = "/api/file-stream-upload", "/api/file-url-upload"
 
 _SUBMIT_PATHS: Mapping[type[Request], str] = {
     Upscale: "/api/v1/mj/generateUpscale",
@@ -74,12 +78,14 @@ class Call:
         path: the path below the base URL, with its query.
         body: the JSON text, or None.
         is_paid: whether it costs money; such a call gets a connection of its own.
+        form: a body that is read from a file while it is sent, or None.
     """
 
     method: str
     path: str
     body: bytes | None = attrs.field(default=None, repr=False)  # holds the callback URL
     is_paid: bool = False
+    form: Payload | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen
@@ -411,6 +417,26 @@ def read_url(answer: Answer) -> str:
     if not is_http_url(data):
         raise ProtocolError("data", f"must be a URL, is {described(data)}")
     return data
+
+
+def read_upload(answer: Answer) -> str:
+    """The URL of a file that was uploaded.
+
+    kie's documentation shows it as ``downloadUrl`` and, on another page, as ``fileUrl``.
+
+    Raises:
+        APIError: the server, or a proxy in between, answered with an error.
+        ProtocolError: the answer is no success with a URL.
+    """
+    data = object_in(read_data(answer))
+    whole = object_in(answer.body.decode("utf-8", "replace"))
+    if whole.get("success", True) is not True:
+        reason = readable(str(whole.get("msg") or "no reason given"), 200)
+        raise ProtocolError("success", f"is not true: {reason}")
+    url = data.get("downloadUrl") or data.get("fileUrl")
+    if problem := url_problem(url):
+        raise ProtocolError("data.downloadUrl", problem)
+    return cast("str", url)
 
 
 # ─── callbacks ───────────────────────────────────────────────────────────────────────────────────

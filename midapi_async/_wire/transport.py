@@ -171,7 +171,7 @@ class Transport:
                 timer = self._clock.expire(scope, timeout)
                 try:
                     response = await session.request(
-                        call.method, url, data=payload, allow_redirects=False
+                        call.method, url, data=payload or call.form, allow_redirects=False
                     )
                     while not response.content.at_eof() and received.tell() <= largest:
                         received.write(await response.content.readany())
