@@ -20,7 +20,6 @@ from ._runtime.secret import hidden
 from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
-from ._submission.submitter import check_arguments
 from ._tracking.schedule import Expected, Schedule
 from ._tracking.verdict import kind_of
 from ._wire.bodies import make_request
@@ -41,6 +40,7 @@ from .requests import (
     Request,
     TextToImage,
     UploadedURL,
+    check_arguments,
     checked_task_id,
     has_several_jobs,
     nearest,

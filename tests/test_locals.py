@@ -48,7 +48,8 @@ def rendered(error: BaseException) -> dict[str, str]:
     chain = [error]
     for each in chain:  # grows meanwhile; also causes that Python itself would not print
         chain += [other for other in (each.__cause__, each.__context__) if other is not None]
-    plain, rich = [], []
+    plain: list[str] = []
+    rich: list[str] = []
     for each in chain:
         kind, frames = type(each), each.__traceback__
         plain += traceback.TracebackException.from_exception(each, capture_locals=True).format()

@@ -80,8 +80,8 @@ def request_to_json(request: Request, *, as_sent: bool = False) -> JSONObject:
         request: one of the eight requests.
         as_sent: give the body that a client sends, without its ``callBackUrl``: the fields of
             ``extra`` are not in a member ``extra`` but stand among the others, and those of
-            `Upscale` and `Vary`, each of which has a path of its own, have no ``taskType``. Else the
-            hashes of uploaded files are in a member ``fileHashes``.
+            `Upscale` and `Vary`, each of which has a path of its own, have no ``taskType``.
+            Otherwise the hashes of uploaded files are in a member ``fileHashes``.
 
     Raises:
         InvalidRequestError: naming the argument that is wrong, or files that are not uploaded yet.

@@ -307,8 +307,8 @@ def _say_what_there_is(
     if elsewhere:
         say(f"{_tasks(elsewhere)} of another service: name it with --base-url.")
     if unknown:
-        count = "1 submission is" if unknown == 1 else f"{unknown} submissions are"
-        say(f"{count} unknown, and left so: midapi journal list unknown{run.where}")
+        are = "1 submission is" if unknown == 1 else f"{unknown} submissions are"
+        say(f"{are} unknown, and left so: midapi journal list unknown{run.where}")
 
 
 def _tasks(count: int, *, are: bool = True) -> str:
