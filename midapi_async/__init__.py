@@ -22,6 +22,7 @@ from .errors import (
     ServerError, SpendingCapError, SubmissionUnknown, TaskError, TaskExpired, TaskFailed,
     TaskNotFound, TransportError, UnexpectedContent, UnprocessableError, WaitTimeout,
 )
+from .files.names import ResultFile
 from .files.progress import Progress
 from .handle import TaskHandle
 from .intents import Intents
@@ -41,9 +42,10 @@ __all__ = [
     "JournalError", "KeyConflict", "MaintenanceError", "MemoryJournal", "MidAPIClient",
     "MidAPIError", "NotFoundError", "OmniReference", "PollPolicy", "Progress", "PromptRefusedError",
     "PromptRejected", "ProtocolError", "RateLimit", "RateLimitError", "ReceiverError", "Request",
-    "ResultExpired", "ResultMissing", "RetryPolicy", "ServerError", "SpendingCapError", "State",
-    "StyleReference", "SubmissionUnknown", "TaskDetails", "TaskError", "TaskExpired", "TaskFailed",
-    "TaskHandle", "TaskNotFound", "TaskStatus", "TextToImage", "Timeouts", "TransportError",
-    "UnexpectedContent", "UnprocessableError", "UploadedURL", "Upscale", "Vary", "WaitTimeout",
-    "__version__", "request_from_json", "request_to_json", "sign_callback",
+    "ResultExpired", "ResultFile", "ResultMissing", "RetryPolicy", "ServerError",
+    "SpendingCapError", "State", "StyleReference", "SubmissionUnknown", "TaskDetails", "TaskError",
+    "TaskExpired", "TaskFailed", "TaskHandle", "TaskNotFound", "TaskStatus", "TextToImage",
+    "Timeouts", "TransportError", "UnexpectedContent", "UnprocessableError", "UploadedURL",
+    "Upscale", "Vary", "WaitTimeout", "__version__", "request_from_json", "request_to_json",
+    "sign_callback",
 ]

@@ -28,7 +28,15 @@ from .callbacks.inbox import ClientInbox
 from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming, shown
 from .events import Event
-from .files import DEFAULT_NAME, Fetcher, Progress, check_file_options, download
+from .files import (
+    DEFAULT_NAME,
+    Fetcher,
+    Progress,
+    ResultFile,
+    check_file_options,
+    download,
+    task_of,
+)
 from .handle import TaskHandle, deadline_of, handle_of
 from .intents import Intents, pages_of
 from .journal import BOUGHT, Journal
@@ -724,6 +732,18 @@ class MidAPIClient:
         if problem := url_problem(url):
             raise InvalidRequestError({"url": problem})
         return session.fetcher.stream(url)
+
+    @staticmethod
+    def task_of(path: str | os.PathLike[str]) -> ResultFile:
+        """The task that a downloaded file is of, and its place among the task's results.
+
+        Its name says it: ``TASKID_INDEX.jpeg``, or MidAPI's own name as a browser saves it. A file
+        that was renamed needs the JSON file beside it that ``download(sidecar=True)`` writes.
+
+        Raises:
+            InvalidRequestError: neither says it.
+        """
+        return task_of(path)
 
     async def credits(self) -> float:
         """The credits that the account has left; may be a fraction.

@@ -2,8 +2,17 @@
 
 from .download import download
 from .fetch import Fetcher, check_file_options
-from .names import DEFAULT_NAME
+from .names import DEFAULT_NAME, ResultFile, task_of
 from .progress import Progress
 from .upload import Uploader
 
-__all__ = ["DEFAULT_NAME", "Fetcher", "Progress", "Uploader", "check_file_options", "download"]
+__all__ = [
+    "DEFAULT_NAME",
+    "Fetcher",
+    "Progress",
+    "ResultFile",
+    "Uploader",
+    "check_file_options",
+    "download",
+    "task_of",
+]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from midapi_async import InvalidRequestError, TaskDetails, TaskStatus
+from midapi_async import InvalidRequestError, MidAPIClient, TaskDetails, TaskStatus, Upscale
 from midapi_async.files.content import EXTENSIONS
 from midapi_async.files.names import (
     DEFAULT_NAME,
@@ -303,6 +303,12 @@ def test_a_sidecar_leads_back_to_any_task(
     write_sidecar(path, details(task_id, count=100), index, 7, "")
     assert task_of(path) == ResultFile(task_id, index)
     sidecar_of(path).unlink()
+
+
+def test_a_file_leads_to_the_next_request() -> None:
+    """`MidAPIClient.task_of` needs no open client; what it gives fits where a task id is wanted."""
+    task_id, index = MidAPIClient.task_of(f"pictures/{TASK}_2.jpeg")
+    assert Upscale(task_id, index) == Upscale(TASK, 2)
 
 
 def test_a_name_that_looks_like_a_task_counts_less_than_the_sidecar(tmp_path: Path) -> None:
