@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -26,13 +27,22 @@ if TYPE_CHECKING:
     from midapi_async import TaskDetails
 
 _TIME_SCALE = 20.0  # a picture that takes a minute is there after three seconds
+# A shell takes these lines as they are.
 _NEXT = """
 What to try next:
-  midapi sandbox --time-scale 20    a local MidAPI, to develop against
-  midapi generate "a blue whale"    four pictures (with MIDAPI_API_KEY set, or against a sandbox)
-  midapi --help                     everything else"""
-_NEXT_REAL = """  midapi generate upscale {task_id} 0
-                                    the first picture, larger; this also costs credits"""
+{more}  # a local MidAPI to develop against, until Ctrl-C
+  midapi sandbox --time-scale 20
+{against}  # everything else
+  midapi --help"""
+_AGAINST_SANDBOX = """  # four pictures from it, in another terminal
+  export MIDAPI_API_KEY=any MIDAPI_BASE_URL=http://127.0.0.1:8787
+  MIDAPI_TIME_SCALE=20 midapi generate "a blue whale"
+"""
+_MORE_OF_REAL = """  # the first picture, larger; this costs credits
+  midapi generate upscale {task_id} 0{options}
+  # four other pictures; this costs credits
+  midapi generate "a blue whale"{options}
+"""
 
 _SERVICE = Service()
 
@@ -92,7 +102,7 @@ async def _carry_out(prompt: str, folder: Path, service: Service | None) -> None
         _print_files(await download(client, details, folder), folder)
         after = await client.credits()
         out(f"   The account has {amount(after)} credits: {amount(before - after)} fewer.")
-    _print_next(None if service is None else details.task_id)
+    _print_next(details.task_id, service)
 
 
 async def _open_sandbox(exits: AsyncExitStack, progress: Progress) -> MidAPIClient:
@@ -161,7 +171,18 @@ def _print_files(files: list[Path], folder: Path) -> None:
         out(f"     {path.name}  {path.stat().st_size / 1000:.0f} kB")
 
 
-def _print_next(task_id: str | None) -> None:
-    lines = _NEXT if task_id is None else f"{_NEXT}\n{_NEXT_REAL.format(task_id=task_id)}"
-    for line in lines.splitlines():
+def _print_next(task_id: str, service: Service | None) -> None:
+    if service is None:
+        text = _NEXT.format(more="", against=_AGAINST_SANDBOX)
+    else:
+        given = {
+            "--base-url": service.base_url,
+            "--api-key-file": service.api_key_file,
+            # A password in it is not printed.
+            "--proxy": None if "@" in (service.proxy or "") else service.proxy,
+        }
+        chosen = [f" {name} {quote(str(it))}" for name, it in given.items() if it is not None]
+        more = _MORE_OF_REAL.format(task_id=task_id, options="".join(chosen))
+        text = _NEXT.format(more=more, against="")
+    for line in text.splitlines():
         out(line)

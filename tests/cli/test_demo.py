@@ -1,4 +1,7 @@
 import io
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 import midapi_async.cli.demo
 from midapi_async.sandbox import SandboxThread, delay
 from midapi_async.sandbox._pictures import warn_without_pillow
-from tests.cli.conftest import Midapi, ctrl_c_when, finish, only, spawn
+from tests.cli.conftest import REPOSITORY, Midapi, Ran, ctrl_c_when, finish, only, spawn
 from tests.cli.test_sandbox import free_port
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
@@ -116,6 +119,80 @@ def test_an_unusable_folder_is_a_usage_error(midapi: Midapi) -> None:
     Path("taken").write_text("")
     ran = midapi("demo", "--folder", "taken")
     assert (ran.code, ran.out) == (2, "")
+
+
+def closing_lines(ran: Ran) -> list[str]:
+    """What the demo says to try next, without the comments."""
+    after = ran.lines[ran.lines.index("What to try next:") + 1 :]
+    return [line.strip() for line in after if not line.strip().startswith("#")]
+
+
+def shell(folder: Path, *lines: str) -> "subprocess.Popen[str]":
+    """A shell that runs lines in an empty folder, where `midapi` is our command line."""
+    programs = folder / "programs"
+    programs.mkdir(exist_ok=True)
+    program = programs / "midapi"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m midapi_async "$@"\n')
+    program.chmod(0o755)
+    (folder / "empty").mkdir(exist_ok=True)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["/bin/sh", "-ec", "\n".join(lines)],
+        cwd=folder / "empty",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
+def test_the_lines_at_the_end_work_as_they_stand(midapi: Midapi, elsewhere: Path) -> None:
+    """In an empty folder, without a key: a sandbox, and what uses it in another terminal."""
+    with socket.socket() as finder:
+        if finder.connect_ex(("127.0.0.1", 8787)) == 0:
+            pytest.skip("another program has the sandbox's port")
+    serve, *others = closing_lines(midapi("demo"))
+    assert serve.startswith("midapi sandbox")
+    assert [line.partition(" ")[0] for line in others] == [
+        "export",
+        "MIDAPI_TIME_SCALE=20",
+        "midapi",
+    ]
+    with shell(elsewhere, f"exec {serve}") as sandbox:
+        try:
+            assert sandbox.stdout is not None
+            assert sandbox.stdout.readline() == "http://127.0.0.1:8787\n"
+            ran = finish(shell(elsewhere, *others))
+        finally:
+            sandbox.terminate()
+            sandbox.communicate()
+    assert ran.code == 0, ran.err
+    assert "Usage: midapi COMMAND" in ran.out
+    assert len(list((elsewhere / "empty").iterdir())) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
+def test_after_a_real_service_the_lines_name_it(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given to the demo is given again; only the sandbox would not end by itself."""
+    key = elsewhere / "my key"
+    key.write_text(os.environ["MIDAPI_API_KEY"])
+    for name in ("MIDAPI_API_KEY", "MIDAPI_BASE_URL"):
+        monkeypatch.delenv(name)
+    ran = midapi("demo", "--yes", "--base-url", midapi_sandbox.url, "--api-key-file", key)
+    lines = [line for line in closing_lines(ran) if not line.startswith("midapi sandbox")]
+    assert len(lines) == 3
+    ran = finish(shell(elsewhere, *lines))
+    assert ran.code == 0, ran.err
+    assert [each.body.get("prompt") for each in midapi_sandbox.ledger.accepted] == [
+        "a red fox in the snow",
+        None,
+        "a blue whale",
+    ]
+    assert len(list((elsewhere / "empty").iterdir())) == 5
 
 
 def test_it_runs_as_a_process(elsewhere: Path) -> None:
