@@ -39,6 +39,7 @@ from ._terminal import one_line, out, out_json, say
 
 _SERVICE, _OUTPUT = Service(), Output()
 _AT_ONCE = 8  # tasks whose files are downloaded, or that get a last look, at the same time
+_PRINTED_AT_ONCE = 100  # results; after a kill, so many may be printed again
 
 
 def resume(
@@ -163,45 +164,52 @@ class _Run:
         """
         try:
             await (handle.wait() if self.timeout is None else handle.wait(self.timeout))
-        except WaitTimeout as error:
+        except WaitTimeout:
             # Looks are planned, so there may have been none for some time.
             async with self._turns:
                 details = await handle.details(max_age=self.timeout or 0.0)
             if not details.is_final:
-                if error.problem is not None:
-                    raise
                 return False
             await handle.wait()  # returns or raises at once, and records the details
         return True
 
-    async def deliver(self, result: _Result) -> None:
-        """Print a result, and then mark it as taken; with JSON, keep it for `finish`."""
+    async def deliver(self, results: list[_Result]) -> None:
+        """Print results, and then mark them as taken; with JSON, `finish` does both."""
+        printed: list[_Result] = []
+        try:
+            printed.extend(result for result in results if self._print(result))
+        finally:  # what was printed before stdout failed, too
+            self.fetched += printed
+            if not self.output.as_json:
+                await self.take(printed)
+
+    def _print(self, result: _Result) -> bool:
+        """Print a result; return whether it is complete."""
         final, task_id = result.handle.final, result.handle.task_id
         if final is None or not result.is_complete:
             self.left.append(result)
             if result.problem is not None:
                 say(f"Task {task_id} is left: {one_line(result.problem)}")
-            return
-        self.fetched.append(result)
+            return False
         if result.has_failed:
-            say(f"{one_line(result.problem)} It is taken, too.")
+            say(f"{one_line(result.problem)} The task is taken, too.")
         if not self.output.as_json:
             for each in result.files or final.urls:
                 out(f"{task_id} {each}")
-            await self.take(result)
+        return True
 
-    async def take(self, result: _Result) -> None:
-        """Mark a result as taken. If this never happens, the next run prints it again."""
-        await result.handle.ack()
-        self.taken += 1
+    async def take(self, results: list[_Result]) -> None:
+        """Mark results as taken. If this never happens, the next run prints them again."""
+        # Together, because then they share the journal's transactions.
+        await asyncio.gather(*(result.handle.ack() for result in results))
+        self.taken += len(results)
 
     async def finish(self, notes: dict[str, int]) -> None:
         """Print what is to be said at the end; with JSON, everything."""
         if self.output.as_json:
             tasks, left = ([each.to_dict() for each in some] for some in (self.fetched, self.left))
             out_json({"tasks": tasks, "left": left, **notes})
-            for result in self.fetched:
-                await self.take(result)
+            await self.take(self.fetched)
         failed = sum(result.has_failed for result in self.fetched)
         unfinished = sum(result.problem is None for result in self.left)
         if self.fetched:
@@ -283,15 +291,18 @@ async def _deliver_all(run: _Run, tasks: list[asyncio.Task[_Result]], progress: 
     for task in tasks:
         task.add_done_callback(ready.put_nowait)
     await asyncio.sleep(0)  # those that are finished need no progress
-    for left in range(len(tasks), 0, -1):
+    left = len(tasks)
+    while left:
+        ended: list[asyncio.Task[_Result]] = []
         if ready.empty():
             progress.describe(f"waits for {_tasks(left, are=False)}")
             # It ends before anything is printed, because it may be drawn on the same terminal.
             async with progress:
-                task = await ready.get()
-        else:
-            task = ready.get_nowait()
-        await run.deliver(task.result())
+                ended.append(await ready.get())
+        while not ready.empty() and len(ended) < _PRINTED_AT_ONCE:
+            ended.append(ready.get_nowait())
+        await run.deliver([task.result() for task in ended])
+        left -= len(ended)
 
 
 def _say_what_there_is(

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from midapi_async.journal import PENDING, Intent, State
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.journal.sqlite.store import Store
-from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, only
+from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when
 from tests.journal.world import SCOPE, accepted, intent
 
 pytestmark = pytest.mark.real_time
@@ -163,18 +164,21 @@ def test_a_target_that_cannot_be_used(
     assert leftovers(elsewhere / "folder") == []
 
 
-@pytest.mark.parametrize("is_copied", [False, True])
-def test_a_full_disk(journal: Path, elsewhere: Path, *, is_copied: bool) -> None:
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [("copy", "the copy cannot be written: "), ("tar", "the backup '")],
+)
+def test_a_full_disk(midapi: Midapi, journal: Path, elsewhere: Path, where: str, text: str) -> None:
     """It fills up in the copy of the database, or in the tar file; neither is left behind."""
-    kilobytes = (journal / "journal.sqlite").stat().st_size // 1024 if is_copied else 40
-    command = f"ulimit -f {kilobytes}; exec {sys.executable} -m midapi_async journal backup b.tar"
-    ran = subprocess.run(
-        ["bash", "-c", command], check=False, capture_output=True, text=True, timeout=20
-    )
-    assert ran.returncode == 1
-    assert only(ran.stderr.splitlines()).startswith(
-        "midapi: the backup" if is_copied else "midapi: the copy cannot be written"
-    )
+    space = 40 << 10 if where == "copy" else (journal / "journal.sqlite").stat().st_size
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (space, hard))
+    try:
+        ran = midapi("journal", "backup", "b.tar")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ran.code == 1
+    assert ran.error.startswith(text)
     assert leftovers(elsewhere) == []
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from midapi_async import MidAPIClient, SubmissionUnknown
+from midapi_async import MemoryJournal, MidAPIClient, SubmissionUnknown
 from midapi_async.cli import _resume
 from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.sandbox import SandboxThread, fail_task, gone, lose_answer, never_end
+from midapi_async.sandbox import SandboxThread, answer_code, fail_task, gone, lose_answer, never_end
 from tests.cli.conftest import Midapi, Ran, ctrl_c_when, only, spawn, wait_until
 
 # At the default scale a slow task would print its progress.
@@ -173,10 +173,23 @@ def test_timeout_0_takes_only_what_is_finished(
 
 def _is_final(task_id: str) -> bool:
     async def look() -> bool:
-        async with MidAPIClient(journal=None, namespace="looker") as client:
+        async with MidAPIClient(journal=MemoryJournal()) as client:
             return (await client.details(task_id)).is_final
 
     return asyncio.run(look())
+
+
+def test_a_task_that_midapi_does_not_show_is_left(
+    midapi: Midapi, midapi_sandbox: SandboxThread, journal: Path
+) -> None:
+    """With the reason; the others are fetched."""
+    bad, good = buy("a", "b")
+    midapi_sandbox.faults.on("look", task=bad, do=answer_code(500, "a bad moment"))
+    ran = midapi("journal", "resume", "--timeout", "300")
+    assert (ran.code, task_ids(ran)) == (1, [good])
+    line = only([line for line in ran.err.splitlines() if line.startswith(f"Task {bad} is left")])
+    assert "a bad moment" in line
+    assert taken(journal) == {"a": False, "b": True}
 
 
 def test_ctrl_c_leaves_the_rest(
