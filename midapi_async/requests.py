@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import (
     Any,
@@ -21,6 +21,7 @@ from typing import (
     NoReturn,
     Protocol,
     Self,
+    SupportsIndex,
     TypeAlias,
     TypedDict,
     cast,
@@ -42,8 +43,6 @@ AspectRatio: TypeAlias = Literal[
 Version: TypeAlias = Literal["7", "6.1", "6", "5.2", "5.1", "niji6", "niji7"] | str
 Motion: TypeAlias = Literal["high", "low"]
 VideoBatchSize: TypeAlias = Literal[1, 2, 4]
-# Reference pictures. A list is invariant for type checkers, hence three kinds of it.
-Files: TypeAlias = list[str] | list[Path] | list[str | Path] | tuple[str | Path, ...]
 
 MAX_PROMPT = 2000  # characters, as documented
 MAX_METADATA = 4096  # bytes
@@ -53,6 +52,15 @@ TASK_ID = re.compile(r"(?!mjt_)[A-Za-z0-9_-]{1,128}")
 _LARGEST_INDEX = 2**31 - 1  # no limit is documented; this is the largest 32-bit integer
 _DEEPEST = 32  # levels of `extra`
 _MOST_BITS = 1024  # of an integer in `extra`; a larger one cannot be read as a float
+
+
+class Files(Protocol):
+    """A list or a tuple of URLs and paths, for type checkers; a `str` is none."""
+
+    def __contains__(self, value: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str | Path]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: SupportsIndex, /) -> str | Path: ...
 
 
 class UploadedURL(str):
@@ -379,7 +387,7 @@ def _task_id(value: str | HasTaskId) -> str:
     return cast("str", found if isinstance(found, str) else value)
 
 
-def _as_tuple(value: Files) -> tuple[str | Path, ...]:
+def _as_tuple(value: Files) -> Files:
     """Freeze a list; leave anything else for the rule to refuse."""
     return tuple(value) if isinstance(value, list) else value
 
