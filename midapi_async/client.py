@@ -305,8 +305,9 @@ class MidAPIClient:
         Some servers, such as uvicorn, finish their open requests before you can close the client.
         Call this when such a server begins to shut down. Each wait raises `ClientClosed` with its
         task's id; so does a submission that waits to be sent, and every later one (without an id);
-        ``intents.settle`` raises `SubmissionUnknown`. POSTs that are under way finish. Tasks go on
-        and can be awaited by another client. Without effect while the client is not open.
+        ``intents.settle`` raises `SubmissionUnknown`. Uploads end, too. POSTs that are under way
+        finish. Tasks go on and can be awaited by another client. Without effect while the client is
+        not open.
         """
         if self._session is not None:
             self._session.stop_waiting()

@@ -52,7 +52,7 @@ from ..errors import (
 from ..journal import PENDING, Intent, Journal, State
 from ..requests import ImageToImage, Request, UploadedURL, paths_of
 from .content import LONGEST_START, extension_of, looks_like
-from .progress import Progress
+from .progress import Progress, Reporter
 
 _log = logging.getLogger("midapi_async.files")
 
@@ -66,7 +66,6 @@ BLOCK = 256 * 1024
 _AT_ONCE = 4
 _PAUSES = (1.0, 3.0, None)  # seconds after each failed attempt
 _LAST_READ = 0.5  # seconds of the loop for files and the journal when there is no time left
-_PROGRESS_INTERVAL = 0.1  # seconds of the loop
 _LONGEST_NAME = 200  # bytes
 _NO_HOST = (
     "is not known: MidAPI documents no host for uploads. Pass upload_url= or set "
@@ -97,8 +96,13 @@ class _Content:
         """The name that it gets at the server, if the user gives none."""
         return f"{self.sha256[:16]}{self.extension}"
 
-    def open(self) -> BinaryIO:
-        return _opened(self.source)
+
+class _Changed(Exception):
+    """A file is not any more what it was when it was looked at."""
+
+    def __init__(self, content: _Content) -> None:
+        super().__init__()
+        self.problem = f"{_named(content.source)}was changed or removed while it was uploaded"
 
 
 @attrs.define
@@ -108,30 +112,19 @@ class _Asking:
     Attributes:
         name: the name of the upload.
         callers: what each of them waits for, and its `on_progress`.
-        last: when the progress was reported for the last time, on the loop's clock.
         failure: of the last attempt.
     """
 
     name: str
-    callers: list[tuple[asyncio.Future[object], OnProgress | None]] = attrs.field(factory=list)
-    last: float = 0.0
+    callers: list[tuple[asyncio.Future[object], Reporter]] = attrs.field(factory=list)
     failure: MidAPIError | None = None
 
     def report(self, done: int, total: int) -> None:
-        """Tell the callers how far it is: ten times a second, and at its end."""
-        now = asyncio.get_running_loop().time()
-        if done < total and now - self.last < _PROGRESS_INTERVAL:
-            return
-        self.last = now
+        """Tell those who still wait how far it is."""
         progress = Progress(name=self.name, index=0, done=done, total=total)
-        for index, (waiting, on_progress) in enumerate(self.callers):
-            if on_progress is None or waiting.done():
-                continue
-            try:
-                on_progress(progress)
-            except Exception:  # noqa: BLE001 - a bug in the user's function must not end the upload
-                self.callers[index] = waiting, None
-                _log.exception("on_progress failed; the upload goes on without it")
+        for waiting, reporter in self.callers:
+            if not waiting.done():
+                reporter.report(progress, is_last=done == total)
 
     def resolve(self, found: object) -> None:
         """Give the outcome to all who still wait."""
@@ -191,14 +184,12 @@ class Uploader:
             problems["source"] = problem
         if problems:
             raise InvalidRequestError(problems)
-        if self._own is None:
-            self._host()
         if isinstance(source, str):
-            return await self._outcome(self._start_url(str(source), name))
+            return await self._outcome(self._start_url(str(source), name), "source")
         content = await self._looked_at(source)
         if isinstance(content, str):
             raise InvalidRequestError({"source": content})
-        return await self._outcome(self._start(content, name, on_progress))
+        return await self._outcome(self._start(content, name, on_progress), "source")
 
     async def prepare(
         self, request: Request, *, key: str | None = None, deadline: float | None = None
@@ -227,6 +218,7 @@ class Uploader:
         # With no time left, a known key must still be answered.
         scope = asyncio.timeout_at(None if end is None else max(end, now + _LAST_READ))
         started: dict[int, asyncio.Future[object]] = {}
+        urls: dict[int, UploadedURL] = {}
         try:
             async with scope:
                 contents = await self._all_looked_at(paths)
@@ -239,10 +231,9 @@ class Uploader:
                     urls = {i: _url_of(each, before[i]) for i, each in contents.items()}
                     return _with_files(request, urls)
                 scope.reschedule(end)
-                if self._own is None:
-                    self._host()
                 started = {i: self._start(each) for i, each in contents.items()}
-                urls = {i: await self._outcome(each) for i, each in started.items()}
+                for index, waiting in started.items():
+                    urls[index] = await self._outcome(waiting, f"file_urls[{index}]")
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -330,9 +321,10 @@ class Uploader:
         self, content: _Content, name: str | None = None, on_progress: OnProgress | None = None
     ) -> asyncio.Future[object]:
         """Begin to upload a content, or share an upload of it that is under way."""
-        work = partial(self._upload, content, name)
         if self._own is not None:
             work = partial(self._upload_by_user, self._own, content)
+        else:
+            work = partial(self._upload, content, name, str(self._host()))
         called = name or content.name
         return self._share(f"{content.sha256} {called}", called, work, on_progress)
 
@@ -362,11 +354,12 @@ class Uploader:
         if self._is_stopped:
             raise ClientClosed
         own: asyncio.Future[object] = self._clock.loop.create_future()
+        reporter = Reporter(on_progress)
         asking = self._shared.get(identity)
         if asking is not None:
-            asking.callers.append((own, on_progress))
+            asking.callers.append((own, reporter))
             return own
-        asking = self._shared[identity] = _Asking(name, [(own, on_progress)])
+        asking = self._shared[identity] = _Asking(name, [(own, reporter)])
         self._tasks.start(self._carry_out(identity, asking, work))
         return own
 
@@ -385,10 +378,12 @@ class Uploader:
             del self._shared[identity]
             asking.resolve(found)
 
-    async def _outcome(self, waiting: asyncio.Future[object]) -> UploadedURL:
+    async def _outcome(self, waiting: asyncio.Future[object], field: str) -> UploadedURL:
         found = await waiting
         if isinstance(found, UploadedURL):
             return found
+        if isinstance(found, _Changed):
+            raise InvalidRequestError({field: found.problem})
         if isinstance(found, MidAPIError):  # raising adds a traceback, so each caller gets a copy
             error = copy(found)
             error.__cause__ = found.__cause__
@@ -411,13 +406,14 @@ class Uploader:
 
     # ─── uploading ───────────────────────────────────────────────────────────────────────────────
 
-    async def _upload(self, content: _Content, name: str | None, asking: _Asking) -> UploadedURL:
+    async def _upload(
+        self, content: _Content, name: str | None, server: str, asking: _Asking
+    ) -> UploadedURL:
         """Upload a content to the upload URL, unless that was done before.
 
         With a name of the user's it is uploaded each time, because another content may have
         replaced it under that name.
         """
-        server = str(self._settings.upload_url)
         scope, kind = self._scope.partition(" ")[0], f"upload {content.sha256}"
         url: str | None = None
         if name is None:
@@ -427,17 +423,15 @@ class Uploader:
             asking.report(content.size, content.size)
             return _url_of(content, url)
         expires = time.time() + KEPT / self._clock.scale
-        forms: list[_Form] = []
 
         def call() -> Call:
-            forms.append(_Form(content, name or content.name, asking.report))
-            return Call("POST", protocol.UPLOAD_FILE, form=forms[-1])
+            try:
+                form = _Form(content, name or content.name, asking.report)
+            except OSError:
+                raise _Changed(content) from None
+            return Call("POST", protocol.UPLOAD_FILE, form=form)
 
-        try:
-            url = await self._send(call, asking)
-        finally:
-            for form in forms:
-                form.file.close()
+        url = await self._send(call, asking)
         if name is None:
             try:
                 await self._journal.note(scope, kind, server, url, expires=expires)
@@ -450,11 +444,14 @@ class Uploader:
     ) -> UploadedURL:
         """Have the user's own function upload a content."""
         async with self._turns:
-            url = await upload(content.source)
+            answer = upload(content.source)
+            url = await answer if isinstance(answer, Awaitable) else None
         if problem := url_problem(url):
-            raise InvalidRequestError({"uploader": f"must return a URL of the file; it {problem}"})
+            raise InvalidRequestError(
+                {"uploader": f"must be async and return a URL, which {problem}"}
+            )
         if isinstance(content.source, Path) and _stamp_of(content.source) != content.stamp:
-            raise _changed(content)
+            raise _Changed(content)
         asking.report(content.size, content.size)
         return _url_of(content, url)
 
@@ -486,8 +483,11 @@ class Uploader:
             answer = await transport.call(call, self._timeouts.submit)
         except TransportError as error:
             if isinstance(call.form, _Form) and call.form.has_changed:
-                raise _changed(call.form.content) from None
+                raise _Changed(call.form.content) from None
             raise self._renamed(error) from None
+        finally:
+            if isinstance(call.form, _Form):
+                call.form.file.close()
         try:
             return protocol.read_upload(answer)
         except ProtocolError:
@@ -510,11 +510,6 @@ def _is_passing(error: MidAPIError) -> bool:
     if isinstance(error, APIError):
         return error.code >= 500 or error.code in {408, 425, 429, 455}
     return isinstance(error, ProtocolError)
-
-
-def _changed(content: _Content) -> InvalidRequestError:
-    problem = f"{content.source!s} was changed while it was uploaded; upload it when it is complete"
-    return InvalidRequestError({"source": problem})
 
 
 def _url_of(content: _Content, url: str) -> UploadedURL:
@@ -560,7 +555,7 @@ class _Form(Payload):
         self._size = len(self._head) + content.size + len(self._tail)
         self._report = report
         self.content = content
-        self.file = content.open()
+        self.file = _opened(content.source)
         self.has_changed = False
 
     def decode(self, *_: object) -> str:
@@ -602,9 +597,16 @@ def _opened(source: Path | bytes) -> BinaryIO:
     return open(source, "rb", opener=lambda path, flags: os.open(path, flags | no_waiting))
 
 
-def _stamp_of(path: Path) -> object:
+def _named(source: Path | bytes) -> str:
+    """A file's name for the beginning of a sentence, on one line; nothing for bytes."""
+    name = "" if isinstance(source, bytes) else f"{source} "
+    return name if name.isprintable() else f"{shown(str(source), 200)} "
+
+
+def _stamp_of(file: Path | int) -> object:
+    """What changes with a file; None if it is gone."""
     with suppress(OSError):
-        found = path.stat()
+        found = os.stat(file)  # noqa: PTH116 - also for a descriptor
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
     return None
 
@@ -612,29 +614,26 @@ def _stamp_of(path: Path) -> object:
 def _look_at_file(path: Path, most: int | None) -> _Content | str:
     try:
         with _opened(path) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                return f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}"
-            stamp = _stamp_of(path)
-            return _look_at(file, path, stamp, f"{path} ", most)
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return f"{_named(path)}is not a file"
+            return _look_at(file, path, _stamp_of(file.fileno()), most)
     except FileNotFoundError:
-        return f"{path} does not exist"
+        return f"{_named(path)}does not exist"
     except IsADirectoryError:
-        return f"{path} is a folder"
+        return f"{_named(path)}is a folder"
     except (OSError, ValueError) as error:  # also: a path with a zero byte
-        return (
-            f"{shown(str(path), 200)} cannot be read: {getattr(error, 'strerror', None) or error}"
-        )
+        return f"{_named(path)}cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _look_at_bytes(data: bytes, most: int | None) -> _Content | str:
-    return _look_at(io.BytesIO(data), data, None, "", most)
+    return _look_at(io.BytesIO(data), data, None, most)
 
 
 def _look_at(
-    file: BinaryIO, source: Path | bytes, stamp: object, named: str, most: int | None
+    file: BinaryIO, source: Path | bytes, stamp: object, most: int | None
 ) -> _Content | str:
     """What a file contains; or what is wrong with it, beginning with its name."""
+    named = _named(source)
     start = file.read(LONGEST_START)
     if not start:
         return f"{named}is empty"
