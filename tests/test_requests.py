@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +24,7 @@ from midapi_async.requests import (
     Request,
     StyleReference,
     TextToImage,
+    UploadedURL,
     Upscale,
     Vary,
     has_several_jobs,
@@ -129,6 +131,8 @@ GOOD: dict[str, list[object]] = {
         ["https://[::1]/x"],
         ["https://例え.jp/狐.png"],
         ["https://u:p@h/x"],
+        [Path("a.png")],
+        (UploadedURL(URL, "0" * 64),),
     ],
     "hd": [True, False],
     "motion": ["high", "low"],
@@ -189,6 +193,8 @@ BAD: dict[str, list[object]] = {
         [URL.encode()],
         [[URL]],
         [""],
+        Path("a.png"),
+        [PurePosixPath("a.png")],
         ["picture.png"],
         ["/tmp/picture.png"],  # noqa: S108 - no file, a text
         ["file:///etc/passwd"],

@@ -463,6 +463,7 @@ def test_every_request_round_trips_through_its_body(request_: Request) -> None:
     body = loads(dumps(request_to_json(request_)))
     assert isinstance(body, dict)
     assert request_ == request_from_json(body)
+    assert fingerprint(request_) == fingerprint(request_from_json(body))
     assert request_ == request_from_json({**body, "callBackUrl": CALLBACK})
     plain = attrs.evolve(request_, extra={})
     sent = loads(submit_body(plain, CALLBACK))
