@@ -5,12 +5,17 @@ the POST, else from record-info, never from a callback alone. A durable journal 
 before it is answered, so that waits in other processes learn about it, and a wait after a restart
 looks at once. It may belong to another namespace, as those of ``midapi generate`` do while a bot
 has the port.
+
+A probe is a callback that ``midapi doctor`` sends to its own public URL. Its token is a note in the
+journal, and belongs to no intent; the inbox removes the note, by which the doctor sees that the
+probe came to this application, and not only to some web server.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from contextvars import Context
 
 from .._runtime.background import OwnedTasks
@@ -21,6 +26,10 @@ from ..journal import Intent
 from .relay import relay_hints
 
 _log = logging.getLogger("midapi_async.callbacks")
+
+# Scope and kind of the notes about probes: the token's hash, and the task id in the body.
+PROBES = ("midapi doctor", "probe")
+PROBE_INTERVAL = 1.0  # seconds, at least, from one read of these notes to the next
 
 
 class ClientInbox:
@@ -34,6 +43,8 @@ class ClientInbox:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._tasks = OwnedTasks()
+        self._probes: Mapping[str, str] = {}
+        self._probes_read_at = -math.inf  # on the loop's clock
         self.taken = 0
         self.ignored = 0
 
@@ -42,21 +53,36 @@ class ClientInbox:
         if self._session.journal.is_durable:
             self._tasks.start(relay_hints(self._session), context=Context())
 
-    async def find(self, token_hash: str) -> Intent | None:
-        """The intent that a token belongs to, if it was sent to this client's service."""
+    async def find(self, token_hash: str) -> Intent | str | None:
+        """The intent of a token, if it was sent to this client's service; or a probe's hash."""
         row = await self._session.journal.find(token_hash=token_hash)
-        return row if row is not None and row.origin == self._session.origin else None
+        if row is not None:
+            return row if row.origin == self._session.origin else None
+        # At most one more read in a second, however many unknown tokens come.
+        now = self._session.loop.time()
+        if now - self._probes_read_at >= PROBE_INTERVAL:
+            self._probes_read_at = now
+            self._probes = await self._session.journal.notes(*PROBES)
+        return token_hash if token_hash in self._probes else None
 
-    def task_ids(self, row: Intent) -> Collection[str]:
-        """The intent's tasks."""
-        return [row.task_id, *row.other_task_ids] if row.task_id is not None else []
+    def task_ids(self, found: Intent | str) -> Collection[str]:
+        """The intent's tasks; the one that a probe is sent for."""
+        if isinstance(found, str):
+            return [self._probes[found]] if found in self._probes else []
+        return [found.task_id, *found.other_task_ids] if found.task_id is not None else []
 
-    async def take(self, row: Intent, callback: Callback | None) -> int:
+    async def take(self, row: Intent | str, callback: Callback | None) -> int:
         """Handle a callback with this intent's token; return the HTTP status for the answer.
 
         Raises:
             JournalError: it cannot be recorded now.
         """
+        if isinstance(row, str):
+            if callback is None or callback.task_id not in self.task_ids(row):
+                return 400  # its body was lost or changed on the way; the doctor says so
+            await self._session.journal.note(*PROBES, row)
+            _log.info("The probe of midapi doctor has arrived")
+            return 200
         # A callback that cannot be read is a hint for the task that is known already.
         task_id = row.task_id if callback is None else callback.task_id
         if task_id is None:

@@ -234,7 +234,7 @@ class Journal(Protocol):
         """Store a small value; it replaces one with the same scope, kind and name.
 
         Args:
-            scope: an origin, or the scope of intents.
+            scope: an origin, the scope of intents, or who writes it.
             kind: what it is about, as in "duration".
             name: its name, unique for a scope and kind.
             value: the value; None removes it.

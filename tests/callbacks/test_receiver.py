@@ -28,6 +28,7 @@ from midapi_async import (
 )
 from midapi_async._wire.tokens import new_token, token_hash
 from midapi_async.callbacks.http.answer import LARGEST_BODY
+from midapi_async.callbacks.inbox import PROBE_INTERVAL, PROBES
 from midapi_async.callbacks.signature import signature
 from midapi_async.events import CalledBack, Event
 from midapi_async.journal import Intent
@@ -538,6 +539,99 @@ async def test_an_unknown_token_is_404_before_the_body_is_read() -> None:
 
         for token in (new_token(), "", "x" * 10_000, "é", "..", "mjt_", token_hash(scene.token)):
             assert await scene.receiver.handle(token, {}, body) == 404
+
+
+async def a_probe(journal: MemoryJournal, *, lasts: float = 300.0) -> str:
+    """Write the note about a probe of `midapi doctor` for task OTHER; return its token."""
+    token = new_token()
+    await journal.note(*PROBES, token_hash(token), OTHER, expires=time.time() + lasts)
+    return token
+
+
+async def test_a_probe_of_the_doctor_is_taken_once() -> None:
+    """It removes its note, wakes nobody and touches no intent; then its token is unknown."""
+    async with a_scene(accepted(), webhook_key=WEBHOOK_KEY) as scene:
+        await scene.client.generate("a red fox")
+        before = await scene.row()
+        token = await a_probe(scene.journal)
+        other = await a_probe(scene.journal)
+        assert await scene.receiver.handle(token, signed(OTHER), callback(OTHER)) == 200
+        assert list(await scene.journal.notes(*PROBES)) == [token_hash(other)]
+        await asyncio.sleep(PROBE_INTERVAL)
+        assert await scene.receiver.handle(token, signed(OTHER), callback(OTHER)) == 404
+        assert await scene.row() == before
+        assert scene.client.stats().callbacks == 0
+        assert not looks(scene.server)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({}, callback(OTHER), 401),
+        (signed(OTHER, key="wrong"), callback(OTHER), 401),
+        (signed(OTHER), b"", 400),
+        (signed(OTHER), callback(OTHER)[:40], 400),
+        (signed(TASK), callback(TASK), 400),
+        ({"Content-Encoding": "gzip"}, callback(OTHER), 415),
+    ],
+    ids=["unsigned", "wrong_key", "no_body", "half_a_body", "another_task", "compressed"],
+)
+async def test_a_changed_probe_is_refused_like_a_callback(
+    headers: dict[str, str], body: bytes, status: int
+) -> None:
+    """Its note stays, so that the doctor does not take it for received."""
+    async with a_scene(accepted(), webhook_key=WEBHOOK_KEY) as scene:
+        token = await a_probe(scene.journal)
+        assert await scene.receiver.handle(token, headers, body) == status
+        assert len(await scene.journal.notes(*PROBES)) == 1
+
+
+async def test_a_probe_needs_its_whole_token_in_time() -> None:
+    """Neither the hash that the journal holds nor an expired token is known."""
+    async with a_scene(accepted()) as scene:
+        token = await a_probe(scene.journal)
+        expired = await a_probe(scene.journal, lasts=-1.0)
+        for wrong in (token_hash(token), token[:-1], token.upper(), expired, OTHER):
+            assert await scene.receiver.handle(wrong, {}, callback(OTHER)) == 404
+        assert await scene.receiver.handle(token, {}, callback(OTHER)) == 200
+
+
+@pytest.mark.fault("C8")
+async def test_unknown_tokens_cost_one_read_of_the_probes_in_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many come; and a probe is known at the latest one second after it was written."""
+    reads = []
+
+    async def counted(journal: MemoryJournal, scope: str, kind: str) -> Mapping[str, str]:
+        reads.append(asyncio.get_running_loop().time())
+        return await read(journal, scope, kind)
+
+    read = MemoryJournal.notes
+    async with a_scene(accepted()) as scene:
+        await scene.client.generate("a red fox")
+        monkeypatch.setattr(MemoryJournal, "notes", counted)
+        for _ in range(1000):
+            assert await scene.receiver.handle(new_token(), {}, callback()) == 404
+            await asyncio.sleep(0.003)
+        assert len(reads) == 3
+        assert await scene.call_back() == 200  # a known token reads none
+        token = await a_probe(scene.journal)
+        for _ in range(400):
+            assert await scene.receiver.handle(new_token(), {}, callback()) == 404
+            await asyncio.sleep(0.003)
+        assert await scene.receiver.handle(token, {}, callback(OTHER)) == 200
+        assert len(reads) == 5
+
+
+async def test_clients_that_share_a_receiver_all_know_a_probe() -> None:
+    """The journal may be that of any of them."""
+    async with a_scene(accepted()) as first:
+        async with client_of(first.server, receiver=first.receiver) as second:
+            for client in (first.client, second):
+                token = await a_probe(client._journal)  # type: ignore[arg-type]  # in memory
+                await asyncio.sleep(PROBE_INTERVAL)
+                assert await first.receiver.handle(token, {}, callback(OTHER)) == 200
 
 
 @pytest.mark.fault("C10")
