@@ -266,6 +266,8 @@ def failure_of(error: Exception, url: URL, proxy: URL | None) -> TransportError:
         )
     if isinstance(error, aiohttp.ClientHttpProxyError) and proxy is not None:
         return refused_by_proxy(error.status, proxy)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return TransportError("the answer is not HTTP")
     # The rest is about the connection, to the proxy if there is one.
     server = proxy or url
     place = f"{host_in_url(server.host or '')}:{server.port}"

@@ -22,7 +22,17 @@ from midapi_async._wire.transport import (
     _WatchedPayload,
 )
 from midapi_async.config import settings
-from tests.support.scripted import ScriptedServer, Step, cut, hang, raw, reply, reset, then_close
+from tests.support.scripted import (
+    ScriptedServer,
+    Step,
+    cut,
+    garbage,
+    hang,
+    raw,
+    reply,
+    reset,
+    then_close,
+)
 from tests.support.secrets import API_KEY
 from tests.world import TASK, accepted, looked
 
@@ -328,6 +338,14 @@ async def test_a_refused_connection_proves_that_nothing_was_sent() -> None:
         with pytest.raises(TransportError) as caught:
             await transport.call(POST, 5)
     assert not caught.value.sent
+
+
+async def test_an_answer_that_is_not_http_is_named() -> None:
+    """In words, and not by the name of an exception."""
+    async with ScriptedServer(then=garbage()) as server, transport_to(server.url) as transport:
+        with pytest.raises(TransportError, match="the answer is not HTTP") as caught:
+            await transport.call(POST, 5)
+    assert caught.value.sent
 
 
 async def test_the_key_is_taken_out_of_an_answer() -> None:

@@ -90,7 +90,7 @@ class CallbackServer(web.Server):
         except OSError as error:
             # asyncio's own text repeats the address; a host that is not found has no such number.
             number = error.errno or 0
-            reason = os.strerror(number) if number > 0 else error.strerror
+            reason = os.strerror(number) if number > 0 else error.strerror or error
             raise ReceiverError(
                 f"callbacks cannot be received on {self._host}:{self.port}: {reason}. "
                 "Choose another port, or stop the program that uses this one."
