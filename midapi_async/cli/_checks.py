@@ -2,74 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import ipaddress
+import json
 import os
+import re
+import secrets
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Literal
 
 import attrs
 from yarl import URL
 
-from midapi_async import (
-    AuthenticationError,
-    CallbackReceiver,
-    InvalidRequestError,
-    JournalError,
-    MemoryJournal,
-    MidAPIClient,
-    MidAPIError,
-)
+from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, errors, sign_callback
+from midapi_async.callbacks import Body, Headers
+from midapi_async.callbacks.inbox import PROBE_INTERVAL, PROBES
+from midapi_async.journal import Journal
 from midapi_async.journal.sqlite import SQLiteJournal
 
-from . import _diagnosis, _env, _http1
-from ._capture import PortTaken, RequestCapture
-from ._connect import Endpoint, Fault, Outcome, place_of, resolve, send
-from ._diagnosis import Finding, Probe, short
+from . import _env
+from ._connect import Outcome, resolve, send
 from ._errors import in_commands
 from ._terminal import seconds
 from .credits import amount
 
 # Seconds. A lost answer is found by comparing MidAPI's times with ours, so a clock that is far off
 # makes that fail.
-_CLOCK_FAILED = 300.0
-_CLOCK_WARNING = 30.0
+_CLOCK_FAILED, _CLOCK_WARNING = 300.0, 30.0
+_SLOW = 5.0  # seconds, of the answer to a callback
+_ARRIVED = ("callback", "ok")  # name and verdict of a finding
+_PROBE_LASTS = 300.0  # seconds until the note about a probe expires, if it is not removed
 
 
-@attrs.frozen(kw_only=True)
-class CallbackSettings:
-    """How callbacks are to be received.
+@attrs.frozen
+class Finding:
+    """The result of one check.
 
     Attributes:
-        public_url: as `CallbackReceiver` takes it.
-        host: the address to listen on.
-        port: the port; None if an application of the user listens.
-        keys: the webhook keys.
+        name: what was checked.
+        verdict: "ok", "warning" or "failed".
+        text: what was found.
+        hint: what to do about it; may be empty.
     """
 
-    public_url: str | None
-    host: str
-    port: int | None
-    keys: tuple[str, ...] = attrs.field(repr=False)
-
-    @property
-    def target(self) -> str:
-        """Where callbacks should arrive, for messages."""
-        return f"{self.host}:{self.port}" if self.port is not None else "your application"
-
-    @property
-    def local(self) -> Endpoint:
-        """How this machine connects to its own port."""
-        own = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}  # noqa: S104 - compared, not listened on
-        return Endpoint(own.get(self.host, self.host), self.port or 0)
-
-    @property
-    def url(self) -> URL:
-        """The prefix of callback URLs."""
-        if self.public_url is not None:
-            return URL(self.public_url)
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return URL(f"http://{host}:{self.port}")
+    name: str
+    verdict: Literal["ok", "warning", "failed"]
+    text: str
+    hint: str = ""
 
 
 # ─── the account ─────────────────────────────────────────────────────────────────────────────────
@@ -80,13 +63,11 @@ def proxy_settings(given: str | None) -> tuple[URL | None, list[Finding]]:
     text = _env.proxy(given)
     with suppress(ValueError):
         if (proxy := URL(text)).host:
-            return proxy, [Finding("proxy", "ok", f"requests go through {place_of(proxy)}")]
+            return proxy, [Finding("proxy", "ok", f"{proxy.host}:{proxy.port} gets the requests")]
     others = [] if text else _env.other_proxies()
-    if not others:
-        return None, []
     text = f"{' and '.join(others)} is set, and is not read by programs that use midapi_async"
     hint = "If MidAPI is to be reached through that proxy, set MIDAPI_PROXY to its URL, too."
-    return None, [Finding("proxy", "warning", text, hint)]
+    return None, [Finding("proxy", "warning", text, hint)] if others else []
 
 
 async def account(
@@ -99,70 +80,50 @@ async def account(
         api_key: as `MidAPIClient` takes it.
         base_url: as `MidAPIClient` takes it.
     """
-    way = proxy_settings(proxy)[0]
+    client, found = None, list[Finding]()
     try:
         client = MidAPIClient(api_key, base_url=base_url, journal=MemoryJournal(), proxy=proxy)
-    except InvalidRequestError as error:
-        found = [
-            Finding("API key" if field == "api_key" else field, "failed", in_commands(problem))
-            for field, problem in error.problems.items()
-        ]
-        if {"base_url", "proxy"} & set(error.problems):
+    except errors.InvalidRequestError as error:
+        for field, problem in error.problems.items():
+            name = field.replace("api_key", "API key")
+            found.append(Finding(name, "failed", in_commands(problem)))
+        if error.problems.keys() != {"api_key"}:
             return found
-        return [*found, *await service(way, base_url)]
-    found = await service(way, base_url)
-    if any(each.verdict == "failed" for each in found if each.name == "service"):
-        return found
-    return [*found, await _credits(client, base_url)]
+    url = URL(_env.base_url(base_url))
+    outcome = await send(url.with_path("/"), url.raw_host or "", proxy=proxy_settings(proxy)[0])
+    if outcome.fault:
+        text = f"{url} cannot be reached: {outcome.fault}"
+        return [*found, Finding("service", "failed", text, outcome.hint)]
+    found.append(Finding("service", "ok", f"{url} answers in {seconds(outcome.seconds)}"))
+    with suppress(TypeError, ValueError):  # the service did not send its time
+        date = parsedate_to_datetime(outcome.headers.get("Date", ""))
+        if _env.time_scale() == 1:  # else a sandbox has another time
+            found.append(_clock(time.time() - date.timestamp()))
+    if client is not None:
+        found.append(await _credits(client, url))
+    return found
 
 
-def service_url(base_url: str | None = None) -> URL:
-    """The service's URL, which a client has accepted."""
-    return URL(_env.base_url(base_url))
+def _clock(off: float) -> Finding:
+    if abs(off) <= _CLOCK_WARNING:
+        return Finding("clock", "ok", "agrees with MidAPI's")
+    text = f"{seconds(abs(off))} {'ahead of' if off > 0 else 'behind'} MidAPI's"
+    hint = "Let the system set its clock (NTP): lost answers are found by comparing times. For a "
+    hint += "sandbox with --time-scale, set MIDAPI_TIME_SCALE to the same number."
+    return Finding("clock", "failed" if abs(off) > _CLOCK_FAILED else "warning", text, hint)
 
 
-async def service(proxy: URL | None = None, base_url: str | None = None) -> list[Finding]:
-    """Checks whether MidAPI can be reached, and compares its clock with ours."""
-    url = service_url(base_url)
-    request = _http1.encode("GET / HTTP/1.1", [("Host", url.raw_authority)], b"")
-    try:
-        outcome = await send((await resolve(url, proxy))[0], request)
-    except Fault as fault:
-        outcome = Outcome(Endpoint(url.raw_host or "", url.port or 0), fault=fault)
-    if outcome.fault is not None:
-        text, hint = _diagnosis.explain(outcome.fault, outcome.endpoint)
-        return [Finding("service", "failed", f"{url} cannot be reached: {text}", hint)]
-    found = [Finding("service", "ok", f"{url} answers in {short(outcome.seconds)}")]
-    date = outcome.answer.value("Date") if outcome.answer else ""
-    return [*found, *_clock(date)]
-
-
-def _clock(date: str) -> list[Finding]:
-    try:
-        difference = time.time() - parsedate_to_datetime(date).timestamp()
-    except (TypeError, ValueError):
-        return []  # the service did not send its time
-    if abs(difference) <= _CLOCK_WARNING:
-        return [Finding("clock", "ok", "agrees with MidAPI's")]
-    direction = "ahead of" if difference > 0 else "behind"
-    text = f"{seconds(abs(difference))} {direction} MidAPI's"
-    hint = "Let the system set its clock (NTP): lost answers are found by comparing times."
-    is_failed = abs(difference) > _CLOCK_FAILED
-    return [Finding("clock", "failed" if is_failed else "warning", text, hint)]
-
-
-async def _credits(client: MidAPIClient, base_url: str | None) -> Finding:
+async def _credits(client: MidAPIClient, url: URL) -> Finding:
     try:
         async with client:
             left = await client.credits()
-    except AuthenticationError:
+    except errors.AuthenticationError:
         hint = "Is it complete and not revoked, and does it belong to this service?"
-        return Finding("API key", "failed", f"{service_url(base_url)} refuses it", hint)
-    except MidAPIError as error:
+        return Finding("API key", "failed", f"{url} refuses it", hint)
+    except errors.MidAPIError as error:
         return Finding("API key", "failed", f"it could not be checked: {in_commands(str(error))}")
     if left <= 0:
-        hint = "Top up the account."
-        return Finding("API key", "warning", "accepted, but no credits are left", hint)
+        return Finding("API key", "warning", "accepted, but no credits are left", "Buy credits.")
     return Finding("API key", "ok", f"accepted; {amount(left)} credits are left")
 
 
@@ -173,49 +134,77 @@ async def journal(folder: Path | None) -> Finding:
     """Checks whether a journal's folder can be used; no folder is made."""
     if folder is None:
         text = "in memory: keys and tasks are forgotten when a program ends"
-        hint = "To keep them, set MIDAPI_JOURNAL to a folder."
-        return Finding("journal", "warning", text, hint)
+        return Finding("journal", "warning", text, "To keep them, set MIDAPI_JOURNAL to a folder.")
     try:
         opened = SQLiteJournal(folder)
-    except InvalidRequestError as error:
+    except errors.InvalidRequestError as error:
         return Finding("journal", "failed", error.problems["journal"])
-    if (problem := _folder_problem(folder)) is not None:
-        return problem
+    if not folder.exists():
+        parent = next(each for each in folder.absolute().parents if each.exists())
+        can = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+        text = f"{folder} does not exist; the first use {'makes it' if can else 'cannot make it'}"
+        hint = "Check its spelling, the current folder, and who may write there."
+        return Finding("journal", "warning" if can else "failed", text, hint)
     try:
         problems = await opened.check()
-        stats = None if problems else await opened.stats()
-    except (JournalError, OSError) as error:
+        count = 0 if problems else sum((await opened.stats()).counts.values())
+    except (errors.JournalError, OSError) as error:
         return Finding("journal", "failed", in_commands(str(error)))
     finally:
         await opened.aclose()
-    if stats is None:
+    if problems:
         hint = "Restore it from a backup; midapi journal check shows all of the damage."
         return Finding("journal", "failed", f"{folder} is damaged: {problems[0]}", hint)
-    if _is_readable_by_others(folder):
+    if folder.stat().st_mode & 0o077:
         text = f"other users can read {folder}, which holds prompts and metadata"
         return Finding("journal", "warning", text, f"chmod 700 {folder}")
-    count = sum(stats.counts.values())
     text = f"{folder} is private, on a local disk, and not damaged; intents: {count}"
     return Finding("journal", "ok", text)
 
 
-def _is_readable_by_others(folder: Path) -> bool:
-    return bool(folder.stat().st_mode & 0o077)
-
-
-def _folder_problem(folder: Path) -> Finding | None:
-    if folder.exists():
-        return None
-    parent = next((each for each in folder.absolute().parents if each.exists()), Path("/"))
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        text = f"{folder} does not exist and cannot be made in {parent}"
-        hint = "Choose another folder, or give this user permission to write there."
-        return Finding("journal", "failed", text, hint)
-    hint = "If it should exist already, check its spelling and the current folder."
-    return Finding("journal", "warning", f"{folder} does not exist; the first use makes it", hint)
-
-
 # ─── callbacks ───────────────────────────────────────────────────────────────────────────────────
+
+
+class _Receiver(CallbackReceiver):
+    """Stands in for the receiver of an application, and keeps the last segments that arrive."""
+
+    arrived: list[str]
+
+    async def handle(self, token: str, headers: Headers, body: Body) -> int:
+        """See `CallbackReceiver.handle`."""
+        self.arrived.append(token)
+        return await super().handle(token, headers, body)
+
+    def _warn_of_signature(self, kind: str) -> None:
+        """Log nothing: a finding says it."""
+
+
+@attrs.define(kw_only=True)
+class CallbackSettings:
+    """How callbacks are to be received, and how a probe travels.
+
+    Attributes:
+        public_url: as `CallbackReceiver` takes it.
+        host: the address to listen on.
+        port: the port; None if an application of the user listens.
+        keys: the webhook keys.
+        proxy: the proxy through which the Internet is reached, or None.
+        journal: where the receiver looks for probes; None if its folder is not known.
+        own: our own receiver; None if the application's receives.
+    """
+
+    public_url: str | None
+    host: str = "127.0.0.1"
+    port: int | None
+    keys: tuple[str, ...] = attrs.field(repr=False)
+    proxy: URL | None = None
+    journal: Journal | None = None
+    own: _Receiver | None = None
+
+    @property
+    def target(self) -> str:
+        """Where callbacks should arrive, for messages."""
+        return "your application" if self.port is None else f"{self.host}:{self.port}"
 
 
 def callback_settings(
@@ -232,7 +221,7 @@ def callback_settings(
     port = _env.callback_port(port, problems)
     try:
         CallbackReceiver(url, host=host, port=port, webhook_key=keys or None)
-    except InvalidRequestError as error:
+    except errors.InvalidRequestError as error:
         problems = {**error.problems, **problems}
     if problems:
         return [Finding(field, "failed", problem) for field, problem in problems.items()]
@@ -240,117 +229,203 @@ def callback_settings(
 
 
 async def callbacks(
-    settings: CallbackSettings, *, is_public: bool, proxy: URL | None = None
+    to: CallbackSettings, service: URL, folder: Path | None = None, proxy: URL | None = None
 ) -> list[Finding]:
-    """Sends a callback to our own public URL and checks what arrives at our port.
+    """Sends a callback to our own public URL, and checks whether the receiver takes it.
+
+    The receiver is one of our own if the port is free, else that of the application.
 
     Args:
-        settings: how callbacks are to be received.
-        is_public: whether the service is on the Internet; a local one reaches private addresses.
+        to: how callbacks are to be received.
+        service: MidAPI's URL. One of https is on the Internet; another reaches private addresses.
+        folder: of the application's journal.
         proxy: the proxy through which the Internet is reached, or None.
     """
-    way = proxy if is_public else None
-    if settings.port is None:
-        return await _reach(settings, None, way, is_public=is_public)
-    try:
-        async with RequestCapture(settings.host, settings.port) as capture:
-            settings = attrs.evolve(settings, port=capture.port)
-            found = [Finding("port", "ok", f"{settings.target} is free; waiting for a callback")]
-            return found + await _reach(settings, capture, way, is_public=is_public)
-    except PortTaken:
-        found = [await _program_at_port(settings)]
-        return found + await _reach(settings, None, way, is_public=is_public)
-    except OSError as error:
-        text = f"cannot listen on {settings.target}: {error.strerror or error}"
-        hint = "Choose an address of this machine (--host), and a port above 1023."
-        return [Finding("port", "failed", text, hint)]
-
-
-async def _program_at_port(settings: CallbackSettings) -> Finding:
-    """Checks whether the program that has the port is a receiver."""
-    outcome = await send(settings.local, Probe(settings.url, settings.keys).request())
-    if outcome.answer is None:
-        text, _ = _diagnosis.explain(outcome.fault or Fault("closed"), outcome.endpoint)
-        hint = "Stop that program, or choose another port."
-        return Finding("port", "failed", f"a program has {settings.target}, but {text}", hint)
-    if not _may_be_a_receiver(outcome.answer):
-        answer = _diagnosis.describe(outcome.answer)
-        text = f"a program has {settings.target} that is not a receiver: it answered {answer}"
-        hint = (
-            "If that is your application, which mounts the receiver, leave out --port and unset "
-            "MIDAPI_CALLBACK_PORT. If not, stop it, or choose another port."
-        )
-        return Finding("port", "failed", text, hint)
-    if outcome.answer.status == 503:
-        text = f"the receiver at {settings.target} has no open client"
-        return Finding("port", "warning", text, "MidAPI sends callbacks again until one is open.")
-    text = f"a receiver has {settings.target}; the callback goes to that one"
-    return Finding("port", "ok", text)
-
-
-def _may_be_a_receiver(answer: _http1.Message) -> bool:
-    """Whether a receiver answers like this to a token that it does not know."""
-    return answer.status in {404, 503} and not answer.body
-
-
-async def _reach(
-    settings: CallbackSettings,
-    capture: RequestCapture | None,
-    proxy: URL | None,
-    *,
-    is_public: bool,
-) -> list[Finding]:
-    """Sends a callback to each address of the public URL."""
-    url = settings.url
-    try:
-        endpoints = await resolve(url, proxy)
-    except Fault as fault:
-        text, hint = _diagnosis.explain(fault, None)
-        return [Finding("address", "failed", f"{url.host}: {text}", hint)]
-    found = [_diagnosis.check_address(each, is_public=is_public) for each in endpoints]
-    if is_public and url.scheme == "http":
-        hint = "Others can read the tokens on the network: use TLS and an https:// URL."
-        found.append(Finding("TLS", "warning", "the public URL is plain http", hint))
-    tries = [await _try_endpoint(settings, each, capture) for each in endpoints]
-    if len(tries) == 1:
-        return found + tries[0]
-    failed = [any(each.verdict == "failed" for each in findings) for findings in tries]
-    for endpoint, findings in zip(endpoints, tries, strict=True):
-        for each in findings:
-            # MidAPI may use any of the addresses: one that fails is a warning if another works.
-            is_warning = each.verdict == "failed" and not all(failed)
-            verdict = "warning" if is_warning else each.verdict
-            text = f"through {endpoint.address}: {each.text}"
-            found.append(attrs.evolve(each, text=text, verdict=verdict))
+    to.proxy = proxy if service.scheme == "https" else None
+    signs = to.keys or (secrets.token_hex(),)  # without a key, to see whether headers are lost
+    async with AsyncExitStack() as exits:
+        reason, local = "", URL.build(scheme="http", host=to.host, port=to.port)
+        if to.port is not None:
+            own = _Receiver(to.public_url, host=to.host, port=to.port, webhook_key=signs)
+            own.arrived, memory, base = [], MemoryJournal(), "http://127.0.0.1"
+            client = MidAPIClient(
+                "none", base_url=base, time_scale=1, proxy="", journal=memory, receiver=own
+            )
+            try:
+                await exits.enter_async_context(client)
+                to.own, to.journal = own, memory
+            except errors.ReceiverError as error:  # without the words of asyncio
+                reason = re.sub(r"error while .*\] ", "", str(error))
+        if to.own is None and folder is not None and folder.exists():
+            to.journal = SQLiteJournal(folder)
+            exits.push_async_callback(to.journal.aclose)
+        url = URL(to.own.url if to.own else to.public_url or local)
+        found = await _reach(to, url, signs[0], is_public=service.scheme == "https")
+    if to.own is not None:
+        text = f"{to.target} is free; a receiver of this check listens there"
+        found.insert(0, Finding("port", "ok", text))
+    elif to.port is not None and any((it.name, it.verdict) == _ARRIVED for it in found):
+        found.insert(0, Finding("port", "ok", f"your application listens on {to.target}"))
+    elif to.port is not None:
+        hint = "If your application has this port, that is right. If it mounts the receiver in a "
+        hint += "server of its own, leave out --port and unset MIDAPI_CALLBACK_PORT."
+        found.insert(0, Finding("port", "warning", reason, hint))
     return found
 
 
-async def _try_endpoint(
-    settings: CallbackSettings, endpoint: Endpoint, capture: RequestCapture | None
-) -> list[Finding]:
-    probe = Probe(settings.url, settings.keys)
-    before = len(capture.arrivals) if capture else 0
-    outcome = await send(endpoint, probe.request())
-    found = _diagnosis.check_certificate(outcome)
-    if capture is None:
-        # Another program has the port: only the answer can be judged.
-        if outcome.answer is None or not _may_be_a_receiver(outcome.answer):
-            return [*found, _diagnosis.not_arrived(probe, outcome, settings.target)]
-        text = (
-            f"{outcome.answer.status} came back, as a receiver answers to a token that it does not "
-            "know; it may not be your receiver"
+async def _reach(to: CallbackSettings, url: URL, key: str, *, is_public: bool) -> list[Finding]:
+    """Sends a callback to each address of the public URL."""
+    host = url.raw_host or ""
+    try:
+        addresses = [host] if to.proxy else await resolve(url)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no name server answered"
+        text = f"the name {host} does not resolve ({reason})"
+        return [Finding("address", "failed", text, "Check its spelling, and its entry in the DNS.")]
+    found = [Finding("address", "ok", f"{host} is resolved by the proxy")]
+    if to.proxy is None:
+        found = [check_address(each, is_public=is_public) for each in addresses]
+    if is_public and url.scheme == "http":
+        hint = "Others can read the tokens on the network: use TLS and an https:// URL."
+        found.append(Finding("TLS", "warning", "the public URL is plain http", hint))
+    tries = [await _probe(to, url, key, each) for each in addresses]
+    if len(tries) == 1:
+        return [*found, tries[0]]
+    for address, each in zip(addresses, tries, strict=True):
+        # MidAPI may use any of the addresses: one that fails is a warning if another works.
+        is_warning = each.verdict == "failed" and any(it.verdict != "failed" for it in tries)
+        verdict = "warning" if is_warning else each.verdict
+        text = f"through {address}: {each.text}"
+        found.append(attrs.evolve(each, text=text, verdict=verdict))
+    return found
+
+
+def check_address(address: str, *, is_public: bool) -> Finding:
+    """Whether MidAPI can reach an address.
+
+    Args:
+        address: an IP address.
+        is_public: whether the service is on the Internet; a local one reaches private addresses.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_global or not is_public:
+        return Finding("address", "ok", str(ip))
+    kind = "this machine itself" if ip.is_loopback else "an address of a private network"
+    hint = "Its name must lead to your public address. If it does elsewhere, run this there, too."
+    return Finding("address", "failed", f"{ip} is {kind}: MidAPI cannot reach it", hint)
+
+
+async def _probe(to: CallbackSettings, prefix: URL, key: str, address: str) -> Finding:
+    """Sends a callback to one address; its token is a note in the receiver's journal."""
+    token, task_id = f"mjt_{secrets.token_urlsafe(32)}", secrets.token_hex(16)
+    name = hashlib.sha256(token.encode()).hexdigest()
+    url = URL(f"{str(prefix).rstrip('/')}/{token}")
+    headers = {"Content-Type": "application/json", **sign_callback(key, task_id)}
+    data = {"taskId": task_id, "promptJson": "{}", "resultUrls": []}
+    body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
+    journal, expires, has_arrived = to.journal, time.time() + _PROBE_LASTS, False
+    outcome = Outcome()
+    try:
+        if journal is not None:
+            await journal.note(*PROBES, name, task_id, expires=expires)
+        # Up to three times, because a receiver reads these notes rarely.
+        for pause in (PROBE_INTERVAL * 1.2, PROBE_INTERVAL * 1.2, 0.0):
+            outcome = await send(url, address, headers=headers, body=body, proxy=to.proxy)
+            if journal is not None:
+                has_arrived = name not in await journal.notes(*PROBES)
+            if journal is None or has_arrived or not _is_unknown_token(outcome):
+                break
+            await asyncio.sleep(pause)
+    except errors.JournalError as error:
+        return Finding("callback", "failed", in_commands(str(error)))
+    finally:
+        if journal is not None:
+            with suppress(errors.JournalError):
+                await journal.note(*PROBES, name)
+    return _judged(to, url, outcome, has_arrived=has_arrived)
+
+
+# What has become of a probe, by a name or by the status of its answer | what to say | what to do.
+_ENDS = """\
+slow | it has arrived, but the answer took {took} | MidAPI gives up after 15 s: find what is slow.
+replaced | it has arrived and was answered 200, but {answer} came back | MidAPI accepts only a \
+200, and sends the callback again after anything else.
+cut | it was sent to {path}, and its last segment arrived as {last} | That segment says which task \
+a callback is for: it must stay the last one, and unchanged. Check the proxy's rewrites, and in \
+nginx the slashes of proxy_pass.
+unsigned | its signature was lost or changed on the way | The proxy must forward both headers, \
+X-Webhook-Timestamp and X-Webhook-Signature. Without a webhook key this does not matter.
+other | {answer} came back: a receiver answers, and does not know the token of this check | Set \
+MIDAPI_JOURNAL here as for your application; if it is right, a proxy changes the end of the path.
+unsure | {answer} came back after {took}, as a receiver answers to an unknown token | To be sure, \
+set MIDAPI_JOURNAL as for your application; or stop that, and run this again with --port.
+2.. | {answer} came back: another program answered | MidAPI would take this for success, and lose \
+the callback in silence. Is it a catch-all or login page? Route this path to the receiver.
+3.. | {answer} came back: it is redirected to {location} | Use that as public_url, or remove the \
+redirect: MidAPI may not follow it, and most redirects turn a POST into a GET.
+400|408 | {answer} came back: its body was lost or changed, or it arrived in another protocol \
+| Make the proxy forward the body, and use plain HTTP/1.1 for {target}: no TLS, no \
+HTTP/2, no PROXY protocol. If the port itself uses TLS, the URL must be https.
+401 | {answer} came back: a login comes first, or the signature is refused | Exempt this path from \
+the login. If there is none: your application, MidAPI and this check (MIDAPI_WEBHOOK_KEY) need the \
+same webhook key, and the proxy must forward X-Webhook-Timestamp and X-Webhook-Signature.
+403|407|511 | {answer} came back: access is denied before the receiver | Exempt this path from \
+logins, firewalls and bot filters.
+405 | {answer} came back: it did not arrive as a POST, or at a web server for files | A redirect \
+or rewrite may do that: make the proxy forward the POST to {target}.
+413 | {answer} came back: bodies of this size are refused | Allow 64 KiB in the proxy.
+415 | {answer} came back: its body arrived compressed | Switch off the compression of requests.
+50[234] | {answer} came back: the proxy does not reach the receiver, or that has no open client | \
+Does the application run, and does the proxy forward to {target} as plain HTTP/1.1 (no TLS, HTTP/2 \
+or PROXY protocol)? Inside of a container, the receiver must listen with host 0.0.0.0.
+... | {answer} came back, and not from the receiver | Does the proxy forward {path} to {target}, \
+and is the receiver mounted at that path?
+"""
+
+
+def _judged(to: CallbackSettings, url: URL, outcome: Outcome, *, has_arrived: bool) -> Finding:
+    """What has become of a probe, and what to do."""
+    if outcome.fault:
+        text = f"it has arrived, but then: {outcome.fault}" if has_arrived else outcome.fault
+        return Finding("callback", "failed", text, outcome.hint)
+    token, arrived, end = url.name, to.own.arrived if to.own else [], str(outcome.status)
+    took = seconds(outcome.seconds)
+    if has_arrived and outcome.status == 200 and outcome.seconds < _SLOW:
+        return Finding(
+            "callback", "ok", f"it has arrived at {to.target}, and was answered in {took}"
         )
-        hint = "To be certain, stop your program and run this again with --port and its port."
-        found.append(Finding("callback", "warning", text, hint))
-        return found + _diagnosis.check_duration(outcome)
-    arrivals = capture.arrivals[before:]
-    arrived = next((each.message for each in arrivals if probe.is_in(each)), None)
-    if arrived is None:
-        return [
-            *found,
-            _diagnosis.not_arrived(probe, outcome, settings.target),
-            *_diagnosis.other_arrivals(arrivals),
-        ]
-    problems = [*_diagnosis.changes(probe, arrived), *_diagnosis.check_answer(outcome)]
-    text = f"one arrived unchanged, and its answer came back in {short(outcome.seconds)}"
-    return found + (problems or [Finding("callback", "ok", text)])
+    if has_arrived:
+        end = "slow" if outcome.status == 200 else "replaced"
+    elif _is_unknown_token(outcome) and arrived:
+        end = "cut"
+    elif _is_unknown_token(outcome) and to.own is None:
+        end = "other" if to.journal else "unsure"
+    elif end == "401" and token in arrived:
+        end = "unsigned"
+    facts = {"answer": _described(outcome), "took": took, "path": url.raw_path, "target": to.target}
+    facts["location"] = outcome.headers.get("Location", "nowhere")[:120]
+    facts["last"] = (arrived or [""])[-1][:120] or "nothing"
+    rows = (line.split(" | ") for line in _ENDS.splitlines())
+    text, hint = next(row[1:] for row in rows if re.fullmatch(row[0], end))
+    # The token is not shown; one whose case was changed on the way is shown in lower case.
+    text, hint = (
+        re.sub(token, "token", each.format(**facts).replace(token, "TOKEN"), flags=re.IGNORECASE)
+        for each in (text, hint)
+    )
+    is_warning = end in {"slow", "unsure"} or (end == "unsigned" and not to.keys)
+    return Finding("callback", "warning" if is_warning else "failed", text, hint)
+
+
+def _is_unknown_token(outcome: Outcome) -> bool:
+    """Whether a receiver answers like this to a token that it does not know."""
+    return outcome.status == 404 and not outcome.page
+
+
+def _described(outcome: Outcome) -> str:
+    """An answer in a few words: status, server, and the title of its page, or how that begins."""
+    server = outcome.headers.get("Server", "")[:40]
+    title = re.search(rb"<title[^>]*>(.*?)</title", outcome.page, re.IGNORECASE | re.DOTALL)
+    page = " ".join((title[1] if title else outcome.page).decode(errors="replace").split())[:60]
+    text = f"{outcome.status} {outcome.reason:.50}".strip()
+    return text + (f" from {server}" if server else "") + (f', a page "{page}"' if page else "")

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import attrs
 from cyclopts import Parameter
+from yarl import URL
 
 from . import _checks, _env
-from ._checks import CallbackSettings
+from ._checks import Finding
 from ._common import Output, run_async
-from ._diagnosis import Finding
 from ._errors import FAILED
 from ._options import Service
 from ._terminal import one_line, out, out_json, say
@@ -33,9 +33,10 @@ def doctor(
 ) -> int:
     """Check the API key, the clock, the journal, and whether callbacks arrive. This costs nothing.
 
-    It sends a callback to your own public URL, through your proxies and tunnels, and examines what
-    arrives. Run it on the machine of your program, while the program is stopped; if the program
-    runs, less can be found out. Exit code 1 if something must be fixed.
+    It sends a callback to your own public URL, through your proxies and tunnels. Run it on the
+    machine of your program. While the program runs, its receiver takes the callback, if both use
+    the same MIDAPI_JOURNAL; while it is stopped, give --port, and a receiver of this check listens.
+    Exit code 1 if something must be fixed.
 
     Args:
         public_url: As for CallbackReceiver; MIDAPI_PUBLIC_URL if not given.
@@ -45,44 +46,36 @@ def doctor(
         journal: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     findings: list[Finding] = []
+    url = service.base_url
     settings = _checks.callback_settings(public_url, host, port, webhook_key)
-    folder = journal or _env.journal_folder()
-    code = run_async(_carry_out(settings, folder, findings, service, output), output)
-    return FAILED if any(each.verdict == "failed" for each in findings) else code
 
-
-async def _carry_out(
-    settings: CallbackSettings | list[Finding],
-    folder: Path | None,
-    findings: list[Finding],
-    service: Service,
-    output: Output,
-) -> None:
     def add(*found: Finding) -> None:
         findings.extend(found)
-        if not output.as_json:
-            _print(found)
+        for each in found if not output.as_json else ():
+            out(f"{_MARKS[each.verdict]} {each.name}: {one_line(each.text)}")
+            if each.hint:
+                out(f"    {one_line(each.hint)}")
 
-    proxy, found = _checks.proxy_settings(service.proxy)
-    add(*found)
-    url = service.base_url
-    add(*await _checks.account(service.proxy, api_key=service.api_key(), base_url=url))
-    add(await _checks.journal(folder))
-    if isinstance(settings, CallbackSettings):
-        is_public = _checks.service_url(url).scheme == "https"
-        add(*await _checks.callbacks(settings, is_public=is_public, proxy=proxy))
-    else:
-        add(*settings)
+    async def check() -> None:
+        proxy, found = _checks.proxy_settings(service.proxy)
+        add(*found)
+        add(*await _checks.account(service.proxy, api_key=service.api_key(), base_url=url))
+        add(store := await _checks.journal(folder))
+        if isinstance(settings, list):
+            add(*settings)
+        elif any(each.name == "base_url" for each in findings):
+            add(Finding("callbacks", "warning", "not checked, because base_url is wrong"))
+        else:
+            to = URL(_env.base_url(url))
+            usable = None if store.verdict == "failed" else folder
+            add(*await _checks.callbacks(settings, to, usable, proxy))
+
+    folder = journal or _env.journal_folder()
+    code = run_async(check(), output)
     failed = sum(each.verdict == "failed" for each in findings)
     if output.as_json:
         out_json({"ok": not failed, "checks": [attrs.asdict(each) for each in findings]})
     else:
         problems = "problem" if failed == 1 else "problems"
         say(f"{failed} {problems} must be fixed." if failed else "No problems found.")
-
-
-def _print(findings: tuple[Finding, ...]) -> None:
-    for each in findings:
-        out(f"{_MARKS[each.verdict]} {each.name}: {one_line(each.text)}")
-        if each.hint:
-            out(f"    {one_line(each.hint)}")
+    return FAILED if failed else code

@@ -1,7 +1,12 @@
 """The README's web applications as processes of their own, against the sandbox."""
 
+import asyncio
+import json
+import os
 import runpy
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +18,11 @@ from urllib.parse import urljoin
 import pytest
 
 from midapi_async._wire.tokens import token_hash
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Faults, SandboxThread, lose_answer, no_credits_as_500
 from tests.callbacks.serving import (
     APPS,
+    REPOSITORY,
     Answer,
     ask,
     free_port,
@@ -84,6 +91,62 @@ def field(answer: Answer, name: str) -> object:
 
 
 PROGRAMS = ("fastapi", "aiohttp")
+
+
+def doctor(
+    folder: Path, public_url: str, sandbox: SandboxThread, *options: str
+) -> dict[str, dict[str, str]]:
+    """Run `midapi doctor` as a process of its own; return its findings by name."""
+    variables = {
+        "MIDAPI_BASE_URL": sandbox.url,
+        "MIDAPI_API_KEY": "any-key",
+        "MIDAPI_PUBLIC_URL": public_url,
+        "MIDAPI_JOURNAL": str(folder),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MIDAPI_")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "midapi_async", "doctor", "--json", *options],
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(ran.stdout)
+    assert ran.returncode == (not found["ok"])
+    assert not found_in(ran.stdout + ran.stderr)
+    return {each["name"]: each for each in found["checks"]}
+
+
+async def make_journal(folder: Path) -> None:
+    """Make a journal without intents."""
+    journal = SQLiteJournal(folder)
+    await journal.stats()
+    await journal.aclose()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_doctor_checks_a_mounted_receiver_of_a_running_program(
+    name: str, tmp_path: Path
+) -> None:
+    """Reached with its journal, with another one, with a wrong prefix, and not running."""
+    asyncio.run(make_journal(tmp_path / "other"))
+    with SandboxThread() as sandbox:
+        with running(name, sandbox, tmp_path) as (port, _):
+            right, wrong = (f"http://127.0.0.1:{port}/{path}" for path in ("hooks/midapi", "hook"))
+            reached = doctor(tmp_path / "journal", right, sandbox)
+            other = doctor(tmp_path / "other", right, sandbox)["callback"]
+            lost = doctor(tmp_path / "journal", wrong, sandbox)["callback"]
+        gone = doctor(tmp_path / "journal", right, sandbox)["callback"]
+    assert {each["verdict"] for each in reached.values()} == {"ok"}
+    assert "it has arrived at your application" in reached["callback"]["text"]
+    assert "404 Not Found" in other["text"]
+    assert "a receiver answers, and does not know the token of this check" in other["text"]
+    assert "Set MIDAPI_JOURNAL here as for your application" in other["hint"]
+    assert "404 Not Found" in lost["text"]
+    assert "Not Found" in lost["text"].partition("a page")[2]
+    assert "is the receiver mounted at that path?" in lost["hint"]
+    assert (gone["verdict"], "nothing listens on" in gone["text"]) == ("failed", True)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -33,7 +33,9 @@ class Request:
 
     def written(self) -> bytes:
         """As bytes, with the length of the body that there is now."""
-        pairs = [*self.without("content-length").headers, ("Content-Length", str(len(self.body)))]
+        pairs = list(self.without("content-length").headers)
+        if "Transfer-Encoding" not in dict(pairs):
+            pairs.append(("Content-Length", str(len(self.body))))
         lines = [
             f"{self.method} {self.path} HTTP/1.1",
             *(f"{name}: {text}" for name, text in pairs),

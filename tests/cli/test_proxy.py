@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 from midapi_async.cli import _checks
-from midapi_async.cli._diagnosis import Finding
+from midapi_async.cli._checks import Finding
 from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import Midapi
 from tests.cli.proxies import CERTIFICATES, Proxy
@@ -161,9 +162,9 @@ def test_the_checks_of_the_doctor_go_through_the_proxy(
     """The service, its clock and the key."""
     ran = midapi("doctor", "--proxy", proxy.url)
     assert ran.code == 0
-    assert f"✓ proxy: requests go through 127.0.0.1:{proxy.port}" in ran.out
+    assert f"✓ proxy: 127.0.0.1:{proxy.port} gets the requests" in ran.out
+    assert "✓ service" in ran.out
     assert "✓ API key" in ran.out
-    assert "clock" in ran.out
     assert operations(proxy) == ["", "credit"]
     assert not secrets.found_in(ran.out)
 
@@ -204,7 +205,7 @@ async def test_the_doctor_looks_through_a_tunnel(
 
 @pytest.mark.parametrize(
     ("certificate", "text"),
-    [("self_signed.pem", "is not valid: self-signed"), ("other_name.pem", "Hostname mismatch")],
+    [("self_signed.pem", "is refused: self-signed"), ("other_name.pem", "Hostname mismatch")],
 )
 async def test_the_doctor_names_a_certificate_behind_a_proxy(
     certificate: str, text: str, monkeypatch: pytest.MonkeyPatch, loop_watch: LoopWatch
@@ -235,7 +236,9 @@ async def test_the_doctor_names_a_proxy_that_is_gone(monkeypatch: pytest.MonkeyP
     async with HTTPProxy() as proxy:
         pass
     found = await found_by_the_doctor(proxy, monkeypatch)
-    assert f"the proxy 127.0.0.1:{proxy.port}: refuses the connection" in found["service"].text
+    gone = f"nothing listens on 127.0.0.1:{proxy.port}, where the proxy should be"
+    assert gone in found["service"].text
+    assert "MIDAPI_PROXY" in found["service"].hint
 
 
 async def test_callbacks_are_probed_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,10 +246,11 @@ async def test_callbacks_are_probed_through_the_proxy(monkeypatch: pytest.Monkey
     async with ScriptedServer(then=reply(404)) as receiver:
         async with HTTPProxy(routes={"me.example:80": receiver.port}) as proxy:
             settings = _checks.CallbackSettings(
-                public_url="http://me.example/hook", host="127.0.0.1", port=None, keys=()
+                public_url="http://me.example/hook", port=None, keys=()
             )
             way, _ = _checks.proxy_settings(proxy.url)
-            found = await _checks.callbacks(settings, is_public=True, proxy=way)
+            service = URL("https://pictures.example")
+            found = await _checks.callbacks(settings, service, proxy=way)
     assert [each.verdict for each in found] == ["ok", "warning", "warning"]
     assert receiver.requests[0].path.startswith("/hook/mjt_")
     assert os.environ.get("MIDAPI_PROXY") is None

@@ -84,6 +84,8 @@ class HTTPProxy:
             self.asked.append(f"{method} {target}")
             is_tunnel = method == "CONNECT"
             place = target if is_tunnel else urlsplit(target).netloc
+            if urlsplit(f"//{place}").port is None:
+                place = f"{place}:80"
             host, _, port = place.rpartition(":")
             if (route := self._routes.get(place)) is not None:
                 host, port = "127.0.0.1", str(route)
