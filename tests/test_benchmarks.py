@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PEERS = ("fal-client", "replicate", "openai", "runwayml")
-pytestmark = pytest.mark.real_time  # each starts processes of its own
+# Each starts processes of its own.
+pytestmark = [pytest.mark.real_time, pytest.mark.one_python]
 
 
 def run(program: str, *arguments: str, folder: Path) -> list[str]:

@@ -12,6 +12,8 @@ import pytest
 
 import midapi_async
 
+pytestmark = pytest.mark.one_python
+
 PACKAGE = Path(midapi_async.__file__).parent
 ROOT = "midapi_async"
 

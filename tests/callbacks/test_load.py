@@ -9,6 +9,7 @@ MOST = 200
 SENDERS = 300
 
 
+@pytest.mark.one_python
 @pytest.mark.real_time
 @pytest.mark.fault("C14")
 async def test_good_callbacks_among_slow_senders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,7 @@ async def test_a_disk_that_fills_while_the_journal_is_made(
 # ─── locked ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.one_python
 @pytest.mark.real_time
 @pytest.mark.fault("S27")
 async def test_a_database_that_another_program_has_locked(
@@ -331,6 +332,7 @@ LOCKS_IT = (
 )
 
 
+@pytest.mark.one_python
 @pytest.mark.real_time
 @pytest.mark.fault("S27")
 async def test_a_database_that_stays_locked(folder: Path) -> None:

@@ -21,7 +21,8 @@ from tests.support.scripted import Answer, Fault, Received, ScriptedServer, hang
 from tests.support.secrets import API_KEY
 from tests.world import accepted, looked, refused
 
-pytestmark = pytest.mark.real_time
+# Time, the kernel and SQLite decide here.
+pytestmark = [pytest.mark.real_time, pytest.mark.one_python]
 ROOT = Path(__file__).parents[2]
 LIMIT = RateLimit(20, per=0.6)
 

@@ -33,6 +33,7 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.one_python
 @pytest.mark.fault("S14")
 def test_killed_at_random(tmp_path: Path) -> None:
     """SIGKILL of three processes, 24 times: what was confirmed is there, on a real disk."""
@@ -65,6 +66,7 @@ def test_a_child_that_outlives_its_parent(tmp_path: Path) -> None:
     assert "its parent did not" in run("outlive", tmp_path / "journal")
 
 
+@pytest.mark.one_python
 @pytest.mark.fault("S27")
 def test_a_stopped_process_holds_the_lock(tmp_path: Path) -> None:
     """Callers get an error after 10 s; the lock that comes after that is given back."""
@@ -77,6 +79,7 @@ def test_an_owner_that_is_killed(tmp_path: Path) -> None:
     assert "were settled" in run("settle", tmp_path / "journal")
 
 
+@pytest.mark.one_python
 def test_the_lock_is_passed_on_promptly() -> None:
     """With four processes 99 of 100 claims take less than 500 ms, or 6 times a flock."""
     claim = 0.0

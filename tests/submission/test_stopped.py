@@ -178,6 +178,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.one_python
 @pytest.mark.real_time
 @pytest.mark.parametrize("is_removed", [True, False], ids=["lock file removed", "lock file kept"])
 async def test_a_stopped_process_whose_lock_file_was_removed(
