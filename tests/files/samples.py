@@ -93,6 +93,7 @@ SAMPLES: dict[str, Sample] = {
     "jpeg, with restarts": Sample(".jpeg", pillow("JPEG", restart_marker_blocks=1)),
     "jpeg, with a thumbnail": Sample(".jpeg", jpeg(segment(0xE1, b"Exif\0\0" + pillow("JPEG")))),
     "jpeg, with fill bytes": Sample(".jpeg", pillow("JPEG")[:-2] + b"\xff\xff\xff\xd9"),
+    "jpeg, with a stray marker": Sample(".jpeg", jpeg()[:-2] + b"\xff\x01\xff\xd9"),
     "jpeg, with a stray byte": Sample(".jpeg", jpeg(segment(0xFE, b"\xff") + b"\xd9")),
     "jpeg of the sandbox": Sample(".jpeg", draw_jpeg(_PICTURE)),
     "jpeg of the sandbox, without Pillow": Sample(".jpeg", plain_jpeg(_PICTURE)),
