@@ -443,6 +443,15 @@ def test_a_video_on_disk_is_not_read_as_a_whole(tmp_path: Path) -> None:
     assert time.process_time() - started < 0.5
 
 
+def test_what_stands_behind_the_end_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "fox.jpeg"
+    path.write_bytes(jpeg())
+    os.truncate(path, 4 << 30)
+    started = time.process_time()
+    assert problem_of(path) is None
+    assert time.process_time() - started < 0.5
+
+
 def test_a_file_that_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "fox") == "it cannot be read: No such file or directory"
     assert problem_of(tmp_path) == "it is not a file"
