@@ -9,8 +9,9 @@ import logging
 import os
 import secrets
 import stat
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +19,8 @@ from typing import TypeVar
 from .._runtime.observer import is_plain_function
 from ..errors import DownloadError, InvalidRequestError, shown
 from ..tasks import TaskDetails
-from .fetch import Fetch, Fetcher, Interrupted
-from .names import check_name, existing, file_name, write_sidecar
+from .fetch import Body, Fetch, Fetcher, Interrupted
+from .names import check_name, existing, file_name, sidecar_of, write_sidecar
 from .progress import Progress, Reporter
 
 T = TypeVar("T")
@@ -108,50 +109,56 @@ class _Call:
         self._name = name
         self._has_sidecar = sidecar
         self._reporter = Reporter(on_progress)
-        ended = details.completed_at or details.created_at
-        self._is_old = ended is not None and time.time() - ended.timestamp() > RETENTION
+        born = details.completed_at or details.created_at
+        self._is_old = born is not None and time.time() - born.timestamp() > RETENTION
 
     async def download(self, index: int, *, overwrite: bool) -> Path:
         """Download one file, unless it is there and whole."""
-        details = self._details
-        if not overwrite:
-            found = await in_thread(_found, self._folder, self._name, details.task_id, index)
-            if found is not None:
+        details, url = self._details, self._details.urls[index]
+        find = partial(existing, self._folder, self._name, details.task_id, index)
+        try:
+            if not overwrite and (found := await in_thread(self._kept, find, index)) is not None:
                 path, size = found
-                self._report(path, index, size, size, is_last=True)
+                self._reporter.report(path.name, index, size, size, is_last=True)
                 return path
-        fetch = Fetch(self._fetcher, details.urls[index], is_old=self._is_old)
-        while True:
-            try:
-                async with fetch.open() as body:
-                    filled = file_name(self._name, details.task_id, index, body.extension)
-                    target = self._folder / filled
-                    report = partial(self._report, target, index, total=body.total)
-                    await self._save(body.blocks, target, index, report)
-                return target
-            except Interrupted as failure:
-                reason = failure
-            except OSError as error:
-                what = error.strerror or str(error)
-                raise DownloadError(
-                    details.urls[index], f"the file cannot be written: {what}"
-                ) from error
-            await fetch.pause(reason)
+            fetch = Fetch(self._fetcher, url, is_old=self._is_old)
+            while True:
+                try:
+                    async with fetch.open() as body:
+                        name = file_name(self._name, details.task_id, index, body.extension)
+                        may_replace = overwrite or "{task_id}" in self._name
+                        target = self._folder / name
+                        await self._save(body, target, index, None if may_replace else find)
+                    return target
+                except Interrupted as failure:
+                    reason = failure
+                await fetch.pause(reason)
+        except OSError as error:
+            what = error.strerror or str(error)
+            raise DownloadError(url, f"the file cannot be written: {what}") from error
 
-    def _report(
-        self, target: Path, index: int, done: int, total: int | None, *, is_last: bool = False
-    ) -> None:
-        progress = Progress(name=target.name, index=index, done=done, total=total)
-        self._reporter.report(progress, is_last=is_last)
+    def _kept(self, find: Callable[[], Path | None], index: int) -> tuple[Path, int] | None:
+        """The file that is there and whole, and its size. For a thread."""
+        path = find()
+        if path is None:
+            return None
+        size = path.stat().st_size
+        if self._has_sidecar and not sidecar_of(path).exists():
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            write_sidecar(path, self._details, index, size, sha256)
+        return path, size
 
     async def _save(
-        self,
-        blocks: AsyncIterator[bytes],
-        target: Path,
-        index: int,
-        report: Callable[..., None],
+        self, body: Body, target: Path, index: int, find: Callable[[], object] | None
     ) -> None:
         """Write a file beside its target, then rename it. Reading and writing overlap.
+
+        Args:
+            body: what the host sends.
+            target: where the file will be.
+            index: its place in the task.
+            find: raises if a file is at the target that must not be replaced; None if it may be.
 
         Raises:
             OSError: it cannot be written.
@@ -162,29 +169,33 @@ class _Call:
         waiting_size = done = 0
         try:
             await in_thread(part.open)
-            async for block in blocks:
+            async for block in body.blocks:
                 waiting.append(block)
                 waiting_size += len(block)
                 done += len(block)
+                self._reporter.report(target.name, index, done, body.total)
                 if waiting_size >= BLOCK:
                     if writing is not None:
                         await ended(writing)
                     writing = loop.run_in_executor(None, part.write, waiting)
                     waiting, waiting_size = [], 0
-                    report(done)
             if writing is not None:
                 await ended(writing)
-            sidecar = None
-            if self._has_sidecar:
-                sidecar = partial(write_sidecar, target, self._details, index)
-            await in_thread(part.finish, waiting, sidecar)
+            sidecar = partial(write_sidecar, target, self._details, index)
+            await in_thread(part.finish, waiting, find, sidecar if self._has_sidecar else None)
         finally:
-            # A thread cannot be cancelled, so wait: it must write nothing after this.
-            if writing is not None:
-                with contextlib.suppress(OSError):
-                    await ended(writing)
-            await in_thread(part.discard)
-        report(done, is_last=True)
+            try:
+                # A thread cannot be cancelled, so wait: it must write nothing after this.
+                if writing is not None:
+                    with contextlib.suppress(OSError):
+                        await ended(writing)
+            finally:
+                await in_thread(part.discard)
+        self._reporter.report(target.name, index, done, done, is_last=True)
+
+
+# Held while a file gets a name that another task's file may get at the same moment.
+_naming = threading.Lock()
 
 
 class _Part:
@@ -218,32 +229,42 @@ class _Part:
                 raise OSError(f"{what} is at {str(self._target)!r}")
 
     def write(self, blocks: list[bytes]) -> None:
-        for block in blocks:
-            rest = memoryview(block)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            if self._hash is not None:
-                self._hash.update(block)
-            self._size += len(block)
+        # In one piece: after each call the thread may have to wait for the loop's thread.
+        rest = memoryview(b"".join(blocks))
+        self._size += len(rest)
+        if self._hash is not None:
+            self._hash.update(rest)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
 
-    def finish(self, blocks: list[bytes], sidecar: Callable[[int, str], None] | None) -> None:
+    def finish(
+        self,
+        blocks: list[bytes],
+        find: Callable[[], object] | None,
+        sidecar: Callable[[int, str], None] | None,
+    ) -> None:
         """Write the last blocks, and give the file its name."""
         self.write(blocks)
         os.fsync(self._file)
-        os.close(self._file)
-        self._file = -1
-        self._check_target()
-        if sidecar is not None and self._hash is not None:
-            sidecar(self._size, self._hash.hexdigest())
-        self._path.replace(self._target)
+        self._close()
+        with _naming if find is not None else contextlib.nullcontext():
+            if find is not None:
+                find()  # again: a file may have come there meanwhile
+            self._check_target()
+            if sidecar is not None and self._hash is not None:
+                sidecar(self._size, self._hash.hexdigest())
+            self._path.replace(self._target)
         _sync_folder(self._target.parent)
+
+    def _close(self) -> None:
+        number, self._file = self._file, -1  # also if it fails: the number may be another file's
+        if number != -1:
+            os.close(number)
 
     def discard(self) -> None:
         """Remove the file, if it did not get its name."""
-        if self._file != -1:
-            with contextlib.suppress(OSError):
-                os.close(self._file)
-            self._file = -1
+        with contextlib.suppress(OSError):
+            self._close()
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -265,12 +286,6 @@ async def ended(job: asyncio.Future[T]) -> T:
         job.exception()  # so that it is not logged as never retrieved
         raise cancelled
     return job.result()
-
-
-def _found(folder: Path, name: str, task_id: str, index: int) -> tuple[Path, int] | None:
-    """A file that is there and whole, and its size."""
-    path = existing(folder, name, task_id, index)
-    return None if path is None else (path, path.stat().st_size)
 
 
 def _make_folder(folder: Path) -> None:

@@ -147,6 +147,7 @@ class Fetcher:
     Attributes:
         slots: one is held while a file is being fetched.
         stopped: set when no attempt may be repeated any more.
+        waits: the timeouts of the waits for a host that are going on.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Fetcher:
         self.max_file = max_file
         self.slots = asyncio.Semaphore(at_once)
         self.stopped = asyncio.Event()
+        self.waits: set[asyncio.Timeout] = set()
         self._origin = settings.base_url.origin()
         self._is_local = is_loopback(settings.base_url)
         self._hosts = None if hosts is None else {_host(each) for each in hosts}
@@ -274,6 +276,8 @@ class Fetcher:
         """Close every connection; what is being fetched raises `ClientClosed`."""
         self.stopped.set()
         await self.session.close()
+        for scope in self.waits:  # aiohttp does not wake them
+            scope.reschedule(self.clock.loop.time())
 
 
 class Fetch:
@@ -346,7 +350,9 @@ class Fetch:
             pause = max(self._pauses.pop(0), failure.retry_after or 0.0)
             if pause <= self._pause_left:
                 self._pause_left -= pause
-                _log.info("%s; trying again in %g s", failure.error.reason, pause)
+                is_third = len(PAUSES) - len(self._pauses) == 3
+                level, reason = logging.WARNING if is_third else logging.INFO, failure.error.reason
+                _log.log(level, "%s: %s; trying again in %g s", self._url, reason, pause)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause / self._clock.scale):
                         await self._fetcher.stopped.wait()
@@ -357,8 +363,8 @@ class Fetch:
         try:
             self._from = await self._fetcher.link(self._url)
         except MidAPIError as error:
-            failure.error.reason += ", and MidAPI gave no download link for it either"
-            raise failure.error from error
+            reason = f"{failure.error.reason}, and MidAPI gave no download link for it either"
+            raise attrs.evolve(failure.error, reason=reason) from error
         if self._from == self._url:
             raise failure.error
 
@@ -466,6 +472,7 @@ class Fetch:
             scope = asyncio.timeout(patience)
             try:
                 async with scope:
+                    self._fetcher.waits.add(scope)
                     results.append(await call())
             except Exception as error:
                 if self._fetcher.session.closed:
@@ -474,6 +481,8 @@ class Fetch:
                     raise
                 if not scope.expired():
                     failure = failure_of(error, URL(self._from), self._fetcher.proxy)
+            finally:
+                self._fetcher.waits.discard(scope)
             took = self._time() - began
             self._left -= min(took, patience)
             self._window_left -= min(took, patience)

@@ -42,16 +42,18 @@ class Reporter:
         self._has_failed = False
         self._next: dict[int, float] = {}  # for each file, when the next report may come
 
-    def report(self, progress: Progress, *, is_last: bool = False) -> None:
+    def report(
+        self, name: str, index: int, done: int, total: int | None, *, is_last: bool = False
+    ) -> None:
         """Report, unless the last report of this file was just now and this is not its end."""
         if self._on_progress is None:
             return
         now = asyncio.get_running_loop().time()
-        if not is_last and now < self._next.get(progress.index, now):
+        if not is_last and now < self._next.get(index, now):
             return
-        self._next[progress.index] = now + LEAST_INTERVAL
+        self._next[index] = now + LEAST_INTERVAL
         try:
-            self._on_progress(progress)
+            self._on_progress(Progress(name=name, index=index, done=done, total=total))
         except Exception as error:  # noqa: BLE001 - its bug must not stop the transfer
             if not self._has_failed:
                 self._has_failed = True
