@@ -34,7 +34,7 @@ from .files import (
     Progress,
     ResultFile,
     check_file_options,
-    download,
+    download_files,
     task_of,
 )
 from .handle import TaskHandle, deadline_of, handle_of
@@ -705,7 +705,7 @@ class MidAPIClient:
             raise InvalidRequestError({"details": problem})
         with naming(task_id=details.task_id):
             session = self._opened()
-            return await download(
+            return await download_files(
                 session.fetcher,
                 details,
                 folder,

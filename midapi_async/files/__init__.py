@@ -1,6 +1,6 @@
 """Files: results are downloaded and checked, reference pictures are uploaded."""
 
-from .download import download
+from .download import download_files
 from .fetch import Fetcher, check_file_options
 from .names import DEFAULT_NAME, ResultFile, task_of
 from .progress import Progress
@@ -13,6 +13,6 @@ __all__ = [
     "ResultFile",
     "Uploader",
     "check_file_options",
-    "download",
+    "download_files",
     "task_of",
 ]

@@ -26,11 +26,11 @@ from .progress import Progress, Reporter
 T = TypeVar("T")
 _log = logging.getLogger("midapi_async.files")
 
-BLOCK = 512 * 1024  # bytes that are written at a time
+BLOCK = 1024 * 1024  # bytes that are written at a time
 RETENTION = 15 * 86_400.0  # seconds for which MidAPI keeps results
 
 
-async def download(
+async def download_files(
     fetcher: Fetcher,
     details: TaskDetails,
     folder: str | os.PathLike[str],
@@ -91,7 +91,7 @@ async def download(
 
 
 class _Call:
-    """One call of `download`. The arguments are the same."""
+    """One call of `download_files`. The arguments are the same."""
 
     def __init__(
         self,
