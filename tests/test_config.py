@@ -365,6 +365,57 @@ def test_the_base_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
         assert "MIDAPI_BASE_URL" not in problems_of(lambda: settings(API_KEY, bad))["base_url"]  # noqa: B023 - called at once
 
 
+@pytest.mark.parametrize(
+    ("base_url", "given", "variable", "expected"),
+    [
+        (None, None, None, None),
+        ("https://h", None, None, None),
+        (LOCAL, None, None, f"{LOCAL}/"),
+        ("https://localhost:8787", None, None, "https://localhost:8787/"),
+        ("https://api.kie.ai", None, None, "https://kieai.redpandaai.co/"),
+        ("https://notkie.ai", None, None, None),
+        ("https://api.kie.ai", None, "https://u", "https://u/"),
+        ("https://api.kie.ai", "https://v", "https://u", "https://v/"),
+        (LOCAL, "", "https://u", "https://u/"),
+        (None, LOCAL, None, f"{LOCAL}/"),
+    ],
+)
+def test_the_upload_url_is_known_where_it_is_documented(
+    monkeypatch: pytest.MonkeyPatch,
+    base_url: str | None,
+    given: str | None,
+    variable: str | None,
+    expected: str | None,
+) -> None:
+    """For the sister and for a sandbox; an argument beats MIDAPI_UPLOAD_URL, which beats both."""
+    if variable is not None:
+        monkeypatch.setenv("MIDAPI_UPLOAD_URL", variable)
+    made = settings(API_KEY, base_url, upload_url=given)
+    assert made.upload_url == (None if expected is None else URL(expected))
+
+
+@pytest.mark.parametrize(
+    "bad", ["http://sandbox:8787", "https://h/api", "files.example", "https://u@h", "https://h?a=b"]
+)
+def test_a_bad_upload_url_is_found_by_the_rules_of_the_base_url(
+    monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    """With the same text, since the API key goes there as well."""
+    found = problems_of(lambda: settings(API_KEY, upload_url=bad))
+    assert found == {"upload_url": problems_of(lambda: settings(API_KEY, bad))["base_url"]}
+    monkeypatch.setenv("MIDAPI_UPLOAD_URL", bad)
+    assert problems_of(lambda: settings(API_KEY)) == {
+        "upload_url": f"MIDAPI_UPLOAD_URL {found['upload_url']}"
+    }
+
+
+def test_an_http_upload_url_can_be_allowed() -> None:
+    """The warning says which URL it is."""
+    with pytest.warns(UserWarning, match="to an http upload URL"):
+        made = settings(API_KEY, upload_url="http://sandbox:8787", allow_http=True)
+    assert URL("http://sandbox:8787/") == made.upload_url
+
+
 @pytest.mark.parametrize("bad", ["https://api.midapi.ai/api/v1", "nonsense", "http://10.0.0.1"])
 def test_a_wrong_base_url_does_not_blame_the_time_scale(bad: str) -> None:
     """Whether a time scale is allowed is known only when the base URL is."""

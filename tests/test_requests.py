@@ -13,7 +13,10 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from midapi_async._runtime.urls import url_problem
 from midapi_async.errors import InvalidRequestError, WaitTimeout
 from midapi_async.requests import (
     REQUESTS,
@@ -28,6 +31,7 @@ from midapi_async.requests import (
     Upscale,
     Vary,
     has_several_jobs,
+    paths_of,
     task_id_problem,
 )
 from midapi_async.tasks import TaskDetails
@@ -512,3 +516,76 @@ def test_a_task_id_is_bad(value: object) -> None:
     problem = task_id_problem(value)
     assert problem is not None
     assert problem.isprintable()
+
+
+# ─── files of this machine ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("value", "tells"),
+    [
+        ("a.png", "Path('a.png')"),
+        ("./a.png", "Path("),
+        ("~/a.png", "Path("),
+        ("C:\\a.png", "Path("),
+        ("\\\\host\\a.png", "Path("),
+        ("file:///a.png", "Path("),
+        ("/a.png", "Path("),
+        ("data:image/png;base64,AAAA", "client.upload()"),
+        (" DATA:,x", "client.upload()"),
+        ("https://h/a b.png", "MidAPI must be able to fetch it"),
+        (b"a.png", "must be a URL or a Path, got a bytes"),
+        (PurePosixPath("a.png"), "must be a URL or a Path, got a PurePosixPath"),
+    ],
+)
+def test_a_text_that_is_no_url_is_answered_with_what_to_write(value: Any, tells: str) -> None:
+    """A str is never taken for a path."""
+    with pytest.raises(InvalidRequestError) as caught:
+        ImageToImage("x", [URL, value])
+    assert caught.value.problems["file_urls"].startswith("[1] ")
+    assert tells in str(caught.value)
+
+
+def test_one_path_in_place_of_a_list_is_answered_with_the_list() -> None:
+    """As one URL is."""
+    one: Any = Path("a.png")
+    with pytest.raises(InvalidRequestError, match=r"put it into a list, \[Path\(…\)\]"):
+        ImageToImage("x", one)
+
+
+@given(st.text() | st.text().map("https://h/{}".format))
+def test_a_text_is_a_url_or_is_refused(text: str) -> None:
+    """Never a path, and never anything else; a Path of the same text is one."""
+    is_url = url_problem(text) is None
+    if is_url:
+        made = ImageToImage("x", [text])
+        assert made.file_urls == (text,)
+        assert paths_of(made) == {}
+    else:
+        with pytest.raises(InvalidRequestError) as caught:
+            ImageToImage("x", [text])
+        assert list(caught.value.problems) == ["file_urls"]
+    path = Path(text)
+    assert paths_of(ImageToImage("x", [URL, path])) == {1: path}
+
+
+@given(st.text(), st.none() | st.from_regex("[0-9a-f]{64}", fullmatch=True))
+def test_an_uploaded_url_keeps_its_hash_wherever_it_goes(text: str, sha256: str | None) -> None:
+    """Copied, pickled in each way, as a field, and in a changed request; it is its text."""
+    url = UploadedURL(text, sha256)
+    assert (url, hash(url), str(url), type(str(url))) == (text, hash(text), text, str)
+    arrived = [copy.copy(url), copy.deepcopy([url])[0]]
+    arrived += [pickle.loads(pickle.dumps(url, n)) for n in range(6)]  # noqa: S301 - ours
+    request = ImageToImage("x", (URL, UploadedURL(URL, sha256)))
+    changed = pickle.loads(pickle.dumps(attrs.evolve(request, prompt="y")))  # noqa: S301 - ours
+    assert changed.file_urls[1].sha256 == sha256
+    for each in arrived:
+        assert type(each) is UploadedURL
+        assert (each, each.sha256) == (text, sha256)
+
+
+@pytest.mark.parametrize("bad", ["", "0" * 63, "A" * 64, "0" * 65, 5, b"0" * 64, f"{'0' * 64}\n"])
+def test_a_hash_that_is_none_is_refused(bad: Any) -> None:
+    """It decides what a key belongs to."""
+    with pytest.raises(InvalidRequestError, match="sha256: must be 64"):
+        UploadedURL(URL, bad)

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import attrs
@@ -31,6 +32,7 @@ from midapi_async.requests import (
     Request,
     StyleReference,
     TextToImage,
+    UploadedURL,
     Upscale,
     Vary,
 )
@@ -623,3 +625,66 @@ def test_a_name_of_midjourneys_own_is_understood(name: str, meant: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make_request(ImageToImage, {"prompt": "x", name: 1}, ["timeout", "metadata"])
     assert caught.value.problems[name].endswith(f"; did you mean {meant}?")
+
+
+# ─── uploads ─────────────────────────────────────────────────────────────────────────────────────
+
+HASH = "0123456789abcdef" * 4
+HASHES = st.from_regex("[0-9a-f]{64}", fullmatch=True)
+WITH_FILES = st.sampled_from([ImageToImage, StyleReference, OmniReference])
+
+
+@hypothesis_settings(deadline=None)
+@given(WITH_FILES, st.lists(st.tuples(FILE_URLS, st.none() | HASHES), min_size=1, max_size=4))
+def test_an_upload_round_trips_through_the_journal_and_counts_by_its_content(
+    cls: type[ImageToImage], files: list[tuple[list[str], str | None]]
+) -> None:
+    """Its URL may be another one each time; the hash is stored, and never sent."""
+    one = cls("x", [UploadedURL(urls[0], sha256) for urls, sha256 in files])
+    stored = request_from_json(cast("dict[str, object]", loads(dumps(request_to_json(one)))))
+    assert isinstance(stored, cls)
+    assert stored == one
+    assert [getattr(each, "sha256", None) for each in stored.file_urls] == [h for _, h in files]
+    assert fingerprint(stored) == fingerprint(one)
+    moved = cls(
+        "x", [UploadedURL(f"https://h2/{n}", sha256) for n, (_, sha256) in enumerate(files)]
+    )
+    assert (fingerprint(moved) == fingerprint(one)) is all(sha256 for _, sha256 in files)
+    sent = json.loads(submit_body(one, CALLBACK))
+    assert sent == json.loads(submit_body(cls("x", [urls[0] for urls, _ in files]), CALLBACK))
+    assert "fileHashes" not in sent
+
+
+@hypothesis_settings(deadline=None)
+@given(st.lists(HASHES, min_size=2, max_size=4, unique=True), st.data())
+def test_other_files_are_another_order(hashes: list[str], data: st.DataObject) -> None:
+    """So are the same files in another order, or one that is left out."""
+    urls = [UploadedURL(PICTURE, sha256) for sha256 in hashes]
+    one = fingerprint(ImageToImage("x", urls))
+    assert fingerprint(ImageToImage("x", urls[1:])) != one
+    mixed = data.draw(st.permutations(urls))
+    is_same = [each.sha256 for each in mixed] == hashes
+    assert (fingerprint(ImageToImage("x", mixed)) == one) is is_same
+    assert fingerprint(ImageToImage("x", [PICTURE] * len(urls))) != one
+
+
+@pytest.mark.parametrize(
+    "use", [request_to_json, fingerprint, lambda each: submit_body(each, None)]
+)
+def test_a_path_is_never_sent_stored_or_compared(use: Callable[[Request], object]) -> None:
+    """It says what to call first."""
+    with pytest.raises(InvalidRequestError, match="await client") as caught:
+        use(ImageToImage("x", [PICTURE, Path("a.png"), Path("b.png")]))
+    assert list(caught.value.problems) == ["file_urls[1]", "file_urls[2]"]
+
+
+@pytest.mark.parametrize(
+    "hashes", [[HASH, HASH], "x", {"a": 1}, 5, [5], ["x"], [HASH.upper()], [[HASH]], [""]]
+)
+def test_stored_hashes_that_are_none_are_refused(hashes: object) -> None:
+    """A row of a damaged journal is read without its request."""
+    body = {"taskType": "mj_img2img", "prompt": "x", "fileUrls": [PICTURE], "fileHashes": hashes}
+    with pytest.raises(InvalidRequestError):
+        request_from_json(body)
+    other = {"taskType": "mj_txt2img", "prompt": "x", "fileHashes": hashes}
+    assert request_from_json(other) == TextToImage("x")
