@@ -121,10 +121,9 @@ class _Asking:
 
     def report(self, done: int, total: int) -> None:
         """Tell those who still wait how far it is."""
-        progress = Progress(name=self.name, index=0, done=done, total=total)
         for waiting, reporter in self.callers:
             if not waiting.done():
-                reporter.report(progress, is_last=done == total)
+                reporter.report(self.name, 0, done, total, is_last=done == total)
 
     def resolve(self, found: object) -> None:
         """Give the outcome to all who still wait."""
