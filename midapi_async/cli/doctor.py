@@ -34,12 +34,12 @@ def doctor(
     """Check the API key, the clock, the journal, and whether callbacks arrive. This costs nothing.
 
     It sends a callback to your own public URL, through your proxies and tunnels. Run it on the
-    machine of your program. While the program runs, its receiver takes the callback, if both use
-    the same MIDAPI_JOURNAL; while it is stopped, give --port, and a receiver of this check listens.
-    Exit code 1 if something must be fixed.
+    machine of your program. If the program is running and uses the same MIDAPI_JOURNAL, its
+    receiver takes that callback. If the program is stopped, give --port, and a receiver of this
+    check listens there. Exit code 1 if something must be fixed.
 
     Args:
-        public_url: As for CallbackReceiver; MIDAPI_PUBLIC_URL if not given.
+        public_url: The URL at which MidAPI reaches your receiver; MIDAPI_PUBLIC_URL if not given.
         host: The address on which the receiver listens; 127.0.0.1 if not given.
         port: Its port; MIDAPI_CALLBACK_PORT if not given.
         webhook_key: The key set at MidAPI; MIDAPI_WEBHOOK_KEY, or its _FILE, if not given.

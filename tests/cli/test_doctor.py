@@ -554,7 +554,7 @@ async def test_a_running_receiver_whose_journal_is_not_known(receiver_port: int)
     ):
         port, _, callback = await examined(proxy.url(), receiver_port)
     assert (port.name, port.verdict) == ("port", "warning")
-    assert "address already in use" in port.text
+    assert "Address already in use" in port.text
     assert "leave out --port" in port.hint
     assert callback.verdict == "warning"
     assert "as a receiver answers to an unknown token" in callback.text

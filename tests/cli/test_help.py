@@ -14,8 +14,8 @@ PYTHON = re.compile(
     r"\b[a-z0-9]+_[a-z0-9_]+\b|\b(None|True|False|Path|str|bool|tuple|dict)\b"
     r"|\b[A-Z][a-z]+[A-Z]\w*|\w\(\)"
 )
-# A company, a fault as it is typed; and what `doctor` and `journal adopt` still show.
-WORDS = {"MidAPI", "answer_status", "CallbackReceiver", "False"}
+# A company, and a fault and a state as they are typed.
+WORDS = {"MidAPI", "answer_status", "called_back"}
 
 
 def commands(found: App = app, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
