@@ -25,7 +25,7 @@ from midapi_async.journal import Journal
 from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _env
-from ._connect import Outcome, resolve, send
+from ._connect import Outcome, certificate_days, resolve, send
 from ._errors import in_commands
 from ._terminal import seconds
 from .credits import amount
@@ -33,9 +33,6 @@ from .credits import amount
 # Seconds. A lost answer is found by comparing MidAPI's times with ours, so a clock that is far off
 # makes that fail.
 _CLOCK_FAILED, _CLOCK_WARNING = 300.0, 30.0
-_SLOW = 5.0  # seconds, of the answer to a callback
-_ARRIVED = ("callback", "ok")  # name and verdict of a finding
-_PROBE_LASTS = 300.0  # seconds until the note about a probe expires, if it is not removed
 
 
 @attrs.frozen
@@ -172,7 +169,7 @@ class _Receiver(CallbackReceiver):
 
     async def handle(self, token: str, headers: Headers, body: Body) -> int:
         """See `CallbackReceiver.handle`."""
-        self.arrived.append(token)
+        self.arrived.append(token[:120] or "nothing")
         return await super().handle(token, headers, body)
 
     def _warn_of_signature(self, kind: str) -> None:
@@ -189,7 +186,7 @@ class CallbackSettings:
         port: the port; None if an application of the user listens.
         keys: the webhook keys.
         proxy: the proxy through which the Internet is reached, or None.
-        journal: where the receiver looks for probes; None if its folder is not known.
+        journal: where the receiver looks for probes; in memory if its folder is not known.
         own: our own receiver; None if the application's receives.
     """
 
@@ -198,7 +195,7 @@ class CallbackSettings:
     port: int | None
     keys: tuple[str, ...] = attrs.field(repr=False)
     proxy: URL | None = None
-    journal: Journal | None = None
+    journal: Journal = attrs.field(factory=MemoryJournal)
     own: _Receiver | None = None
 
     @property
@@ -247,15 +244,15 @@ async def callbacks(
         reason, local = "", URL.build(scheme="http", host=to.host, port=to.port)
         if to.port is not None:
             own = _Receiver(to.public_url, host=to.host, port=to.port, webhook_key=signs)
-            own.arrived, memory, base = [], MemoryJournal(), "http://127.0.0.1"
+            own.arrived, base = [], "http://127.0.0.1"  # which asks for nothing of a public URL
             client = MidAPIClient(
-                "none", base_url=base, time_scale=1, proxy="", journal=memory, receiver=own
+                "none", base_url=base, time_scale=1, proxy="", journal=to.journal, receiver=own
             )
             try:
                 await exits.enter_async_context(client)
-                to.own, to.journal = own, memory
-            except errors.ReceiverError as error:  # without the words of asyncio
-                reason = re.sub(r"error while .*\] ", "", str(error))
+                to.own = own
+            except errors.ReceiverError as error:
+                reason = str(error)
         if to.own is None and folder is not None and folder.exists():
             to.journal = SQLiteJournal(folder)
             exits.push_async_callback(to.journal.aclose)
@@ -264,7 +261,7 @@ async def callbacks(
     if to.own is not None:
         text = f"{to.target} is free; a receiver of this check listens there"
         found.insert(0, Finding("port", "ok", text))
-    elif to.port is not None and any((it.name, it.verdict) == _ARRIVED for it in found):
+    elif to.port is not None and found[-1].verdict == "ok":
         found.insert(0, Finding("port", "ok", f"your application listens on {to.target}"))
     elif to.port is not None:
         hint = "If your application has this port, that is right. If it mounts the receiver in a "
@@ -279,15 +276,17 @@ async def _reach(to: CallbackSettings, url: URL, key: str, *, is_public: bool) -
     try:
         addresses = [host] if to.proxy else await resolve(url)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no name server answered"
+        reason = getattr(error, "strerror", None) or str(error) or "no name server answered"
         text = f"the name {host} does not resolve ({reason})"
         return [Finding("address", "failed", text, "Check its spelling, and its entry in the DNS.")]
-    found = [Finding("address", "ok", f"{host} is resolved by the proxy")]
-    if to.proxy is None:
-        found = [check_address(each, is_public=is_public) for each in addresses]
+    found = [check_address(each, is_public=is_public) for each in addresses if not to.proxy]
     if is_public and url.scheme == "http":
         hint = "Others can read the tokens on the network: use TLS and an https:// URL."
         found.append(Finding("TLS", "warning", "the public URL is plain http", hint))
+    days = None if to.proxy or url.scheme == "http" else await certificate_days(url)
+    if days is not None and days < 14:
+        text, hint = f"the certificate expires in {days:.0f} days", "Has its renewal stopped?"
+        found.append(Finding("TLS", "warning", text, hint))
     tries = [await _probe(to, url, key, each) for each in addresses]
     if len(tries) == 1:
         return [*found, tries[0]]
@@ -324,25 +323,24 @@ async def _probe(to: CallbackSettings, prefix: URL, key: str, address: str) -> F
     headers = {"Content-Type": "application/json", **sign_callback(key, task_id)}
     data = {"taskId": task_id, "promptJson": "{}", "resultUrls": []}
     body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
-    journal, expires, has_arrived = to.journal, time.time() + _PROBE_LASTS, False
+    journal, expires, has_arrived = to.journal, time.time() + 300, False
     outcome = Outcome()
+    if to.own is not None:
+        to.own.arrived.clear()
     try:
-        if journal is not None:
-            await journal.note(*PROBES, name, task_id, expires=expires)
+        await journal.note(*PROBES, name, task_id, expires=expires)
         # Up to three times, because a receiver reads these notes rarely.
         for pause in (PROBE_INTERVAL * 1.2, PROBE_INTERVAL * 1.2, 0.0):
             outcome = await send(url, address, headers=headers, body=body, proxy=to.proxy)
-            if journal is not None:
-                has_arrived = name not in await journal.notes(*PROBES)
-            if journal is None or has_arrived or not _is_unknown_token(outcome):
+            has_arrived = name not in await journal.notes(*PROBES)
+            if has_arrived or not _is_unknown_token(outcome) or not (to.own or journal.is_durable):
                 break
             await asyncio.sleep(pause)
     except errors.JournalError as error:
         return Finding("callback", "failed", in_commands(str(error)))
     finally:
-        if journal is not None:
-            with suppress(errors.JournalError):
-                await journal.note(*PROBES, name)
+        with suppress(errors.JournalError):
+            await journal.note(*PROBES, name)
     return _judged(to, url, outcome, has_arrived=has_arrived)
 
 
@@ -351,9 +349,8 @@ _ENDS = """\
 slow | it has arrived, but the answer took {took} | MidAPI gives up after 15 s: find what is slow.
 replaced | it has arrived and was answered 200, but {answer} came back | MidAPI accepts only a \
 200, and sends the callback again after anything else.
-cut | it was sent to {path}, and its last segment arrived as {last} | That segment says which task \
-a callback is for: it must stay the last one, and unchanged. Check the proxy's rewrites, and in \
-nginx the slashes of proxy_pass.
+cut | it was sent to {path}, and its last segment arrived as {last} | The last one must stay last \
+and unchanged: check the rewrites of the proxy, and in nginx the slashes of proxy_pass.
 unsigned | its signature was lost or changed on the way | The proxy must forward both headers, \
 X-Webhook-Timestamp and X-Webhook-Signature. Without a webhook key this does not matter.
 other | {answer} came back: a receiver answers, and does not know the token of this check | Set \
@@ -362,7 +359,7 @@ unsure | {answer} came back after {took}, as a receiver answers to an unknown to
 set MIDAPI_JOURNAL as for your application; or stop that, and run this again with --port.
 2.. | {answer} came back: another program answered | MidAPI would take this for success, and lose \
 the callback in silence. Is it a catch-all or login page? Route this path to the receiver.
-3.. | {answer} came back: it is redirected to {location} | Use that as public_url, or remove the \
+3.. | {answer} came back: it is redirected to {to} | Use that as public_url, or remove the \
 redirect: MidAPI may not follow it, and most redirects turn a POST into a GET.
 400|408 | {answer} came back: its body was lost or changed, or it arrived in another protocol \
 | Make the proxy forward the body, and use plain HTTP/1.1 for {target}: no TLS, no \
@@ -390,22 +387,20 @@ def _judged(to: CallbackSettings, url: URL, outcome: Outcome, *, has_arrived: bo
         text = f"it has arrived, but then: {outcome.fault}" if has_arrived else outcome.fault
         return Finding("callback", "failed", text, outcome.hint)
     token, arrived, end = url.name, to.own.arrived if to.own else [], str(outcome.status)
-    took = seconds(outcome.seconds)
-    if has_arrived and outcome.status == 200 and outcome.seconds < _SLOW:
-        return Finding(
-            "callback", "ok", f"it has arrived at {to.target}, and was answered in {took}"
-        )
+    facts = {"answer": _described(outcome), "path": url.raw_path, "target": to.target}
+    facts["took"] = seconds(outcome.seconds)
+    if has_arrived and outcome.status == 200 and outcome.seconds < 5:
+        text = "it has arrived at {target}, and was answered in {took}".format(**facts)
+        return Finding("callback", "ok", text)
     if has_arrived:
         end = "slow" if outcome.status == 200 else "replaced"
     elif _is_unknown_token(outcome) and arrived:
         end = "cut"
     elif _is_unknown_token(outcome) and to.own is None:
-        end = "other" if to.journal else "unsure"
+        end = "other" if to.journal.is_durable else "unsure"
     elif end == "401" and token in arrived:
         end = "unsigned"
-    facts = {"answer": _described(outcome), "took": took, "path": url.raw_path, "target": to.target}
-    facts["location"] = outcome.headers.get("Location", "nowhere")[:120]
-    facts["last"] = (arrived or [""])[-1][:120] or "nothing"
+    facts |= {"to": outcome.headers.get("Location", "")[:120], "last": (arrived or [""])[-1]}
     rows = (line.split(" | ") for line in _ENDS.splitlines())
     text, hint = next(row[1:] for row in rows if re.fullmatch(row[0], end))
     # The token is not shown; one whose case was changed on the way is shown in lower case.
@@ -427,5 +422,5 @@ def _described(outcome: Outcome) -> str:
     server = outcome.headers.get("Server", "")[:40]
     title = re.search(rb"<title[^>]*>(.*?)</title", outcome.page, re.IGNORECASE | re.DOTALL)
     page = " ".join((title[1] if title else outcome.page).decode(errors="replace").split())[:60]
-    text = f"{outcome.status} {outcome.reason:.50}".strip()
-    return text + (f" from {server}" if server else "") + (f', a page "{page}"' if page else "")
+    parts = f"{outcome.status} {outcome.reason:.50}", server and f"from {server}"
+    return " ".join(filter(None, parts)) + (f', a page "{page}"' if page else "")

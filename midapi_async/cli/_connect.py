@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -17,8 +18,6 @@ from midapi_async._wire.transport import failure_of, refused_by_proxy
 
 # Seconds for a connection, for a name, and for all; MidAPI waits so long for a callback's answer.
 _CONNECT_SECONDS, _NAME_SECONDS, _ANSWER_SECONDS = 5.0, 10.0, 15.0
-_MOST_ADDRESSES = 4
-_PAGE = 4096  # bytes of an answer's body
 _PROXY = "Check its URL (--proxy, MIDAPI_PROXY), and that it lets this machine through."
 # What to do about an exception of aiohttp; the first one that fits counts.
 _HINTS: dict[type[Exception], str] = {
@@ -29,10 +28,7 @@ _HINTS: dict[type[Exception], str] = {
         "as Let's Encrypt, and be sent with its whole chain (fullchain.pem)."
     ),
     aiohttp.ClientConnectorDNSError: "Check its spelling, and its entry in the DNS.",
-    aiohttp.ConnectionTimeoutError: (
-        "Check the scheme (http or https) and the port, and open that in the firewall. Some "
-        "routers block their own network: try from outside."
-    ),
+    aiohttp.ConnectionTimeoutError: "Check scheme, port and firewall, and try from outside, too.",
     TimeoutError: "MidAPI waits 15 s for the answer to a callback: find out what is slow.",
     Exception: "Does the right program listen there, and for that scheme (http or https)?",
 }
@@ -71,7 +67,19 @@ async def resolve(url: URL) -> list[str]:
     find = asyncio.get_running_loop().getaddrinfo
     async with asyncio.timeout(_NAME_SECONDS):
         found = await find(url.raw_host, url.port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(each[4][0]) for each in found))[:_MOST_ADDRESSES]
+    return list(dict.fromkeys(str(each[4][0]) for each in found))[:4]
+
+
+async def certificate_days(url: URL) -> float | None:
+    """In how many days the certificate of an https URL expires; None if it cannot be known."""
+    context = ssl.create_default_context()
+    with suppress(OSError):
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(url.raw_host, url.port, ssl=context)
+        ends = ssl.cert_time_to_seconds(writer.get_extra_info("peercert")["notAfter"])
+        writer.transport.abort()
+        return (ends - time.time()) / 86_400
+    return None
 
 
 async def send(
@@ -111,7 +119,7 @@ async def send(
             ) as answer,
         ):
             with suppress(aiohttp.ClientPayloadError):  # cut off: the part that arrived is used
-                page = await answer.content.read(_PAGE)
+                page = await answer.content.read(4096)
     except (aiohttp.ClientError, OSError) as error:
         hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
         reason = failure_of(error, to, proxy).reason.partition(" (Client")[0]  # aiohttp's own name
