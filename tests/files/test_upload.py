@@ -40,6 +40,7 @@ from midapi_async import (
     WaitTimeout,
 )
 from midapi_async.files.upload import BLOCK, KEPT, LARGEST
+from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Sandbox
 from tests.support.scripted import (
@@ -674,6 +675,29 @@ async def test_a_key_that_another_client_sends_is_known_by_its_content(fox: Path
     assert len(uploads(server)) == 1
 
 
+async def test_another_content_never_gets_the_url_of_a_row_that_is_refused_meanwhile(
+    fox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture of somebody else's order would be paid for."""
+    script = iter([refused(400), accepted()])
+    journal = MemoryJournal()
+    async with ScriptedServer(then=serving(uploaded(), lambda _: next(script))) as server:
+        async with client_of(server, journal=journal) as client:
+            with pytest.raises(BadRequestError):
+                await client.generate(ImageToImage("x", [fox]), key="fox")
+            (row,) = await journal.rows()
+            before = attrs.evolve(row, state=State.SENDING)
+
+            async def find(**_: object) -> Intent:
+                return before
+
+            monkeypatch.setattr(journal, "find", find)
+            fox.write_bytes(PNG + b"another")
+            with pytest.raises(KeyConflict):
+                await client.generate(ImageToImage("x", [fox]), key="fox")
+        assert len([r for r in server.requests if "generate" in r.path]) == 1
+
+
 async def test_an_unknown_submission_can_be_submitted_again_under_its_key(
     fox: Path, tmp_path: Path
 ) -> None:
@@ -720,6 +744,19 @@ async def test_an_upload_counts_within_the_timeout(
     assert len(uploads(server)) == 1
 
 
+async def test_a_short_timeout_is_kept(fox: Path) -> None:
+    """The files are looked at in any case; the upload is not waited for."""
+    server = ScriptedServer(then=serving(delay(uploaded(), 50)))
+    async with server, client_of(server) as client:
+        for timeout in (0, 0.25):
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(WaitTimeout):
+                await client.generate(ImageToImage("x", [fox]), timeout=timeout)
+            assert asyncio.get_running_loop().time() - begun < timeout + 0.1
+        with pytest.raises(InvalidRequestError, match="does not exist"):
+            await client.generate(ImageToImage("x", [fox.with_name("no.png")]), timeout=0)
+
+
 async def test_the_timeout_says_why_an_upload_has_failed_so_far(fox: Path) -> None:
     """Not of another call's upload."""
     async with ScriptedServer(then=serving(reply(503))) as server, client_of(server) as client:
@@ -763,6 +800,18 @@ async def test_the_end_of_the_client_ends_uploads(fox: Path, way: str) -> None:
                 await client.upload(PNG)
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(each) for each in found] == [ClientClosed] * len(calls)
+
+
+async def test_an_upload_that_has_not_begun_is_ended(fox: Path) -> None:
+    """Its task was cancelled before its first step."""
+    async with ScriptedServer() as server, client_of(server) as client:
+        uploader = client._opened().uploader
+        content = await uploader._looked_at(fox)
+        assert not isinstance(content, str)
+        waiting = uploader._start(content)
+        client.stop_waiting()
+        with pytest.raises(ClientClosed):
+            await uploader._outcome(waiting, "source")
 
 
 async def test_the_file_is_closed_however_the_upload_ends(fox: Path) -> None:
