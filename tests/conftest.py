@@ -3,7 +3,7 @@
 - An async test runs in a `VirtualLoop`; one marked `real_time` in a normal one.
 - Tests marked `slow` or `chaos` are deselected, and counted as such, unless `--slow` or `--chaos`
   is given.
-- asyncio's debug mode is on (`asyncio_debug` in pyproject.toml); nox leaves it on for the newest
+- asyncio's debug mode is on (`asyncio_debug` in pyproject.toml); nox leaves it on for the oldest
   Python only.
 """
 
