@@ -7,11 +7,10 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import attrs
 
+from tests.support.loopback import LoopbackServer
 from tests.support.scripted import abort_with_reset
 
 CERTIFICATES = Path(__file__).with_name("certificates")
@@ -54,7 +53,7 @@ def answer(status: str, *headers: str, body: str = "") -> bytes:
     return "\r\n".join([*lines, "", body]).encode()
 
 
-class Proxy:
+class Proxy(LoopbackServer):
     """A proxy.
 
     Args:
@@ -80,42 +79,22 @@ class Proxy:
         replaced_answer: bytes | None = None,
         certificate: str | None = None,
     ) -> None:
-        self.port = 0
+        tls = None
+        if certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(CERTIFICATES / certificate)
+        super().__init__(tls=tls)
         self._target, self._change, self._own_answer = target, change, own_answer
         self._preamble, self._delay, self._answer_delay = preamble, delay, answer_delay
         self._replaced_answer = replaced_answer
-        self._tls: ssl.SSLContext | None = None
-        if certificate is not None:
-            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._tls.load_cert_chain(CERTIFICATES / certificate)
-        self._connections: set[asyncio.Task[None]] = set()
 
     def url(self, path: str = "/hook", scheme: str = "http") -> str:
         """A public URL of the proxy."""
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+    async def _stop(self) -> None:
+        await super()._stop()
         await asyncio.sleep(0.1)  # for handshakes that have failed
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self._serve(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

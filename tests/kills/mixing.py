@@ -8,9 +8,8 @@ import asyncio
 import random
 import re
 from collections import Counter
-from types import TracebackType
-from typing import Self
 
+from tests.support.loopback import LoopbackServer
 from tests.support.scripted import ScriptedServer
 
 REFUSAL = b"""HTTP/1.1 200 OK\r
@@ -23,7 +22,7 @@ PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\
 TRICKS = ("doubled", "old one first", "page first", "refusal behind")
 
 
-class MixingProxy:
+class MixingProxy(LoopbackServer):
     """Passes each request on, and mixes up the answers while it is told to.
 
     Args:
@@ -37,48 +36,27 @@ class MixingProxy:
     """
 
     def __init__(self, target: ScriptedServer, chance: random.Random) -> None:
+        super().__init__()
         self.mixes = False
         self.remembers = True
         self.tricks: Counter[str] = Counter()
-        self.port = 0
         self._target = target
         self._chance = chance
         self._old: list[bytes] = []  # answers that may be delivered again
-        self._pairs: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
         """The base URL to use in the server's place."""
         return f"http://127.0.0.1:{self.port}"
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.close()
-        for pair in self._pairs:
-            pair.cancel()
-        if self._pairs:
-            await asyncio.wait(self._pairs)
+    async def _stop(self) -> None:
+        await super()._stop()
         await self._server.wait_closed()
 
     async def idle(self) -> None:
         """Wait until every connection is closed."""
-        while self._pairs:
-            await asyncio.wait(self._pairs)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pair = asyncio.create_task(self._serve(reader, writer))
-        self._pairs.add(pair)
-        pair.add_done_callback(self._pairs.discard)
-        pair.add_done_callback(lambda _: writer.close())  # also if it was cancelled at once
+        while self._connections:
+            await asyncio.wait(self._connections)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server = await asyncio.open_connection("127.0.0.1", self._target.port)

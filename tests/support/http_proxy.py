@@ -11,15 +11,15 @@ import asyncio
 import base64
 from collections.abc import Mapping
 from http.client import responses
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
+
+from tests.support.loopback import LoopbackServer
 
 _CHUNK = 65536
 _NO_ROUTES: Mapping[str, int] = {}
 
 
-class HTTPProxy:
+class HTTPProxy(LoopbackServer):
     """A proxy; see the module.
 
     Args:
@@ -35,40 +35,17 @@ class HTTPProxy:
         status: int = 200,
         routes: Mapping[str, int] = _NO_ROUTES,
     ) -> None:
+        super().__init__()
         self.asked: list[str] = []  # method and target of each request that it has passed on
-        self.port = 0
         self._login = login
         self._status = status
         self._routes = routes
-        self._connections: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
         """What to use as the proxy."""
         login = "" if self._login is None else f"{self._login}@"
         return f"http://{login}127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self._serve(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one request, and whatever follows it on the connection."""

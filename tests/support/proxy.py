@@ -10,12 +10,11 @@ while it runs. It lives in the test's own loop, so its delays are virtual there.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 import attrs
 
+from tests.support.loopback import LoopbackServer
 from tests.support.scripted import abort_with_reset
 
 _CHUNK = 65536
@@ -34,7 +33,7 @@ class Line:
     reset_after: int | None = None  # bytes, then both ends are reset
 
 
-class Proxy:
+class Proxy(LoopbackServer):
     """Forwards each connection to the server; see the module.
 
     Args:
@@ -44,32 +43,19 @@ class Proxy:
     """
 
     def __init__(self, target: str, *, up: Line | None = None, down: Line | None = None) -> None:
+        super().__init__()
         parts = urlsplit(target)
         assert parts.hostname is not None
         assert parts.port is not None
         self.up = up or Line()
         self.down = down or Line()
-        self.port = 0
         self._target = parts.hostname, parts.port
-        self._pairs: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
         """The base URL to use in the server's place."""
         return f"http://127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Self:
-        await self._listen()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stop()
 
     @asynccontextmanager
     async def gone(self) -> AsyncIterator[None]:
@@ -86,27 +72,15 @@ class Proxy:
             abort_with_reset(writer)
         self._writers.clear()
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
     async def _stop(self) -> None:
         self._server.close()
         self.reset()
-        for pair in self._pairs:
-            pair.cancel()
-        if self._pairs:
-            await asyncio.wait(self._pairs)
+        await super()._stop()
         await self._server.wait_closed()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        pair = asyncio.create_task(self._connect(reader, writer))
-        self._pairs.add(pair)
-        pair.add_done_callback(self._pairs.discard)
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
+        self._writers.add(writer)
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             ends.append(server_writer)
