@@ -28,7 +28,8 @@ from tests.test_errors import EXAMPLES
 PACKAGE = Path(midapi_async.__file__).parent
 # A method, a call, a keyword argument.
 PYTHON = re.compile(
-    r"client\.\w|\w\(\)|\bawait\b|\bits handle\b|intents\.|\b[a-z_]+=(?:[,\s'A-Z{]|$)"
+    r"client\.\w|\w\(\)|\bawait\b|\bits handle\b|intents\.|\b[a-z_]+=(?:[,\s'A-Z0-9{]|$)"
+    r"|\b(?:webhook_key|public_url) |\b[A-Z][A-Za-z]+\([a-z_]+="
 )
 APART = {"cli", "sandbox", "testing.py"}
 SQL = {"table.py", "schema.py", "store.py", "contract.py"}
