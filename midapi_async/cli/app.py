@@ -31,7 +31,7 @@ from .task import task
 app = App(
     name="midapi",
     help="Midjourney pictures and videos from MidAPI. To begin with, run midapi demo: it needs no "
-    "API key and costs nothing. Everything else reads your API key from MIDAPI_API_KEY.",
+    "API key and costs nothing. What needs an API key takes it from MIDAPI_API_KEY.",
     help_epilogue="Names such as MIDAPI_API_KEY are environment variables. Exit codes: 0 done, "
     "1 an error of MidAPI or of a task, 2 a usage error, 130 interrupted.",
     version=__version__,

@@ -78,7 +78,7 @@ def test_each_page_fits_and_shows_no_python(
 
 @pytest.mark.parametrize(
     "text",
-    ["None to wait", "as for CallbackReceiver", "call wait()", "time_scale", "[default: True]"],
+    ["None to wait", "as for RateLimit", "call wait()", "time_scale", "[default: True]"],
 )
 def test_a_python_name_is_found(text: str) -> None:
     """The pattern itself finds what it is there for."""
