@@ -144,6 +144,14 @@ def test_a_finished_batch_needs_no_request(tmp_path: Path) -> None:
         assert 1 < figures[f"{way} / reading"] < 1000
 
 
+def test_downloads_are_compared_with_a_bare_one(tmp_path: Path) -> None:
+    """A video and pictures, beside what people write and the same with a sync."""
+    _, written = measured("files.py", folder=tmp_path)
+    assert written["cases"].keys() == {"video", "pictures"}
+    for figures in written["cases"].values():
+        assert all(value > 0 for value in figures.values())
+
+
 def test_journal_compares_with_a_bare_commit(tmp_path: Path) -> None:
     """A durable submit is a claim and an advance, and every callback was answered."""
     _, written = measured("journal.py", folder=tmp_path)

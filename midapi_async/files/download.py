@@ -80,6 +80,7 @@ async def download_files(
         *(call.download(index, overwrite=overwrite) for index in range(len(details.urls))),
         return_exceptions=True,
     )
+    await in_thread(_sync_folder, path)  # once for all files, because it may take milliseconds
     paths = [each for each in results if isinstance(each, Path)]
     for error in results:
         if isinstance(error, DownloadError):
@@ -168,7 +169,6 @@ class _Call:
         waiting: list[bytes] = []
         waiting_size = done = 0
         try:
-            await in_thread(part.open)
             async for block in body.blocks:
                 waiting.append(block)
                 waiting_size += len(block)
@@ -190,7 +190,8 @@ class _Call:
                     with contextlib.suppress(OSError):
                         await ended(writing)
             finally:
-                await in_thread(part.discard)
+                if part.exists:
+                    await in_thread(part.discard)
         self._reporter.report(target.name, index, done, done, is_last=True)
 
 
@@ -204,20 +205,25 @@ class _Part:
     Args:
         target: where the file will be.
         is_hashed: whether the hash of its content is wanted.
+
+    Attributes:
+        exists: whether it is there, under its own name.
     """
 
     def __init__(self, target: Path, *, is_hashed: bool) -> None:
         self._target = target
         self._path = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.part")
         self._file = -1
+        self.exists = False
         self._hash = hashlib.sha256() if is_hashed else None
         self._size = 0
 
-    def open(self) -> None:
+    def _open(self) -> None:
         self._check_target()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._file = os.open(self._path, flags, 0o666)
+        self.exists = True
 
     def _check_target(self) -> None:
         """Raise if something else than a file is at the target, which must not be replaced."""
@@ -229,6 +235,9 @@ class _Part:
                 raise OSError(f"{what} is at {str(self._target)!r}")
 
     def write(self, blocks: list[bytes]) -> None:
+        """Write blocks; the file is made with the first ones."""
+        if self._file == -1:
+            self._open()
         # In one piece: after each call the thread may have to wait for the loop's thread.
         rest = memoryview(b"".join(blocks))
         self._size += len(rest)
@@ -254,7 +263,7 @@ class _Part:
             if sidecar is not None and self._hash is not None:
                 sidecar(self._size, self._hash.hexdigest())
             self._path.replace(self._target)
-        _sync_folder(self._target.parent)
+        self.exists = False
 
     def _close(self) -> None:
         number, self._file = self._file, -1  # also if it fails: the number may be another file's

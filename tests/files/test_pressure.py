@@ -125,6 +125,7 @@ def few_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("D15")
 async def test_a_thousand_downloads_at_once_need_few_descriptors(tmp_path: Path) -> None:
     """One pool for the client: the other downloads open nothing while they wait."""
