@@ -466,6 +466,8 @@ class Fetch:
     async def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
         """Wait for the host while it is fast enough; only this time counts, not the consumer's."""
         while True:
+            if self._fetcher.session.closed:
+                raise ClientClosed
             began, patience = self._time(), min(self._left, self._window_left)
             failure: TransportError | None = None
             results: list[T] = []
@@ -541,5 +543,5 @@ def _host(value: object) -> str | None:
 
 
 def _readable(url: URL) -> str:
-    """A URL for an error's text, without a query, a user name and a password, and not long."""
-    return str(url.with_user(None).with_query(None) if url.host else url)[:200]
+    """The part of a URL that an error's text may show: the rest may be a secret."""
+    return f"{url.scheme}://{url.host}" if url.host else f"{url.scheme[:20]}:"

@@ -61,6 +61,11 @@ async def read(client: MidAPIClient, url: str, blocks: list[bytes] | None = None
     return b"".join(blocks)
 
 
+async def rest_of(blocks: AsyncIterator[bytes]) -> bytes:
+    """What a stream still has."""
+    return b"".join([block async for block in blocks])
+
+
 async def failure(client: MidAPIClient, url: str) -> DownloadError:
     """The error of a result, with which no block was given out."""
     with pytest.raises(DownloadError) as caught:
@@ -439,8 +444,7 @@ async def test_only_public_addresses_are_connected_to(
         for host in (literal(address), "files.example"):
             before = now()
             with pytest.raises(DownloadError, match="not a public address") as caught:
-                async for _ in fetcher.stream(f"https://{host}/m/x.jpeg"):
-                    pass
+                await rest_of(fetcher.stream(f"https://{host}/m/x.jpeg"))
             assert host.strip("[]") in str(caught.value)
             assert now() == before
 
@@ -470,8 +474,7 @@ async def test_unusual_forms_of_an_address_are_refused(host: str, fetcher: fetch
     for proxy in (None, URL("http://proxy.example:3128")):
         fetcher.proxy = proxy
         with pytest.raises(DownloadError):
-            async for _ in fetcher.stream(f"https://{host}/m/x.jpeg"):
-                pass
+            await rest_of(fetcher.stream(f"https://{host}/m/x.jpeg"))
 
 
 @pytest.mark.fault("D7")
@@ -503,8 +506,7 @@ async def test_private_addresses_of_a_name_are_passed_over(
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
     monkeypatch.setattr(fetcher, "link", link)
     with pytest.raises(DownloadError, match="connection failed"):
-        async for _ in fetcher.stream("https://files.example/m/x.jpeg"):
-            pass
+        await rest_of(fetcher.stream("https://files.example/m/x.jpeg"))
     assert set(tried) == {"1.1.1.1"}
     assert len(tried) >= 7
 
@@ -547,7 +549,7 @@ async def test_https_is_never_left(fetcher: fetch.Fetcher) -> None:
     async with ScriptedServer() as server, client_of(server) as client:
         assert client._session is not None
         problem = client._session.fetcher.problem_of(URL(f"{server.url}/x"), URL("https://h/y"))
-        assert problem == f"it leads from https to plain http ({server.url}/x)"
+        assert problem == "it leads from https to plain http (http://127.0.0.1)"
 
 
 @pytest.mark.fault("D7")
@@ -668,6 +670,19 @@ async def test_closing_the_client_ends_every_fetch(when: str) -> None:
         assert now() - before < 1
         kinds = [DownloadError] if when == "pausing" else [ClientClosed] * len(tasks)
         assert [type(each) for each in results] == kinds
+
+
+async def test_a_consumer_may_be_away_when_the_client_is_closed() -> None:
+    """When it comes back, it does not wait for what never comes."""
+    step = cut(reply(body=JPEG), body=40_000, ending="hang")
+    async with ScriptedServer([step]) as server, client_of(server) as client:
+        blocks = client.open_result(f"{server.url}/m/x.jpeg")
+        await anext(blocks)
+        await client.aclose()
+        before = now()
+        with pytest.raises(ClientClosed):
+            await rest_of(blocks)
+        assert now() == before
 
 
 async def test_stop_waiting_ends_the_pauses() -> None:
