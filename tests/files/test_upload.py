@@ -346,6 +346,25 @@ async def test_a_refusal_is_raised_at_once(
     assert len(server.requests) == 1
 
 
+async def test_an_answer_that_comes_before_the_end_of_the_file_is_read() -> None:
+    """Servers refuse a large body when they have seen its headers, and then read no more of it."""
+    answer = refused(413, "too large", 413)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer.head + answer.body)
+        await writer.drain()
+        await asyncio.sleep(60)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with client_of(f"http://127.0.0.1:{port}") as client:
+            with pytest.raises(MidAPIError, match="answered 413: too large"):
+                await client.upload(PNG + bytes(LARGEST - 100))
+        await asyncio.sleep(60)
+
+
 async def test_a_server_that_hangs_is_given_up(fox: Path) -> None:
     """Three times the timeout of a POST."""
     async with ScriptedServer(then=hang()) as server, client_of(server) as client:
