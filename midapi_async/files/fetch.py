@@ -324,9 +324,7 @@ class Fetch:
                 if total is not None and total > self._fetcher.max_file:
                     raise self._too_large()
                 start = b""
-                while len(start) < LONGEST_START and (
-                    block := await self._wait(response.content.readany)
-                ):
+                while len(start) < LONGEST_START and (block := await self._read(response)):
                     start += block
                 extension = extension_of(start[:LONGEST_START])
                 if extension is None:
@@ -402,14 +400,11 @@ class Fetch:
 
         try:
             return await self._wait(get)
-        except Interrupted as failure:
+        except Interrupted:
             if not hop.refused or hop.tried:
                 raise
-            failed = failure.error.status
-        where = f"{url.host} ({hop.refused[0]})" if hop.refused[0] != url.host else url.host
-        raise DownloadError(
-            self._url, f"it leads to {where}, which is not a public address", failed
-        )
+        where = url.host if hop.refused[0] == url.host else f"{url.host} ({hop.refused[0]})"
+        raise DownloadError(self._url, f"it leads to {where}, which is not a public address")
 
     def _check_status(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
@@ -445,15 +440,14 @@ class Fetch:
         self, block: bytes, response: aiohttp.ClientResponse, end: EndCheck
     ) -> AsyncIterator[bytes]:
         """The blocks of a file, from the first one on."""
-        size, largest, read = 0, self._fetcher.max_file, response.content.readany
+        size, largest = 0, self._fetcher.max_file
         while block:
             size += len(block)
             if size > largest:
                 raise self._too_large()
             end.feed(block)
             yield block
-            block = await self._wait(read)
-            self._window_bytes += len(block)
+            block = await self._read(response)
         if problem := end.finish():
             raise Interrupted(DownloadError(self._url, f"it came incomplete: {problem}"))
         if end.remark:
@@ -462,6 +456,11 @@ class Fetch:
     def _too_large(self) -> DownloadError:
         largest = self._fetcher.max_file
         return DownloadError(self._url, f"it is larger than {largest:,} bytes (max_file)")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        block = await self._wait(response.content.readany)
+        self._window_bytes += len(block)
+        return block
 
     async def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
         """Wait for the host while it is fast enough; only this time counts, not the consumer's."""
