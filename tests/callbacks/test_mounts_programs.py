@@ -193,7 +193,8 @@ def test_a_stop_signal_while_a_request_waits(
     with SandboxThread(auto=False) as sandbox, ThreadPoolExecutor() as threads:
         with running(name, sandbox, tmp_path) as (port, program):
             asked = threads.submit(order, port, FOX, "1")
-            wait_until(lambda: sandbox.ledger.accepted)
+            wait_until(lambda: sandbox.ledger.accepted or asked.done())
+            assert sandbox.ledger.accepted, asked.result()
             wait_until((tmp_path / "journal").exists)
             time.sleep(0.5)  # until the answer has reached the client, and it waits
             assert not asked.done()
