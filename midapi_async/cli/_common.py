@@ -15,7 +15,7 @@ from cyclopts import Group, Parameter
 
 from midapi_async import DownloadError, InvalidRequestError, TaskDetails
 
-from ._errors import CommandError, in_commands
+from ._errors import CommandError, command_error, in_commands
 from ._interrupt import interrupted, interrupted_wait
 from ._terminal import out, out_json, say, seconds, shown
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from midapi_async import MidAPIClient, TaskHandle
+
+    from ._options import Naming
+    from ._progress import Progress
 
 # Keeps what is bought here apart from a bot that shares the folder of MIDAPI_JOURNAL: its
 # `resume()` must not return the tasks of the command line.
@@ -114,19 +117,40 @@ def make_folder(folder: Path) -> None:
         raise InvalidRequestError({"folder": f"{str(folder)!r} is not writable"})
 
 
-async def download(client: MidAPIClient, details: TaskDetails, folder: Path) -> list[Path]:
+async def download(
+    client: MidAPIClient,
+    details: TaskDetails,
+    folder: Path,
+    progress: Progress,
+    naming: Naming | None = None,
+) -> list[Path]:
     """Download the files of a task.
+
+    Args:
+        client: the open client.
+        details: of the task.
+        folder: where to put the files.
+        progress: shows how far the files are.
+        naming: how to name them; None for the default.
 
     Raises:
         CommandError: failed or interrupted; the text says how to try again.
     """
     again = f"try again with: midapi task {details.task_id} --download"
     facts: dict[str, object] = {"task_id": details.task_id, "urls": list(details.urls)}
+    report = progress.transfers("is being downloaded", len(details.urls))
+    named = {} if naming is None else attrs.asdict(naming)
     try:
-        return await client.download(details, folder)
+        async with progress:
+            return await client.download(details, folder, on_progress=report, **named)
     except DownloadError as error:
         message = f"{error} The task itself succeeded; {again}"
-        facts["url"] = error.url
+        facts |= {"url": error.url, "status": error.status}
+        facts["files"] = [str(each) for each in error.files]
+        raise CommandError(type(error).__name__, message, facts=facts) from None
+    except InvalidRequestError as error:
+        # No usage error, whose exit code would say that nothing was sent.
+        message = f"{command_error(error).message}. The task itself succeeded; {again}"
         raise CommandError(type(error).__name__, message, facts=facts) from None
     except asyncio.CancelledError:
         raise interrupted(f"The task itself succeeded; {again}", **facts) from None

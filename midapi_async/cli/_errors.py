@@ -106,6 +106,21 @@ _COMMANDS = tuple(
         (r"give generate\(\) a callback_url", "set MIDAPI_PUBLIC_URL"),
         (r"call generate\(\) with it", "submit it with midapi generate"),
         (r"pass force=True", "give --force"),
+        (r"pass overwrite=True", "give --overwrite"),
+        (r"download\(sidecar=True\)", "--sidecar"),
+        (r"Pass upload_url= or set (MIDAPI_UPLOAD_URL)", r"Set \1 or give --upload-url"),
+        (
+            r", or pass uploader=, a function that puts a file where MidAPI can fetch it",
+            "; or put the file where MidAPI can fetch it, and give its URL",
+        ),
+        (
+            r"a file of this machine must be a Path: Path\('a\.png'\)",
+            "upload a file of this machine with midapi upload FILE, and put its URL here",
+        ),
+        (
+            r"give its bytes to client\.upload\(\)",
+            "save it as a file, which midapi upload FILE uploads",
+        ),
     )
 )
 

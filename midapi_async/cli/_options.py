@@ -11,6 +11,8 @@ import attrs
 from cyclopts import Group, Parameter
 
 from midapi_async import InvalidRequestError
+from midapi_async.files import DEFAULT_NAME
+from midapi_async.files.names import check_name
 from midapi_async.requests import JSON, AspectRatio, Motion, Speed, VideoBatchSize
 
 from . import _env
@@ -67,6 +69,36 @@ class Video:
     enable_translation: Annotated[bool | None, Parameter(negative="")] = None
 
 
+@Parameter(name="*", group=Group("Files", sort_key=22))
+@attrs.frozen(kw_only=True)
+class Naming:
+    """How downloaded files are named, and what is written beside them.
+
+    Attributes:
+        name: How to name the files, {task_id}_{index}{ext} if not given. The index counts from 0;
+            {ext} is the extension for the content, such as .jpeg.
+        overwrite: Also fetch files that are there already and whole, and replace them.
+        sidecar: Also write a JSON file beside each, with the task's id, prompt and other
+            parameters, and the file's size and SHA-256. From it, midapi upscale knows the task of a
+            file that was renamed together with it.
+    """
+
+    name: Annotated[str, Parameter(show_default=False)] = DEFAULT_NAME
+    overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    sidecar: Annotated[bool, Parameter(negative="", show_default=False)] = False
+
+    def check(self, *, has_several: bool = False) -> None:
+        """Check the name, before anything is sent.
+
+        Args:
+            has_several: whether the task will have several files.
+
+        Raises:
+            InvalidRequestError: its files cannot be named so.
+        """
+        check_name(self.name, "0" * 32, 2 if has_several else 1)
+
+
 @Parameter(name="*", group=Group("Result", sort_key=20))
 @attrs.frozen(kw_only=True)
 class Result:
@@ -87,6 +119,7 @@ class Result:
         extra: A field of MidAPI's that has no option here, or a value that its option refuses, as
             NAME=JSON: --extra 'aspectRatio="21:9"'. It is sent unchecked. May be given several
             times.
+        naming: How the files are named.
     """
 
     folder: Annotated[Path, Parameter(show_default=False)] = Path()
@@ -97,6 +130,7 @@ class Result:
     metadata: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False
     extra: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    naming: Naming = attrs.field(factory=Naming)
 
 
 @Parameter(name="*", group=Group("Connection", sort_key=25))

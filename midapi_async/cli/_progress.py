@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from midapi_async import SubmissionUnknown, events
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
+    from midapi_async import Progress as Transferred
+
 _FIRST_LINE = 10.0  # service seconds until the first line about progress
 _FRAME = 0.1  # seconds between two pictures of the bar
 
@@ -21,7 +24,7 @@ _FRAME = 0.1  # seconds between two pictures of the bar
 class Progress:
     """What one submission or task is doing; pass `take` as ``on_event``, then use ``async with``.
 
-    All times are shown in service seconds.
+    All times are shown in service seconds, those of files that are transferred in real ones.
 
     Args:
         name: what is waited for, until an event names the task.
@@ -37,6 +40,7 @@ class Progress:
         self._scale = scale
         self._doing = "is generating" if name != "Submission" else "is prepared"
         self._problem = ""
+        self._is_transfer = False
         self._since = 0.0  # loop seconds: when it began what it is doing
         self._ticker: asyncio.Task[None] | None = None
 
@@ -64,18 +68,49 @@ class Progress:
         """Show this as what is being done, until an event shows something else."""
         self._doing = doing
 
+    def transfers(self, doing: str, count: int) -> Callable[[Transferred], None]:
+        """Show this as what is being done, and how much of these files was transferred.
+
+        Args:
+            doing: what is being done with the files.
+            count: how many files.
+
+        Returns:
+            What takes the progress of each file, as ``on_progress``.
+        """
+        self._now(doing)
+        self._is_transfer = True
+        files: dict[tuple[str, int], Transferred] = {}
+
+        def take(file: Transferred) -> None:
+            files[file.name, file.index] = file
+            done, totals = sum(each.done for each in files.values()), list[int]()
+            totals += [each.total for each in files.values() if each.total is not None]
+            # Files that have not begun have no size yet.
+            is_known = len(totals) == count and sum(totals) > 0
+            part = f", {done * 100 // sum(totals)} %" if is_known else ""
+            self._doing = f"{doing} ({done / 1e6:.1f} MB{part})"
+
+        return take
+
     def _now(self, doing: str, problem: str = "") -> None:
-        self._doing, self._problem = doing, problem
+        self._doing, self._problem, self._is_transfer = doing, problem, False
         if doing != "was called back":
             self._since = asyncio.get_running_loop().time()
 
     def _elapsed(self) -> float:
-        return (asyncio.get_running_loop().time() - self._since) * self._scale
+        scale = 1.0 if self._is_transfer else self._scale
+        return (asyncio.get_running_loop().time() - self._since) * scale
+
+    @property
+    def _usual(self) -> float | None:
+        """Service seconds that what is being done usually takes; None if that is not known."""
+        is_task = self._name != "Submission" and not self._is_transfer
+        return self.expected if is_task else None
 
     def _state(self, elapsed: float) -> str:
         """What it is doing, for how long, and how long is usual."""
-        is_task = self._name != "Submission"
-        usual = f", usually about {seconds(self.expected)}" if self.expected and is_task else ""
+        usual = f", usually about {seconds(self._usual)}" if self._usual else ""
         problem = f"; last problem: {one_line(self._problem)}" if self._problem else ""
         return f"{self._doing}: {seconds(elapsed)}{usual}{problem}"
 
@@ -110,9 +145,8 @@ class Progress:
         with _bar(console) as bar:
             row = bar.add_task("", total=None, state="")
             while True:
-                elapsed = self._elapsed()
-                is_due = self.expected is not None and elapsed < self.expected
-                total = self.expected if is_due and self._name != "Submission" else None
+                elapsed, usual = self._elapsed(), self._usual
+                total = usual if usual is not None and elapsed < usual else None
                 # Without the long name, which was printed before: it has to fit into one line.
                 state = self._state(elapsed).removeprefix("is ")
                 bar.update(row, completed=elapsed, total=total, state=state)

@@ -33,11 +33,11 @@ from ._common import Output, make_folder, run_async
 from ._errors import FAILED, command_error
 from ._folder import Folder, folder_of, opened_journal
 from ._interrupt import interrupted
-from ._options import Service
+from ._options import Naming, Service
 from ._progress import Progress
 from ._terminal import one_line, out, out_json, say
 
-_SERVICE, _OUTPUT = Service(), Output()
+_NAMING, _SERVICE, _OUTPUT = Naming(), Service(), Output()
 _AT_ONCE = 8  # tasks whose files are downloaded, or that get a last look, at the same time
 _PRINTED_AT_ONCE = 100  # results; after a kill, so many may be printed again
 
@@ -48,6 +48,7 @@ def resume(
     timeout: float | None = None,
     namespace: str | None = None,
     folder: Folder = None,
+    naming: Naming = _NAMING,
     service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
@@ -70,11 +71,12 @@ def resume(
     """
     if timeout is not None:
         timeout = check_seconds(timeout, "timeout", least=0.0)
+    naming.check()
     source = folder_of(folder)
     if to is not None:
         make_folder(to)
     where = "" if folder is None else f" --folder {shlex.quote(str(folder))}"
-    run = _Run(to, timeout, service, output, where)
+    run = _Run(to, naming, timeout, service, output, where)
     code = run_async(_resume(run, source, namespace), output)
     return FAILED if run.left or any(each.has_failed for each in run.fetched) else code
 
@@ -126,6 +128,7 @@ class _Run:
 
     Attributes:
         to: the folder for the files; None prints URLs.
+        naming: how to name the files.
         timeout: seconds to wait, or None.
         service: which MidAPI to use.
         output: what to print.
@@ -136,6 +139,7 @@ class _Run:
     """
 
     to: Path | None
+    naming: Naming
     timeout: float | None
     service: Service
     output: Output
@@ -151,7 +155,9 @@ class _Run:
         try:
             if await self._is_finished(handle) and handle.final is not None and self.to is not None:
                 async with self._turns:
-                    result.files = await client.download(handle.final, self.to)
+                    result.files = await client.download(
+                        handle.final, self.to, **attrs.asdict(self.naming)
+                    )
         except MidAPIError as error:  # the task's own failure, too
             result.problem = command_error(error).message
         return result

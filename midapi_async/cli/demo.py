@@ -99,7 +99,7 @@ async def _carry_out(prompt: str, folder: Path, service: Service | None) -> None
         before = await client.credits()
         out(f"   The account has {amount(before)} credits.")
         details = await _order(client, progress, scale, prompt)
-        _print_files(await download(client, details, folder), folder)
+        _print_files(await download(client, details, folder, progress), folder)
         after = await client.credits()
         out(f"   The account has {amount(after)} credits: {amount(before - after)} fewer.")
     _print_next(details.task_id, service)

@@ -256,6 +256,8 @@ def _submit(request: Request, result: Result, service: Service, output: Output) 
         request = attrs.evolve(request, extra=extra)
     if result.timeout is not None:
         check_seconds(result.timeout, "timeout")
+    has_one = isinstance(request, Upscale | ExtendVideo | ImageToVideo)
+    result.naming.check(has_several=not has_one or getattr(request, "video_batch_size", 1) > 1)
     if result.dry_run:
         check_arguments(result.key, metadata, None)
         _print_body(request, output)
@@ -286,7 +288,9 @@ async def _carry_out(
             _print_task(handle.task_id, output, named)
             return
         say_success(details)
-        files = await download(client, details, result.folder) if result.download else []
+        files: list[Path] = []
+        if result.download:
+            files = await download(client, details, result.folder, progress, result.naming)
         print_result(details, files, output, **named)
 
 

@@ -21,12 +21,12 @@ from midapi_async import (
 from . import _common, _env
 from ._common import Output, print_result, run_async, say_success
 from ._errors import CommandError
-from ._options import Service
+from ._options import Naming, Service
 from ._progress import Progress
 from ._receiving import receiving
 from ._terminal import say
 
-_SERVICE, _OUTPUT = Service(), Output()
+_NAMING, _SERVICE, _OUTPUT = Naming(), Service(), Output()
 
 
 def task(
@@ -37,6 +37,7 @@ def task(
     download: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     folder: Annotated[Path, Parameter(show_default=False)] = Path(),
     timeout: float | None = None,
+    naming: Naming = _NAMING,
     service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
@@ -54,13 +55,15 @@ def task(
     if download:
         _common.make_folder(folder)
     target = folder if download else None
-    looking = _carry_out(task_id, target, service, output, waits=wait, timeout=timeout)
+    naming.check()
+    looking = _carry_out(task_id, target, naming, service, output, waits=wait, timeout=timeout)
     return run_async(looking, output)
 
 
 async def _carry_out(
     task_id: str,
     folder: Path | None,
+    naming: Naming,
     service: Service,
     output: Output,
     *,
@@ -93,7 +96,9 @@ async def _carry_out(
             print_result(details, [], output)
             return
         say_success(details)
-        files = [] if folder is None else await _common.download(client, details, folder)
+        files = []
+        if folder is not None:
+            files = await _common.download(client, details, folder, progress, naming)
         print_result(details, files, output)
 
 

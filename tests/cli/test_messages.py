@@ -28,7 +28,7 @@ from tests.test_errors import EXAMPLES
 PACKAGE = Path(midapi_async.__file__).parent
 # A method, a call, a keyword argument.
 PYTHON = re.compile(
-    r"client\.\w|\w\(\)|\bawait\b|\bits handle\b|intents\.|\b[a-z_]+=(?:[,\s'A-Z0-9{]|$)"
+    r"client\.\w|\w\(\)|\bPath\(|\bawait\b|\bits handle\b|intents\.|\b[a-z_]+=(?:[,\s'A-Z0-9{]|$)"
     r"|\b(?:webhook_key|public_url) |\b[A-Z][A-Za-z]+\([a-z_]+="
 )
 APART = {"cli", "sandbox", "testing.py"}
@@ -38,6 +38,13 @@ OF_PROGRAMS = (
     "cannot be copied or pickled",
     "make a request of it with request_from_json()",
     "must be what a handle or client.details() returns",
+    "; await the handle first",
+    "is a Path: await client.prepare(request) uploads it",  # never shown: --dry-run prints others
+    "is a str that is not an http or https URL; for a file write Path(",
+    "must be a list, got one Path",
+    "your own uploader=",  # has no option
+    "must be open in binary mode: its read() returns",
+    "multipart/form-data; boundary=",  # a header
     "is not open: use it in 'async with client:'",
     "is not an argument here",
     "pass kind=Upscale or kind=Vary",  # the command line looks for this before
