@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from midapi_async import SubmissionUnknown
+from midapi_async.requests import paths_of
 
 from ._errors import INTERRUPTED, CommandError, unknown_text
 from ._terminal import say, seconds
@@ -114,7 +115,9 @@ async def _outcome(
     await client.open()
 
     def is_it(found: TaskHandle | Intent, at: float) -> bool:
-        return (found.request, found.key) == (request, key) and (key is not None or at >= since)
+        # A request that still has files is one whose key was used before.
+        is_same = found.request == request or bool(paths_of(request))
+        return is_same and found.key == key and (key is not None or at >= since)
 
     for handle in await client.resume():
         if handle.submitted_at and is_it(handle, handle.submitted_at.timestamp()):

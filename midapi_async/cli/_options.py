@@ -171,6 +171,19 @@ class Service(Connection):
     base_url: str | None = None
 
 
+@Parameter(name="*", group=Group("Connection", sort_key=25))
+@attrs.frozen(kw_only=True)
+class UploadService(Service):
+    """Which MidAPI to use, and where pictures are uploaded.
+
+    Attributes:
+        upload_url: The URL of the server that takes uploads; MIDAPI_UPLOAD_URL if not given. MidAPI
+            documents none; with a sandbox or kie.ai it is known. It gets your API key.
+    """
+
+    upload_url: str | None = None
+
+
 # In place of a dash, which cyclopts takes for an option where it stands for a prompt. (With
 # `allow_leading_hyphen` a misspelled option would be a prompt, and paid.) A process can be given no
 # argument with a NUL in it.

@@ -11,6 +11,7 @@ from midapi_async import CallbackReceiver, MidAPIClient, ReceiverError
 from . import _env
 from ._common import NAMESPACE
 from ._errors import in_commands
+from ._options import UploadService
 from ._terminal import say
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ async def receiving(
                 service.api_key(),
                 base_url=service.base_url,
                 proxy=service.proxy,
+                upload_url=service.upload_url if isinstance(service, UploadService) else None,
                 receiver=chosen,
                 namespace=NAMESPACE,
                 ack=ack,

@@ -27,6 +27,7 @@ from .journal import journal
 from .listen import listen
 from .sandbox import sandbox
 from .task import task
+from .upload import upload
 
 app = App(
     name="midapi",
@@ -42,12 +43,13 @@ app = App(
 )
 app.command(demo, sort_key=1)
 app.command(generate)
-app.command(task, sort_key=3)
-app.command(credits_left, name="credits", sort_key=4)
+app.command(upload, sort_key=5, usage="Usage: midapi upload [OPTIONS] FILE [FILE ...]")
+app.command(task, sort_key=6)
+app.command(credits_left, name="credits", sort_key=7)
 app.command(journal)
-app.command(doctor, sort_key=6)
-app.command(listen, sort_key=7)
-app.command(sandbox, sort_key=8)
+app.command(doctor, sort_key=9)
+app.command(listen, sort_key=10)
+app.command(sandbox, sort_key=11)
 app.register_install_completion_command()
 
 

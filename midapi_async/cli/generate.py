@@ -22,17 +22,19 @@ from midapi_async import (
     StyleReference,
     TaskDetails,
     TextToImage,
+    UploadedURL,
     Upscale,
     Vary,
     request_from_json,
     request_to_json,
 )
 from midapi_async.handle import check_seconds
-from midapi_async.requests import check_arguments
+from midapi_async.requests import check_arguments, paths_of
 
 from . import _env
 from ._common import Output, download, make_folder, print_result, run_async, say_success, wait
 from ._errors import usage_error
+from ._files import pictures_of, upload_pictures, with_files
 from ._interrupt import submit
 from ._options import (
     PICTURE,
@@ -40,6 +42,7 @@ from ._options import (
     Picture,
     Result,
     Service,
+    UploadService,
     Video,
     given,
     is_stdin,
@@ -54,12 +57,16 @@ generate = App(name="generate", sort_key=2)
 
 TaskId = Annotated[str, Parameter(name="TASK")]
 Index = Annotated[int, Parameter(name="INDEX")]
-Urls = Annotated[list[str], Parameter(name="URL")]
+Pictures = Annotated[list[str], Parameter(name="PICTURE")]
 Prompt = Annotated[str, Parameter(name="PROMPT")]
 
 
+def _several(name: str) -> str:
+    return f"Usage: midapi generate {name} [OPTIONS] PROMPT PICTURE [PICTURE ...]"
+
+
 _PICTURE, _VIDEO, _RESULT = Picture(), Video(), Result()
-_SERVICE, _OUTPUT = Service(), Output()
+_SERVICE, _UPLOADS, _OUTPUT = Service(), UploadService(), Output()
 
 
 @generate.default
@@ -95,91 +102,95 @@ def text(
     return _submit(_read_request(from_json), result, service, output)
 
 
-@generate.command(sort_key=1)
+@generate.command(sort_key=1, usage=_several("image"))
 def image(
     prompt: Prompt,
-    urls: Urls,
+    pictures: Pictures,
     /,
     *,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    service: Service = _SERVICE,
+    service: UploadService = _UPLOADS,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt and other pictures.
 
     Args:
         prompt: What to draw; - reads it from stdin.
-        urls: The pictures to start from, as http(s) URLs that MidAPI can reach; one or several.
+        pictures: The pictures to start from, one or several: files, which are uploaded, or http(s)
+            URLs that MidAPI can reach.
     """
-    return _submit(ImageToImage(_prompt(prompt), urls, **given(picture)), result, service, output)
+    request = ImageToImage(_prompt(prompt), pictures_of(pictures), **given(picture))
+    return _submit(request, result, service, output)
 
 
-@generate.command(sort_key=2)
+@generate.command(sort_key=2, usage=_several("style"))
 def style(
     prompt: Prompt,
-    urls: Urls,
+    pictures: Pictures,
     /,
     *,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    service: Service = _SERVICE,
+    service: UploadService = _UPLOADS,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt, in the style of other pictures.
 
     Args:
         prompt: What to draw; - reads it from stdin.
-        urls: The pictures whose style to take, as http(s) URLs that MidAPI can reach; one or
-            several.
+        pictures: The pictures whose style to take, one or several: files, which are uploaded, or
+            http(s) URLs that MidAPI can reach.
     """
-    return _submit(StyleReference(_prompt(prompt), urls, **given(picture)), result, service, output)
+    request = StyleReference(_prompt(prompt), pictures_of(pictures), **given(picture))
+    return _submit(request, result, service, output)
 
 
-@generate.command(sort_key=3)
+@generate.command(sort_key=3, usage=_several("omni"))
 def omni(
     prompt: Prompt,
-    urls: Urls,
+    pictures: Pictures,
     /,
     *,
     ow: Annotated[int | None, Parameter(group=PICTURE)] = None,
     picture: Picture = _PICTURE,
     result: Result = _RESULT,
-    service: Service = _SERVICE,
+    service: UploadService = _UPLOADS,
     output: Output = _OUTPUT,
 ) -> int:
     """Four pictures from a prompt, with a person or thing of another picture in them.
 
     Args:
         prompt: What to draw; - reads it from stdin.
-        urls: The pictures of that person or thing, as http(s) URLs that MidAPI can reach; one or
-            several.
+        pictures: The pictures of that person or thing, one or several: files, which are uploaded,
+            or http(s) URLs that MidAPI can reach.
         ow: How closely to follow these pictures (the omni weight), 1 to 1000; MidAPI chooses if not
             given.
     """
-    return _submit(
-        OmniReference(_prompt(prompt), urls, ow=ow, **given(picture)), result, service, output
-    )
+    request = OmniReference(_prompt(prompt), pictures_of(pictures), ow=ow, **given(picture))
+    return _submit(request, result, service, output)
 
 
 @generate.command(sort_key=4)
 def video(
     prompt: Prompt,
-    url: Annotated[str, Parameter(name="URL")],
+    picture: Annotated[str, Parameter(name="PICTURE")],
     /,
     *,
     video: Video = _VIDEO,
     result: Result = _RESULT,
-    service: Service = _SERVICE,
+    service: UploadService = _UPLOADS,
     output: Output = _OUTPUT,
 ) -> int:
     """Videos from a picture and a prompt.
 
     Args:
         prompt: What should happen; - reads it from stdin.
-        url: The picture that comes alive, as an http(s) URL that MidAPI can reach.
+        picture: The picture that comes alive: a file, which is uploaded, or an http(s) URL that
+            MidAPI can reach.
     """
-    return _submit(ImageToVideo(_prompt(prompt), [url], **given(video)), result, service, output)
+    request = ImageToVideo(_prompt(prompt), pictures_of([picture]), **given(video))
+    return _submit(request, result, service, output)
 
 
 @generate.command(sort_key=5)
@@ -278,6 +289,7 @@ async def _carry_out(
     async with receiving(service, progress.take) as (client, _):
         progress.expected = usual = client.expected(request).median
         async with progress:
+            request = await upload_pictures(client, request, result.key, progress)
             handle = await submit(
                 client, request, key=result.key, metadata=metadata, patience=result.timeout
             )
@@ -295,16 +307,23 @@ async def _carry_out(
 
 
 def _print_body(request: Request, output: Output) -> None:
-    """Print what would be sent, in MidAPI's spelling."""
-    body = request_to_json(request, as_sent=True)
+    """Print what would be sent, in MidAPI's spelling, with a remark in place of each upload."""
+    paths = paths_of(request)
+    unsent = {index: UploadedURL("https://not-uploaded.invalid/") for index in paths}
+    body = request_to_json(with_files(request, unsent), as_sent=True)
+    if isinstance(urls := body.get("fileUrls"), list) and "fileUrls" not in request.extra:
+        for index, path in paths.items():
+            urls[index] = f"(upload of {path})"
     if output.as_json:
         out_json(body)
     else:
         for line in json.dumps(body, indent=2, ensure_ascii=False).split("\n"):
             # As JSON escapes them: no terminal must act on a prompt's control characters.
             out("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line))
+    files = ", ".join(map(str, paths.values()))
+    first = f" These files would be uploaded first: {files}." if files else ""
     more = " A callBackUrl would be added." if _env.asks_for_callbacks() else ""
-    say(f"Nothing was sent.{more}")
+    say(f"Nothing was sent.{first}{more}")
 
 
 def _print_task(task_id: str, output: Output, named: Mapping[str, object]) -> None:

@@ -37,7 +37,7 @@ from ._unknown import adopt, dismiss, resubmit, settle
 journal = App(
     name="journal",
     help="Show and change what is in a journal's folder, also while a bot has it open.",
-    sort_key=5,
+    sort_key=8,
 )
 journal.command(backup)
 journal.command(resume)

@@ -2,7 +2,11 @@
 
 import asyncio
 import base64
+import hashlib
+import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -11,8 +15,9 @@ import pytest
 
 from midapi_async import MidAPIClient
 from midapi_async.cli import _progress
-from midapi_async.sandbox import SandboxThread, drip, gone
-from tests.cli.conftest import Midapi, only
+from midapi_async.files import upload as uploads
+from midapi_async.sandbox import SandboxThread, answer_code, delay, drip, gone, hang
+from tests.cli.conftest import Midapi, ctrl_c_when, only
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
 
@@ -41,6 +46,247 @@ def content(url: str) -> bytes:
 def bought(sandbox: SandboxThread) -> dict[str, Any]:
     """The body of the one submit that was accepted."""
     return dict(only(sandbox.ledger.accepted).body)
+
+
+# ─── reference pictures ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_uploaded_and_its_url_is_sent(
+    midapi: Midapi, midapi_sandbox: SandboxThread, kind: str
+) -> None:
+    """Each kind of request that begins with a picture."""
+    ran = midapi("generate", kind, "a fox", "./fox.png", "--no-download")
+    assert ran.code == 0
+    assert content(only(bought(midapi_sandbox)["fileUrls"])) == PNG
+    assert midapi_sandbox.ledger.count("upload") == 1
+
+
+def test_files_and_urls_keep_their_order(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """The same content is uploaded once."""
+    ran = midapi("generate", "image", "a fox", "owl.gif", URL, "fox.png", "owl.gif", "--no-wait")
+    assert ran.code == 0
+    owl, url, fox, again = bought(midapi_sandbox)["fileUrls"]
+    assert (content(owl), url, content(fox), again) == (GIF, URL, PNG, owl)
+    assert midapi_sandbox.ledger.count("upload") == 2
+
+
+WRONG: dict[str, tuple[Callable[[Path], object] | None, str]] = {
+    "missing.png": (None, "'missing.png' does not exist; give a file, or a URL that begins with"),
+    "www.example.org/a.png": (None, "'www.example.org/a.png' does not exist; give a file, or a"),
+    "file:///fox.png": (None, "does not exist; give a file, or a URL that begins with https://"),
+    "empty.png": (Path.touch, "'empty.png' is empty"),
+    "folder": (Path.mkdir, "'folder' is a folder"),
+    "pipe": (os.mkfifo, "'pipe' is not a file"),
+    "page.png": (
+        lambda path: path.write_bytes(b"<!DOCTYPE html><p>no"),
+        "'page.png' is an HTML page, not a picture or a video",
+    ),
+    "big.png": (
+        lambda path: path.write_bytes(PNG + bytes(uploads.LARGEST)),
+        "'big.png' is too large: an upload may have 10 MiB",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", [["generate", "image", "a fox"], ["upload"]], ids=" ".join)
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_uploaded_is_a_usage_error(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, name: str, command: list[str]
+) -> None:
+    """One line that names it, before anything is sent; the good one is not uploaded either."""
+    make, says = WRONG[name]
+    if make is not None:
+        make(elsewhere / name)
+    ran = midapi(*command, "fox.png", name)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.error.startswith("picture: '")
+    assert says in ran.error
+    assert midapi_sandbox.ledger.requests == ()
+
+
+def test_all_that_cannot_be_uploaded_is_named(midapi: Midapi) -> None:
+    """In one line; without an API key or a server."""
+    error = midapi("generate", "style", "a fox", "a.png", URL, "b.png", "--dry-run").error
+    assert error.count("does not exist") == 2
+
+
+def test_a_dry_run_says_what_would_be_uploaded(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent, no key is needed, and what is printed is JSON."""
+    monkeypatch.delenv("MIDAPI_API_KEY")
+    ran = midapi("generate", "image", "a fox", "./fox.png", URL, "--dry-run")
+    urls = json.loads(ran.out)["fileUrls"]
+    assert urls == ["(upload of fox.png)", URL]
+    said = "Nothing was sent. These files would be uploaded first: fox.png.\n"
+    assert (ran.code, ran.err) == (0, said)
+    other = ["--extra", f'fileUrls=["{URL}"]']
+    found = midapi("generate", "image", "a fox", "fox.png", *other, "--dry-run", "--json").json
+    assert found["fileUrls"] == [URL]
+    assert midapi_sandbox.ledger.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("fox.png", "upload a file of this machine with midapi upload FILE, and put its URL here"),
+        ("data:image/png;base64,AAAA", "save it as a file, which midapi upload FILE uploads"),
+    ],
+)
+def test_a_body_with_a_file_is_a_usage_error(
+    midapi: Midapi, elsewhere: Path, url: str, says: str
+) -> None:
+    """A request in JSON has URLs only; the line says how to get one."""
+    body = {"taskType": "mj_img2img", "prompt": "a fox", "fileUrls": [url]}
+    (elsewhere / "body.json").write_text(json.dumps(body))
+    ran = midapi("generate", "--from-json", "body.json")
+    assert ran.code == 2
+    assert says in ran.error
+
+
+@pytest.mark.fault("I1")
+def test_a_used_key_needs_no_upload(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the upload has expired; another picture is another request."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    monkeypatch.setattr(uploads, "KEPT", -1.0)  # a note that has expired when it is written
+    order = ["generate", "image", "a fox", "--key", "order-17", "--no-download", "--json"]
+    first, second = midapi(*order, "fox.png"), midapi(*order, "./fox.png")
+    assert first.json["task_id"] == second.json["task_id"]
+    assert midapi(*order, "owl.gif").json["error"]["type"] == "KeyConflict"
+    assert midapi_sandbox.ledger.count("upload") == 1
+    assert len(midapi_sandbox.ledger.accepted) == 1
+
+
+def test_a_failed_upload_names_the_file(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """After three attempts; nothing was bought."""
+    midapi_sandbox.faults.on("upload", do=answer_code(500, "a bad moment"))
+    ran = midapi("generate", "image", "a fox", "fox.png", "--json")
+    assert ran.code == 1
+    assert "fox.png was not uploaded: MidAPI answered 500" in ran.error
+    error = ran.json["error"]
+    assert (error["type"], error["code"], error["file"]) == ("ServerError", 500, "fox.png")
+    assert midapi_sandbox.ledger.count("upload") == 3
+    assert midapi_sandbox.ledger.accepted == ()
+
+
+@pytest.mark.parametrize("arguments", [["--key", "mine"], []])
+def test_ctrl_c_during_the_upload_buys_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str]
+) -> None:
+    """Exit code 130, and a line that says so."""
+    midapi_sandbox.faults.on("upload", do=hang())
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.count("upload")):
+        ran = midapi("generate", "image", "a fox", "fox.png", *arguments)
+    assert ran.code == 130
+    assert "midapi: Interrupted. Nothing was bought.\n" in ran.err
+    assert midapi_sandbox.ledger.accepted == ()
+
+
+@pytest.mark.midapi_sandbox(time_scale=1, auto=False)
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize("journal", ["", "journal"])
+def test_ctrl_c_during_the_post_of_an_uploaded_picture_loses_no_task(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch, journal: str
+) -> None:
+    """The command finds what it has bought, although the request has another URL in it."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", journal)
+    midapi_sandbox.faults.on("submit", do=delay(1.0))
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
+        ran = midapi("generate", "image", "a fox", "fox.png")
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert ran.code == 130
+    assert f"midapi task {task_id} --wait --download" in ran.err
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+def test_a_slow_upload_shows_its_progress(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the other progress: a line after some seconds of it, with what has been sent."""
+    monkeypatch.setattr(_progress, "_FIRST_LINE", 0.5)
+    midapi_sandbox.faults.on("upload", do=delay(1.0))
+    ran = midapi("upload", "fox.png")
+    assert ran.code == 0
+    assert "The command waits for the upload of 1 file (0.0 MB, 100 %): 0.5 s." in ran.err
+    ran = midapi("generate", "image", "a fox", "fox.png", "owl.gif", "--no-wait")
+    assert "Submission waits for the upload of 2 files (0.0 MB, 100 %): 0.5 s." in ran.err
+
+
+@pytest.mark.midapi_sandbox(time_scale=60)
+def test_a_slow_download_shows_its_progress(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In real seconds, because files do not come faster from a sandbox."""
+    monkeypatch.setattr(_progress, "_FIRST_LINE", 0.5)
+    midapi_sandbox.faults.on("file", do=drip(piece=2000, seconds=15.0))
+    ran = midapi("generate", "a fox")
+    assert ran.code == 0
+    assert re.search(r"is being downloaded \(0\.\d MB, \d+ %\): \d\.\d s\.", ran.err)
+
+
+# ─── midapi upload ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_upload_prints_a_url_on_each_line(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """In the order of the files; nothing else is on stdout."""
+    ran = midapi("upload", "owl.gif", "./fox.png")
+    assert (ran.code, ran.err) == (0, "")
+    assert [content(url) for url in ran.lines] == [GIF, PNG]
+
+
+def test_upload_as_json_has_the_hash(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """A URL is copied, and the hash of what is there is not known."""
+    ran = midapi("upload", "fox.png", URL, "--json")
+    fox, copied = ran.json["uploads"]
+    assert (fox["path"], fox["sha256"]) == ("fox.png", hashlib.sha256(PNG).hexdigest())
+    assert content(fox["url"]) == PNG
+    assert (copied["path"], copied["sha256"]) == (URL, None)
+    assert copied["url"].startswith(midapi_sandbox.url)
+
+
+def test_the_same_content_is_uploaded_once_with_a_journal(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    """Also by the next command, and under another name."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    (elsewhere / "copy.png").write_bytes(PNG)
+    first, second = midapi("upload", "fox.png"), midapi("upload", "copy.png")
+    assert first.out == second.out
+    assert midapi("generate", "image", "a fox", "fox.png", "--no-wait").code == 0
+    assert bought(midapi_sandbox)["fileUrls"] == first.lines
+    assert midapi_sandbox.ledger.count("upload") == 1
+
+
+@pytest.mark.parametrize("command", [["upload"], ["generate", "image", "a fox"]], ids=" ".join)
+def test_an_unknown_upload_host_is_a_usage_error(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """MidAPI documents none; the line says what to set, and names nothing of Python."""
+    monkeypatch.setenv("MIDAPI_API_KEY", "key")
+    ran = midapi(*command, "fox.png", "--base-url", "https://api.midapi.ai")
+    assert ran.code == 2
+    assert "Set MIDAPI_UPLOAD_URL or give --upload-url; or put the file where" in ran.error
+
+
+@pytest.mark.parametrize("command", [["upload"], ["generate", "video", "a fox"]], ids=" ".join)
+def test_the_upload_url_can_be_given(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    """As an option or a variable; the option counts."""
+    ran = midapi(*command, "fox.png", "--upload-url", "http://files.example.org")
+    assert ran.code == 2
+    assert "upload_url: must be https" in ran.error
+    monkeypatch.setenv("MIDAPI_UPLOAD_URL", "http://files.example.org")
+    assert "MIDAPI_UPLOAD_URL must be https" in midapi(*command, "fox.png").error
+    assert midapi_sandbox.ledger.requests == ()
+    ran = midapi(*command, "fox.png", "--upload-url", midapi_sandbox.url)
+    assert ran.code == 0
 
 
 # ─── how downloaded files are named ──────────────────────────────────────────────────────────────
@@ -122,15 +368,3 @@ def test_a_failed_download_names_the_files_that_are_there(
     error = ran.json["error"]
     assert len(error["files"]) == 3
     assert (error["type"], error["status"]) == ("DownloadError", 404)
-
-
-@pytest.mark.midapi_sandbox(time_scale=60)
-def test_a_slow_download_shows_its_progress(
-    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In real seconds, because files do not come faster from a sandbox."""
-    monkeypatch.setattr(_progress, "_FIRST_LINE", 0.5)
-    midapi_sandbox.faults.on("file", do=drip(piece=2000, seconds=15.0))
-    ran = midapi("generate", "a fox")
-    assert ran.code == 0
-    assert re.search(r"is being downloaded \(0\.\d MB, \d+ %\): \d\.\d s\.", ran.err)
