@@ -183,6 +183,10 @@ class _Call:
                 await ended(writing)
             sidecar = partial(write_sidecar, target, self._details, index)
             await in_thread(part.finish, waiting, find, sidecar if self._has_sidecar else None)
+        except Interrupted:
+            if writing is not None:
+                await ended(writing)  # if the disk failed as well, there is no other attempt
+            raise
         finally:
             try:
                 # A thread cannot be cancelled, so wait: it must write nothing after this.

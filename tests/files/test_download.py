@@ -303,6 +303,31 @@ async def test_what_is_no_file_is_not_replaced(kind: str, tmp_path: Path) -> Non
         assert elsewhere.read_text() == "mine"
 
 
+@pytest.mark.fault("D5")
+async def test_a_target_is_looked_at_before_and_after(tmp_path: Path) -> None:
+    """With its first bytes, also if the host then breaks off, and when the file gets its name."""
+    target, elsewhere = tmp_path / f"{TASK}_0.jpeg", tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    part = cut(reply(body=JPEG), body=1_200_000, ending="hang")
+    whole = drip(reply(body=JPEG), piece=500_000, interval=5.0)
+    async with ScriptedServer([part, whole]) as server, client_of(server) as client:
+        target.symlink_to(elsewhere)
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(DownloadError, match="a link is at"):
+            await client.download(details_of(server), tmp_path)
+        assert asyncio.get_running_loop().time() - before <= 60
+        assert len(server.requests) == 1
+        target.unlink()
+        task = asyncio.create_task(client.download(details_of(server), tmp_path))
+        await asyncio.sleep(12)
+        assert len(list(tmp_path.iterdir())) == 2
+        target.symlink_to(elsewhere)
+        with pytest.raises(DownloadError, match="a link is at"):
+            await task
+    assert elsewhere.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [target, elsewhere]
+
+
 DISK = {
     "open": (errno.EACCES, "Permission denied"),
     "write": (errno.ENOSPC, "No space left on device"),
