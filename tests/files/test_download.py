@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import stat
 import sys
 import threading
 from itertools import pairwise
@@ -368,6 +369,26 @@ async def test_a_disk_that_fails_leaves_the_target_as_it_was(
         assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"damaged"] * is_there
         [file] = await client.download(details_of(server), tmp_path)
         assert file.read_bytes() == JPEG
+
+
+@pytest.mark.fault("D6")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot sync a folder")
+async def test_a_file_and_its_name_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the call returns: the file is synced before it gets its name, the folder after."""
+    synced: list[tuple[bool, bool]] = []
+    fsync = os.fsync
+
+    def note(number: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(number).st_mode)
+        synced.append((is_folder, (tmp_path / f"{TASK}_0.jpeg").exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    async with ScriptedServer([reply(body=JPEG)]) as server, client_of(server) as client:
+        await client.download(details_of(server), tmp_path)
+    assert synced == [(False, False), (True, True)]
 
 
 @pytest.mark.fault("D5")
