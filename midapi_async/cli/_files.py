@@ -16,13 +16,14 @@ from midapi_async import (
     MidAPIClient,
     MidAPIError,
     Request,
+    ResultFile,
     UploadedURL,
 )
 from midapi_async.files.content import LONGEST_START, extension_of, looks_like
 from midapi_async.files.upload import LARGEST
-from midapi_async.requests import paths_of
+from midapi_async.requests import paths_of, task_id_problem
 
-from ._errors import command_error
+from ._errors import command_error, usage_error
 from ._interrupt import interrupted
 from ._options import is_stdin
 from ._progress import Progress
@@ -146,3 +147,54 @@ async def upload_all(
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [each.result() for each in tasks]
+
+
+# ─── from a file to its task ─────────────────────────────────────────────────────────────────────
+
+
+def task_id_of(argument: str) -> str:
+    """The task id that an argument is, or that of the downloaded file that it names.
+
+    What may be a task id is one, unless there is a file with this name. Anything else, such as a
+    name with a dot or a slash, is a file; it need not be there if its name tells the task.
+
+    Raises:
+        InvalidRequestError: it is no task id, and no file that tells its task.
+    """
+    if task_id_problem(argument) is None and not Path(argument).is_file():
+        return argument
+    return _result_of(argument).task_id
+
+
+def picture_of(argument: str, index: int | None) -> ResultFile:
+    """The task and the index of one of its pictures.
+
+    Args:
+        argument: with an index a task id, without one a downloaded picture.
+        index: the index, or None.
+
+    Raises:
+        CommandError: the index is missing, or one too many.
+        InvalidRequestError: the picture does not tell its task.
+    """
+    is_task_id = task_id_problem(argument) is None
+    if index is not None:
+        if not is_task_id and Path(argument).is_file():
+            raise usage_error(f"{argument!r} is a file, which tells its INDEX itself: leave it out")
+        return ResultFile(argument, index)  # the request says what is wrong with them
+    if is_task_id and not Path(argument).is_file():
+        raise usage_error(
+            f"INDEX is missing: which picture of task {argument}, 0 to 3. Or give a downloaded "
+            "picture instead of both"
+        )
+    return _result_of(argument)
+
+
+def _result_of(argument: str) -> ResultFile:
+    try:
+        return MidAPIClient.task_of(argument)
+    except InvalidRequestError:
+        if Path(argument).exists():
+            raise
+    problem = f"{task_id_problem(argument)}; and there is no such file"
+    raise InvalidRequestError({"task_id": problem})

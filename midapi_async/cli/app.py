@@ -22,7 +22,7 @@ from ._terminal import one_line, say
 from .credits import credits_left
 from .demo import demo
 from .doctor import doctor
-from .generate import generate
+from .generate import generate, upscale, usage_of, vary
 from .journal import journal
 from .listen import listen
 from .sandbox import sandbox
@@ -43,6 +43,8 @@ app = App(
 )
 app.command(demo, sort_key=1)
 app.command(generate)
+app.command(upscale, sort_key=3, usage=usage_of("upscale"))
+app.command(vary, sort_key=4, usage=usage_of("vary"))
 app.command(upload, sort_key=5, usage="Usage: midapi upload [OPTIONS] FILE [FILE ...]")
 app.command(task, sort_key=6)
 app.command(credits_left, name="credits", sort_key=7)

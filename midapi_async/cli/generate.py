@@ -34,7 +34,7 @@ from midapi_async.requests import check_arguments, paths_of
 from . import _env
 from ._common import Output, download, make_folder, print_result, run_async, say_success, wait
 from ._errors import usage_error
-from ._files import pictures_of, upload_pictures, with_files
+from ._files import picture_of, pictures_of, upload_pictures, with_files
 from ._interrupt import submit
 from ._options import (
     PICTURE,
@@ -63,6 +63,11 @@ Prompt = Annotated[str, Parameter(name="PROMPT")]
 
 def _several(name: str) -> str:
     return f"Usage: midapi generate {name} [OPTIONS] PROMPT PICTURE [PICTURE ...]"
+
+
+def usage_of(name: str) -> str:
+    """The usage of a command for one of the pictures of a task."""
+    return f"Usage: midapi {name} [OPTIONS] PICTURE | TASK INDEX"
 
 
 _PICTURE, _VIDEO, _RESULT = Picture(), Video(), Result()
@@ -193,10 +198,10 @@ def video(
     return _submit(request, result, service, output)
 
 
-@generate.command(sort_key=5)
+@generate.command(sort_key=5, usage=usage_of("generate upscale"))
 def upscale(
     task: TaskId,
-    index: Index,
+    index: Annotated[int | None, Parameter(name="INDEX")] = None,
     /,
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
@@ -204,20 +209,22 @@ def upscale(
     service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
-    """One of the four pictures of a task, larger.
+    """One of the four pictures of a task, larger. This costs credits.
 
     Args:
-        task: The id of the finished task.
-        index: Which of its pictures, 0 to 3.
+        task: The id of the finished task. Or, without INDEX, one of its downloaded pictures: its
+            name says both, or else the JSON file beside it that --sidecar writes.
+        index: Which of its pictures, 0 to 3; left out with a downloaded picture.
         water_mark: A text that marks the picture; none if not given.
     """
-    return _submit(Upscale(task, index, water_mark=water_mark), result, service, output)
+    request = Upscale(*picture_of(task, index), water_mark=water_mark)
+    return _submit(request, result, service, output)
 
 
-@generate.command(sort_key=6)
+@generate.command(sort_key=6, usage=usage_of("generate vary"))
 def vary(
     task: TaskId,
-    index: Index,
+    index: Annotated[int | None, Parameter(name="INDEX")] = None,
     /,
     *,
     water_mark: Annotated[str | None, Parameter(group=PICTURE)] = None,
@@ -225,15 +232,17 @@ def vary(
     service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
-    """Variations of one of the four pictures of a task.
+    """Variations of one of the four pictures of a task. This costs credits.
 
     Args:
-        task: The id of the finished task.
-        index: Which of its pictures. MidAPI documents it both as 0 to 3 and as 1 to 4; it is
-            sent unchanged.
+        task: The id of the finished task. Or, without INDEX, one of its downloaded pictures: its
+            name says both, or else the JSON file beside it that --sidecar writes.
+        index: Which of its pictures; left out with a downloaded picture. MidAPI documents it both
+            as 0 to 3 and as 1 to 4; it is sent unchanged.
         water_mark: A text that marks each picture; none if not given.
     """
-    return _submit(Vary(task, index, water_mark=water_mark), result, service, output)
+    request = Vary(*picture_of(task, index), water_mark=water_mark)
+    return _submit(request, result, service, output)
 
 
 @generate.command(sort_key=7)

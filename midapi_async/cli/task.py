@@ -21,6 +21,7 @@ from midapi_async import (
 from . import _common, _env
 from ._common import Output, print_result, run_async, say_success
 from ._errors import CommandError
+from ._files import task_id_of
 from ._options import Naming, Service
 from ._progress import Progress
 from ._receiving import receiving
@@ -30,7 +31,7 @@ _NAMING, _SERVICE, _OUTPUT = Naming(), Service(), Output()
 
 
 def task(
-    task_id: Annotated[str, Parameter(name="TASK")],
+    task: Annotated[str, Parameter(name="TASK")],
     /,
     *,
     wait: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -46,7 +47,9 @@ def task(
     Prints the URLs of its files, or with --download the paths of the downloaded files.
 
     Args:
-        task_id: MidAPI's id of the task.
+        task: MidAPI's id of the task, or one of its downloaded files: its name says the task, or
+            else the JSON file beside it that --sidecar writes. What could be an id is a file only
+            if a file of this name is there.
         wait: Wait until it is finished, instead of looking once.
         download: Download its files, instead of printing their URLs.
         folder: Where to put the files; the current folder if not given.
@@ -54,7 +57,7 @@ def task(
     """
     if download:
         _common.make_folder(folder)
-    target = folder if download else None
+    task_id, target = task_id_of(task), folder if download else None
     naming.check()
     looking = _carry_out(task_id, target, naming, service, output, waits=wait, timeout=timeout)
     return run_async(looking, output)

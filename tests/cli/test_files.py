@@ -289,6 +289,87 @@ def test_the_upload_url_can_be_given(
     assert ran.code == 0
 
 
+# ─── from a file to its task ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("group", [[], ["generate"]], ids=["", "generate"])
+@pytest.mark.parametrize("command", ["upscale", "vary"])
+@pytest.mark.parametrize(
+    "name",
+    [f"{TASK}_2.jpeg", f"{TASK}_2 (1).png", f"{TASK}_0_2.jpeg", f"pictures/{TASK}_2.webp"],
+)
+def test_a_downloaded_picture_is_enough(
+    midapi: Midapi, group: list[str], command: str, name: str
+) -> None:
+    """Its name says task and index, also when it is MidAPI's own; it need not be here."""
+    by_file = midapi(*group, command, name, "--dry-run", "--json")
+    by_id = midapi(*group, command, TASK, 2, "--dry-run", "--json")
+    assert by_file.json == by_id.json == {"taskId": TASK, "imageIndex": 2}
+
+
+def test_a_renamed_picture_is_known_by_the_json_file_beside_it(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
+) -> None:
+    """Downloaded with --sidecar and --name; upscaled, varied and looked at by that file alone."""
+    made = midapi("generate", "a fox", "--sidecar", "--name", "fox-{index}{ext}")
+    task_id = only(midapi_sandbox.ledger.accepted).task_id
+    assert made.lines == [f"fox-{index}.jpeg" for index in range(4)]
+    assert json.loads((elsewhere / "fox-1.jpeg.json").read_text())["task_id"] == task_id
+    for command in ("upscale", "vary"):
+        assert midapi(command, "fox-1.jpeg", "--no-download").code == 0
+        body = midapi_sandbox.ledger.accepted[-1].body
+        assert (body["taskId"], body["imageIndex"]) == (task_id, 1)
+    looked = midapi("task", "./fox-3.jpeg")
+    assert (looked.code, len(looked.lines)) == (0, 4)
+    assert f"Task {task_id} succeeded" in looked.err
+
+
+def test_a_file_that_is_named_like_an_id_is_a_file(midapi: Midapi, elsewhere: Path) -> None:
+    """Where an index is given, it is a task id all the same."""
+    (elsewhere / TASK).write_bytes(PNG)
+    values = {"task_id": "abc", "index": 3, "size": len(PNG)}
+    (elsewhere / f"{TASK}.json").write_text(json.dumps(values))
+    found = midapi("upscale", TASK, "--dry-run", "--json").json
+    assert found == {"taskId": "abc", "imageIndex": 3}
+    found = midapi("upscale", TASK, 1, "--dry-run", "--json").json
+    assert found == {"taskId": TASK, "imageIndex": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["upscale", TASK], f"INDEX is missing: which picture of task {TASK}, 0 to 3. Or give a"),
+        (["vary", "fox.png", "0"], "'fox.png' is a file, which tells its INDEX itself: leave it"),
+        (["upscale", "fox.png"], "'fox.png' does not say which task it is of: its name is not"),
+        (["upscale", "fox.png"], "which --sidecar writes, is missing or not valid"),
+        (["task", "fox.png"], "'fox.png' does not say which task it is of: its name is not"),
+        (["upscale", "lost.png"], "got 'lost.png'; and there is no such file"),
+        (["task", "lost.png"], "got 'lost.png'; and there is no such file"),
+        (["task", "../x"], "task_id: must be MidAPI's task id"),
+        (["upscale", ".", "0"], "task_id: must be MidAPI's task id"),
+        (["upscale", f"{TASK}_4.png"], "image_index: must be a whole number from 0 to 3, got 4"),
+        (["generate", "upscale"], "requires an argument"),
+    ],
+)
+def test_what_names_no_picture_is_a_usage_error(
+    midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], says: str
+) -> None:
+    """Exit code 2, and one line that says what to give."""
+    ran = midapi(*arguments)
+    assert ran.code == 2
+    assert says in ran.error
+    assert midapi_sandbox.ledger.requests == ()
+
+
+def test_task_takes_a_downloaded_file(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """One that is here, or its name alone."""
+    path = midapi("generate", "a fox").lines[2]
+    assert len(midapi("task", path).lines) == 4
+    Path(path).unlink()
+    assert midapi("task", path, "--download").lines[2] == path
+    assert Path(path).is_file()
+
+
 # ─── how downloaded files are named ──────────────────────────────────────────────────────────────
 
 
