@@ -225,6 +225,7 @@ def test_a_slow_download_shows_its_progress(
     ran = midapi("generate", "a fox")
     assert ran.code == 0
     assert re.search(r"is being downloaded \(0\.\d MB, \d+ %\): \d\.\d s\.", ran.err)
+    assert not re.search(r"is being downloaded .*: (\d\d s|\d+ min)", ran.err)
 
 
 # ─── midapi upload ───────────────────────────────────────────────────────────────────────────────
@@ -324,7 +325,9 @@ def test_a_renamed_picture_is_known_by_the_json_file_beside_it(
     assert f"Task {task_id} succeeded" in looked.err
 
 
-def test_a_file_that_is_named_like_an_id_is_a_file(midapi: Midapi, elsewhere: Path) -> None:
+def test_a_file_that_is_named_like_an_id_is_a_file(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
+) -> None:
     """Where an index is given, it is a task id all the same."""
     (elsewhere / TASK).write_bytes(PNG)
     values = {"task_id": "abc", "index": 3, "size": len(PNG)}
@@ -333,6 +336,9 @@ def test_a_file_that_is_named_like_an_id_is_a_file(midapi: Midapi, elsewhere: Pa
     assert found == {"taskId": "abc", "imageIndex": 3}
     found = midapi("upscale", TASK, 1, "--dry-run", "--json").json
     assert found == {"taskId": TASK, "imageIndex": 1}
+    assert "Task abc is not known to MidAPI" in midapi("task", TASK).error
+    (elsewhere / TASK).unlink()
+    assert f"Task {TASK} is not known to MidAPI" in midapi("task", TASK).error
 
 
 @pytest.mark.parametrize(
