@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import secrets
 import stat
 import threading
@@ -27,6 +28,8 @@ T = TypeVar("T")
 _log = logging.getLogger("midapi_async.files")
 
 BLOCK = 1024 * 1024  # bytes that are written at a time
+_PART = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)  # the name of a part file
+_OLD_PART = 6 * 3600.0  # seconds without a write
 RETENTION = 15 * 86_400.0  # seconds for which MidAPI keeps results
 
 
@@ -74,6 +77,9 @@ async def download_files(
     check_name(name, details.task_id, len(details.urls))
     path = Path(folder)
     await in_thread(_make_folder, path)
+    if path not in fetcher.folders:
+        fetcher.folders.add(path)
+        await in_thread(_remove_old_parts, path)
     call = _Call(fetcher, details, path, name, sidecar=sidecar, on_progress=on_progress)
     # A file that fails does not stop the others.
     results = await asyncio.gather(
@@ -307,6 +313,16 @@ def _make_folder(folder: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None
+
+
+def _remove_old_parts(folder: Path) -> None:
+    """Remove what killed processes have left; a living one has written to its part file lately."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for each in entries:
+            if _PART.fullmatch(each.name):
+                with contextlib.suppress(OSError):
+                    if time.time() - each.stat(follow_symlinks=False).st_mtime > _OLD_PART:
+                        Path(each).unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, TypeVar
 
@@ -147,6 +148,7 @@ class Fetcher:
     Attributes:
         slots: one is held while a file is being fetched.
         stopped: set when no attempt may be repeated any more.
+        folders: where this client has removed the part files of killed processes.
         waits: the timeouts of the waits for a host that are going on.
     """
 
@@ -167,6 +169,7 @@ class Fetcher:
         self.max_file = max_file
         self.slots = asyncio.Semaphore(at_once)
         self.stopped = asyncio.Event()
+        self.folders: set[Path] = set()
         self.waits: set[asyncio.Timeout] = set()
         self._origin = settings.base_url.origin()
         self._is_local = is_loopback(settings.base_url)

@@ -8,6 +8,7 @@ import pickle
 import stat
 import sys
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -436,6 +437,20 @@ async def test_a_write_that_was_cancelled_has_ended(
         assert task.cancelled()
         assert ended.is_set()
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("D6")
+async def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    """Its part files, once they are old; not one that is being written, nor a user's file."""
+    names = (f".a.{'0' * 16}.part", f".b.{'1' * 16}.part", ".c.part")
+    old, new, mine = (tmp_path / name for name in names)
+    for each in (old, new, mine):
+        each.write_bytes(b"cut")
+        if each != new:
+            os.utime(each, times=(0, time.time() - 86_400))
+    async with ScriptedServer([reply(body=JPEG)]) as server, client_of(server) as client:
+        [file] = await client.download(details_of(server), tmp_path)
+    assert {*tmp_path.iterdir()} == {file, new, mine}
 
 
 @pytest.mark.fault("D5")
