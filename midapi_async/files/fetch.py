@@ -281,6 +281,9 @@ class Fetcher:
         await self.session.close()
         for scope in self.waits:  # aiohttp does not wake them
             scope.reschedule(self.clock.loop.time())
+        # A stream whose consumer is away keeps its slot. With one more, those that wait for a slot
+        # find, one after the other, that the client is closed.
+        self.slots.release()
 
 
 class Fetch:

@@ -702,6 +702,29 @@ async def test_a_consumer_may_be_away_when_the_client_is_closed() -> None:
         assert now() == before
 
 
+@pytest.mark.fault("D15")
+async def test_closing_ends_what_waits_for_a_consumer_that_is_away(tmp_path: Path) -> None:
+    """Streams that nobody reads on keep their slots; the files that wait for one do not hang."""
+    body = jpeg(*[segment(0xFE, b"x" * 60_000)] * 60)
+    async with (
+        ScriptedServer(then=reply(body=body)) as server,
+        client_of(server, downloads_at_once=1) as client,
+    ):
+        blocks = client.open_result(f"{server.url}/m/x.jpeg")
+        await anext(blocks)
+        tasks = [
+            asyncio.create_task(client.download(details_of(server), tmp_path / str(number)))
+            for number in range(3)
+        ]
+        await asyncio.sleep(0.5)
+        before = now()
+        await client.aclose()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in results] == [ClientClosed] * 3
+        assert now() - before < 1
+        assert not [each for each in tmp_path.rglob("*") if each.is_file()]
+
+
 async def test_stop_waiting_ends_the_pauses() -> None:
     """What is being fetched goes on; nothing is tried again."""
     async with ScriptedServer() as server, client_of(server) as client:
