@@ -21,7 +21,7 @@ from .._runtime.observer import is_plain_function
 from ..errors import DownloadError, InvalidRequestError, shown
 from ..tasks import TaskDetails
 from .fetch import Body, Fetch, Fetcher, Interrupted
-from .names import check_name, existing, file_name, sidecar_of, write_sidecar
+from .names import check_name, existing, file_name, remove_other_sidecar, sidecar_of, write_sidecar
 from .progress import Progress, Reporter
 
 T = TypeVar("T")
@@ -156,6 +156,13 @@ class _Call:
             write_sidecar(path, self._details, index, size, sha256)
         return path, size
 
+    def _describe(self, target: Path, index: int, size: int, sha256: str | None) -> None:
+        """Before a file gets its name, see to the JSON file beside it. For a thread."""
+        if sha256 is not None:
+            write_sidecar(target, self._details, index, size, sha256)
+        else:
+            remove_other_sidecar(target, self._details.task_id, index, size)
+
     async def _save(
         self, body: Body, target: Path, index: int, find: Callable[[], object] | None
     ) -> None:
@@ -187,8 +194,7 @@ class _Call:
                     waiting, waiting_size = [], 0
             if writing is not None:
                 await ended(writing)
-            sidecar = partial(write_sidecar, target, self._details, index)
-            await in_thread(part.finish, waiting, find, sidecar if self._has_sidecar else None)
+            await in_thread(part.finish, waiting, find, partial(self._describe, target, index))
         except Interrupted:
             if writing is not None:
                 await ended(writing)  # if the disk failed as well, there is no other attempt
@@ -260,7 +266,7 @@ class _Part:
         self,
         blocks: list[bytes],
         find: Callable[[], object] | None,
-        sidecar: Callable[[int, str], None] | None,
+        describe: Callable[[int, str | None], None],
     ) -> None:
         """Write the last blocks, and give the file its name."""
         self.write(blocks)
@@ -270,8 +276,7 @@ class _Part:
             if find is not None:
                 find()  # again: a file may have come there meanwhile
             self._check_target()
-            if sidecar is not None and self._hash is not None:
-                sidecar(self._size, self._hash.hexdigest())
+            describe(self._size, None if self._hash is None else self._hash.hexdigest())
             self._path.replace(self._target)
         self.exists = False
 

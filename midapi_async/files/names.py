@@ -126,6 +126,19 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+def remove_other_sidecar(path: Path, task_id: str, index: int, size: int) -> None:
+    """Remove the JSON file beside a result file if it describes another file than this one.
+
+    Else the file that is about to get this name would be taken for the one that had it before.
+
+    Raises:
+        OSError: it could not be removed.
+    """
+    sidecar = _read_sidecar(path)
+    if sidecar is not None and sidecar != (ResultFile(task_id, index), size):
+        sidecar_of(path).unlink(missing_ok=True)
+
+
 def write_sidecar(path: Path, details: TaskDetails, index: int, size: int, sha256: str) -> None:
     """Write the JSON file that describes a result; call it before the file gets its name.
 

@@ -206,6 +206,29 @@ async def test_a_sidecar_describes_its_file(tmp_path: Path) -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.fault("D8")
+async def test_a_sidecar_does_not_describe_the_next_file_of_its_name(tmp_path: Path) -> None:
+    """Else that file is taken for the earlier task's, by `task_of` and by the next download."""
+    async with ScriptedServer(then=reply(body=JPEG)) as server, client_of(server) as client:
+        details = details_of(server)
+        another = attrs.evolve(details, task_id="another")
+        [file] = await client.download(details, tmp_path, "fox{ext}", sidecar=True)
+        sidecar = tmp_path / "fox.jpeg.json"
+        told = sidecar.read_text()
+        await client.download(details, tmp_path, "fox{ext}", overwrite=True)
+        assert sidecar.read_text() == told  # still true
+        await client.download(another, tmp_path, "fox{ext}", overwrite=True)
+        assert not sidecar.exists()
+        with pytest.raises(InvalidRequestError):
+            client.task_of(file)
+        with pytest.raises(InvalidRequestError, match="nothing says that it is result 0"):
+            await client.download(details, tmp_path, "fox{ext}")
+        # What is no sidecar stays.
+        sidecar.write_text("mine")
+        await client.download(details, tmp_path, "fox{ext}", overwrite=True)
+        assert sidecar.read_text() == "mine"
+
+
 # ─── several files, progress ─────────────────────────────────────────────────────────────────────
 
 
