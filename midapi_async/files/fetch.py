@@ -303,6 +303,7 @@ class Fetch:
         self._is_old = is_old
         # How far the attempts are.
         self._from = url
+        self._at = URL()  # where the last redirect has led
         self._pauses = list(PAUSES)
         self._pause_left = sum(PAUSES)
         # How long the host may still let us wait, in seconds of the loop.
@@ -394,7 +395,7 @@ class Fetch:
         raise DownloadError(self._url, f"it redirects more than {MOST_REDIRECTS} times")
 
     async def _get(self, url: URL) -> aiohttp.ClientResponse:
-        fetcher = self._fetcher
+        fetcher, self._at = self._fetcher, url
         hop = _Hop(may_be_private=fetcher.is_own(url))
 
         async def get() -> aiohttp.ClientResponse:
@@ -487,7 +488,7 @@ class Fetch:
                 if not isinstance(error, aiohttp.ClientError | OSError | ValueError):
                     raise
                 if not scope.expired():
-                    failure = failure_of(error, URL(self._from), self._fetcher.proxy)
+                    failure = failure_of(error, self._at, self._fetcher.proxy)
             finally:
                 self._fetcher.waits.discard(scope)
             took = self._time() - began

@@ -545,6 +545,19 @@ async def test_a_redirect_is_checked_like_the_first_url(
         assert [each.path for each in server.requests[-4:]] == ["/m/x.jpeg", "/y.jpeg", "/z", "/w"]
 
 
+async def test_a_failed_connection_is_named_after_the_last_redirect() -> None:
+    """Not after the host that has redirected to it, which answers."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        near = {"Location": f"http://127.0.0.1:{closed.getsockname()[1]}/y.jpeg"}
+        async with (
+            ScriptedServer([reply(302, headers=near)]) as server,
+            client_of(server) as client,
+        ):
+            text = str(await failure(client, f"{server.url}/m/x.jpeg"))
+        assert f"nothing listens on 127.0.0.1:{closed.getsockname()[1]}" in text
+
+
 @pytest.mark.fault("D7")
 async def test_https_is_never_left(fetcher: fetch.Fetcher, loop_watch: LoopWatch) -> None:
     """Neither by a URL nor by a redirect, also where http is allowed."""
