@@ -280,7 +280,8 @@ class Fetcher:
         self.stopped.set()
         await self.session.close()
         for scope in self.waits:  # aiohttp does not wake them
-            scope.reschedule(self.clock.loop.time())
+            with suppress(RuntimeError):  # it is ending
+                scope.reschedule(self.clock.loop.time())
         # A stream whose consumer is away keeps its slot. With one more, those that wait for a slot
         # find, one after the other, that the client is closed.
         self.slots.release()

@@ -702,6 +702,25 @@ async def test_closing_the_client_ends_every_fetch(when: str) -> None:
         assert [type(each) for each in results] == kinds
 
 
+async def test_closing_while_a_wait_for_the_host_is_ending(
+    fetcher: fetch.Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is up, and what it has begun takes a moment to end: nothing is left to wake."""
+
+    async def get(*_: object, **__: object) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(1)
+
+    monkeypatch.setattr(fetcher.session, "get", get)
+    task = asyncio.create_task(rest_of(fetcher.stream("https://files.example/x.jpeg")))
+    await asyncio.sleep(fetch.WINDOW + 0.5)
+    await fetcher.aclose()
+    with pytest.raises(ClientClosed):
+        await task
+
+
 async def test_a_consumer_may_be_away_when_the_client_is_closed() -> None:
     """When it comes back, it does not wait for what never comes."""
     step = cut(reply(body=JPEG), body=40_000, ending="hang")
