@@ -7,12 +7,8 @@ between, its last bytes are not sent, so that the server never gets a whole file
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import logging
 import os
-import secrets
-import stat
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,11 +16,9 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
-from typing import BinaryIO, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import attrs
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import Payload
 from yarl import URL
 
 from .._runtime.background import OwnedTasks
@@ -51,8 +45,9 @@ from ..errors import (
 )
 from ..journal import PENDING, Intent, Journal, State
 from ..requests import ImageToImage, Request, UploadedURL, paths_of
-from .content import LONGEST_START, extension_of, looks_like
+from .form import FOLDER, Form
 from .progress import Progress, Reporter
+from .source import Changed, Content, look_at_bytes, look_at_file, read_all, stamp_of
 
 _log = logging.getLogger("midapi_async.files")
 
@@ -61,8 +56,6 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 
 LARGEST = 10 << 20  # bytes; the sister documents it for one of its ways to upload
 KEPT = 3 * 86_400.0 - 3600.0  # seconds; the server deletes uploads after three days
-FOLDER = "midapi-async"  # of our uploads, at the server
-BLOCK = 256 * 1024
 _AT_ONCE = 4
 _PAUSES = (1.0, 3.0, None)  # seconds after each failed attempt
 _LAST_READ = 0.5  # seconds of the loop for files and the journal when there is no time left
@@ -71,38 +64,6 @@ _NO_HOST = (
     "is not known: MidAPI documents no host for uploads. Pass upload_url= or set "
     "MIDAPI_UPLOAD_URL, or pass uploader=, a function that puts a file where MidAPI can fetch it"
 )
-
-
-@attrs.frozen
-class _Content:
-    """What is to be uploaded, after it was looked at.
-
-    Attributes:
-        source: the file, or the bytes themselves.
-        size: how many bytes it has.
-        sha256: their hash.
-        extension: for what kind of file that is, as in ".png".
-        stamp: changes when the file changes; None for bytes.
-    """
-
-    source: Path | bytes = attrs.field(repr=False)
-    size: int
-    sha256: str
-    extension: str
-    stamp: object = None
-
-    @property
-    def name(self) -> str:
-        """The name that it gets at the server, if the user gives none."""
-        return f"{self.sha256[:16]}{self.extension}"
-
-
-class _Changed(Exception):
-    """A file is not any more what it was when it was looked at."""
-
-    def __init__(self, content: _Content) -> None:
-        super().__init__()
-        self.problem = f"{_named(content.source)}was changed or removed while it was uploaded"
 
 
 @attrs.define
@@ -250,7 +211,7 @@ class Uploader:
         problem = "its files were not uploaded yet" + (f": {failed}" if failed is not None else ".")
         raise about(WaitTimeout(problem=problem), key=key) from failed
 
-    async def _all_looked_at(self, paths: dict[int, Path]) -> dict[int, _Content]:
+    async def _all_looked_at(self, paths: dict[int, Path]) -> dict[int, Content]:
         """What each file contains; all problems are reported together."""
         contents, problems = {}, {}
         for index, path in paths.items():
@@ -288,19 +249,19 @@ class Uploader:
 
     # ─── what is uploaded ────────────────────────────────────────────────────────────────────────
 
-    async def _looked_at(self, source: object) -> _Content | str:
+    async def _looked_at(self, source: object) -> Content | str:
         """What a source contains; or what is wrong with it."""
         if self._is_stopped:
             raise ClientClosed
         most = LARGEST if self._own is None else None
         if isinstance(source, os.PathLike) and isinstance(path := os.fspath(source), str):
-            return await asyncio.to_thread(_look_at_file, Path(path), most)
+            return await asyncio.to_thread(look_at_file, Path(path), most)
         if callable(read := getattr(source, "read", None)):
-            source = await asyncio.to_thread(_read_all, read, most)
+            source = await asyncio.to_thread(read_all, read, most)
             if isinstance(source, str):
                 return source
         if isinstance(source, bytes | bytearray | memoryview):
-            return await asyncio.to_thread(_look_at_bytes, bytes(source), most)
+            return await asyncio.to_thread(look_at_bytes, bytes(source), most)
         kind = "None" if source is None else f"a {type(source).__name__}"
         return f"must be a Path, bytes, a file that is open for reading, or a URL, got {kind}"
 
@@ -317,7 +278,7 @@ class Uploader:
     # ─── sharing ─────────────────────────────────────────────────────────────────────────────────
 
     def _start(
-        self, content: _Content, name: str | None = None, on_progress: OnProgress | None = None
+        self, content: Content, name: str | None = None, on_progress: OnProgress | None = None
     ) -> asyncio.Future[object]:
         """Begin to upload a content, or share an upload of it that is under way."""
         if self._own is not None:
@@ -381,7 +342,7 @@ class Uploader:
         found = await waiting
         if isinstance(found, UploadedURL):
             return found
-        if isinstance(found, _Changed):
+        if isinstance(found, Changed):
             raise InvalidRequestError({field: found.problem})
         if isinstance(found, MidAPIError):  # raising adds a traceback, so each caller gets a copy
             error = copy(found)
@@ -406,7 +367,7 @@ class Uploader:
     # ─── uploading ───────────────────────────────────────────────────────────────────────────────
 
     async def _upload(
-        self, content: _Content, name: str | None, server: str, asking: _Asking
+        self, content: Content, name: str | None, server: str, asking: _Asking
     ) -> UploadedURL:
         """Upload a content to the upload URL, unless that was done before.
 
@@ -425,9 +386,9 @@ class Uploader:
 
         def call() -> Call:
             try:
-                form = _Form(content, name or content.name, asking.report)
+                form = Form(content, name or content.name, asking.report)
             except OSError:
-                raise _Changed(content) from None
+                raise Changed(content) from None
             return Call("POST", protocol.UPLOAD_FILE, form=form)
 
         url = await self._send(call, asking)
@@ -439,7 +400,7 @@ class Uploader:
         return _url_of(content, url)
 
     async def _upload_by_user(
-        self, upload: OwnUploader, content: _Content, asking: _Asking
+        self, upload: OwnUploader, content: Content, asking: _Asking
     ) -> UploadedURL:
         """Have the user's own function upload a content."""
         async with self._turns:
@@ -449,8 +410,8 @@ class Uploader:
             raise InvalidRequestError(
                 {"uploader": f"must be async and return a URL, which {problem}"}
             )
-        if isinstance(content.source, Path) and _stamp_of(content.source) != content.stamp:
-            raise _Changed(content)
+        if isinstance(content.source, Path) and stamp_of(content.source) != content.stamp:
+            raise Changed(content)
         asking.report(content.size, content.size)
         return _url_of(content, url)
 
@@ -481,11 +442,11 @@ class Uploader:
         try:
             answer = await transport.call(call, self._timeouts.submit)
         except TransportError as error:
-            if isinstance(call.form, _Form) and call.form.has_changed:
-                raise _Changed(call.form.content) from None
+            if isinstance(call.form, Form) and call.form.has_changed:
+                raise Changed(call.form.content) from None
             raise self._renamed(error) from None
         finally:
-            if isinstance(call.form, _Form):
+            if isinstance(call.form, Form):
                 call.form.file.close()
         try:
             return protocol.read_upload(answer)
@@ -511,7 +472,7 @@ def _is_passing(error: MidAPIError) -> bool:
     return isinstance(error, ProtocolError)
 
 
-def _url_of(content: _Content, url: str) -> UploadedURL:
+def _url_of(content: Content, url: str) -> UploadedURL:
     return UploadedURL(url, content.sha256)
 
 
@@ -524,146 +485,6 @@ def _with_files(request: Request, files: dict[int, UploadedURL]) -> Request:
     before = getattr(request, "file_urls", ())
     after = tuple(files.get(index, each) for index, each in enumerate(before))
     return attrs.evolve(cast("ImageToImage", request), file_urls=after)
-
-
-# ─── forms ───────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Form(Payload):
-    """A multipart form with one file, which is read from the disk while it is sent.
-
-    Attributes:
-        content: what the file has to contain.
-        file: the open file.
-        has_changed: whether it contained something else.
-    """
-
-    def __init__(self, content: _Content, name: str, report: Callable[[int, int], None]) -> None:
-        boundary = f"midapi-{secrets.token_hex(16)}"
-        super().__init__(None, content_type=f"multipart/form-data; boundary={boundary}")
-        fields = {"uploadPath": FOLDER, "fileName": name}
-        head = "".join(
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-            for field, value in fields.items()
-        )
-        head += (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
-            f"Content-Type: {_MEDIA_TYPES[content.extension]}\r\n\r\n"
-        )
-        self._head, self._tail = head.encode(), f"\r\n--{boundary}--\r\n".encode()
-        self._size = len(self._head) + content.size + len(self._tail)
-        self._report = report
-        self.content = content
-        self.file = _opened(content.source)
-        self.has_changed = False
-
-    def decode(self, *_: object) -> str:
-        """It is not a text."""
-        raise TypeError("a file is not a text")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the form. The last block is sent only if the file is what it was."""
-        await writer.write(self._head)
-        digest, left = hashlib.sha256(), self.content.size
-        while left:
-            block = await asyncio.to_thread(self.file.read, min(BLOCK, left))
-            left -= len(block)
-            digest.update(block)
-            is_right = left > 0 or digest.hexdigest() == self.content.sha256
-            if not block or not is_right or (left == 0 and self.file.read(1)):
-                self.has_changed = True
-                raise ValueError("the file has changed")
-            await writer.write(block)
-            self._report(self.content.size - left, self.content.size)
-        await writer.write(self._tail)
-
-
-_MEDIA_TYPES = {
-    **{f".{kind}": f"image/{kind}" for kind in ("jpeg", "png", "webp", "gif", "avif", "heic")},
-    **{f".{kind}": f"video/{kind}" for kind in ("webm", "mp4")},
-    ".mov": "video/quicktime",
-}
-
-
-# ─── looking at what is to be uploaded ───────────────────────────────────────────────────────────
-
-
-def _opened(source: Path | bytes) -> BinaryIO:
-    """A file or bytes, open for reading; a named pipe is opened without waiting for its writer."""
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    no_waiting = getattr(os, "O_NONBLOCK", 0)
-    return open(source, "rb", opener=lambda path, flags: os.open(path, flags | no_waiting))
-
-
-def _named(source: Path | bytes) -> str:
-    """A file's name for the beginning of a sentence, on one line; nothing for bytes."""
-    name = "" if isinstance(source, bytes) else f"{source} "
-    return name if name.isprintable() else f"{shown(str(source), 200)} "
-
-
-def _stamp_of(file: Path | int) -> object:
-    """What changes with a file; None if it is gone."""
-    with suppress(OSError):
-        found = os.stat(file)  # noqa: PTH116 - also for a descriptor
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-    return None
-
-
-def _look_at_file(path: Path, most: int | None) -> _Content | str:
-    try:
-        with _opened(path) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return f"{_named(path)}is not a file"
-            return _look_at(file, path, _stamp_of(file.fileno()), most)
-    except FileNotFoundError:
-        return f"{_named(path)}does not exist"
-    except IsADirectoryError:
-        return f"{_named(path)}is a folder"
-    except (OSError, ValueError) as error:  # also: a path with a zero byte
-        return f"{_named(path)}cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
-def _look_at_bytes(data: bytes, most: int | None) -> _Content | str:
-    return _look_at(io.BytesIO(data), data, None, most)
-
-
-def _look_at(
-    file: BinaryIO, source: Path | bytes, stamp: object, most: int | None
-) -> _Content | str:
-    """What a file contains; or what is wrong with it, beginning with its name."""
-    named = _named(source)
-    start = file.read(LONGEST_START)
-    if not start:
-        return f"{named}is empty"
-    extension = extension_of(start)
-    if extension is None:
-        return f"{named}is {looks_like(start)}, not a picture or a video"
-    digest, size = hashlib.sha256(start), len(start)
-    while block := file.read(BLOCK):
-        size += len(block)
-        digest.update(block)
-        if most is not None and size > most:
-            return f"{named}is too large: an upload may have {most >> 20} MiB"
-    return _Content(source, size, digest.hexdigest(), extension, stamp)
-
-
-def _read_all(read: Callable[[int], object], most: int | None) -> bytes | str:
-    """What is left to read of an open file; or what is wrong with it."""
-    data = bytearray()
-    try:
-        while most is None or len(data) <= most:
-            block = read(BLOCK)
-            if not isinstance(block, bytes | bytearray):
-                return f"must be open in binary mode: its read() returns {shown(block)}"
-            if not block:
-                break
-            data += block
-    except UnicodeDecodeError:
-        return "must be open in binary mode"
-    except (OSError, ValueError) as error:  # also: it is closed, or not open for reading
-        return f"cannot be read: {error}"
-    return bytes(data)
 
 
 # ─── arguments ───────────────────────────────────────────────────────────────────────────────────

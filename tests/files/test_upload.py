@@ -39,7 +39,8 @@ from midapi_async import (
     UploadedURL,
     WaitTimeout,
 )
-from midapi_async.files.upload import BLOCK, KEPT, LARGEST
+from midapi_async.files.source import BLOCK
+from midapi_async.files.upload import KEPT, LARGEST
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Sandbox
