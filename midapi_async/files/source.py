@@ -1,4 +1,4 @@
-"""What a file or bytes contain that are to be uploaded, and what is wrong with them."""
+"""What is to be uploaded: looks at a file or bytes, and says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ import attrs
 from ..errors import shown
 from .content import LONGEST_START, extension_of, looks_like
 
-BLOCK = 256 * 1024
+BLOCK = 256 * 1024  # bytes that are read at a time
+
+
+class SourceError(Exception):
+    """A file or bytes cannot be uploaded; the text says why, and begins with the file's name."""
+
+    def __init__(self, problem: str, source: Path | bytes = b"") -> None:
+        name = "" if isinstance(source, bytes) else f"{source} "
+        if not name.isprintable():
+            name = f"{shown(str(source), 200)} "
+        super().__init__(f"{name}{problem}")
 
 
 @attrs.frozen
@@ -27,7 +37,7 @@ class Content:
         source: the file, or the bytes themselves.
         size: how many bytes it has.
         sha256: their hash.
-        extension: for what kind of file that is, as in ".png".
+        extension: the one for its kind of file, such as ".png".
         stamp: changes when the file changes; None for bytes.
     """
 
@@ -42,13 +52,31 @@ class Content:
         """The name that it gets at the server, if the user gives none."""
         return f"{self.sha256[:16]}{self.extension}"
 
+    def changed(self) -> SourceError:
+        """The error for a file that is no longer what it was when it was looked at."""
+        return SourceError("was changed or removed while it was uploaded", self.source)
 
-class Changed(Exception):
-    """A file is not any more what it was when it was looked at."""
 
-    def __init__(self, content: Content) -> None:
-        super().__init__()
-        self.problem = f"{_named(content.source)}was changed or removed while it was uploaded"
+def look_at(source: object, largest: int | None) -> Content:
+    """Read a source to its end, and return what it contains. For a thread.
+
+    Args:
+        source: a path, bytes, or a file that is open for reading.
+        largest: bytes that it may have; None for any number.
+
+    Raises:
+        SourceError: it is none of these, cannot be read, or is not a picture or a video.
+    """
+    if isinstance(source, os.PathLike) and isinstance(path := os.fspath(source), str):
+        return _look_at_file(Path(path), largest)
+    if callable(read := getattr(source, "read", None)):
+        source = _read_all(read, largest)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        return _content_of(io.BytesIO(data), data, None, largest)
+    kind = "None" if source is None else f"a {type(source).__name__}"
+    kinds = "a Path, bytes, a file that is open for reading, or a URL"
+    raise SourceError(f"must be {kinds}, got {kind}")
 
 
 def opened(source: Path | bytes) -> BinaryIO:
@@ -59,12 +87,6 @@ def opened(source: Path | bytes) -> BinaryIO:
     return open(source, "rb", opener=lambda path, flags: os.open(path, flags | no_waiting))
 
 
-def _named(source: Path | bytes) -> str:
-    """A file's name for the beginning of a sentence, on one line; nothing for bytes."""
-    name = "" if isinstance(source, bytes) else f"{source} "
-    return name if name.isprintable() else f"{shown(str(source), 200)} "
-
-
 def stamp_of(file: Path | int) -> object:
     """What changes with a file; None if it is gone."""
     with suppress(OSError):
@@ -73,59 +95,54 @@ def stamp_of(file: Path | int) -> object:
     return None
 
 
-def look_at_file(path: Path, most: int | None) -> Content | str:
-    """What a file contains, if it has at most so many bytes; or what is wrong with it."""
+def _look_at_file(path: Path, largest: int | None) -> Content:
     try:
         with opened(path) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return f"{_named(path)}is not a file"
-            return _look_at(file, path, stamp_of(file.fileno()), most)
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return _content_of(file, path, stamp_of(file.fileno()), largest)
+            problem = "is not a file"
     except FileNotFoundError:
-        return f"{_named(path)}does not exist"
+        problem = "does not exist"
     except IsADirectoryError:
-        return f"{_named(path)}is a folder"
-    except (OSError, ValueError) as error:  # also: a path with a zero byte
-        return f"{_named(path)}cannot be read: {getattr(error, 'strerror', None) or error}"
+        problem = "is a folder"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    raise SourceError(problem, path)
 
 
-def look_at_bytes(data: bytes, most: int | None) -> Content | str:
-    """What bytes contain; or what is wrong with them."""
-    return _look_at(io.BytesIO(data), data, None, most)
-
-
-def _look_at(
-    file: BinaryIO, source: Path | bytes, stamp: object, most: int | None
-) -> Content | str:
-    """What a file contains; or what is wrong with it, beginning with its name."""
-    named = _named(source)
-    start = file.read(LONGEST_START)
-    if not start:
-        return f"{named}is empty"
-    extension = extension_of(start)
-    if extension is None:
-        return f"{named}is {looks_like(start)}, not a picture or a video"
-    digest, size = hashlib.sha256(start), len(start)
-    while block := file.read(BLOCK):
-        size += len(block)
-        digest.update(block)
-        if most is not None and size > most:
-            return f"{named}is too large: an upload may have {most >> 20} MiB"
-    return Content(source, size, digest.hexdigest(), extension, stamp)
-
-
-def read_all(read: Callable[[int], object], most: int | None) -> bytes | str:
-    """What is left to read of an open file; or what is wrong with it."""
+def _read_all(read: Callable[[int], object], largest: int | None) -> bytes:
+    """What is left to read of an open file; of a file that is too large, only a part."""
     data = bytearray()
     try:
-        while most is None or len(data) <= most:
+        while largest is None or len(data) <= largest:
             block = read(BLOCK)
             if not isinstance(block, bytes | bytearray):
-                return f"must be open in binary mode: its read() returns {shown(block)}"
+                what = shown(block)
+                raise SourceError(f"must be open in binary mode: its read() returns {what}")
             if not block:
                 break
             data += block
     except UnicodeDecodeError:
-        return "must be open in binary mode"
-    except (OSError, ValueError) as error:  # also: it is closed, or not open for reading
-        return f"cannot be read: {error}"
+        raise SourceError("must be open in binary mode") from None
+    except (OSError, ValueError) as error:  # ValueError: it is closed, or not open for reading
+        raise SourceError(f"cannot be read: {error}") from None
     return bytes(data)
+
+
+def _content_of(
+    file: BinaryIO, source: Path | bytes, stamp: object, largest: int | None
+) -> Content:
+    start = file.read(LONGEST_START)
+    if not start:
+        raise SourceError("is empty", source)
+    extension = extension_of(start)
+    if extension is None:
+        raise SourceError(f"is {looks_like(start)}, not a picture or a video", source)
+    digest, size = hashlib.sha256(start), len(start)
+    while block := file.read(BLOCK):
+        size += len(block)
+        digest.update(block)
+        if largest is not None and size > largest:
+            limit = f"an upload may have {largest >> 20} MiB"
+            raise SourceError(f"is too large: {limit}", source)
+    return Content(source, size, digest.hexdigest(), extension, stamp)

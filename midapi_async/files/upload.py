@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import attrs
-from yarl import URL
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
@@ -45,20 +44,21 @@ from ..errors import (
 )
 from ..journal import PENDING, Intent, Journal, State
 from ..requests import ImageToImage, Request, UploadedURL, paths_of
-from .form import FOLDER, Form
+from .form import Form
 from .progress import Progress, Reporter
-from .source import Changed, Content, look_at_bytes, look_at_file, read_all, stamp_of
+from .source import Content, SourceError, look_at, stamp_of
 
 _log = logging.getLogger("midapi_async.files")
 
 OwnUploader: TypeAlias = Callable[[Path | bytes], Awaitable[str]]
 OnProgress: TypeAlias = Callable[[Progress], None]
 
-LARGEST = 10 << 20  # bytes; the sister documents it for one of its ways to upload
+LARGEST = 10 << 20  # bytes; MidAPI documents no limit, and kie.ai this one for one way to upload
 KEPT = 3 * 86_400.0 - 3600.0  # seconds; the server deletes uploads after three days
+_FOLDER = "midapi-async"  # of our uploads, at the server
 _AT_ONCE = 4
-_PAUSES = (1.0, 3.0, None)  # seconds after each failed attempt
-_LAST_READ = 0.5  # seconds of the loop for files and the journal when there is no time left
+_PAUSES = (1.0, 3.0)  # seconds between the attempts
+_LAST_READ = 0.5  # seconds of the loop for files and the journal, even if no time is left
 _LONGEST_NAME = 200  # bytes
 _NO_HOST = (
     "is not known: MidAPI documents no host for uploads. Pass upload_url= or set "
@@ -66,31 +66,26 @@ _NO_HOST = (
 )
 
 
-@attrs.define
-class _Asking:
-    """The callers that wait for one upload.
+@attrs.define(eq=False, repr=False)
+class _Upload:
+    """One upload that is under way, for all callers who want the same.
 
     Attributes:
-        name: the name of the upload.
-        callers: what each of them waits for, and its `on_progress`.
-        failure: of the last attempt.
+        name: the file's name, for `Progress` and the log.
+        reporters: those of the callers that wait for it.
+        failure: of its last attempt; None if none has failed.
+        task: returns the URL, or the error, of which each caller raises a copy.
     """
 
     name: str
-    callers: list[tuple[asyncio.Future[object], Reporter]] = attrs.field(factory=list)
+    reporters: list[Reporter] = attrs.field(factory=list)
     failure: MidAPIError | None = None
+    task: asyncio.Task[UploadedURL | Exception] = attrs.field(init=False)
 
     def report(self, done: int, total: int) -> None:
-        """Tell those who still wait how far it is."""
-        for waiting, reporter in self.callers:
-            if not waiting.done():
-                reporter.report(self.name, 0, done, total, is_last=done == total)
-
-    def resolve(self, found: object) -> None:
-        """Give the outcome to all who still wait."""
-        for waiting, _ in self.callers:
-            if not waiting.done():
-                waiting.set_result(found)
+        """Tell the callers how much was sent."""
+        for reporter in self.reporters:
+            reporter.report(self.name, 0, done, total, is_last=done == total)
 
 
 @attrs.define(eq=False, repr=False)
@@ -103,7 +98,7 @@ class Uploader:
         journal: remembers what was uploaded, and knows the requests of keys.
         scope: the scope of the client's rows in it.
         timeouts: for connections and answers.
-        find: what was bought with a key, as `Submitter.find` has it.
+        find: what was bought with a key, as `Submitter.find` returns it.
         ssl: the user's TLS context, or None for the usual checks.
         own: the user's own function in place of the upload URL, or None.
     """
@@ -117,12 +112,15 @@ class Uploader:
     _ssl: SSLContext | None = None
     _own: OwnUploader | None = None
     _transport: Transport | None = attrs.field(default=None, init=False)  # made when it is needed
-    _shared: dict[str, _Asking] = attrs.field(factory=dict, init=False)
+    # By the hash of the content, or by the URL to copy; and by the user's name for the file.
+    _under_way: dict[tuple[str, str | None], _Upload] = attrs.field(factory=dict, init=False)
     _tasks: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
     _turns: asyncio.Semaphore = attrs.field(
         factory=partial(asyncio.Semaphore, _AT_ONCE), init=False
     )
-    _is_stopped: bool = attrs.field(default=False, init=False)
+    _stopped: asyncio.Future[None] = attrs.field(
+        factory=lambda: asyncio.get_running_loop().create_future(), init=False
+    )
 
     async def upload(
         self, source: object, *, name: str | None, on_progress: OnProgress | None
@@ -134,10 +132,8 @@ class Uploader:
             MidAPIError: the upload failed.
         """
         problems = {}
-        if name is not None and (problem := _name_problem(name)):
+        if name is not None and (problem := _name_problem(name, self._own)):
             problems["name"] = problem
-        elif name is not None and self._own is not None:
-            problems["name"] = "cannot be given with your own uploader=, which names its files"
         if on_progress is not None and not callable(on_progress):
             problems["on_progress"] = f"must be a function, got {shown(on_progress)}"
         if isinstance(source, str) and (problem := _url_problem(source, self._own)):
@@ -145,11 +141,10 @@ class Uploader:
         if problems:
             raise InvalidRequestError(problems)
         if isinstance(source, str):
-            return await self._outcome(self._start_url(str(source), name), "source")
-        content = await self._looked_at(source)
-        if isinstance(content, str):
-            raise InvalidRequestError({"source": content})
-        return await self._outcome(self._start(content, name, on_progress), "source")
+            upload = self._start(str(source), name)
+        else:
+            upload = self._start((await self._look_at({"source": source}))["source"], name)
+        return await self._outcome(upload, "source", on_progress)
 
     async def prepare(
         self, request: Request, *, key: str | None = None, deadline: float | None = None
@@ -170,191 +165,134 @@ class Uploader:
             WaitTimeout: it took too long; what was begun goes on, for the next call.
             MidAPIError: an upload failed, or what `Submitter.find` raises for the key.
         """
-        paths = paths_of(request)
+        paths = {f"file_urls[{index}]": path for index, path in paths_of(request).items()}
         if not paths:
             return request
         end = None if deadline is None else deadline / self._clock.scale
         now = self._clock.loop.time()
         # With no time left, a known key must still be answered.
         scope = asyncio.timeout_at(None if end is None else max(end, now + _LAST_READ))
-        started: dict[int, asyncio.Future[object]] = {}
-        urls: dict[int, UploadedURL] = {}
+        uploads: dict[str, _Upload] = {}
         try:
             async with scope:
-                contents = await self._all_looked_at(paths)
-                unsent = {i: _url_of(each, _NOWHERE) for i, each in contents.items()}
-                hashed = _with_files(request, unsent)
-                if key is not None and (row := await self._known(hashed, key)) is not None:
-                    # The same files. If it is being sent just now and is refused in the end, these
-                    # URLs are new enough to be sent again.
-                    before = getattr(row.request, "file_urls", ())
-                    urls = {i: _url_of(each, before[i]) for i, each in contents.items()}
-                    return _with_files(request, urls)
+                contents = await self._look_at(paths)
+                if key is not None:
+                    known = await self._known(request, [*contents.values()], key)
+                    if known is not None:
+                        return known
                 scope.reschedule(end)
-                started = {i: self._start(each) for i, each in contents.items()}
-                for index, waiting in started.items():
-                    urls[index] = await self._outcome(waiting, f"file_urls[{index}]")
+                uploads = {field: self._start(each) for field, each in contents.items()}
+                urls = [await self._outcome(each, field) for field, each in uploads.items()]
+                return _with_urls(request, urls)
         except TimeoutError:
             if not scope.expired():
                 raise
-        else:
-            return _with_files(request, urls)
-        mine = {*started.values()}
-        failed = next(
-            (
-                asking.failure
-                for asking in self._shared.values()
-                if asking.failure is not None and mine & {each for each, _ in asking.callers}
-            ),
-            None,
-        )
-        problem = "its files were not uploaded yet" + (f": {failed}" if failed is not None else ".")
-        raise about(WaitTimeout(problem=problem), key=key) from failed
+        failures = (each.failure for each in uploads.values() if not each.task.done())
+        failure = next(filter(None, failures), None)
+        problem = "its files were not uploaded yet" + (f": {failure}" if failure else ".")
+        raise about(WaitTimeout(problem=problem), key=key) from failure
 
-    async def _all_looked_at(self, paths: dict[int, Path]) -> dict[int, Content]:
-        """What each file contains; all problems are reported together."""
-        contents, problems = {}, {}
-        for index, path in paths.items():
-            found = await self._looked_at(path)
-            if isinstance(found, str):
-                problems[f"file_urls[{index}]"] = found
-            else:
-                contents[index] = found
-        if problems:
-            raise InvalidRequestError(problems)
-        return contents
-
-    async def _known(self, hashed: Request, key: str) -> Intent | None:
-        """The row of a key with the request in it; None if the request must be uploaded first.
-
-        Args:
-            hashed: the request, with the hashes of its files and no true URLs yet.
-            key: the user's own name for it.
+    async def _known(self, request: Request, contents: list[Content], key: str) -> Request | None:
+        """The request with the URLs that were sent for its key; None if it must be uploaded first.
 
         Raises:
             KeyConflict: the key belongs to another request.
+            MidAPIError: what `Submitter.find` raises for the key.
         """
         row = await self._journal.find(key=(self._scope, key))
         if row is None or row.state is State.REFUSED:
             return None
-        if row.request is not None:
-            if row.fingerprint != fingerprint(hashed):
-                names = {"intent_id": row.intent_id, "task_id": row.task_id}
-                raise about(KeyConflict(key), **names)
-            return row
-        if row.state not in PENDING:
-            # Pruned, or stored without its request: raise what there is to raise for the key.
-            await self._find(key)
-        return None
+        if row.request is None:
+            # It was pruned, or is stored without its request: `find` may raise an error for the
+            # key. While it is being sent nothing is known, and `generate` will wait for it.
+            if row.state not in PENDING:
+                await self._find(key)
+            return None
+        hashed = _with_urls(request, [UploadedURL(_NOWHERE, each.sha256) for each in contents])
+        if row.fingerprint != fingerprint(hashed):
+            names = {"intent_id": row.intent_id, "task_id": row.task_id}
+            raise about(KeyConflict(key), **names)
+        # The same files. If it is being sent just now and is refused in the end, these URLs are new
+        # enough to be sent again.
+        sent = getattr(row.request, "file_urls", ())
+        places = zip(paths_of(request), contents, strict=True)
+        return _with_urls(request, [UploadedURL(sent[i], each.sha256) for i, each in places])
 
-    # ─── what is uploaded ────────────────────────────────────────────────────────────────────────
-
-    async def _looked_at(self, source: object) -> Content | str:
-        """What a source contains; or what is wrong with it."""
-        if self._is_stopped:
-            raise ClientClosed
-        most = LARGEST if self._own is None else None
-        if isinstance(source, os.PathLike) and isinstance(path := os.fspath(source), str):
-            return await asyncio.to_thread(look_at_file, Path(path), most)
-        if callable(read := getattr(source, "read", None)):
-            source = await asyncio.to_thread(read_all, read, most)
-            if isinstance(source, str):
-                return source
-        if isinstance(source, bytes | bytearray | memoryview):
-            return await asyncio.to_thread(look_at_bytes, bytes(source), most)
-        kind = "None" if source is None else f"a {type(source).__name__}"
-        return f"must be a Path, bytes, a file that is open for reading, or a URL, got {kind}"
-
-    def _host(self) -> URL:
-        """Where to upload.
+    async def _look_at(self, sources: Mapping[str, object]) -> dict[str, Content]:
+        """What each source contains, by the field that names it.
 
         Raises:
-            InvalidRequestError: that is not known.
+            InvalidRequestError: naming each one that cannot be uploaded.
         """
-        if self._settings.upload_url is None:
-            raise InvalidRequestError({"upload_url": _NO_HOST})
-        return self._settings.upload_url
+        largest = LARGEST if self._own is None else None
+        contents, problems = {}, {}
+        for field, source in sources.items():
+            try:
+                contents[field] = await asyncio.to_thread(look_at, source, largest)
+            except SourceError as error:
+                problems[field] = str(error)
+        if problems:
+            raise InvalidRequestError(problems)
+        return contents
 
     # ─── sharing ─────────────────────────────────────────────────────────────────────────────────
 
-    def _start(
-        self, content: Content, name: str | None = None, on_progress: OnProgress | None = None
-    ) -> asyncio.Future[object]:
-        """Begin to upload a content, or share an upload of it that is under way."""
-        if self._own is not None:
-            work = partial(self._upload_by_user, self._own, content)
-        else:
-            work = partial(self._upload, content, name, str(self._host()))
-        called = name or content.name
-        return self._share(f"{content.sha256} {called}", called, work, on_progress)
+    def _start(self, source: Content | str, name: str | None = None) -> _Upload:
+        """Upload a content, or copy what is at a URL; or join the same upload if it is under way.
 
-    def _start_url(self, url: str, name: str | None) -> asyncio.Future[object]:
-        body: dict[str, object] = {"fileUrl": url, "uploadPath": FOLDER}
-        if name is not None:
-            body["fileName"] = name
-        call = Call("POST", protocol.UPLOAD_URL, dumps(body))
-
-        async def work(asking: _Asking) -> UploadedURL:
-            return UploadedURL(await self._send(lambda: call, asking))
-
-        return self._share(f"{url} {name}", name or "upload", work, None)
-
-    def _share(
-        self,
-        identity: str,
-        name: str,
-        work: Callable[[_Asking], Awaitable[UploadedURL]],
-        on_progress: OnProgress | None,
-    ) -> asyncio.Future[object]:
-        """Wait for an upload, which is begun if it is not under way.
-
-        It has a task of its own and goes on when its callers are cancelled: it costs nothing, and
-        the next call finds what it has stored.
+        It goes on when its callers are cancelled: it costs nothing, and the next call finds what it
+        has stored.
         """
-        if self._is_stopped:
+        if self._stopped.done():
             raise ClientClosed
-        own: asyncio.Future[object] = self._clock.loop.create_future()
-        reporter = Reporter(on_progress)
-        asking = self._shared.get(identity)
-        if asking is not None:
-            asking.callers.append((own, reporter))
-            return own
-        asking = self._shared[identity] = _Asking(name, [(own, reporter)])
-        self._tasks.start(self._carry_out(identity, asking, work))
-        return own
+        identity = source if isinstance(source, str) else source.sha256, name
+        upload = self._under_way.get(identity)
+        if upload is None:
+            default = "upload" if isinstance(source, str) else source.name
+            upload = self._under_way[identity] = _Upload(name or default)
+            upload.task = self._tasks.start(self._carry_out(upload, source, name))
+            upload.task.add_done_callback(lambda _: self._under_way.pop(identity))
+        return upload
 
     async def _carry_out(
-        self,
-        identity: str,
-        asking: _Asking,
-        work: Callable[[_Asking], Awaitable[UploadedURL]],
-    ) -> None:
-        found: object = ClientClosed()
+        self, upload: _Upload, source: Content | str, name: str | None
+    ) -> UploadedURL | Exception:
         try:
-            found = await work(asking)
+            if isinstance(source, str):
+                return await self._copy_url(upload, source, name)
+            if self._own is not None:
+                return await self._upload_by_user(upload, source, self._own)
+            return await self._upload_content(upload, source, name)
         except Exception as error:  # noqa: BLE001 - every caller gets it, also what the user's own function raises
-            found = error
-        finally:
-            del self._shared[identity]
-            asking.resolve(found)
+            return error
 
-    async def _outcome(self, waiting: asyncio.Future[object], field: str) -> UploadedURL:
-        found = await waiting
+    async def _outcome(
+        self, upload: _Upload, field: str, on_progress: OnProgress | None = None
+    ) -> UploadedURL:
+        """Wait for an upload; return its URL, or raise its error, which names it by its field."""
+        reporter = Reporter(on_progress)
+        upload.reporters.append(reporter)
+        ends: set[asyncio.Future[Any]] = {upload.task, self._stopped}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            upload.reporters.remove(reporter)
+        if not upload.task.done() or upload.task.cancelled():
+            raise ClientClosed
+        found = upload.task.result()
         if isinstance(found, UploadedURL):
             return found
-        if isinstance(found, Changed):
-            raise InvalidRequestError({field: found.problem})
-        if isinstance(found, MidAPIError):  # raising adds a traceback, so each caller gets a copy
-            error = copy(found)
-            error.__cause__ = found.__cause__
-            raise error
-        raise cast("Exception", found)
+        if isinstance(found, SourceError):
+            raise InvalidRequestError({field: str(found)})
+        if isinstance(found, MidAPIError):
+            # A copy for each caller, because raising adds a traceback, and callers add their key.
+            raise copy(found) from found.__cause__
+        raise found
 
     def stop(self) -> None:
         """Upload nothing more: whoever waits for an upload gets `ClientClosed`."""
-        self._is_stopped = True
-        for asking in self._shared.values():
-            asking.resolve(ClientClosed())
+        if not self._stopped.done():
+            self._stopped.set_result(None)
         self._tasks.cancel()
 
     async def aclose(self) -> None:
@@ -366,75 +304,80 @@ class Uploader:
 
     # ─── uploading ───────────────────────────────────────────────────────────────────────────────
 
-    async def _upload(
-        self, content: Content, name: str | None, server: str, asking: _Asking
+    async def _upload_content(
+        self, upload: _Upload, content: Content, name: str | None
     ) -> UploadedURL:
         """Upload a content to the upload URL, unless that was done before.
 
         With a name of the user's it is uploaded each time, because another content may have
         replaced it under that name.
         """
+        server = str(self._settings.upload_url)
         scope, kind = self._scope.partition(" ")[0], f"upload {content.sha256}"
         url: str | None = None
         if name is None:
             with suppress(JournalError):  # then it is uploaded
                 url = (await self._journal.notes(scope, kind)).get(server)
         if url is not None:
-            asking.report(content.size, content.size)
-            return _url_of(content, url)
+            upload.report(content.size, content.size)
+            return UploadedURL(url, content.sha256)
         expires = time.time() + KEPT / self._clock.scale
-
-        def call() -> Call:
-            try:
-                form = Form(content, name or content.name, asking.report)
-            except OSError:
-                raise Changed(content) from None
-            return Call("POST", protocol.UPLOAD_FILE, form=form)
-
-        url = await self._send(call, asking)
+        form = Form(content, _FOLDER, upload.name, upload.report)
+        url = await self._send(Call("POST", protocol.UPLOAD_FILE, form=form), upload)
         if name is None:
             try:
                 await self._journal.note(scope, kind, server, url, expires=expires)
             except JournalError as error:
                 _log.warning("an upload could not be noted and may be repeated: %s", error)
-        return _url_of(content, url)
+        return UploadedURL(url, content.sha256)
+
+    async def _copy_url(self, upload: _Upload, url: str, name: str | None) -> UploadedURL:
+        """Have the server copy what is at a URL."""
+        body: dict[str, object] = {"fileUrl": url, "uploadPath": _FOLDER}
+        if name is not None:
+            body["fileName"] = name
+        call = Call("POST", protocol.UPLOAD_URL, dumps(body))
+        return UploadedURL(await self._send(call, upload))
 
     async def _upload_by_user(
-        self, upload: OwnUploader, content: Content, asking: _Asking
+        self, upload: _Upload, content: Content, function: OwnUploader
     ) -> UploadedURL:
         """Have the user's own function upload a content."""
         async with self._turns:
-            answer = upload(content.source)
+            answer = function(content.source)
             url = await answer if isinstance(answer, Awaitable) else None
         if problem := url_problem(url):
             raise InvalidRequestError(
                 {"uploader": f"must be async and return a URL, which {problem}"}
             )
         if isinstance(content.source, Path) and stamp_of(content.source) != content.stamp:
-            raise Changed(content)
-        asking.report(content.size, content.size)
-        return _url_of(content, url)
+            raise content.changed()
+        upload.report(content.size, content.size)
+        return UploadedURL(url, content.sha256)
 
-    async def _send(self, make_call: Callable[[], Call], asking: _Asking) -> str:
+    async def _send(self, call: Call, upload: _Upload) -> str:
         """Send a call to the upload URL until it succeeds, three times at most; return the URL."""
+        url = self._settings.upload_url
+        if url is None:
+            raise InvalidRequestError({"upload_url": _NO_HOST})
         if self._transport is None:
             self._transport = Transport(
-                attrs.evolve(self._settings, base_url=self._host()),
+                attrs.evolve(self._settings, base_url=url),
                 self._clock,
                 connect_timeout=self._timeouts.connect,
                 ssl=self._ssl,
             )
-        for pause in _PAUSES:
+        for pause in (*_PAUSES, None):
             try:
                 async with self._turns:
-                    return await self._send_once(self._transport, make_call())
+                    return await self._send_once(self._transport, call)
             except MidAPIError as error:
-                asking.failure = error
+                upload.failure = error
                 wait = getattr(error, "retry_after", None) or 0.0
-                if pause is None or wait > LONGEST_RETRY_AFTER or not _is_passing(error):
+                if pause is None or wait > LONGEST_RETRY_AFTER or not _is_temporary(error):
                     raise
                 wait = max(pause * (1 + self._clock.chance() / 2), wait)
-                _log.info("The upload of %s failed, again in %.1f s: %s", asking.name, wait, error)
+                _log.info("The upload of %s failed, again in %.1f s: %s", upload.name, wait, error)
             await asyncio.sleep(wait / self._clock.scale)
         raise AssertionError  # the last attempt returns or raises
 
@@ -442,12 +385,12 @@ class Uploader:
         try:
             answer = await transport.call(call, self._timeouts.submit)
         except TransportError as error:
-            if isinstance(call.form, Form) and call.form.has_changed:
-                raise Changed(call.form.content) from None
-            raise self._renamed(error) from None
-        finally:
-            if isinstance(call.form, Form):
-                call.form.file.close()
+            if isinstance(call.form, Form) and call.form.problem is not None:
+                raise call.form.problem from None
+            if self._settings.upload_url != self._settings.base_url:
+                advice = error.advice.replace("the base URL", "the upload URL")
+                error.advice = advice.replace("MIDAPI_BASE_URL", "MIDAPI_UPLOAD_URL")
+            raise
         try:
             return protocol.read_upload(answer)
         except ProtocolError:
@@ -455,15 +398,8 @@ class Uploader:
             await transport.replace(answer)
             raise
 
-    def _renamed(self, error: TransportError) -> TransportError:
-        """The error with advice about the upload URL, if that is another one than the base URL."""
-        if self._settings.upload_url != self._settings.base_url:
-            advice = error.advice.replace("the base URL", "the upload URL")
-            error.advice = advice.replace("MIDAPI_BASE_URL", "MIDAPI_UPLOAD_URL")
-        return error
 
-
-def _is_passing(error: MidAPIError) -> bool:
+def _is_temporary(error: MidAPIError) -> bool:
     """Whether a failed upload may succeed a little later."""
     if isinstance(error, TransportError):
         return not error.permanent
@@ -472,31 +408,29 @@ def _is_passing(error: MidAPIError) -> bool:
     return isinstance(error, ProtocolError)
 
 
-def _url_of(content: Content, url: str) -> UploadedURL:
-    return UploadedURL(url, content.sha256)
-
-
 # The URL of a file in a request that is only compared, and never sent.
 _NOWHERE = "https://not-uploaded.invalid/"
 
 
-def _with_files(request: Request, files: dict[int, UploadedURL]) -> Request:
-    """The request with other files at these places of its `file_urls`."""
-    before = getattr(request, "file_urls", ())
-    after = tuple(files.get(index, each) for index, each in enumerate(before))
-    return attrs.evolve(cast("ImageToImage", request), file_urls=after)
+def _with_urls(request: Request, urls: Iterable[UploadedURL]) -> Request:
+    """The request with URLs in place of its paths, in their order."""
+    left = iter(urls)
+    has_files = cast("ImageToImage", request)  # or another kind that has them
+    files = [next(left) if isinstance(each, Path) else each for each in has_files.file_urls]
+    return attrs.evolve(has_files, file_urls=files)
 
 
 # ─── arguments ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _name_problem(name: object) -> str | None:
-    if not isinstance(name, str):
-        return f"must be a str, got {shown(name)}"
-    is_plain = name.isprintable() and not any(c in name for c in '/\\"') and name[:1] != "."
-    if not name.strip() or not is_plain or len(name.encode(errors="replace")) > _LONGEST_NAME:
-        return f"must be a file name without a folder, as in 'fox.png', got {shown(name)}"
-    return None
+def _name_problem(name: object, own: OwnUploader | None) -> str | None:
+    if own is not None:
+        return "cannot be given with your own uploader=, which names its files"
+    if isinstance(name, str) and name.isprintable() and name.strip():
+        is_plain = not re.search(r'^\.|[/\\"]', name)
+        if is_plain and len(name.encode()) <= _LONGEST_NAME:
+            return None
+    return f"must be a file name without a folder, as in 'fox.png', got {shown(name)}"
 
 
 def _url_problem(source: str, own: OwnUploader | None) -> str | None:

@@ -39,7 +39,7 @@ from midapi_async import (
     UploadedURL,
     WaitTimeout,
 )
-from midapi_async.files.source import BLOCK
+from midapi_async.files.source import BLOCK, look_at
 from midapi_async.files.upload import KEPT, LARGEST
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
@@ -382,7 +382,7 @@ async def test_a_file_that_changes_is_not_uploaded(tmp_path: Path, change: str) 
 
     async with ScriptedServer(then=uploaded()) as server, client_of(server) as client:
         uploader = client._opened().uploader
-        content = await uploader._looked_at(path)
+        content = look_at(path, LARGEST)
         if change == "removed":
             path.unlink()
         else:
@@ -394,7 +394,6 @@ async def test_a_file_that_changes_is_not_uploaded(tmp_path: Path, change: str) 
                     "replaced": PNG,
                 }[change]
             )
-        assert not isinstance(content, str)
         with pytest.raises(InvalidRequestError, match=r"file_urls\[1\]: .*changed or removed"):
             await uploader._outcome(uploader._start(content), "file_urls[1]")
         assert not any(request.complete for request in server.requests)
@@ -822,13 +821,31 @@ async def test_the_end_of_the_client_ends_uploads(fox: Path, way: str) -> None:
         assert [type(each) for each in found] == [ClientClosed] * len(calls)
 
 
+async def test_the_end_of_the_client_does_not_wait_for_an_uploader_of_the_users() -> None:
+    """It may need time to clean up after it was cancelled."""
+
+    async def upload(source: Path | bytes) -> str:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(10)
+        return URL
+
+    async with client_of("https://api.midapi.ai", uploader=upload) as client:
+        call = asyncio.create_task(client.upload(PNG))
+        await asyncio.sleep(1)
+        begun = asyncio.get_running_loop().time()
+        client.stop_waiting()
+        with pytest.raises(ClientClosed):
+            await call
+        assert asyncio.get_running_loop().time() == pytest.approx(begun, abs=1)
+
+
 async def test_an_upload_that_has_not_begun_is_ended(fox: Path) -> None:
     """Its task was cancelled before its first step."""
     async with ScriptedServer() as server, client_of(server) as client:
         uploader = client._opened().uploader
-        content = await uploader._looked_at(fox)
-        assert not isinstance(content, str)
-        waiting = uploader._start(content)
+        waiting = uploader._start(look_at(fox, LARGEST))
         client.stop_waiting()
         with pytest.raises(ClientClosed):
             await uploader._outcome(waiting, "source")
