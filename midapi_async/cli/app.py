@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from io import TextIOWrapper
 from itertools import takewhile
 from typing import TextIO
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, UnknownOptionError, UnusedCliTokensError
 
 from midapi_async import __version__
 
@@ -92,8 +93,16 @@ def _options(arguments: Sequence[str]) -> list[str]:
 
 def _usage_text(error: CycloptsError) -> str:
     error.verbose = False
+    takes_prompt = "generate" in (error.command_chain or ())
     if isinstance(error, UnusedCliTokensError):
-        return f"{error} Put a prompt of several words in quotes, and options after the command."
+        text = f"Too many arguments: {shlex.join(error.unused_tokens or ())}."
+        hint = (
+            "Put a prompt of several words in quotes; pictures follow the prompt of midapi "
+            "generate image, style, omni or video."
+        )
+        return f"{text} {hint if takes_prompt else 'See --help.'}"
+    if isinstance(error, UnknownOptionError) and takes_prompt:
+        return f'{error} Midjourney\'s own flags belong in the prompt: "a red fox --tile".'
     return str(error)
 
 

@@ -254,7 +254,10 @@ def test_a_file_without_a_request_is_a_usage_error(
     ("arguments", "says"),
     [
         ([], "The prompt is missing"),
-        (["a", "red", "fox"], "Put a prompt of several words in quotes"),
+        (["a", "red", "fox"], "arguments: red fox. Put a prompt of several words in quotes"),
+        (["as oil", "my fox.png"], "'my fox.png'. Put a prompt of several words in quotes; pict"),
+        (["a fox", "--ar", "16:9"], "Midjourney's own flags belong in the prompt"),
+        (["image", "a fox", "fox.png", "--v", "7"], "Midjourney's own flags belong in the prompt"),
         (["a fox", "--sped", "fast"], "Did you mean --speed?"),
         (["a fox", "--speed", "Fast"], "relaxed"),
         (["a fox", "--version", "newest"], "version: must be like '7'"),
