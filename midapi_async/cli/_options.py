@@ -87,16 +87,16 @@ class Naming:
     overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
     sidecar: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
-    def check(self, *, has_several: bool = False) -> None:
+    def check(self, count: int = 1) -> None:
         """Check the name, before anything is sent.
 
         Args:
-            has_several: whether the task will have several files.
+            count: how many files the task will have.
 
         Raises:
             InvalidRequestError: its files cannot be named so.
         """
-        check_name(self.name, "0" * 32, 2 if has_several else 1)
+        check_name(self.name, "0" * 32, count)
 
 
 @Parameter(name="*", group=Group("Result", sort_key=20))

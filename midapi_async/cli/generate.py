@@ -276,8 +276,10 @@ def _submit(request: Request, result: Result, service: Service, output: Output) 
         request = attrs.evolve(request, extra=extra)
     if result.timeout is not None:
         check_seconds(result.timeout, "timeout")
-    has_one = isinstance(request, Upscale | ExtendVideo | ImageToVideo)
-    result.naming.check(has_several=not has_one or getattr(request, "video_batch_size", 1) > 1)
+    if isinstance(request, ImageToVideo):
+        result.naming.check(request.video_batch_size)
+    else:
+        result.naming.check(1 if isinstance(request, Upscale | ExtendVideo) else 4)
     if result.dry_run:
         check_arguments(result.key, metadata, None)
         _print_body(request, output)

@@ -383,7 +383,7 @@ def test_task_takes_a_downloaded_file(midapi: Midapi, midapi_sandbox: SandboxThr
     ("name", "says"),
     [
         ("fox", "name: must end with {ext}"),
-        ("fox{ext}", "name: needs {index}"),
+        ("fox{ext}", "name: needs {index}, because the task has 4 files"),
         ("a/{task_id}_{index}{ext}", "name: must be a file's name without /"),
         ("{prompt}_{index}{ext}", "name: has only the fields {task_id}, {index} and {ext}"),
     ],
