@@ -146,11 +146,17 @@ def unknown_text(intent_id: str, reason: str, candidates: Sequence[str] = ()) ->
     """What to say about a submission that may or may not have been accepted."""
     why = f" ({reason})" if reason else ""
     named = f" Callbacks named task {' and task '.join(candidates)} for it." if candidates else ""
+    if _env.journal_folder() is not None:
+        then = f"journal adopt {intent_id} TASK_ID. If not: midapi journal resubmit {intent_id}"
+    else:
+        then = (
+            "task TASK_ID --wait --download. Set MIDAPI_JOURNAL to a folder, and such intents are "
+            "kept: midapi journal list unknown"
+        )
     return (
         f"It cannot be known whether MidAPI accepted this submission (intent {intent_id}){why}: it "
         f"may have been paid, and was not sent again.{named} Before you submit it again, look for "
-        "its task in MidAPI's own log. If it is there: midapi task TASK_ID --wait --download. "
-        "If MIDAPI_JOURNAL names a folder, it keeps the intent: midapi journal list unknown"
+        f"its task in MidAPI's own log. If it is there: midapi {then}"
     )
 
 
@@ -160,4 +166,6 @@ def _facts(error: Exception) -> dict[str, object]:
         value = getattr(error, name, None)
         if value is not None:
             facts[name] = value.to_dict() if isinstance(value, TaskDetails) else value
+    if isinstance(error, InvalidRequestError):
+        facts["problems"] = {each: in_commands(text) for each, text in error.problems.items()}
     return facts

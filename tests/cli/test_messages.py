@@ -13,6 +13,7 @@ from midapi_async import (
     BadRequestError,
     ClientClosed,
     GenerationFailedError,
+    InvalidRequestError,
     MidAPIError,
     ResultMissing,
     SubmissionUnknown,
@@ -119,6 +120,26 @@ def test_no_error_names_a_python_call(error: MidAPIError) -> None:
         assert name is None or name in message
     if PYTHON.search(str(error)):
         assert "midapi " in message
+
+
+def test_the_json_of_an_error_names_no_python_call() -> None:
+    """Its problems are translated as its message is."""
+    error = command_error(InvalidRequestError({"name": "is there: pass overwrite=True"}))
+    assert error.message == "name: is there: give --overwrite"
+    assert error.facts["problems"] == {"name": "is there: give --overwrite"}
+
+
+def test_with_a_journal_an_unknown_submission_is_decided_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The commands to type have its id; without a journal, no later command would know it."""
+    error = SubmissionUnknown("i1", "k")
+    monkeypatch.delenv("MIDAPI_JOURNAL", raising=False)
+    assert "midapi task TASK_ID --wait --download" in command_error(error).message
+    assert "adopt" not in command_error(error).message
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    message = command_error(error).message
+    assert "If it is there: midapi journal adopt i1 TASK_ID. If not: midapi journal r" in message
 
 
 @pytest.mark.real_time
