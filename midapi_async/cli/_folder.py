@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -35,7 +36,9 @@ def folder_of(given: Path | None) -> Path:
         raise InvalidRequestError({"folder": "is missing: give --folder, or set MIDAPI_JOURNAL"})
     SQLiteJournal(folder)  # says that a URL is no folder
     if not folder.is_dir():
-        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"})
+        # The first submission with MIDAPI_JOURNAL makes it.
+        problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise InvalidRequestError({"folder": f"{str(folder)!r} {problem}"})
     if not any((folder / name).exists() for name in _FILES):
         raise InvalidRequestError({"folder": f"{str(folder)!r} contains no journal"})
     return folder
@@ -74,7 +77,7 @@ async def find_rows(opened: Journal, intent_ids: Sequence[str]) -> list[Intent]:
     found: dict[str, Intent] = {}
     for digits, rows in zip(intent_ids, fitting, strict=True):
         if not rows:
-            problem = "is not in this journal"
+            problem = "is not in this journal; for the ids: midapi journal list"
         elif len(rows) > 1 or not digits:
             problem = f"fits several intents, {rows[0].intent_id} and others: give more digits"
         elif rows[0].intent_id in found:

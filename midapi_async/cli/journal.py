@@ -6,6 +6,7 @@ All of this also works while a bot has the folder open.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from pathlib import Path
@@ -115,7 +116,8 @@ async def _show(folder: Path, intent_id: str, output: Output) -> None:
         return
     for name, value in facts.items():
         if value not in (None, [], {}):
-            out(f"{name}: {value}")
+            is_text = isinstance(value, str)
+            out(f"{name}: {value if is_text else json.dumps(value, ensure_ascii=False)}")
 
 
 journal.command(settle)

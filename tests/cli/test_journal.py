@@ -77,6 +77,8 @@ def test_list_and_show(midapi: Midapi, unknown: str) -> None:
     assert facts["request"]["kind"] == "TextToImage"
     ran = midapi("journal", "show", unknown)
     assert f"intent_id: {unknown}" in ran.lines
+    assert "taken: false" in ran.lines
+    assert '"prompt": "a [red] fox\\u001b[31m"' in ran.out
     assert "\x1b" not in ran.out
 
 
@@ -89,7 +91,7 @@ def test_show_names_the_final_status_and_other_task_ids(midapi: Midapi, unknown:
         await journal.aclose()
 
     asyncio.run(add_candidate())
-    assert "other_task_ids: ['another-task']" in midapi("journal", "show", unknown).lines
+    assert 'other_task_ids: ["another-task"]' in midapi("journal", "show", unknown).lines
     finished = only(midapi("journal", "list", "succeeded").lines[1:]).split()[0]
     facts = midapi("journal", "show", finished, "--json").json
     assert (facts["status"], len(facts["urls"]), facts["error_message"]) == ("succeeded", 4, None)
@@ -257,7 +259,7 @@ async def test_a_journal_of_several_pages_is_read_to_its_end() -> None:
 def test_an_intent_that_does_not_exist(midapi: Midapi, unknown: str) -> None:
     """A usage error that says so; digits that fit several intents are one, too."""
     assert (ran := midapi("journal", "show", "zz")).code == 2
-    assert "'zz' is not in this journal" in ran.error
+    assert "'zz' is not in this journal; for the ids: midapi journal list" in ran.error
     oldest = midapi("journal", "list", "--json").json["intents"][0]["intent_id"]
     several = f"fits several intents, {oldest} and others: give more digits"
     assert several in midapi("journal", "show", "").error
@@ -267,7 +269,8 @@ def test_an_intent_that_does_not_exist(midapi: Midapi, unknown: str) -> None:
     ("arguments", "text"),
     [
         (("list",), "MIDAPI_JOURNAL"),
-        (("check", "--folder", "nowhere"), "'nowhere' is not a folder"),
+        (("check", "--folder", "nowhere"), "'nowhere' does not exist"),
+        (("check", "--folder", "other-file"), "'other-file' is not a folder"),
         (("prune", "--folder", ".", "--days", "-1"), "days"),
         (("list", "--folder", "."), "journal"),
     ],
@@ -593,7 +596,7 @@ def test_no_command_makes_a_journal(midapi: Midapi, tmp_path: Path, command: lis
     (tmp_path / "file").touch()
     for name, problem in [
         ("empty", "contains no journal"),
-        ("missing", "is not a folder"),
+        ("missing", "does not exist"),
         ("file", "is not a folder"),
     ]:
         ran = midapi("journal", *command, "--folder", str(tmp_path / name), "--json")
