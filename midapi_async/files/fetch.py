@@ -7,23 +7,18 @@ Every check is made while the blocks of the file pass by, so that a download to 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import re
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from ssl import SSLContext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import attrs
 from yarl import URL
 
 from .._runtime.clock import BLOCKED_LOOP, Clock
-from .._runtime.urls import is_loopback
 from .._version import __version__
 from .._wire.protocol import retry_after
 from .._wire.transport import LARGEST_HEADER, MOST_HEADERS, failure_of, refused_by_proxy
@@ -39,6 +34,7 @@ from ..errors import (
     shown,
 )
 from .content import LONGEST_START, EndCheck, extension_of, looks_like
+from .hosts import Connecting, HostRules, connecting, host_of, parsed
 
 T = TypeVar("T")
 _log = logging.getLogger("midapi_async.files")
@@ -54,8 +50,6 @@ READ_AHEAD = 1 << 19  # bytes that aiohttp keeps while we write; twice as many a
 _FIRST_BYTES = b"\xff\x89RG\x1a\0"
 _SHORT = 12
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_GLOBAL = ipaddress.IPv6Network("2000::/3")
 
 
 class Interrupted(Exception):
@@ -91,25 +85,6 @@ class Body:
     blocks: AsyncIterator[bytes]
 
 
-@attrs.define
-class _Hop:
-    """One connection that is being made.
-
-    Attributes:
-        may_be_private: whether it may lead to any address.
-        refused: the addresses to which it was refused.
-        tried: whether there was one to which it was not refused.
-    """
-
-    may_be_private: bool
-    refused: list[str] = attrs.field(factory=list)
-    tried: bool = False
-
-
-# aiohttp makes connections in the caller's context, or in copies of it.
-_hop: ContextVar[_Hop] = ContextVar("_hop")
-
-
 def check_file_options(downloads_at_once: object, max_file: object, hosts: object) -> None:
     """Check a client's options for files.
 
@@ -122,7 +97,7 @@ def check_file_options(downloads_at_once: object, max_file: object, hosts: objec
             problems[name] = f"must be a positive whole number, got {shown(value)}"
     if hosts is not None:
         is_list = not isinstance(hosts, str | bytes | Mapping)
-        if not is_list or not isinstance(hosts, Collection) or not all(map(_host, hosts)):
+        if not is_list or not isinstance(hosts, Collection) or not all(map(host_of, hosts)):
             problems["result_hosts"] = (
                 f"must be a list of hosts, like ['files.example.org'], got {shown(hosts)}"
             )
@@ -146,6 +121,7 @@ class Fetcher:
         ssl: the user's TLS context, or None for the usual checks.
 
     Attributes:
+        rules: where files may come from.
         slots: one is held while a file is being fetched.
         stopped: set when no attempt may be repeated any more.
         folders: where this client has removed the part files of killed processes.
@@ -171,15 +147,13 @@ class Fetcher:
         self.stopped = asyncio.Event()
         self.folders: set[Path] = set()
         self.waits: set[asyncio.Timeout] = set()
-        self._origin = settings.base_url.origin()
-        self._is_local = is_loopback(settings.base_url)
-        self._hosts = None if hosts is None else {_host(each) for each in hosts}
+        self.rules = HostRules(settings.base_url, hosts)
         self.proxy = URL(settings.proxy) if settings.proxy else None
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=True if ssl is None else ssl,
                 limit=0,  # the slots are the limit
-                socket_factory=None if self.proxy else self._make_socket,
+                socket_factory=None if self.proxy else self.rules.make_socket,
             ),
             headers={
                 # Some hosts refuse the default one of a library.
@@ -217,63 +191,6 @@ class Fetcher:
                     raise failure.error from None
                 reason = failure
             await fetch.pause(reason)
-
-    def problem_of(self, url: URL, before: URL | None) -> str | None:
-        """Why a URL is not fetched; None if it may be, as far as it shows.
-
-        Args:
-            url: the URL.
-            before: the URL that redirected to it, or None.
-        """
-        host = _name(url.raw_host or "")
-        if url.scheme not in ("http", "https") or not host:
-            return f"{_readable(url)} is no https URL"
-        if before is not None and before.scheme == "https" and url.scheme == "http":
-            return f"it leads from https to plain http ({_readable(url)})"
-        if self.is_own(url):
-            return None
-        if url.scheme == "http" and not self._is_local:
-            return "plain http is only for a sandbox on this machine"
-        if self._hosts is not None and host not in self._hosts:
-            return f"the host {host} is not one of result_hosts"
-        # Names are judged when they are resolved. Behind a proxy we do not see that.
-        if re.fullmatch(r"0x[0-9a-f]*|[0-9]+", host.rpartition(".")[2]) or ":" in host:
-            try:
-                address = ipaddress.ip_address(host)
-            except ValueError:
-                return f"{host} is an address in an unusual form"
-            is_public = self.may_connect(address)
-        else:
-            is_public = not f".{host}".endswith(".localhost") or self._is_local
-        return None if is_public else f"it leads to {host}, which is not a public address"
-
-    def is_own(self, url: URL) -> bool:
-        """Whether a URL has the origin of the base URL."""
-        return url.origin() == self._origin
-
-    def may_connect(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        """Whether files may come from an address."""
-        if isinstance(address, ipaddress.IPv6Address):
-            inner = address.ipv4_mapped or address.sixtofour
-            if inner is None and address in _NAT64:
-                inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-            if inner is not None:
-                return self.may_connect(inner)
-        if address.is_loopback:
-            return self._is_local
-        if address.version == 6 and address not in _GLOBAL:
-            return False  # some of them count as global, such as ::127.0.0.1 and fec0::1
-        return address.is_global and not address.is_multicast and not address.is_reserved
-
-    def _make_socket(self, target: tuple[Any, ...]) -> socket.socket:
-        """A socket for an address to which aiohttp is about to connect, if that is allowed."""
-        family, kind, protocol, _, place = target
-        hop = _hop.get()
-        if not hop.may_be_private and not self.may_connect(ipaddress.ip_address(place[0])):
-            hop.refused.append(place[0])
-            raise OSError(f"{place[0]} is not a public address")
-        hop.tried = True
-        return socket.socket(family, kind, protocol)
 
     async def aclose(self) -> None:
         """Close every connection; what is being fetched raises `ClientClosed`."""
@@ -378,17 +295,17 @@ class Fetch:
 
     async def _ask(self) -> aiohttp.ClientResponse:
         """The answer to a GET, after redirects."""
-        fetcher, before, url = self._fetcher, None, _parsed(self._from)
+        fetcher, before, url = self._fetcher, None, parsed(self._from)
         if url is None:
             raise DownloadError(self._url, "it is not a valid URL")
         for _ in range(MOST_REDIRECTS + 1):
-            if problem := fetcher.problem_of(url, before):
+            if problem := fetcher.rules.problem_of(url, before):
                 raise DownloadError(self._url, problem)
             response = await self._get(url)
             if response.status not in _REDIRECTS:
                 return response
             response.release()
-            target = _parsed(response.headers.get("Location", ""))
+            target = parsed(response.headers.get("Location", ""))
             if target is None:
                 reason = f"the host redirects to no valid URL (HTTP {response.status})"
                 raise DownloadError(self._url, reason, response.status)
@@ -397,14 +314,14 @@ class Fetch:
 
     async def _get(self, url: URL) -> aiohttp.ClientResponse:
         fetcher, self._at = self._fetcher, url
-        hop = _Hop(may_be_private=fetcher.is_own(url))
+        hop = Connecting(may_be_private=fetcher.rules.is_own(url))
 
         async def get() -> aiohttp.ClientResponse:
-            token = _hop.set(hop)
+            token = connecting.set(hop)
             try:
                 return await fetcher.session.get(url, allow_redirects=False, proxy=fetcher.proxy)
             finally:
-                _hop.reset(token)
+                connecting.reset(token)
 
         try:
             return await self._wait(get)
@@ -521,34 +438,3 @@ class Fetch:
                 reason = f"the file host sent less than {SLOWEST} bytes a second"
                 raise Interrupted(DownloadError(self._url, reason))
             self._window_left, self._window_bytes = self._window, 0
-
-
-def _parsed(text: str) -> URL | None:
-    """A URL that may be relative; None if it is empty or not valid."""
-    try:
-        url = URL(text)
-        is_valid = url.port is None or url.port > 0  # which raises if it is not a number
-    except ValueError:
-        return None
-    return url if text and is_valid else None
-
-
-def _name(host: str) -> str:
-    return host.lower().rstrip(".")
-
-
-def _host(value: object) -> str | None:
-    """The host that a user has named, as it stands in URLs; None if it is not only a host."""
-    if not isinstance(value, str) or not value.isprintable() or re.search("[ *]", value):
-        return None
-    try:
-        url = URL(f"https://{value}")
-        is_bare = url == url.origin() and url.explicit_port is None
-    except ValueError:
-        return None
-    return _name(url.raw_host or "") if is_bare else None
-
-
-def _readable(url: URL) -> str:
-    """The part of a URL that an error's text may show: the rest may be a secret."""
-    return f"{url.scheme}://{url.host}" if url.host else f"{url.scheme[:20]}:"

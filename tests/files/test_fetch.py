@@ -441,7 +441,7 @@ async def test_only_public_addresses_are_connected_to(
     address: str, fetcher: fetch.Fetcher, names: dict[str, list[str]]
 ) -> None:
     """As a literal, or as what a name resolves to; nothing is tried again."""
-    assert fetcher.may_connect(ipaddress.ip_address(address)) is (address in PUBLIC)
+    assert fetcher.rules.may_connect(ipaddress.ip_address(address)) is (address in PUBLIC)
     if address in PRIVATE:
         names["files.example"] = [address, address]
         for host in (literal(address), "files.example"):
@@ -459,7 +459,7 @@ async def test_an_address_is_judged_alike_in_each_form(number: int) -> None:
     address = ipaddress.IPv4Address(number)
     async with client_of("https://api.example") as client:
         assert client._session is not None
-        may_connect = client._session.fetcher.may_connect
+        may_connect = client._session.fetcher.rules.may_connect
         forms = [
             ipaddress.ip_address(f"::ffff:{address}"),
             ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) + number),
@@ -561,7 +561,7 @@ async def test_a_failed_connection_is_named_after_the_last_redirect() -> None:
 @pytest.mark.fault("D7")
 async def test_https_is_never_left(fetcher: fetch.Fetcher, loop_watch: LoopWatch) -> None:
     """Neither by a URL nor by a redirect, also where http is allowed."""
-    assert "plain http" in str(fetcher.problem_of(URL("http://files.example/x"), None))
+    assert "plain http" in str(fetcher.rules.problem_of(URL("http://files.example/x"), None))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(CERTIFICATES / "good.pem")
     trusted = ssl.create_default_context(cafile=CERTIFICATES / "authority.pem")
