@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import stat
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -19,7 +19,7 @@ from midapi_async import (
     ResultFile,
     UploadedURL,
 )
-from midapi_async.files.content import LONGEST_START, extension_of, looks_like
+from midapi_async.files.source import SourceError, look_at
 from midapi_async.files.upload import LARGEST
 from midapi_async.requests import paths_of, task_id_problem
 
@@ -50,24 +50,13 @@ def _picture(argument: str) -> str | Path:
 
 
 def _file_problem(path: Path) -> str | None:
-    """Why a file cannot be uploaded, as far as its beginning and its size show; None if it can."""
-    named = repr(str(path))
+    """Why a file cannot be uploaded; None if it can."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            return f"{named} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'not a file'}"
-        with path.open("rb") as file:
-            start = file.read(LONGEST_START)
-    except FileNotFoundError:
-        return f"{named} does not exist; give a file, or a URL that begins with https:// or http://"
-    except (OSError, ValueError) as error:  # ValueError: a zero byte
-        return f"{named} cannot be read: {getattr(error, 'strerror', None) or error}"
-    if not start:
-        return f"{named} is empty"
-    if extension_of(start) is None:
-        return f"{named} is {looks_like(start)}, not a picture or a video"
-    if found.st_size > LARGEST:
-        return f"{named} is too large: an upload may have {LARGEST >> 20} MiB"
+        look_at(path, LARGEST)
+    except SourceError as error:
+        is_there = os.path.lexists(path)
+        hint = "" if is_there else "; give a file, or a URL that begins with https:// or http://"
+        return f"{error}{hint}"
     return None
 
 

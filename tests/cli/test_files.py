@@ -72,19 +72,19 @@ def test_files_and_urls_keep_their_order(midapi: Midapi, midapi_sandbox: Sandbox
 
 
 WRONG: dict[str, tuple[Callable[[Path], object] | None, str]] = {
-    "missing.png": (None, "'missing.png' does not exist; give a file, or a URL that begins with"),
-    "www.example.org/a.png": (None, "'www.example.org/a.png' does not exist; give a file, or a"),
+    "missing.png": (None, "missing.png does not exist; give a file, or a URL that begins with"),
+    "www.example.org/a.png": (None, "www.example.org/a.png does not exist; give a file, or a"),
     "file:///fox.png": (None, "does not exist; give a file, or a URL that begins with https://"),
-    "empty.png": (Path.touch, "'empty.png' is empty"),
-    "folder": (Path.mkdir, "'folder' is a folder"),
-    "pipe": (os.mkfifo, "'pipe' is not a file"),
+    "empty.png": (Path.touch, "empty.png is empty"),
+    "folder": (Path.mkdir, "folder is a folder"),
+    "pipe": (os.mkfifo, "pipe is not a file"),
     "page.png": (
         lambda path: path.write_bytes(b"<!DOCTYPE html><p>no"),
-        "'page.png' is an HTML page, not a picture or a video",
+        "page.png is an HTML page, not a picture or a video",
     ),
     "big.png": (
         lambda path: path.write_bytes(PNG + bytes(uploads.LARGEST)),
-        "'big.png' is too large: an upload may have 10 MiB",
+        "big.png is too large: an upload may have 10 MiB",
     ),
 }
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_uploaded_is_a_usage_error(
         make(elsewhere / name)
     ran = midapi(*command, "fox.png", name)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.error.startswith("picture: '")
+    assert ran.error.startswith("picture: ")
     assert says in ran.error
     assert midapi_sandbox.ledger.requests == ()
 

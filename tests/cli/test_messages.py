@@ -45,7 +45,8 @@ OF_PROGRAMS = (
     "must be a list, got one Path",
     "your own uploader=",  # has no option
     "must be open in binary mode: its read() returns",
-    "multipart/form-data; boundary=",  # a header
+    "Content-Disposition: form-data; name=",  # headers of an upload
+    "multipart/form-data; boundary=",
     "is not open: use it in 'async with client:'",
     "is not an argument here",
     "pass kind=Upscale or kind=Vary",  # the command line looks for this before
