@@ -290,11 +290,12 @@ class CallbackReceiver:
             _log.warning("Cannot read a callback with a valid token: %s", problem)
 
         status = await _run_in(loop, inbox.take(row, callback), deadline)
-        if status == 200:
-            # Clients that share a journal have the same intents: give it to all of them.
-            for inbox, loop in inboxes:
-                if (row := await _run_in(loop, inbox.find(hashed), deadline)) is not None:
-                    await _run_in(loop, inbox.take(row, callback), deadline)
+        # Clients that share a journal have the same intents: give it to all of them. One of another
+        # namespace may be the first, and not be able to take what the intent's own client can.
+        for inbox, loop in inboxes:
+            row = await _run_in(loop, inbox.find(hashed), deadline)
+            if row is not None and await _run_in(loop, inbox.take(row, callback), deadline) == 200:
+                status = 200
         return status
 
     def _warn_of_signature(self, kind: str) -> None:

@@ -263,6 +263,24 @@ async def test_invented_tasks_of_another_namespace_are_bounded() -> None:
         assert await scene.call_back(b"garbage") == 503
 
 
+@pytest.mark.fault("S1")
+async def test_a_client_of_another_namespace_stands_in_nobodys_way() -> None:
+    """It has the same receiver, got it first, and cannot look at tasks that are not its own."""
+    journal, receiver = MemoryJournal(), CallbackReceiver(None, port=0)
+    async with (
+        ScriptedServer(then=sold(accepted("another"))) as server,
+        client_of(server, journal=journal, namespace="bot", receiver=receiver),
+        client_of(server, journal=journal, receiver=receiver) as client,
+    ):
+        scene = Scene(server, client, receiver)
+        await client.generate("a red fox")
+        # The POST has bought two tasks.
+        assert await scene.call_back() == 200
+        row = await scene.row()
+        assert (row.task_id, row.other_task_ids) == ("another", (TASK,))
+        assert client.stats().callbacks == 1
+
+
 async def test_a_token_of_another_service_is_unknown() -> None:
     """A sandbox's client does not take the callbacks of MidAPI, whose tasks it cannot see."""
     journal, receiver = MemoryJournal(), CallbackReceiver(None, port=0)
