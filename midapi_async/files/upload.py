@@ -22,6 +22,7 @@ import attrs
 
 from .._runtime.background import OwnedTasks
 from .._runtime.clock import Clock
+from .._runtime.observer import is_plain_function
 from .._runtime.urls import url_problem
 from .._wire import protocol
 from .._wire.bodies import fingerprint
@@ -134,8 +135,8 @@ class Uploader:
         problems = {}
         if name is not None and (problem := _name_problem(name, self._own)):
             problems["name"] = problem
-        if on_progress is not None and not callable(on_progress):
-            problems["on_progress"] = f"must be a function, got {shown(on_progress)}"
+        if on_progress is not None and not is_plain_function(on_progress):
+            problems["on_progress"] = f"must be a plain function, got {shown(on_progress)}"
         if isinstance(source, str) and (problem := _url_problem(source, self._own)):
             problems["source"] = problem
         if problems:
