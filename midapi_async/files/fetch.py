@@ -1,7 +1,7 @@
-"""Fetches one file over HTTP, safely: addresses, redirects, sizes, speed, content, end, retries.
+"""Fetches files over HTTP, and checks each while its blocks arrive: kind, size, speed, end.
 
-Every check is made while the blocks of the file pass by, so that a download to the disk and
-``client.open_result`` have the same ones.
+There is one `Fetcher` for a client, and one `Fetch` for each file: it makes the attempts. A
+download to the disk and ``client.open_result`` read the same blocks, so both have every check.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ from .hosts import Connecting, HostRules, connecting, host_of, parsed
 T = TypeVar("T")
 _log = logging.getLogger("midapi_async.files")
 
-PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between the attempts: a minute in all
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between attempts: a minute in all
 LONGEST = 600.0  # seconds that a host may let us wait for one file, in all attempts together
 WINDOW = 30.0  # seconds of waiting in which a host must send at least:
 SLOWEST = 1000  # bytes in a second
 MOST_REDIRECTS = 3
-READ_AHEAD = 1 << 19  # bytes that aiohttp keeps while we write; twice as many at most
+READ_AHEAD = 1 << 19  # bytes; aiohttp reads up to twice as many before we take them
 
-# The first bytes of our files. A short body that begins so was cut, and so was an empty one.
+# The first byte of each kind of file that we know. A body that begins with one of them and has less
+# than _SHORT bytes was cut; so was an empty one.
 _FIRST_BYTES = b"\xff\x89RG\x1a\0"
 _SHORT = 12
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -106,26 +107,27 @@ def check_file_options(downloads_at_once: object, max_file: object, hosts: objec
 
 
 class Fetcher:
-    """Fetches files, with a session of its own, so that no file host gets the API key.
+    """A client's HTTP session for files, and what all of them share: the rules and the slots.
+
+    It is not the session that talks to MidAPI, so that no file host gets the API key.
 
     Args:
-        settings: MidAPI's address and the proxy. If MidAPI is on loopback, files may be there, too,
-            and come over plain http; files of MidAPI's own origin are always allowed. With a proxy,
-            only addresses that are written in URLs can be checked: the proxy resolves the names.
+        settings: MidAPI's address and the proxy. With a proxy, only addresses that are written in
+            URLs can be checked: the proxy resolves the names.
         clock: the client's clock.
         link: gets a download link for a result's URL from MidAPI.
         connect_timeout: seconds for a connection, TLS included.
         at_once: how many files are fetched at a time.
         max_file: bytes of the largest file.
-        hosts: the only hosts that are allowed besides MidAPI's own; None for all.
+        hosts: the only hosts that files may come from; see `HostRules`.
         ssl: the user's TLS context, or None for the usual checks.
 
     Attributes:
         rules: where files may come from.
         slots: one is held while a file is being fetched.
-        stopped: set when no attempt may be repeated any more.
+        stopped: set when no attempt is repeated any more.
         folders: where this client has removed the part files of killed processes.
-        waits: the timeouts of the waits for a host that are going on.
+        waits: the timeouts of all waits for a host that are going on.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class Fetcher:
 
 
 class Fetch:
-    """One file to fetch: what was tried, and what may still be tried.
+    """The attempts to fetch one file, and how much time is left for them.
 
     Args:
         fetcher: the client's fetcher.
@@ -219,12 +221,12 @@ class Fetch:
         self._time = fetcher.clock.loop.time
         self._url = url
         self._is_old = is_old
-        # How far the attempts are.
-        self._from = url
-        self._at = URL()  # where the last redirect has led
+        self._from = url  # what is asked for: the file's URL, or in the end a link to it
+        self._at = URL()  # where its redirects have led so far
         self._pauses = list(PAUSES)
         self._pause_left = sum(PAUSES)
-        # How long the host may still let us wait, in seconds of the loop.
+        # How long the host may still let us wait, in seconds of the loop: for the whole file, and
+        # until its speed is checked again.
         self._left = self._clock.network_seconds(LONGEST)
         self._window = self._clock.network_seconds(WINDOW)
         self._window_left = self._window
@@ -256,7 +258,7 @@ class Fetch:
                     raise self._unexpected(start, response)
                 yield Body(extension, total, self._blocks(start, response, EndCheck(extension)))
             finally:
-                response.release()  # which closes its connection if its body was not read
+                response.release()  # this closes the connection if the body was not read to its end
 
     async def pause(self, failure: Interrupted) -> None:
         """Wait until the next attempt.
@@ -281,7 +283,7 @@ class Fetch:
                         await self._fetcher.stopped.wait()
                         raise failure.error
                 return
-        # Nothing else is left to try than a link from MidAPI.
+        # The pauses are used up: make one last attempt, through a link from MidAPI.
         self._pauses.clear()
         try:
             self._from = await self._fetcher.link(self._url)
@@ -314,21 +316,19 @@ class Fetch:
 
     async def _get(self, url: URL) -> aiohttp.ClientResponse:
         fetcher, self._at = self._fetcher, url
-        hop = Connecting(may_be_private=fetcher.rules.is_own(url))
-
-        async def get() -> aiohttp.ClientResponse:
-            token = connecting.set(hop)
-            try:
-                return await fetcher.session.get(url, allow_redirects=False, proxy=fetcher.proxy)
-            finally:
-                connecting.reset(token)
-
+        connection = Connecting(may_be_private=fetcher.rules.is_own(url))
+        token = connecting.set(connection)
         try:
-            return await self._wait(get)
+            return await self._wait(
+                lambda: fetcher.session.get(url, allow_redirects=False, proxy=fetcher.proxy)
+            )
         except Interrupted:
-            if not hop.refused or hop.tried:
+            if not connection.refused or connection.tried:
                 raise
-        where = url.host if hop.refused[0] == url.host else f"{url.host} ({hop.refused[0]})"
+        finally:
+            connecting.reset(token)
+        address = connection.refused[0]
+        where = url.host if address == url.host else f"{url.host} ({address})"
         raise DownloadError(self._url, f"it leads to {where}, which is not a public address")
 
     def _check_status(self, response: aiohttp.ClientResponse) -> None:
@@ -388,7 +388,10 @@ class Fetch:
         return block
 
     async def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Wait for the host while it is fast enough; only this time counts, not the consumer's."""
+        """Call what waits for the host, and check that the host does not take too long.
+
+        Only this time counts: not what the reader of the blocks takes, nor the pauses.
+        """
         while True:
             if self._fetcher.session.closed:
                 raise ClientClosed
@@ -416,7 +419,8 @@ class Fetch:
             if failure is not None:
                 raise self._failed(failure)
             if scope.expired() and took - patience > BLOCKED_LOOP:
-                # The loop was blocked, so data may be there that was not read yet.
+                # The loop was blocked, so the data may have arrived without being read yet. Wait a
+                # little longer for it, and do not call the host slow.
                 self._window_left = BLOCKED_LOOP
                 self._window_bytes = int(SLOWEST * self._window)
             self._check_speed()
@@ -430,7 +434,7 @@ class Fetch:
         return Interrupted(DownloadError(self._url, reason))
 
     def _check_speed(self) -> None:
-        """Raise if the host is too slow, when the time is up; else begin the next window."""
+        """Raise if the time for the file is over, or if the host was too slow in this window."""
         if self._left <= 0:
             raise DownloadError(self._url, f"it took longer than {LONGEST:g} s")
         if self._window_left <= 0:

@@ -20,12 +20,12 @@ _GLOBAL = ipaddress.IPv6Network("2000::/3")
 
 @attrs.define
 class Connecting:
-    """One connection that is being made.
+    """A connection to a host that is being made; the host may have several addresses.
 
     Attributes:
-        may_be_private: whether it may lead to any address.
-        refused: the addresses to which it was refused.
-        tried: whether there was one to which it was not refused.
+        may_be_private: whether every address is allowed.
+        refused: the addresses that were not allowed.
+        tried: whether one was allowed.
     """
 
     may_be_private: bool
@@ -33,7 +33,8 @@ class Connecting:
     tried: bool = False
 
 
-# aiohttp makes connections in the caller's context, or in copies of it.
+# The connection that the current task wants. aiohttp calls `make_socket` in the context of that
+# task, or in a copy of it.
 connecting: ContextVar[Connecting] = ContextVar("connecting")
 
 
@@ -52,13 +53,13 @@ class HostRules:
         self._hosts = None if hosts is None else {host_of(each) for each in hosts}
 
     def problem_of(self, url: URL, before: URL | None) -> str | None:
-        """Why a URL is not fetched; None if it may be, as far as it shows.
+        """Why a URL must not be fetched; None if nothing in the URL itself forbids it.
 
         Args:
             url: the URL.
             before: the URL that redirected to it, or None.
         """
-        host = _name(url.raw_host or "")
+        host = _normal(url.raw_host or "")
         if url.scheme not in ("http", "https") or not host:
             return f"{_readable(url)} is no https URL"
         if before is not None and before.scheme == "https" and url.scheme == "http":
@@ -69,7 +70,7 @@ class HostRules:
             return "plain http is only for a sandbox on this machine"
         if self._hosts is not None and host not in self._hosts:
             return f"the host {host} is not one of result_hosts"
-        # Names are judged when they are resolved. Behind a proxy we do not see that.
+        # The addresses of a name are judged in `make_socket`; behind a proxy we do not see them.
         if re.fullmatch(r"0x[0-9a-f]*|[0-9]+", host.rpartition(".")[2]) or ":" in host:
             try:
                 address = ipaddress.ip_address(host)
@@ -95,17 +96,17 @@ class HostRules:
         if address.is_loopback:
             return self._is_local
         if address.version == 6 and address not in _GLOBAL:
-            return False  # some of them count as global, such as ::127.0.0.1 and fec0::1
+            return False  # Python counts some of them as global, such as ::127.0.0.1 and fec0::1
         return address.is_global and not address.is_multicast and not address.is_reserved
 
     def make_socket(self, target: tuple[Any, ...]) -> socket.socket:
         """A socket for an address to which aiohttp is about to connect, if that is allowed."""
         family, kind, protocol, _, place = target
-        hop = connecting.get()
-        if not hop.may_be_private and not self.may_connect(ipaddress.ip_address(place[0])):
-            hop.refused.append(place[0])
+        connection = connecting.get()
+        if not connection.may_be_private and not self.may_connect(ipaddress.ip_address(place[0])):
+            connection.refused.append(place[0])
             raise OSError(f"{place[0]} is not a public address")
-        hop.tried = True
+        connection.tried = True
         return socket.socket(family, kind, protocol)
 
 
@@ -113,18 +114,19 @@ def parsed(text: str) -> URL | None:
     """A URL that may be relative; None if it is empty or not valid."""
     try:
         url = URL(text)
-        is_valid = url.port is None or url.port > 0  # which raises if it is not a number
+        is_valid = url.port is None or url.port > 0  # the port raises if it is not a number
     except ValueError:
         return None
     return url if text and is_valid else None
 
 
-def _name(host: str) -> str:
+def _normal(host: str) -> str:
+    """A host in the one spelling in which hosts are compared."""
     return host.lower().rstrip(".")
 
 
 def host_of(value: object) -> str | None:
-    """The host that a user has named, as it stands in URLs; None if it is not only a host."""
+    """A host that a user has given, as URLs spell it; None if it is not a host and nothing else."""
     if not isinstance(value, str) or not value.isprintable() or re.search("[ *]", value):
         return None
     try:
@@ -132,7 +134,7 @@ def host_of(value: object) -> str | None:
         is_bare = url == url.origin() and url.explicit_port is None
     except ValueError:
         return None
-    return _name(url.raw_host or "") if is_bare else None
+    return _normal(url.raw_host or "") if is_bare else None
 
 
 def _readable(url: URL) -> str:
