@@ -20,7 +20,7 @@ from typing import TypeVar
 from .._runtime.observer import is_plain_function
 from ..errors import DownloadError, InvalidRequestError, shown
 from ..tasks import TaskDetails
-from .fetch import Body, Fetch, Fetcher, Interrupted
+from .fetch import AttemptFailed, Body, Fetch, Fetcher
 from .names import check_name, existing, file_name, remove_other_sidecar, sidecar_of, write_sidecar
 from .progress import Progress, Reporter
 
@@ -137,7 +137,7 @@ class _Call:
                         target = self._folder / name
                         await self._save(body, target, index, None if may_replace else find)
                     return target
-                except Interrupted as failure:
+                except AttemptFailed as failure:
                     reason = failure
                 await fetch.pause(reason)
         except OSError as error:
@@ -195,7 +195,7 @@ class _Call:
             if writing is not None:
                 await ended(writing)
             await in_thread(part.finish, waiting, find, partial(self._describe, target, index))
-        except Interrupted:
+        except AttemptFailed:
             if writing is not None:
                 await ended(writing)  # if the disk failed as well, there is no other attempt
             raise

@@ -53,7 +53,7 @@ _SHORT = 12
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-class Interrupted(Exception):
+class AttemptFailed(Exception):
     """An attempt failed, and another one may succeed.
 
     Attributes:
@@ -188,7 +188,7 @@ class Fetcher:
                         has_begun = True
                         yield block
                 return
-            except Interrupted as failure:
+            except AttemptFailed as failure:
                 if has_begun:
                     raise failure.error from None
                 reason = failure
@@ -239,7 +239,7 @@ class Fetch:
         """One attempt: ask for the file, and check its first bytes.
 
         Raises:
-            Interrupted: it failed, here or while the blocks were read; call `pause`, then repeat.
+            AttemptFailed: it failed, here or while the blocks were read; call `pause`, then repeat.
             DownloadError: it failed, and trying again is useless.
         """
         async with self._fetcher.slots:
@@ -260,7 +260,7 @@ class Fetch:
             finally:
                 response.release()  # this closes the connection if the body was not read to its end
 
-    async def pause(self, failure: Interrupted) -> None:
+    async def pause(self, failure: AttemptFailed) -> None:
         """Wait until the next attempt.
 
         Raises:
@@ -322,7 +322,7 @@ class Fetch:
             return await self._wait(
                 lambda: fetcher.session.get(url, allow_redirects=False, proxy=fetcher.proxy)
             )
-        except Interrupted:
+        except AttemptFailed:
             if not connection.refused or connection.tried:
                 raise
         finally:
@@ -349,7 +349,7 @@ class Fetch:
         error = DownloadError(self._url, f"the file host {meaning}", status)
         if status in (403, 404, 408, 425, 429) or status >= 500:
             asked = retry_after(response.headers)
-            raise Interrupted(error, asked, is_gone=status in (403, 404))
+            raise AttemptFailed(error, asked, is_gone=status in (403, 404))
         raise error
 
     def _unexpected(self, start: bytes, response: aiohttp.ClientResponse) -> Exception:
@@ -359,7 +359,7 @@ class Fetch:
             what = f"compressed ({coding[:20]!r}), which was not asked for"
         error = UnexpectedContent(self._url, f"the content is {what}, no picture or video", 200)
         was_cut = len(start) < _SHORT and start[:1] in _FIRST_BYTES
-        return Interrupted(error) if was_cut else error
+        return AttemptFailed(error) if was_cut else error
 
     async def _blocks(
         self, block: bytes, response: aiohttp.ClientResponse, end: EndCheck
@@ -374,7 +374,7 @@ class Fetch:
             yield block
             block = await self._read(response)
         if problem := end.finish():
-            raise Interrupted(DownloadError(self._url, f"it came incomplete: {problem}"))
+            raise AttemptFailed(DownloadError(self._url, f"it came incomplete: {problem}"))
         if end.remark:
             _log.warning("%s: %s. The file is kept.", self._url, end.remark)
 
@@ -431,7 +431,7 @@ class Fetch:
         reason = f"the connection failed: {failure.reason}"
         if failure.permanent:
             return DownloadError(self._url, f"{reason}. {failure.advice}")
-        return Interrupted(DownloadError(self._url, reason))
+        return AttemptFailed(DownloadError(self._url, reason))
 
     def _check_speed(self) -> None:
         """Raise if the time for the file is over, or if the host was too slow in this window."""
@@ -440,5 +440,5 @@ class Fetch:
         if self._window_left <= 0:
             if self._window_bytes < SLOWEST * self._window:
                 reason = f"the file host sent less than {SLOWEST} bytes a second"
-                raise Interrupted(DownloadError(self._url, reason))
+                raise AttemptFailed(DownloadError(self._url, reason))
             self._window_left, self._window_bytes = self._window, 0
