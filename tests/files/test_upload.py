@@ -449,6 +449,26 @@ async def test_uploads_of_one_content_at_once_share_a_request(fox: Path) -> None
         assert await client.upload(fox) == URL
 
 
+async def test_each_caller_that_still_waits_is_told_the_progress() -> None:
+    """Also one that came later; not one that was cancelled."""
+
+    async def upload(source: Path | bytes) -> str:
+        await asyncio.sleep(10)
+        return URL
+
+    seen: list[list[Progress]] = [[], [], []]
+    async with client_of("https://api.midapi.ai", uploader=upload) as client:
+        calls = []
+        for reports in seen:
+            call = client.upload(PNG, on_progress=reports.append)
+            calls.append(asyncio.create_task(call))
+            await asyncio.sleep(1)
+        calls[1].cancel()
+        await asyncio.wait(calls)
+    found = [[each.done for each in reports] for reports in seen]
+    assert found == [[len(PNG)], [], [len(PNG)]]
+
+
 async def test_an_upload_goes_on_when_all_its_callers_are_cancelled(fox: Path) -> None:
     """So that calls with a short timeout get there in the end."""
     async with ScriptedServer([delay(uploaded(), 5)]) as server, client_of(server) as client:
