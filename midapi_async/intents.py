@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from types import EllipsisType
 from typing import Never
 
 from ._session import Session
-from ._wire.protocol import fits
+from ._wire.protocol import fits, has_other_prompt
 from ._wire.tokens import has_token
 from .errors import InvalidRequestError, MidAPIError, SubmissionUnknown, about, naming, shown
 from .handle import TaskHandle, deadline_of, handle_of, refuse_misnamed
 from .journal import BOUGHT, Intent, State
 from .requests import HasTaskId, checked_task_id
+
+_log = logging.getLogger("midapi_async.submission")
 
 
 class Intents:
@@ -111,6 +114,13 @@ class Intents:
             return "is another submission's, as its record shows"
         if row.task_id is not None and not is_ours:
             return f"may be this submission's, but that has task {row.task_id} already"
+        if not is_ours and has_other_prompt(record, row.request):  # MidAPI may have changed it
+            _log.warning(
+                "task %s shows another prompt than intent %s submitted; if it is a wrong one, "
+                "adopt the right one with force=True",
+                task_id,
+                row.intent_id,
+            )
         return None
 
     async def resubmit(self, intent_id: str | Intent | SubmissionUnknown) -> TaskHandle:

@@ -285,6 +285,23 @@ async def test_s32_adopt_refuses_what_does_not_fit(look: Answer, problem: str) -
 
 
 @pytest.mark.fault("S32")
+@pytest.mark.parametrize(("prompt", "warns"), [("a blue whale", True), (" a red fox", False)])
+async def test_s32_adopt_warns_of_another_prompt(
+    caplog: pytest.LogCaptureFixture, prompt: str, *, warns: bool
+) -> None:
+    """It may be the same task, whose prompt MidAPI changed; or an id that was mistaken."""
+    look = looked(paramJson=json.dumps({"prompt": prompt}))
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, look)) as server,
+        client_of(server) as client,
+    ):
+        intent_id = await unknown_in(client, key="k")
+        caplog.clear()
+        assert (await client.intents.adopt(intent_id, TASK)).task_id == TASK
+        assert ("shows another prompt" in caplog.text) is warns
+
+
+@pytest.mark.fault("S32")
 async def test_s32_adopt_changes_nothing_if_the_record_cannot_be_read() -> None:
     """The error is that of the look."""
     async with (

@@ -106,6 +106,7 @@ _COMMANDS = tuple(
         (r"give generate\(\) a callback_url", "set MIDAPI_PUBLIC_URL"),
         (r"call generate\(\) with it", "submit it with midapi generate"),
         (r"pass force=True", "give --force"),
+        (r"with force=True", "with --force"),
         (r"pass overwrite=True", "give --overwrite"),
         (r"download\(sidecar=True\)", "--sidecar"),
         (r"Pass upload_url= or set (MIDAPI_UPLOAD_URL)", r"Set \1 or give --upload-url"),
