@@ -141,6 +141,14 @@ async def upload_all(
 # ─── from a file to its task ─────────────────────────────────────────────────────────────────────
 
 
+def is_file(argument: str) -> bool:
+    """Whether there is a file with this name."""
+    try:
+        return Path(argument).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
+
+
 def task_id_of(argument: str) -> str:
     """The task id that an argument is, or that of the downloaded file that it names.
 
@@ -150,7 +158,7 @@ def task_id_of(argument: str) -> str:
     Raises:
         InvalidRequestError: it is no task id, and no file that tells its task.
     """
-    if task_id_problem(argument) is None and not Path(argument).is_file():
+    if task_id_problem(argument) is None and not is_file(argument):
         return argument
     return _result_of(argument).task_id
 
@@ -168,10 +176,10 @@ def picture_of(argument: str, index: int | None) -> ResultFile:
     """
     is_task_id = task_id_problem(argument) is None
     if index is not None:
-        if not is_task_id and Path(argument).is_file():
+        if not is_task_id and is_file(argument):
             raise usage_error(f"{argument!r} is a file, which tells its INDEX itself: leave it out")
         return ResultFile(argument, index)  # the request says what is wrong with them
-    if is_task_id and not Path(argument).is_file():
+    if is_task_id and not is_file(argument):
         raise usage_error(
             f"INDEX is missing: which picture of task {argument}, 0 to 3. Or give a downloaded "
             "picture instead of both"
@@ -183,7 +191,7 @@ def _result_of(argument: str) -> ResultFile:
     try:
         return MidAPIClient.task_of(argument)
     except InvalidRequestError:
-        if Path(argument).exists():
+        if os.path.lexists(argument):
             raise
     problem = f"{task_id_problem(argument)}; and there is no such file"
     raise InvalidRequestError({"task_id": problem})

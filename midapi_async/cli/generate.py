@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ from midapi_async.requests import check_arguments, paths_of
 from . import _env
 from ._common import Output, download, make_folder, print_result, run_async, say_success, wait
 from ._errors import usage_error
-from ._files import picture_of, pictures_of, upload_pictures, with_files
+from ._files import is_file, picture_of, pictures_of, upload_pictures, with_files
 from ._interrupt import submit
 from ._options import (
     PICTURE,
@@ -99,6 +100,9 @@ def text(
     if from_json is None:
         if prompt is None:
             raise usage_error('The prompt is missing: midapi generate "a red fox", or see --help')
+        if "." in prompt and is_file(prompt):
+            command = f"midapi generate image PROMPT {shlex.quote(prompt)}"
+            raise usage_error(f"The prompt is the name of a file. To start from it: {command}")
         return _submit(TextToImage(_prompt(prompt), **given(picture)), result, service, output)
     if prompt is not None or given(picture):
         raise usage_error(

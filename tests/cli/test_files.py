@@ -352,6 +352,8 @@ def test_a_file_that_is_named_like_an_id_is_a_file(
         (["upscale", "lost.png"], "got 'lost.png'; and there is no such file"),
         (["task", "lost.png"], "got 'lost.png'; and there is no such file"),
         (["task", "../x"], "task_id: must be MidAPI's task id"),
+        (["task", "x" * 5000], "and there is no such file"),
+        (["upscale", f"https://example.org/{'x' * 300}.png"], "and there is no such file"),
         (["upscale", ".", "0"], "task_id: must be MidAPI's task id"),
         (["upscale", f"{TASK}_4.png"], "image_index: must be a whole number from 0 to 3, got 4"),
         (["generate", "upscale"], "requires an argument"),
@@ -374,6 +376,20 @@ def test_task_takes_a_downloaded_file(midapi: Midapi, midapi_sandbox: SandboxThr
     Path(path).unlink()
     assert midapi("task", path, "--download").lines[2] == path
     assert Path(path).is_file()
+
+
+@pytest.mark.parametrize("prompt", ["fox.png", "./fox.png"])
+def test_a_picture_in_place_of_the_prompt_buys_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, prompt: str
+) -> None:
+    """Four pictures of a file's name are not what anybody wants."""
+    (elsewhere / "fox.png").write_bytes(PNG)
+    ran = midapi("generate", prompt)
+    assert ran.code == 2
+    assert f"midapi generate image PROMPT {prompt}" in ran.error
+    assert midapi_sandbox.ledger.requests == ()
+    assert midapi("generate", "fox", "--dry-run").code == 0
+    assert midapi("generate", "x" * 1900, "--dry-run").code == 0
 
 
 # ─── how downloaded files are named ──────────────────────────────────────────────────────────────
