@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 from collections.abc import Coroutine
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,11 @@ def make_folder(folder: Path) -> None:
         raise InvalidRequestError({"folder": f"{str(folder)!r} is not writable"})
 
 
+def into(folder: Path) -> str:
+    """The option that names a folder in a command to type; nothing for the current folder."""
+    return "" if folder == Path() else f" --folder {shlex.quote(str(folder))}"
+
+
 async def download(
     client: MidAPIClient,
     details: TaskDetails,
@@ -136,7 +142,7 @@ async def download(
     Raises:
         CommandError: failed or interrupted; the text says how to try again.
     """
-    again = f"try again with: midapi task {details.task_id} --download"
+    again = f"try again with: midapi task {details.task_id} --download{into(folder)}"
     facts: dict[str, object] = {"task_id": details.task_id, "urls": list(details.urls)}
     report = progress.transfers("is being downloaded", len(details.urls))
     named = {} if naming is None else attrs.asdict(naming)

@@ -33,7 +33,7 @@ from midapi_async.handle import check_seconds
 from midapi_async.requests import check_arguments, paths_of
 
 from . import _env
-from ._common import Output, download, make_folder, print_result, run_async, say_success, wait
+from ._common import Output, download, into, make_folder, print_result, run_async, say_success, wait
 from ._errors import usage_error
 from ._files import is_file, picture_of, pictures_of, upload_pictures, with_files
 from ._interrupt import submit
@@ -312,7 +312,7 @@ async def _carry_out(
             details = await wait(handle, result.timeout) if result.wait else None
         named = {"key": handle.key, "metadata": metadata, "intent_id": handle.intent_id}
         if details is None:
-            _print_task(handle.task_id, output, named)
+            _print_task(handle.task_id, result.folder, output, named)
             return
         say_success(details)
         files: list[Path] = []
@@ -341,12 +341,12 @@ def _print_body(request: Request, output: Output) -> None:
     say(f"Nothing was sent.{first}{more}")
 
 
-def _print_task(task_id: str, output: Output, named: Mapping[str, object]) -> None:
+def _print_task(task_id: str, folder: Path, output: Output, named: Mapping[str, object]) -> None:
     if output.as_json:
         print_result(TaskDetails(task_id=task_id), [], output, **named)
     else:
         out(task_id)
-        say(f"Come back with: midapi task {task_id} --wait --download")
+        say(f"Come back with: midapi task {task_id} --wait --download{into(folder)}")
 
 
 def _prompt(text: str) -> str:

@@ -103,6 +103,9 @@ def test_no_wait_prints_the_task_id(midapi: Midapi, midapi_sandbox: SandboxThrea
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.lines == [task_id]
     assert f"midapi task {task_id} --wait --download" in ran.err
+    assert "--folder" not in ran.err
+    again = midapi("generate", "a fox", "--no-wait", "--folder", "my foxes")
+    assert "--wait --download --folder 'my foxes'" in again.err
 
 
 @pytest.mark.midapi_sandbox(auto=False)
@@ -430,10 +433,10 @@ def test_a_failed_download_says_how_to_try_again(
 ) -> None:
     """The error names the paid task's id and URLs."""
     midapi_sandbox.faults.on("file", do=fault)
-    ran = midapi("generate", "a fox", "--json")
+    ran = midapi("generate", "a fox", "--json", "--folder", "foxes")
     task_id = only(midapi_sandbox.ledger.accepted).task_id
     assert ran.code == 1
-    assert f"try again with: midapi task {task_id} --download" in ran.err
+    assert f"try again with: midapi task {task_id} --download --folder foxes" in ran.err
     error = ran.json["error"]
     assert (error["type"], error["task_id"], len(error["urls"])) == (kind, task_id, 4)
 
