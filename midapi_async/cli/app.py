@@ -12,7 +12,13 @@ from io import TextIOWrapper
 from itertools import takewhile
 from typing import TextIO
 
-from cyclopts import App, CycloptsError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from midapi_async import __version__
 
@@ -93,6 +99,9 @@ def _options(arguments: Sequence[str]) -> list[str]:
 
 def _usage_text(error: CycloptsError) -> str:
     error.verbose = False
+    chain = " ".join(error.command_chain or ())
+    if isinstance(error, MissingArgumentError):
+        return f"{error} See midapi {chain} --help."
     takes_prompt = "generate" in (error.command_chain or ())
     if isinstance(error, UnusedCliTokensError):
         text = f"Too many arguments: {shlex.join(error.unused_tokens or ())}."
@@ -100,7 +109,7 @@ def _usage_text(error: CycloptsError) -> str:
             "Put a prompt of several words in quotes; pictures follow the prompt of midapi "
             "generate image, style, omni or video."
         )
-        return f"{text} {hint if takes_prompt else 'See --help.'}"
+        return f"{text} {hint if takes_prompt else f'See midapi {chain} --help.'}"
     if isinstance(error, UnknownOptionError) and takes_prompt:
         return f'{error} Midjourney\'s own flags belong in the prompt: "a red fox --tile".'
     return str(error)

@@ -356,7 +356,7 @@ def test_a_file_that_is_named_like_an_id_is_a_file(
         (["upscale", f"https://example.org/{'x' * 300}.png"], "and there is no such file"),
         (["upscale", ".", "0"], "task_id: must be MidAPI's task id"),
         (["upscale", f"{TASK}_4.png"], "image_index: must be a whole number from 0 to 3, got 4"),
-        (["generate", "upscale"], "requires an argument"),
+        (["upscale"], "requires an argument. See midapi upscale --help."),
     ],
 )
 def test_what_names_no_picture_is_a_usage_error(
