@@ -111,6 +111,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
+    except FileExistsError:
+        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"}) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None

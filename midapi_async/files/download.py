@@ -315,6 +315,8 @@ async def ended(job: asyncio.Future[T]) -> T:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"}) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None

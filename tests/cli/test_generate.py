@@ -441,15 +441,18 @@ def test_a_failed_download_says_how_to_try_again(
     assert (error["type"], error["task_id"], len(error["urls"])) == (kind, task_id, 4)
 
 
-@pytest.mark.parametrize("folder", ["taken", "taken/below"])
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("taken", "is not a folder"), ("taken/below", "cannot be used: Not a directory")],
+)
 def test_a_file_in_place_of_the_folder_is_a_usage_error(
-    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, folder: str
+    midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, folder: str, says: str
 ) -> None:
     """Before anything is bought."""
     (elsewhere / "taken").write_text("")
     ran = midapi("generate", "a fox", "--folder", folder)
     assert ran.code == 2
-    assert "folder: 'taken" in ran.error
+    assert f"folder: {folder!r} {says}" in ran.error
     assert midapi_sandbox.ledger.requests == ()
 
 

@@ -106,7 +106,7 @@ async def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     """A file in the folder's place, a folder in the target's place: the error says so."""
     async with ScriptedServer([reply(body=JPEG)]) as server, client_of(server) as client:
         (tmp_path / "file").write_text("mine")
-        with pytest.raises(InvalidRequestError, match="folder"):
+        with pytest.raises(InvalidRequestError, match="file' is not a folder"):
             await client.download(details_of(server), tmp_path / "file")
         assert (tmp_path / "file").read_text() == "mine"
         (tmp_path / "out" / f"{TASK}_0.jpeg").mkdir(parents=True)
