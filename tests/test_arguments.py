@@ -116,7 +116,10 @@ TABLE: dict[str, Entry] = {
         lambda c, wrong: c.upload(PNG, name=wrong),
         [*BAD_TEXT, " ", "a/b.png", "..", ".png", "a\\b", 'a"b', "x" * 201],
     ),
-    "upload.on_progress": (lambda c, wrong: c.upload(PNG, on_progress=wrong), [5, "x", asyncio.sleep]),
+    "upload.on_progress": (
+        lambda c, wrong: c.upload(PNG, on_progress=wrong),
+        [5, "x", asyncio.sleep],
+    ),
     "find.key": (lambda c, wrong: c.find(wrong), [None, *BAD_TEXT, "x" * 201]),
     "task.task_id": (lambda c, wrong: c.task(wrong), NO_ID),
     "details.task_id": (lambda c, wrong: c.details(wrong), NO_ID),
