@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -60,7 +61,9 @@ class Form(Payload):
         left = content.size
         try:
             file = opened(content.source)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # no fault of the file, and it may soon pass
             raise self._changed() from None
         with file:
             await writer.write(self._head)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import hashlib
 import io
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from email import message_from_bytes
 from email.policy import HTTP
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import aiohttp
 import attrs
@@ -39,6 +40,8 @@ from midapi_async import (
     UploadedURL,
     WaitTimeout,
 )
+from midapi_async.files import form
+from midapi_async.files import source as source_module
 from midapi_async.files.source import BLOCK, look_at
 from midapi_async.files.upload import KEPT, LARGEST
 from midapi_async.journal import Intent
@@ -146,6 +149,24 @@ async def test_the_sandbox_takes_what_is_uploaded(fox: Path) -> None:
         assert await fetched(url) == PNG
         assert copied.sha256 is None
         assert uploads(sandbox) == ["/api/file-stream-upload", "/api/file-url-upload"]
+
+
+@pytest.mark.fault("D15")
+async def test_no_free_descriptor_is_not_the_files_fault(
+    fox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again like a failed connection."""
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+
+    def opened(source: Path | bytes) -> BinaryIO:
+        if failures:
+            raise failures.pop()
+        return source_module.opened(source)
+
+    monkeypatch.setattr(form, "opened", opened)
+    async with ScriptedServer(then=uploaded()) as server, client_of(server) as client:
+        assert await client.upload(fox) == URL
+    assert failures == []
 
 
 async def test_a_large_file_is_sent_in_blocks_and_its_progress_is_shown(tmp_path: Path) -> None:
