@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -264,25 +265,24 @@ class Fetch:
         """Wait until the next attempt.
 
         Raises:
-            DownloadError: there is none, because the last one failed.
+            DownloadError: there is no other attempt; this is why the last one failed.
         """
         if failure.is_gone and self._is_old:
             reason = f"{failure.error.reason}, and its task is older than 15 days"
             raise ResultExpired(self._url, reason, failure.error.status)
         if self._left <= 0 or self._from != self._url or self._fetcher.stopped.is_set():
             raise failure.error
-        if self._pauses:
-            pause = max(self._pauses.pop(0), failure.retry_after or 0.0)
-            if pause <= self._pause_left:
-                self._pause_left -= pause
-                is_third = len(PAUSES) - len(self._pauses) == 3
-                level, reason = logging.WARNING if is_third else logging.INFO, failure.error.reason
-                _log.log(level, "%s: %s; trying again in %g s", self._url, reason, pause)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause / self._clock.scale):
-                        await self._fetcher.stopped.wait()
-                        raise failure.error
-                return
+        pause = max(self._pauses.pop(0), failure.retry_after or 0.0) if self._pauses else math.inf
+        if pause <= self._pause_left:
+            self._pause_left -= pause
+            is_third = len(PAUSES) - len(self._pauses) == 3
+            level, reason = logging.WARNING if is_third else logging.INFO, failure.error.reason
+            _log.log(level, "%s: %s; trying again in %g s", self._url, reason, pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause / self._clock.scale):
+                    await self._fetcher.stopped.wait()
+                    raise failure.error
+            return
         # The pauses are used up: make one last attempt, through a link from MidAPI.
         self._pauses.clear()
         try:
@@ -357,7 +357,9 @@ class Fetch:
         what = looks_like(start)
         if coding != "identity":
             what = f"compressed ({coding[:20]!r}), which was not asked for"
-        error = UnexpectedContent(self._url, f"the content is {what}, no picture or video", 200)
+        error = UnexpectedContent(
+            self._url, f"the content is {what}, not a picture or a video", 200
+        )
         was_cut = len(start) < _SHORT and start[:1] in _FIRST_BYTES
         return AttemptFailed(error) if was_cut else error
 
