@@ -1,6 +1,7 @@
 """Sandbox time: the event loop's clock, faster by a factor."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,7 +35,7 @@ class Clock:
         They run ahead of the wall when the scale is above 1, so that the difference of two
         stamps is the duration that the sandbox plays, not the real one.
         """
-        return round((self._epoch + moment) * 1000)
+        return math.floor((self._epoch + moment) * 1000)  # rounded, it could be in the future
 
     def date(self) -> str:
         """Give the Date header of an answer that is sent now, in line with the stamps."""
