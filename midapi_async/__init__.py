@@ -10,6 +10,7 @@ async with MidAPIClient() as client:
 from ._tracking.schedule import Expected
 from ._version import __version__
 from ._wire.bodies import request_from_json, request_to_json
+from .batch import Batch, BatchItem, BatchProgress, BatchRequest
 from .callbacks import CallbackReceiver
 from .callbacks.signature import sign_callback
 from .client import ClientStats, MidAPIClient
@@ -35,11 +36,11 @@ from .requests import (
 from .tasks import TaskDetails, TaskStatus
 
 __all__ = [
-    "APIError", "AuthenticationError", "BadRequestError", "CallbackReceiver", "ClientClosed",
-    "ClientStats", "DownloadError", "Expected", "ExtendVideo", "FeatureDisabledError",
-    "GenerationFailedError", "ImageFields", "ImageToImage", "ImageToVideo",
-    "InsufficientCreditsError", "Intent", "Intents", "InvalidRequestError", "Journal",
-    "JournalError", "KeyConflict", "MaintenanceError", "MemoryJournal", "MidAPIClient",
+    "APIError", "AuthenticationError", "BadRequestError", "Batch", "BatchItem", "BatchProgress",
+    "BatchRequest", "CallbackReceiver", "ClientClosed", "ClientStats", "DownloadError", "Expected",
+    "ExtendVideo", "FeatureDisabledError", "GenerationFailedError", "ImageFields", "ImageToImage",
+    "ImageToVideo", "InsufficientCreditsError", "Intent", "Intents", "InvalidRequestError",
+    "Journal", "JournalError", "KeyConflict", "MaintenanceError", "MemoryJournal", "MidAPIClient",
     "MidAPIError", "NotFoundError", "OmniReference", "PollPolicy", "Progress", "PromptRefusedError",
     "PromptRejected", "ProtocolError", "RateLimit", "RateLimitError", "ReceiverError", "Request",
     "ResultExpired", "ResultFile", "ResultMissing", "RetryPolicy", "ServerError",

@@ -6,13 +6,21 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+)
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from types import EllipsisType, NoneType, TracebackType
-from typing import BinaryIO, Literal, Never, Self, Unpack, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, Never, Self, Unpack, overload
 
 import attrs
 
@@ -56,6 +64,9 @@ from .requests import (
 )
 from .tasks import TaskDetails
 from .untaken import Untaken
+
+if TYPE_CHECKING:
+    from .batch import Batch, BatchProgress, BatchRequest
 
 _log = logging.getLogger("midapi_async")
 
@@ -505,15 +516,98 @@ class MidAPIClient:
                 timeout=None if deadline is None else deadline - time(),
             )
         except SubmissionUnknown as unknown:
-            if not unknown.can_settle:
-                raise
-            # No longer than such a task takes: after a refused POST no callback ever comes.
-            seconds = self._schedule.longest(kind_of(asked))
-            handle = await self.intents.settle(
-                unknown.intent_id,
-                seconds if deadline is None else min(seconds, max(0.0, deadline - time())),
-            )
+            left = None if deadline is None else max(0.0, deadline - time())
+            handle = await self._settle(unknown, asked, left)
         return await handle.wait(wait_timeout if deadline is None else max(0.0, deadline - time()))
+
+    async def _settle(
+        self, unknown: SubmissionUnknown, asked: Request, left: float | None = None
+    ) -> TaskHandle:
+        """Wait for the callback of a submission whose answer was lost.
+
+        Raises:
+            SubmissionUnknown: there is no receiver, or no callback came in time.
+        """
+        if not unknown.can_settle:
+            raise unknown
+        # No longer than such a task takes: after a refused POST no callback ever comes.
+        seconds = self._schedule.longest(kind_of(asked))
+        return await self.intents.settle(
+            unknown.intent_id, seconds if left is None else min(seconds, left)
+        )
+
+    def generate_many(
+        self,
+        requests: Iterable[Request | str | BatchRequest]
+        | AsyncIterable[Request | str | BatchRequest],
+        *,
+        batch: str | None = None,
+        running: int = 100,
+        on_unknown: Literal["report", "stop"] = "report",
+        stop_after_failures: int | None = 20,
+        max_credits: float | None = None,
+        download_to: str | os.PathLike[str] | None = None,
+        on_progress: Callable[[BatchProgress], object] | None = None,
+    ) -> Batch:
+        """Buy many requests, each once, and get what came of each as it ends.
+
+        ``async with client.generate_many(prompts, batch="dunes") as batch:`` and in it
+        ``async for item in batch:``, which yields a `BatchItem` for each row; its ``error`` says
+        why there is no result. With a journal's folder, a second run with the same name continues:
+        what is bought is not bought again, and what is finished needs no request. Rows may have
+        been added, removed or moved meanwhile.
+
+        What no row has caused (no network, 429, maintenance, the journal) pauses the batch, and is
+        tried again. Submitting stops when the API key is refused (401), or credits (402) or a
+        spending cap (433) are used up, and after ``stop_after_failures``; rows that were bought are
+        still yielded, then the iteration raises that error, whose notes tell how far the batch got.
+        Leaving the block submits nothing more; tasks that were bought go on.
+
+        Args:
+            requests: an iterable or async iterable of prompts, requests and `BatchRequest`; it may
+                be endless, and is read as there is room.
+            batch: a name from which, with the request, the keys of all rows are made that have none
+                of their own. Without a key, a row cannot be continued by a second run.
+            running: how many rows may be read, submitted or running at a time, or have ended
+                without being taken from the iteration.
+            on_unknown: a row of which it cannot be known whether it was bought is an item with
+                `SubmissionUnknown`; "stop" also submits nothing more after it.
+            stop_after_failures: how many rows must fail, one after another, to stop; None for
+                never. Rows that failed in an earlier run do not count.
+            max_credits: how many credits this run may spend, counted by the account's balance, so
+                that others who use the account make it stop earlier. The first row runs alone, to
+                see what one costs. The iteration ends without an error, and
+                ``batch.progress.stopped`` says why; so it is with a row that costs more than any
+                before it, of which it cannot know.
+            download_to: a folder for the files of each row, as with `download`; None downloads
+                nothing.
+            on_progress: called in the event loop with ``batch.progress`` whenever a row was bought
+                or has ended. Its exceptions are logged once.
+
+        Raises:
+            InvalidRequestError: an argument is wrong; or, from the iteration, two rows have the
+                same key.
+        """
+        from .batch.run import Batch, batch_options
+
+        options = batch_options(
+            requests,
+            batch=batch,
+            running=running,
+            on_unknown=on_unknown,
+            stop_after_failures=stop_after_failures,
+            max_credits=max_credits,
+            download_to=download_to,
+            on_progress=on_progress,
+        )
+        return Batch(
+            self,
+            requests,
+            options,
+            clock=self._opened().clock,
+            request_of=partial(_request, fields={}),
+            settle=self._settle,
+        )
 
     async def prepare(self, request: Request) -> Request:
         """The request with the URL of an upload in place of each `Path`; `generate` does that, too.

@@ -1,0 +1,176 @@
+"""The rows of a batch: what is asked, what came of it, and the keys by which it is continued."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .._wire.bodies import fingerprint
+from ..errors import InvalidRequestError, MidAPIError, shown
+from ..requests import Request, UploadedURL, paths_of
+from ..tasks import TaskDetails
+
+_NOWHERE = "https://midapi.invalid/"  # a file counts by its content, wherever it is uploaded
+LONGEST_NAME = 100  # characters of a batch's name; a key has 200
+
+
+@attrs.frozen
+class BatchRequest:
+    """One row of a batch, with a key or notes of its own.
+
+    Attributes:
+        request: a prompt, or one of the eight requests.
+        key: your own name for it; None leaves that to the batch.
+        metadata: your own notes; you get them back with the item.
+    """
+
+    request: Request | str
+    key: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class BatchItem:
+    """What came of one row of a batch.
+
+    Attributes:
+        index: the row's place among the requests, from 0.
+        request: what was asked for; None if the row is not a valid request.
+        key: the row's key, yours or the batch's; None without one.
+        metadata: your own notes.
+        details: the task's details, if it has ended.
+        error: why there is no result; None if there is one.
+        paths: the files that were downloaded.
+    """
+
+    index: int
+    request: Request | None
+    key: str | None = None
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+    details: TaskDetails | None = None
+    error: MidAPIError | None = None
+    paths: tuple[Path, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class BatchProgress:
+    """How far a batch is.
+
+    Attributes:
+        total: how many rows there are; None if the requests do not have a length.
+        submitted: rows whose task was bought, by this run or an earlier one.
+        running: those of them that have not ended.
+        done: rows that have succeeded.
+        failed: rows that ended with an error, but for the unknown ones.
+        unknown: rows of which it cannot be known whether they were bought.
+        rate: rows a minute that have ended lately; those that needed no waiting do not count.
+        expected_end: when the last row will have ended at this rate; None if that is not known.
+        spent: the credits that the account has lost since the batch began; None if nothing was
+            submitted, or if the balance could not be read.
+        stopped: why no further row is submitted; None if nothing has stopped the batch.
+    """
+
+    total: int | None
+    submitted: int
+    running: int
+    done: int
+    failed: int
+    unknown: int
+    rate: float
+    expected_end: datetime | None
+    spent: float | None
+    stopped: str | None
+
+
+@attrs.define(kw_only=True)
+class Row:
+    """A row that is being carried out.
+
+    Attributes:
+        index: its place among the requests.
+        request: what is asked for.
+        hash: of the request; equal for equal requests.
+        key: its key, or None.
+        metadata: the user's notes.
+        is_new: whether this run has tried to buy it.
+        is_news: whether its outcome is one that no earlier run has seen.
+        was_bought: whether its task is known.
+    """
+
+    index: int
+    request: Request
+    hash: str
+    key: str | None = None
+    metadata: Mapping[str, str] | None = None
+    is_new: bool = False
+    is_news: bool = False
+    was_bought: bool = False
+
+
+def hash_of(request: Request) -> str:
+    """A hash of a request. Files of this machine count by their content; this reads them.
+
+    Raises:
+        InvalidRequestError: naming each file that cannot be read.
+    """
+    hashes, problems = {}, {}
+    for index, path in paths_of(request).items():
+        try:
+            with path.open("rb") as file:
+                hashes[index] = hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or "is not a valid path"
+            problems[f"file_urls[{index}]"] = f"{shown(str(path))}: {reason}"
+    if problems:
+        raise InvalidRequestError(problems)
+    if hashes:
+        urls = list(getattr(request, "file_urls", ()))
+        for index, sha256 in hashes.items():
+            urls[index] = UploadedURL(_NOWHERE, sha256)
+        fields: dict[str, Any] = {"file_urls": tuple(urls)}
+        request = attrs.evolve(request, **fields)
+    return fingerprint(request)
+
+
+class Keys:
+    """Gives each row its key, and finds keys that two rows have.
+
+    Args:
+        batch: the batch's name; None if it has none.
+    """
+
+    def __init__(self, batch: str | None) -> None:
+        self._batch = batch
+        # Hashes instead of keys: a batch may have many rows.
+        self._counts: dict[bytes, int] = {}
+        self._rows: dict[bytes, int] = {}
+
+    def give(self, row: Row) -> None:
+        """Give a row a key, if it has none and the batch has a name.
+
+        The key is made of the name, the hash of the request and how often the same request has
+        come before, so that rows may be added, removed and moved between two runs.
+
+        Raises:
+            InvalidRequestError: an earlier row has the same key.
+        """
+        if row.key is None:
+            if self._batch is None:
+                return
+            digest = bytes.fromhex(row.hash)[:16]
+            nth = self._counts[digest] = self._counts.get(digest, 0) + 1
+            row.key = f"{self._batch}/{row.hash[:32]}/{nth}"
+        short = hashlib.blake2b(row.key.encode(), digest_size=16).digest()
+        first = self._rows.setdefault(short, row.index)
+        if first != row.index:
+            raise InvalidRequestError(
+                {
+                    "key": f"rows {first} and {row.index} (counted from 0) have the same key "
+                    f"{shown(row.key)}; each row needs one of its own"
+                }
+            )

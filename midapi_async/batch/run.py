@@ -1,0 +1,607 @@
+"""`Batch`: carries out the rows of a batch, and yields what came of each.
+
+One task reads the requests and starts a task for each row, as long as there is room for it: a row
+takes up room until the user has got its item. A row's task buys the row, waits for its result and
+downloads it. Every decision that concerns all rows is made here: to pause, to stop, to pay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sized,
+)
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Never, Self, TypeAlias, cast
+
+import attrs
+
+from .._runtime.background import OwnedTasks
+from .._runtime.clock import RESOLUTION, Clock
+from .._runtime.observer import is_plain_function
+from ..errors import (
+    AuthenticationError,
+    ClientClosed,
+    DownloadError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    JournalError,
+    KeyConflict,
+    MaintenanceError,
+    MidAPIError,
+    RateLimitError,
+    SpendingCapError,
+    SubmissionUnknown,
+    TaskError,
+    TransportError,
+    about,
+    shown,
+)
+from ..requests import REQUESTS, Request, check_arguments, paths_of
+from .items import LONGEST_NAME, BatchItem, BatchProgress, BatchRequest, Keys, Row, hash_of
+from .money import Money
+
+if TYPE_CHECKING:
+    from ..client import MidAPIClient
+    from ..handle import TaskHandle
+
+Asked: TypeAlias = Request | str | BatchRequest
+Requests: TypeAlias = Iterable[Asked] | AsyncIterable[Asked]
+_log = logging.getLogger("midapi_async.batch")
+
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0  # service seconds; each pause is twice as long as the last
+RATE_OF = 100  # rows that the rate is measured with
+# No other row would fare better.
+_STOPPING = (AuthenticationError, InsufficientCreditsError, SpendingCapError, ClientClosed)
+# Errors of a call that bought nothing, which the row has not caused.
+_PASSING = (TransportError, RateLimitError, MaintenanceError, JournalError)
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """The arguments of ``generate_many``; see there."""
+
+    batch: str | None
+    running: int
+    on_unknown: Literal["report", "stop"]
+    stop_after_failures: int | None
+    max_credits: float | None
+    download_to: Path | None
+    on_progress: Callable[[BatchProgress], object] | None
+
+
+class Batch:
+    """The rows of a batch, each as it ends: ``async with … as batch: async for item in batch``.
+
+    Several tasks may share the iteration. Leaving the block submits nothing more; tasks that are
+    running go on at MidAPI, and the next run with the same keys waits for them.
+    """
+
+    def __init__(
+        self,
+        client: MidAPIClient,
+        requests: Requests,
+        options: Options,
+        *,
+        clock: Clock,
+        request_of: Callable[[object], Request],
+        settle: Callable[[SubmissionUnknown, Request], Awaitable[TaskHandle]],
+    ) -> None:
+        self._client = client
+        self._requests = requests
+        self._options = options
+        self._clock = clock
+        self._request_of = request_of
+        self._settle = settle
+        self._keys = Keys(options.batch)
+        self._money = Money(options.max_credits)
+        self._turn = asyncio.Lock()  # one row at a time asks whether it may be paid for
+        self._changed = asyncio.Event()  # something that `_admit` waits for
+        self._room = asyncio.Semaphore(options.running)
+        self._ready: asyncio.Queue[BatchItem | None] = asyncio.Queue()  # None at the end
+        self._main: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._rows = OwnedTasks()
+        self._buying: set[asyncio.Task[object]] = set()  # which may be cancelled, see `_buy`
+        self._is_left = False
+        self._stopping = asyncio.Event()
+        self._stopped: str | None = None
+        self._error: BaseException | None = None  # the iteration ends with it
+        self._pause, self._pauses_until = 0.0, 0.0
+        self._failures = 0  # in a row
+        self._submitted = self._running = self._done = self._failed = self._unknown = 0
+        self._waited_for = 0  # rows of this run whose submission was begun and that have not ended
+        self._ends: deque[float] = deque(maxlen=RATE_OF)
+        self._warned_of_keys = self._progress_has_failed = False
+
+    def __repr__(self) -> str:
+        name = f" {self._options.batch!r}" if self._options.batch is not None else ""
+        ended = self._done + self._failed + self._unknown
+        state = "stopped" if self._stopped else "over" if self._is_over else "running"
+        return f"<Batch{name} {state}: {ended} rows have ended, {self._running} are running>"
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "a batch cannot be copied or pickled: it belongs to an open client. Call "
+            "generate_many() there with the same batch= to continue it; items such as these can be"
+        )
+
+    # ─── what the user calls ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def progress(self) -> BatchProgress:
+        """How far it is."""
+        total = len(self._requests) if isinstance(self._requests, Sized) else None
+        ended = self._done + self._failed + self._unknown
+        rate = expected_end = None
+        if len(self._ends) > 1 and (seconds := self._ends[-1] - self._ends[0]) > 0:
+            rate = 60 * (len(self._ends) - 1) / seconds
+        if rate and total is not None and ended < total and not self._stopped:
+            expected_end = datetime.now(UTC) + timedelta(minutes=(total - ended) / rate)
+        return BatchProgress(
+            total=total,
+            submitted=self._submitted,
+            running=self._running,
+            done=self._done,
+            failed=self._failed,
+            unknown=self._unknown,
+            rate=rate or 0.0,
+            expected_end=expected_end,
+            spent=None if self._money.balance is None else self._money.spent,
+            stopped=self._stopped,
+        )
+
+    async def __aenter__(self) -> Self:
+        if self._main is not None:
+            raise InvalidRequestError({"batch": "is used once: call generate_many() again"})
+        self._main = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_left = True
+        main, reader = self._main, self._reader
+        for task in (main, reader):
+            if task is not None:
+                task.cancel()
+        await self._rows.finish()
+        await asyncio.wait({task for task in (main, reader) if task is not None})
+        self._ready.put_nowait(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> BatchItem:
+        if self._main is None:
+            raise InvalidRequestError({"batch": "use it in 'async with … as batch:'"})
+        item = await self._ready.get()
+        if item is not None:
+            self._room.release()
+            return item
+        self._ready.put_nowait(None)  # for the next caller
+        error, self._error = self._error, None
+        if error is not None and not self._is_left:
+            raise error
+        raise StopAsyncIteration
+
+    # ─── all rows ────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _is_over(self) -> bool:
+        return self._main is not None and self._main.done()
+
+    async def _run(self) -> None:
+        self._reader = asyncio.create_task(self._read())
+        await asyncio.wait({self._reader})
+        await self._rows.join()
+        if self._money.settled:
+            with suppress(MidAPIError):
+                await self._read_balance()
+        self._report()
+        _log.info("%s: %s", self._name, self._summary())
+        self._ready.put_nowait(None)
+
+    async def _read(self) -> None:
+        """Read the requests, and start a task for each, while there is room."""
+        index = 0
+        try:
+            async with aclosing(_each(self._requests)) as requests:
+                while not self._stopping.is_set():
+                    await self._room.acquire()
+                    try:
+                        asked = await anext(requests)
+                    except StopAsyncIteration:
+                        return
+                    await self._start(index, asked)
+                    index += 1
+        except InvalidRequestError as error:  # two rows have the same key
+            self._stop(str(error), error)
+        except Exception as error:  # noqa: BLE001 - the user's iterable; the iteration raises it
+            self._stop(f"reading the requests failed: {error!r}", error)
+
+    async def _start(self, index: int, asked: object) -> None:
+        """Start the task of a row; one that is not valid ends at once.
+
+        Raises:
+            InvalidRequestError: an earlier row has the same key.
+        """
+        given = asked if isinstance(asked, BatchRequest) else BatchRequest(asked)  # type: ignore[arg-type] # checked here
+        request = None
+        try:
+            request = self._request_of(given.request)
+            check_arguments(given.key, {} if given.metadata is None else given.metadata, None)
+            if paths_of(request):
+                digest = await asyncio.to_thread(hash_of, request)
+            else:
+                digest = hash_of(request)
+            row = Row(
+                index=index,
+                request=request,
+                hash=digest,
+                key=given.key,
+                metadata=given.metadata,
+            )
+        except InvalidRequestError as error:
+            self._failed += 1
+            self._ready.put_nowait(BatchItem(index=index, request=request, error=error))
+            self._report()
+            return
+        self._keys.give(row)
+        if row.key is None and not self._warned_of_keys:
+            self._warned_of_keys = True
+            _log.warning(
+                "This batch cannot be resumed: a second run would buy its rows again. "
+                "generate_many(batch='a name') gives each row a key"
+            )
+        self._rows.start(self._carry_out(row))
+
+    def _stop(
+        self, reason: str, error: BaseException | None = None, *, at_once: bool = False
+    ) -> None:
+        """Submit nothing more. Rows that were bought are awaited.
+
+        Args:
+            reason: why, in words.
+            error: what the iteration raises at its end.
+            at_once: whether submissions that wait to be sent are given up, too.
+        """
+        if self._stopped is not None:
+            return
+        self._stopped, self._error = reason, error
+        self._stopping.set()
+        self._changed.set()
+        if self._reader is not None and self._reader is not asyncio.current_task():
+            self._reader.cancel()
+        if at_once:
+            for task in self._buying:
+                task.cancel()
+        said = f"{self._name} submits nothing more: {reason} So far: {self._summary()}"
+        _log.warning("%s", said)
+        if error is not None:
+            error.add_note(said)
+
+    @property
+    def _name(self) -> str:
+        return "The batch" if self._options.batch is None else f"Batch {self._options.batch!r}"
+
+    def _summary(self) -> str:
+        spent = "" if self._money.balance is None else f"; {self._money.spent:,g} credits spent"
+        return (
+            f"{self._submitted} rows submitted, {self._done} done, {self._failed} failed, "
+            f"{self._unknown} unknown, {self._running} running{spent}"
+        )
+
+    def _report(self) -> None:
+        if self._options.on_progress is None:
+            return
+        try:
+            self._options.on_progress(self.progress)
+        except Exception as error:  # noqa: BLE001 - its bug must not stop the batch
+            if not self._progress_has_failed:
+                self._progress_has_failed = True
+                _log.error(
+                    "on_progress raised; later exceptions of it are not logged. The batch goes on.",
+                    exc_info=error,
+                )
+
+    # ─── one row ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _carry_out(self, row: Row) -> None:
+        """Buy a row, wait for its result, download it, and put its item into the queue."""
+        try:
+            item = await self._outcome(row)
+        except ClientClosed as error:
+            self._stop("the client was closed.", error, at_once=True)
+            return
+        except Exception as error:  # noqa: BLE001 - a bug; the iteration raises it
+            self._stop(f"a bug: {error!r}.", error)
+            return
+        finally:
+            self._running -= row.was_bought
+            self._waited_for -= row.is_new
+            self._changed.set()
+        if item is not None:
+            self._count(row, item)
+            self._ready.put_nowait(item)
+            self._report()
+
+    async def _outcome(self, row: Row) -> BatchItem | None:
+        """The item of a row; None if it was not bought because the batch has stopped."""
+        item = BatchItem(
+            index=row.index, request=row.request, key=row.key, metadata=dict(row.metadata or {})
+        )
+        try:
+            handle = await self._handle(row)
+            if handle is None:
+                return None
+            row.was_bought = True
+            self._submitted += 1
+            self._running += 1
+            self._report()
+            item = attrs.evolve(item, details=await handle.wait())
+            if self._options.download_to is not None and item.details is not None:
+                paths = await self._client.download(item.details, self._options.download_to)
+                item = attrs.evolve(item, paths=tuple(paths))
+        except ClientClosed:
+            raise
+        except MidAPIError as error:
+            if isinstance(error, TaskError) and item.details is None:
+                item = attrs.evolve(item, details=error.details)
+            if isinstance(error, DownloadError):
+                item = attrs.evolve(item, paths=error.files)
+            return attrs.evolve(item, error=error)
+        return item
+
+    async def _handle(self, row: Row) -> TaskHandle | None:
+        """The handle of a row's task, bought now or earlier; None if the batch has stopped.
+
+        Raises:
+            MidAPIError: the row itself cannot be bought, or it is unknown.
+        """
+        while not self._stopping.is_set():
+            if await self._has_stopped(self._pauses_until - self._clock.time()):
+                break
+            began = self._clock.time()
+            try:
+                handle = await self._known(row)
+                if handle is None and await self._admit(row):
+                    handle = await self._buy(row)
+            except SubmissionUnknown as unknown:
+                return await self._settled(row, unknown)
+            except MidAPIError as error:
+                if error.task_id is not None:
+                    raise
+                if isinstance(error, _STOPPING):
+                    self._stop(str(error), error, at_once=True)
+                    return None
+                if not isinstance(error, _PASSING) or getattr(error, "permanent", False):
+                    raise
+                self._begin_pause(error, began)
+                continue
+            return handle
+        return None
+
+    async def _known(self, row: Row) -> TaskHandle | None:
+        """The handle of a row that was bought earlier; makes no request."""
+        if row.key is None:
+            return None
+        handle = await self._client.find(row.key)
+        if handle is None:
+            return None
+        if handle.request is not None and hash_of(handle.request) != row.hash:
+            conflict = KeyConflict(row.key)
+            raise about(conflict, intent_id=handle.intent_id, task_id=handle.task_id)
+        row.is_news = row.is_news or handle.final is None
+        return handle
+
+    async def _buy(self, row: Row) -> TaskHandle | None:
+        """Submit a row; None if the batch has stopped before it was sent."""
+        may_cost = True
+        try:
+            handle = await self._generate(row)
+            may_cost = handle is not None
+        except MidAPIError as error:
+            may_cost = isinstance(error, SubmissionUnknown | ClientClosed)
+            raise
+        finally:
+            self._money.end(may_cost=may_cost)
+            self._changed.set()
+        if self._pause and handle is not None:
+            self._pause = 0.0
+            _log.info("%s goes on: a row was submitted", self._name)
+        return handle
+
+    async def _generate(self, row: Row) -> TaskHandle | None:
+        task = asyncio.current_task()
+        if task is None or row.key is None:
+            # It is not given up when the batch stops: nobody could say whether its POST had begun.
+            return await self._client.generate(row.request, metadata=row.metadata)
+        self._buying.add(task)
+        try:
+            return await self._client.generate(row.request, key=row.key, metadata=row.metadata)
+        except asyncio.CancelledError:
+            if self._is_left or not self._stopping.is_set():
+                raise
+            task.uncancel()
+        finally:
+            self._buying.discard(task)
+        # It waited to be sent and is given up, or its POST is under way and has an outcome soon.
+        return await self._client.find(row.key)
+
+    async def _settled(self, row: Row, unknown: SubmissionUnknown) -> TaskHandle:
+        """Wait for the callback of a submission whose answer was lost.
+
+        Raises:
+            SubmissionUnknown: there is no receiver, or no callback came.
+        """
+        handle = await self._settle(unknown, row.request)
+        row.is_news = True
+        return handle
+
+    def _count(self, row: Row, item: BatchItem) -> None:
+        """Count what came of a row; stop if it says that no other row should be submitted."""
+        error, options = item.error, self._options
+        self._done += error is None
+        self._unknown += isinstance(error, SubmissionUnknown)
+        self._failed += error is not None and not isinstance(error, SubmissionUnknown)
+        if row.is_news:
+            # Failures that an earlier run has seen must not stop this one.
+            self._failures = 0 if error is None else self._failures + 1
+            self._ends.append(asyncio.get_running_loop().time())
+        if error is None:
+            return
+        is_unwanted = isinstance(error, SubmissionUnknown) and options.on_unknown == "stop"
+        if is_unwanted or isinstance(error, _STOPPING):
+            self._stop(str(error), error, at_once=True)
+        elif self._failures == options.stop_after_failures:
+            reason = f"{self._failures} rows in a row have failed, the last one with: {error}"
+            self._stop(reason, error, at_once=True)
+
+    # ─── pauses and money ────────────────────────────────────────────────────────────────────────
+
+    def _begin_pause(self, error: MidAPIError, began: float) -> None:
+        """Pause all rows; an attempt that began before the last pause has ended changes nothing."""
+        if began < self._pauses_until:
+            return
+        if not self._pause:
+            _log.warning("%s pauses, and tries again by itself: %s", self._name, error)
+        self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+        asked = getattr(error, "retry_after", None) or 0.0
+        self._pauses_until = self._clock.time() + max(self._pause, asked)
+
+    async def _has_stopped(self, seconds: float) -> bool:
+        """Wait some service seconds, or until the batch stops; return whether it has."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds / self._clock.scale + RESOLUTION):
+                    await self._stopping.wait()
+        return self._stopping.is_set()
+
+    async def _admit(self, row: Row) -> bool:
+        """Wait until a row may be paid for; False if the batch stops.
+
+        Raises:
+            MidAPIError: the balance must be known and could not be read.
+        """
+        money = self._money
+        async with self._turn:
+            while not self._stopping.is_set():
+                self._changed.clear()
+                # Then a balance shows what was paid, and nothing is under way that may cost more.
+                is_quiet = not money.sending
+                if money.largest is None:
+                    # A task that is charged at its end shows no cost before.
+                    is_quiet = is_quiet and self._waited_for == row.is_new
+                is_blocked = not money.may_submit
+                if money.must_read or (is_blocked and is_quiet and money.settled):
+                    await self._read_balance()
+                    is_blocked = not money.may_submit
+                if not is_blocked:
+                    money.begin()
+                    self._waited_for += not row.is_new
+                    row.is_new = row.is_news = True
+                    return True
+                if is_quiet and not money.settled:
+                    self._stop(
+                        f"max_credits={money.limit:g}: {money.spent:g} credits are spent, and one "
+                        f"more row may cost {money.largest or 0:g}."
+                    )
+                elif not (is_quiet and money.settled):
+                    await self._changed.wait()
+        return False
+
+    async def _read_balance(self) -> None:
+        """Read the balance.
+
+        Raises:
+            MidAPIError: that failed, and there is a limit.
+        """
+        settled, self._money.was_tried = self._money.settled, True
+        try:
+            balance = await self._client.credits()
+        except MidAPIError:
+            if self._money.limit is not None:
+                raise
+            self._money.settled -= settled  # they are seen in the next balance
+        else:
+            self._money.read(balance, settled)
+
+
+async def _each(requests: Requests) -> AsyncGenerator[Asked, None]:
+    if isinstance(requests, AsyncIterable):
+        async for asked in requests:
+            yield asked
+    else:
+        for asked in requests:
+            yield asked
+
+
+def batch_options(
+    requests: object,
+    *,
+    batch: object,
+    running: object,
+    on_unknown: object,
+    stop_after_failures: object,
+    max_credits: object,
+    download_to: object,
+    on_progress: object,
+) -> Options:
+    """The arguments of ``generate_many``, checked.
+
+    Raises:
+        InvalidRequestError: naming each argument that is wrong.
+    """
+    problems = {}
+    is_one = isinstance(requests, (str, bytes, Mapping, type, BatchRequest, *REQUESTS))
+    if is_one or not isinstance(requests, Iterable | AsyncIterable):
+        problems["requests"] = f"must be an iterable of requests, got {shown(requests)}"
+    is_name = isinstance(batch, str) and 0 < len(batch) <= LONGEST_NAME and batch.isprintable()
+    if batch is not None and not is_name:
+        problems["batch"] = f"must be a str of 1 to {LONGEST_NAME} printable characters, or None"
+    if not is_count(running):
+        problems["running"] = f"must be an int of 1 or more, got {shown(running)}"
+    if on_unknown not in ("report", "stop"):
+        problems["on_unknown"] = f"must be 'report' or 'stop', got {shown(on_unknown)}"
+    if stop_after_failures is not None and not is_count(stop_after_failures):
+        problem = f"must be an int of 1 or more, or None; got {shown(stop_after_failures)}"
+        problems["stop_after_failures"] = problem
+    is_number = isinstance(max_credits, int | float) and not isinstance(max_credits, bool)
+    if max_credits is not None and not (is_number and max_credits > 0):  # type: ignore[operator] # a number
+        problems["max_credits"] = f"must be a number above 0, or None; got {shown(max_credits)}"
+    if download_to is not None and not isinstance(download_to, str | os.PathLike):
+        problems["download_to"] = f"must be a folder's path, or None; got {shown(download_to)}"
+    if on_progress is not None and not is_plain_function(on_progress):
+        problems["on_progress"] = f"must be a plain function, got {shown(on_progress)}"
+    if problems:
+        raise InvalidRequestError(problems)
+    return Options(
+        batch=cast("str | None", batch),
+        running=cast("int", running),
+        on_unknown=cast("Literal['report', 'stop']", on_unknown),
+        stop_after_failures=cast("int | None", stop_after_failures),
+        max_credits=cast("float | None", max_credits),
+        download_to=None if download_to is None else Path(cast("str", download_to)),
+        on_progress=cast("Callable[[BatchProgress], object] | None", on_progress),
+    )
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is an int of 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
