@@ -387,10 +387,10 @@ class Batch:
             except MidAPIError as error:
                 if error.task_id is not None:
                     raise
-                if isinstance(error, _STOPPING):
+                if isinstance(error, _STOPPING) or getattr(error, "permanent", False):
                     self._stop(str(error), error, at_once=True)
                     return None
-                if not isinstance(error, _PASSING) or getattr(error, "permanent", False):
+                if not isinstance(error, _PASSING):
                     raise
                 self._begin_pause(error, began)
                 continue

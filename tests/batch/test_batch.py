@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from midapi_async import (
     APIError,
     AuthenticationError,
+    Batch,
     BatchItem,
     BatchProgress,
     BatchRequest,
@@ -19,9 +20,12 @@ from midapi_async import (
     ImageToImage,
     InsufficientCreditsError,
     InvalidRequestError,
+    JournalError,
     KeyConflict,
+    MemoryJournal,
     MidAPIClient,
     PromptRefusedError,
+    RateLimit,
     RetryPolicy,
     SpendingCapError,
     SubmissionUnknown,
@@ -40,7 +44,7 @@ from midapi_async.sandbox import (
     refuse_connection,
 )
 from tests.files.samples import SAMPLES
-from tests.support.scripted import Answer, Received, ScriptedServer, reply
+from tests.support.scripted import Answer, Received, ScriptedServer
 from tests.support.secrets import API_KEY
 from tests.world import accepted, client_of, looked, mid, ok, refused, selling, submits
 
@@ -52,6 +56,17 @@ async def run(client: MidAPIClient, requests: Any, **options: Any) -> list[Batch
     async with client.generate_many(requests, **options) as batch:
         items = [item async for item in batch]
     return sorted(items, key=lambda item: item.index)
+
+
+async def until_it_stops(batch: Batch) -> tuple[list[BatchItem], Exception | None]:
+    """The items of a batch, and the error with which its iteration ends."""
+    items: list[BatchItem] = []
+    try:
+        async for item in batch:
+            items.append(item)  # noqa: PERF401 - kept when the iteration raises
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return items, error
+    return items, None
 
 
 def prompts(count: int) -> list[str]:
@@ -256,13 +271,12 @@ async def test_two_rows_with_one_key_end_the_batch_before_the_second_is_submitte
         "never read",
     ]
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
-        got = []
         async with client.generate_many(rows, batch="b") as batch:
-            with pytest.raises(InvalidRequestError, match=r"rows 0 and 2 .*'a'"):
-                async for item in batch:
-                    got.append(item.index)
-        assert sorted(got) == [0, 1]
-        assert bought(sandbox) == {"a fox": 1, "an owl": 1}
+            items, error = await until_it_stops(batch)
+        assert isinstance(error, InvalidRequestError)
+        assert "rows 0 and 2 (counted from 0) have the same key 'a'" in str(error)
+        assert [each.error for each in items if each.index != 0] == []
+        assert bought(sandbox)["a whale"] == 0
 
 
 async def test_rows_that_are_wrong_are_items_with_an_error(tmp_path: Path) -> None:
@@ -313,19 +327,18 @@ async def test_files_count_by_their_content(tmp_path: Path) -> None:
 
 
 async def test_an_iterable_that_fails_ends_the_batch_with_its_error() -> None:
-    """After the rows that it had given."""
+    """The rows that were bought before are yielded."""
 
-    def broken() -> Iterator[str]:
+    async def broken() -> AsyncIterator[str]:
         yield "a fox"
+        await asyncio.sleep(5)
         raise KeyError("line 2")
 
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
-        got = []
         async with client.generate_many(broken(), batch="b") as batch:
-            with pytest.raises(KeyError, match="line 2"):
-                async for item in batch:
-                    got.append(item.error)
-        assert got == [None]
+            items, error = await until_it_stops(batch)
+        assert isinstance(error, KeyError)
+        assert [each.error for each in items] == [None]
 
 
 # ─── what goes wrong ─────────────────────────────────────────────────────────────────────────────
@@ -350,7 +363,7 @@ async def test_rows_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
         ]  # fmt: skip
         assert items[1].details is not None
         assert items[1].details.status is TaskStatus.FAILED
-        again = await run(client, prompts(5), batch="b", stop_after_failures=1)
+        again = await run(client, prompts(5), batch="b", stop_after_failures=2)
         assert isinstance(again[1].error, TaskFailed)
         assert len(sandbox.ledger.accepted) == 4
 
@@ -363,22 +376,20 @@ async def test_a_refused_key_stops_at_once_and_says_how_far_it_got(
     code: int, error: type[APIError]
 ) -> None:
     """Rows that were bought are yielded, the others are no failures; few POSTs are sent."""
-    sell = selling()
+    sell, left = selling(), [*range(10)]
 
     def submit(request: Received) -> Answer:
-        return sell(request) if len(submits(server)) <= 10 else refused(code)
+        return sell(request) if left and left.pop() >= 0 else refused(code)
 
-    server = ScriptedServer(then=mid(submit, sell, ok(100)))  # type: ignore[arg-type]
-    async with server, client_of(server, rate_limit=None) as client:
-        got = []
+    play = mid(submit, sell, ok(100))  # type: ignore[arg-type]
+    async with ScriptedServer(then=play) as server, client_of(server) as client:
         async with client.generate_many(prompts(500), batch="b", running=20) as batch:
-            with pytest.raises(error) as caught:
-                async for item in batch:
-                    got.append(item)
-            assert [item.error for item in got] == [None] * 10
+            items, raised = await until_it_stops(batch)
+            assert isinstance(raised, error)
+            assert [each.error for each in items] == [None] * 10
             assert (batch.progress.done, batch.progress.failed) == (10, 0)
             assert str(code) in (batch.progress.stopped or "")
-        assert "10 rows submitted" in caught.value.__notes__[0]
+        assert "10 rows submitted" in raised.__notes__[0]
         assert len(submits(server)) <= 10 + 20
 
 
@@ -386,14 +397,12 @@ async def test_failures_in_a_row_stop_the_batch() -> None:
     """The last one's error is raised; with None it goes on."""
     play = mid(refused(400, "bad"), looked(), ok(100))
     async with ScriptedServer(then=play) as server, client_of(server) as client:
-        got = []
         async with client.generate_many(
             prompts(100), batch="b", running=1, stop_after_failures=4
         ) as batch:
-            with pytest.raises(APIError, match="bad"):
-                async for item in batch:
-                    got.append(item)
-            assert len(got) == 4
+            items, error = await until_it_stops(batch)
+            assert len(items) == 4
+            assert error is items[-1].error
             assert "4 rows in a row have failed" in (batch.progress.stopped or "")
         assert len(submits(server)) == 4
         items = await run(client, prompts(100), batch="c", stop_after_failures=None)
@@ -406,7 +415,7 @@ async def test_what_no_row_has_caused_pauses_the_batch(caplog: pytest.LogCapture
     faults = Faults()
     async with (
         Sandbox(api_key=API_KEY, faults=faults) as sandbox,
-        client_of(sandbox.url, retry=NO_PAUSES) as client,
+        client_of(sandbox.url, retry=NO_PAUSES, rate_limit=RateLimit(15)) as client,
     ):
         faults.on("submit", during=(0, 120), do=answer_code(455))
         items = await run(client, prompts(30), batch="b")
@@ -417,26 +426,34 @@ async def test_what_no_row_has_caused_pauses_the_batch(caplog: pytest.LogCapture
     assert sum("goes on" in line for line in lines) == 1
 
 
-async def test_a_server_that_is_gone_pauses_the_batch(unused_tcp_port: int) -> None:
-    """A refused connection was not sent: it is tried again, with pauses up to two minutes."""
-    async with client_of(f"http://127.0.0.1:{unused_tcp_port}", retry=NO_PAUSES) as client:
+async def test_a_journal_that_fails_pauses_the_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is sent without it; when it is back, every row is bought."""
+    find, loop = MemoryJournal.find, asyncio.get_running_loop()
+    back_at = loop.time() + 60
+
+    async def failing(self: MemoryJournal, **names: Any) -> Any:
+        if loop.time() < back_at:
+            raise JournalError("the disk is full")
+        return await find(self, **names)
+
+    async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
+        monkeypatch.setattr(MemoryJournal, "find", failing)
+        items = await run(client, prompts(10), batch="b")
+        assert [each.error for each in items] == [None] * 10
+        assert len(sandbox.ledger.accepted) == 10
+    assert caplog.text.count("pauses, and tries again by itself: the disk is full") == 1
+
+
+async def test_a_server_that_is_not_there_stops_the_batch(unused_tcp_port: int) -> None:
+    """It is useless to try again without a change, and no row has caused it."""
+    async with client_of(f"http://127.0.0.1:{unused_tcp_port}") as client:
         async with client.generate_many(prompts(10), batch="b") as batch:
-            reader = asyncio.ensure_future(anext(batch))
-            await asyncio.sleep(300)
-            async with Sandbox(api_key=API_KEY, port=unused_tcp_port) as sandbox:
-                assert (await reader).error is None
-                items = [item async for item in batch]
-                assert [each.error for each in items] == [None] * 9
-                assert len(sandbox.ledger.accepted) == 10
-
-
-async def test_a_certain_mistake_is_not_tried_again() -> None:
-    """A server without the TLS that the URL asks for will not have it in a minute either."""
-    async with ScriptedServer(then=reply(200)) as server:
-        url = server.url.replace("http:", "https:")
-        async with client_of(url) as client:
-            items = await run(client, prompts(2), batch="b")
-            assert all(isinstance(each.error, TransportError) for each in items)
+            items, error = await until_it_stops(batch)
+        assert isinstance(error, TransportError)
+        assert items == []
+        assert batch.progress.failed == 0
 
 
 async def test_unknown_rows_are_reported_and_never_sent_again(tmp_path: Path) -> None:
@@ -477,12 +494,10 @@ async def test_submissions_that_wait_to_be_sent_are_given_up_when_the_batch_stop
         ScriptedServer(then=mid(slow_then_refused, sell, ok(100))) as server,  # type: ignore[arg-type]
         client_of(server) as client,
     ):
-        got = []
         async with client.generate_many(prompts(50), batch="b", running=4) as batch:
-            with pytest.raises(InsufficientCreditsError):
-                async for item in batch:
-                    got.append(item.index)
-        assert sorted(got) == [0, 1, 2]
+            items, error = await until_it_stops(batch)
+        assert isinstance(error, InsufficientCreditsError)
+        assert sorted(each.index for each in items) == [0, 1, 2]
         assert len(submits(server)) == 4
 
 
@@ -508,5 +523,3 @@ async def test_every_row_ends_once_whatever_goes_wrong(seed: int, tmp_path: Path
         assert [each.index for each in items] == [*range(100)]
         assert all(isinstance(each.error, TaskFailed | type(None)) for each in items)
         assert bought(sandbox) == dict.fromkeys(prompts(100), 1)
-
-
