@@ -12,6 +12,7 @@ import pytest
 
 import midapi_async
 from midapi_async import (
+    BatchRequest,
     CallbackReceiver,
     ImageToImage,
     Intent,
@@ -74,6 +75,16 @@ def generate_with(name: str, *, waits: bool = False) -> Call:
     return call
 
 
+def many_with(name: str) -> Call:
+    """A batch, with one argument of its own."""
+
+    def call(client: MidAPIClient, wrong: object) -> object:
+        many: Callable[..., object] = client.generate_many
+        return many(["x"], **{name: wrong})
+
+    return call
+
+
 PROMPTS: dict[str, Call] = {
     "generate": lambda c, wrong: c.generate(wrong),
     "generate_and_wait": lambda c, wrong: c.generate_and_wait(wrong),
@@ -120,6 +131,20 @@ TABLE: dict[str, Entry] = {
         lambda c, wrong: c.upload(PNG, on_progress=wrong),
         [5, "x", asyncio.sleep],
     ),
+    "generate_many.requests": (
+        lambda c, wrong: c.generate_many(wrong),
+        [None, 5, "x", b"x", {"x": 1}, object(), str, TextToImage("x"), BatchRequest("x")],
+    ),
+    "generate_many.batch": (many_with("batch"), [*BAD_TEXT, "x" * 101]),
+    "generate_many.running": (many_with("running"), [None, *NO_NUMBER, 0, -1, 1.5]),
+    "generate_many.on_unknown": (many_with("on_unknown"), [None, *BAD_TEXT, "Report"]),
+    "generate_many.stop_after_failures": (
+        many_with("stop_after_failures"),
+        [*NO_NUMBER, 0, -1, 1.5],
+    ),
+    "generate_many.max_credits": (many_with("max_credits"), [*NO_NUMBER, 0, -1]),
+    "generate_many.download_to": (many_with("download_to"), NO_STR),
+    "generate_many.on_progress": (many_with("on_progress"), [5, "x", [print], asyncio.sleep]),
     "find.key": (lambda c, wrong: c.find(wrong), [None, *BAD_TEXT, "x" * 201]),
     "task.task_id": (lambda c, wrong: c.task(wrong), NO_ID),
     "details.task_id": (lambda c, wrong: c.details(wrong), NO_ID),

@@ -14,6 +14,9 @@ from yarl import URL
 
 import midapi_async
 from midapi_async import (
+    BatchItem,
+    BatchProgress,
+    BatchRequest,
     CallbackReceiver,
     ClientStats,
     Expected,
@@ -81,6 +84,7 @@ AT: dict[str, Any] = {
 }
 URLS = ("https://x.example/0.jpeg",)
 JOURNAL_STATS: dict[str, Any] = dict.fromkeys(attrs.fields_dict(JournalStats), 1)
+BATCH_PROGRESS: dict[str, Any] = dict.fromkeys(attrs.fields_dict(BatchProgress), 1)
 
 VALUES: list[object] = [
     *(error for error, _ in EXAMPLES),
@@ -94,6 +98,9 @@ VALUES: list[object] = [
     RetryPolicy(give_up_after=1),
     Timeouts(wait=None),
     Progress(name="fox.png", index=0, done=1, total=None),
+    BatchRequest("a red fox", key="fox", metadata={"user": "7"}),
+    BatchItem(index=0, request=TextToImage("a red fox"), details=DETAILS, paths=(Path("a.png"),)),
+    BatchProgress(**BATCH_PROGRESS),
     TextToImage("a red fox", version="7"),
     ImageToImage("a red fox", URLS),
     ImageToImage("a red fox", (Path("fox.png"), UploadedURL(URLS[0], "0" * 64))),
@@ -126,7 +133,7 @@ WITHOUT = {
     "__version__", "read_body", "read_callback", "request_from_json", "request_to_json",
     "sign_callback", "without_tokens",
 }  # fmt: skip
-REFUSED = {"CallbackReceiver", "Intents", "MemoryJournal", "MidAPIClient", "TaskHandle"}
+REFUSED = {"Batch", "CallbackReceiver", "Intents", "MemoryJournal", "MidAPIClient", "TaskHandle"}
 
 
 def test_every_public_class_is_in_the_table() -> None:
@@ -194,6 +201,7 @@ async def test_what_has_connections_or_secrets_says_what_to_pass_instead(
         client._receiver: "CallbackReceiver.from_env()",
         handle: "use client.task(task_id)",
         client.intents: "at the client itself",
+        client.generate_many(["a red fox"]): "with the same batch=",
         client._journal: "path of a folder",
         journal: "path of a folder",
     }

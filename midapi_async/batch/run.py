@@ -377,11 +377,13 @@ class Batch:
         while not self._stopping.is_set():
             if await self._has_stopped(self._pauses_until - self._clock.time()):
                 break
-            began = self._clock.time()
+            began, is_admitted = self._clock.time(), True
             try:
                 handle = await self._known(row)
-                if handle is None and await self._admit(row):
-                    handle = await self._buy(row)
+                if handle is None:
+                    is_admitted = False  # an error of `_admit` is never the row's
+                    is_admitted = await self._admit(row)
+                    handle = await self._buy(row) if is_admitted else None
             except SubmissionUnknown as unknown:
                 return await self._settled(row, unknown)
             except MidAPIError as error:
@@ -390,7 +392,7 @@ class Batch:
                 if isinstance(error, _STOPPING) or getattr(error, "permanent", False):
                     self._stop(str(error), error, at_once=True)
                     return None
-                if not isinstance(error, _PASSING):
+                if is_admitted and not isinstance(error, _PASSING):
                     raise
                 self._begin_pause(error, began)
                 continue
