@@ -97,7 +97,7 @@ class Row:
         hash: of the request; equal for equal requests.
         key: its key, or None.
         metadata: the user's notes.
-        is_new: whether this run has tried to buy it.
+        is_new: whether this run is buying it, or has bought it.
         is_news: whether its outcome is one that no earlier run has seen.
         was_bought: whether its task is known.
     """

@@ -259,7 +259,8 @@ class Batch:
             )
         except InvalidRequestError as error:
             self._failed += 1
-            self._ready.put_nowait(BatchItem(index=index, request=request, error=error))
+            key = given.key if isinstance(given.key, str) else None
+            self._ready.put_nowait(BatchItem(index=index, request=request, key=key, error=error))
             self._report()
             return
         self._keys.give(row)
@@ -406,7 +407,8 @@ class Batch:
         handle = await self._client.find(row.key)
         if handle is None:
             return None
-        if handle.request is not None and hash_of(handle.request) != row.hash:
+        before = handle.request
+        if before not in (None, row.request) and hash_of(before) != row.hash:
             conflict = KeyConflict(row.key)
             raise about(conflict, intent_id=handle.intent_id, task_id=handle.task_id)
         row.is_news = row.is_news or handle.final is None
@@ -423,6 +425,10 @@ class Batch:
             raise
         finally:
             self._money.end(may_cost=may_cost)
+            if not may_cost:
+                # If it pauses, others must not wait for it: it may have to wait for them.
+                row.is_new = False
+                self._waited_for -= 1
             self._changed.set()
         if self._pause and handle is not None:
             self._pause = 0.0

@@ -99,8 +99,9 @@ async def kill_and_check(folder: Path, count: int, kills: int, seed: int) -> Non
     assert outcomes["unknown"] < count / 2
     for prompt, copies in wanted.items():
         assert copies - unknown[prompt] <= paid[prompt] <= copies, prompt
-    assert not list((folder / "pictures").glob(".*.part"))
-    assert len(list((folder / "pictures").iterdir())) == 4 * outcomes["done"]
+    # A part file of a killed process is removed by a download some hours later.
+    pictures = [file for file in (folder / "pictures").iterdir() if file.suffix != ".part"]
+    assert len(pictures) == 4 * outcomes["done"]
 
 
 @pytest.mark.timeout(300)

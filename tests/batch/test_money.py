@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from midapi_async import AuthenticationError, TextToImage
+from midapi_async import AuthenticationError, RetryPolicy, TextToImage
 from midapi_async.batch.money import Money
 from midapi_async.sandbox import Faults, Sandbox, answer_code
 from tests.support.secrets import API_KEY
@@ -74,6 +74,22 @@ async def test_others_who_use_the_account_make_it_stop_earlier() -> None:
                 sandbox.credits -= 200
         assert batch.progress.stopped
         assert len(sandbox.ledger.accepted) * 8 <= 200
+
+
+async def test_a_row_that_pauses_and_one_that_waits_for_it_do_not_block_each_other() -> None:
+    """The first row is refused with 455, and meanwhile others spend the whole limit."""
+    faults = Faults().on("submit", first=1, do=answer_code(455))
+    async with (
+        Sandbox(api_key=API_KEY, credits=1000, faults=faults) as sandbox,
+        client_of(sandbox.url, retry=RetryPolicy(give_up_after=0.1)) as client,
+        client.generate_many(prompts(60), batch="b", max_credits=40, running=5) as batch,
+    ):
+        await asyncio.sleep(0.5)
+        sandbox.credits -= 100
+        async with asyncio.timeout(3600):
+            items = [item async for item in batch]
+        assert len(items) <= 1
+        assert "max_credits=40" in (batch.progress.stopped or "")
 
 
 async def test_a_top_up_hides_nothing() -> None:
