@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import starmap
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from .._runtime.observer import is_plain_function
 from ..errors import DownloadError, InvalidRequestError, shown
@@ -25,6 +26,7 @@ from .names import check_name, existing, file_name, remove_other_sidecar, sideca
 from .progress import Progress, Reporter
 
 T = TypeVar("T")
+_Kept: TypeAlias = tuple[Path, int]  # a file that is there and whole, and its size
 _log = logging.getLogger("midapi_async.files")
 
 BLOCK = 1024 * 1024  # bytes that are written at a time
@@ -76,17 +78,15 @@ async def download_files(
         raise InvalidRequestError(problems)
     check_name(name, details.task_id, len(details.urls))
     path = Path(folder)
-    await in_thread(_make_folder, path)
-    if path not in fetcher.folders:
-        fetcher.folders.add(path)
-        await in_thread(_remove_old_parts, path)
-    call = _Call(fetcher, details, path, name, sidecar=sidecar, on_progress=on_progress)
-    # A file that fails does not stop the others.
-    results = await asyncio.gather(
-        *(call.download(index, overwrite=overwrite) for index in range(len(details.urls))),
-        return_exceptions=True,
+    call = _Call(
+        fetcher, details, path, name, overwrite=overwrite, sidecar=sidecar, on_progress=on_progress
     )
-    await in_thread(_sync_folder, path)  # once for all files, because it may take milliseconds
+    # All at once: each turn through a thread costs as much as some of these looks.
+    kept = await in_thread(call.begin)
+    # A file that fails does not stop the others.
+    results = await asyncio.gather(*starmap(call.download, enumerate(kept)), return_exceptions=True)
+    if None in kept:
+        await in_thread(_sync_folder, path)  # once for all files: it may take milliseconds
     paths = [each for each in results if isinstance(each, Path)]
     for error in results:
         if isinstance(error, DownloadError):
@@ -107,6 +107,7 @@ class _Call:
         folder: Path,
         name: str,
         *,
+        overwrite: bool,
         sidecar: bool,
         on_progress: Callable[[Progress], object] | None,
     ) -> None:
@@ -114,18 +115,37 @@ class _Call:
         self._details = details
         self._folder = folder
         self._name = name
+        self._overwrite = overwrite
         self._has_sidecar = sidecar
         self._reporter = Reporter(on_progress)
         born = details.completed_at or details.created_at
         self._is_old = born is not None and time.time() - born.timestamp() > RETENTION
 
-    async def download(self, index: int, *, overwrite: bool) -> Path:
+    def begin(self) -> list[_Kept | Exception | None]:
+        """Make the folder, and look for each file: it, None, or why it must not be replaced.
+
+        For a thread.
+        """
+        _make_folder(self._folder)
+        if self._folder not in self._fetcher.folders:
+            self._fetcher.folders.add(self._folder)
+            _remove_old_parts(self._folder)
+        found: list[_Kept | Exception | None] = []
+        for index in range(len(self._details.urls)):
+            try:
+                found.append(None if self._overwrite else self._kept(index))
+            except (OSError, InvalidRequestError) as error:
+                found.append(error)
+        return found
+
+    async def download(self, index: int, kept: _Kept | Exception | None) -> Path:
         """Download one file, unless it is there and whole."""
         details, url = self._details, self._details.urls[index]
-        find = partial(existing, self._folder, self._name, details.task_id, index)
         try:
-            if not overwrite and (found := await in_thread(self._kept, find, index)) is not None:
-                path, size = found
+            if isinstance(kept, Exception):
+                raise kept
+            if kept is not None:
+                path, size = kept
                 self._reporter.report(path.name, index, size, size, is_last=True)
                 return path
             fetch = Fetch(self._fetcher, url, is_old=self._is_old)
@@ -133,9 +153,8 @@ class _Call:
                 try:
                     async with fetch.open() as body:
                         name = file_name(self._name, details.task_id, index, body.extension)
-                        may_replace = overwrite or "{task_id}" in self._name
                         target = self._folder / name
-                        await self._save(body, target, index, None if may_replace else find)
+                        await self._save(body, target, index)
                     return target
                 except AttemptFailed as failure:
                     reason = failure
@@ -144,9 +163,12 @@ class _Call:
             what = error.strerror or str(error)
             raise DownloadError(url, f"the file cannot be written: {what}") from error
 
-    def _kept(self, find: Callable[[], Path | None], index: int) -> tuple[Path, int] | None:
+    def _existing(self, index: int) -> Path | None:
+        return existing(self._folder, self._name, self._details.task_id, index)
+
+    def _kept(self, index: int) -> _Kept | None:
         """The file that is there and whole, and its size. For a thread."""
-        path = find()
+        path = self._existing(index)
         if path is None:
             return None
         size = path.stat().st_size
@@ -163,21 +185,21 @@ class _Call:
         else:
             remove_other_sidecar(target, self._details.task_id, index, size)
 
-    async def _save(
-        self, body: Body, target: Path, index: int, find: Callable[[], object] | None
-    ) -> None:
+    async def _save(self, body: Body, target: Path, index: int) -> None:
         """Write a file beside its target, then rename it. Reading and writing overlap.
 
         Args:
             body: what the host sends.
             target: where the file will be.
             index: its place in the task.
-            find: raises if a file is at the target that must not be replaced; None if it may be.
 
         Raises:
             OSError: it cannot be written.
         """
         part = _Part(target, is_hashed=self._has_sidecar)
+        # Raises if a file is at the target that must not be replaced.
+        may_replace = self._overwrite or "{task_id}" in self._name
+        find = None if may_replace else partial(self._existing, index)
         loop, writing = asyncio.get_running_loop(), None
         waiting: list[bytes] = []
         waiting_size = done = 0
