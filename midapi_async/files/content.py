@@ -15,6 +15,7 @@ from pathlib import Path
 from .walks import WALKS, FileBytes, NotWhole
 
 EXTENSIONS = (".jpeg", ".png", ".webp", ".gif", ".webm", ".mp4", ".mov", ".avif", ".heic")
+_MOST_HELD, _TAIL, _JPEG_END = 8 << 20, 64 << 10, b"\xff\xd9"  # see EndCheck
 LONGEST_START = 512
 """As many of a file's first bytes as `extension_of` and `looks_like` want to see."""
 
@@ -90,6 +91,10 @@ def looks_like(start: bytes) -> str:
 class EndCheck:
     """Looks for a file's end while the file passes by, whatever the sizes of its blocks.
 
+    The pixels of a JPEG have to be searched for its end, which takes a third of the time of a fast
+    download. So they are held back, 8 MiB at most: if their last bytes are an end, and the only one
+    in the last 64 KiB, the search can be left out.
+
     Args:
         extension: what `extension_of` gave for it.
     """
@@ -102,19 +107,45 @@ class EndCheck:
         self._bytes = FileBytes()
         self._problem: str | None = None
         self._ends_at: int | None = None
+        self._held: list[bytes] = []
+        self._held_size = 0
         self._walk = WALKS[extension](self._bytes)
         next(self._walk)
 
     def feed(self, block: bytes) -> None:
         """Take the next bytes of the file."""
-        if block:
+        if not block:
+            return
+        is_walking = self._ends_at is None and self._problem is None
+        if is_walking and self._bytes.in_pixels and self._held_size + len(block) <= _MOST_HELD:
+            self._held.append(block)
+            self._held_size += len(block)
+            return
+        self._search()
+        self._send(block)
+
+    def _search(self) -> None:
+        """Search what was held back."""
+        held, self._held, self._held_size = self._held, [], 0
+        for block in held:
             self._send(block)
+
+    def _ends_plainly(self) -> bool:
+        """Whether what was held back ends like a JPEG, with nothing behind it."""
+        size, count = 0, 0
+        while count < len(self._held) and size < _TAIL:
+            count += 1
+            size += len(self._held[-count])
+        tail = b"".join(self._held[len(self._held) - count :])[-_TAIL:]
+        return tail.endswith(_JPEG_END) and tail.find(_JPEG_END) == len(tail) - len(_JPEG_END)
 
     @property
     def not_needed(self) -> int:
         """As many of the next bytes make no difference."""
         if self._ends_at is not None or self._problem is not None:
             return sys.maxsize
+        if self._held:
+            return 0
         return max(0, self._bytes.to_skip - 1)  # the last one ends the step
 
     def skip(self, size: int) -> None:
@@ -124,6 +155,11 @@ class EndCheck:
 
     def finish(self) -> str | None:
         """After the last block: None if the file is whole, else why not, in a few words."""
+        if self._ends_plainly():
+            self._bytes.before += len(self._bytes.block) + self._held_size
+            self._ends_at, self._bytes.block = self._bytes.before, b""
+        else:
+            self._search()
         self._send(None)
         if self._problem is None and self._ends_at is not None:
             remarks = ["a script stands in its comments"] if self._bytes.script else []

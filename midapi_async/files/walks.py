@@ -46,6 +46,7 @@ class FileBytes:
         self.to_skip = 0
         self.steps = 0
         self.script = False
+        self.in_pixels = False  # a JPEG's headers have passed
 
     @property
     def position(self) -> int:
@@ -143,7 +144,7 @@ def _jpeg(file: FileBytes) -> _Steps[int]:
         if size < 0:
             raise NotWhole(_DAMAGED)
         yield from (file.comment if marker >= 0xE0 else file.skip)(size)
-        has_data = has_data or marker == 0xDA
+        file.in_pixels = has_data = has_data or marker == 0xDA
     if not has_data:
         raise NotWhole(_NO_DATA)
     return file.position

@@ -381,6 +381,46 @@ def test_the_check_costs_no_more_than_some_hashes(format: str) -> None:
     assert times[checked] < 3 * times[hashed]
 
 
+PIXELS = b"\xff\xd8\xff\xda\0\2" + b"x\xff\0" * 50_000  # a JPEG without its end
+
+
+@pytest.mark.fault("D13")
+@pytest.mark.parametrize("behind", [b"<script>", b"<script>\xff\xd9", bytes(60_000) + b"\xff\xd9"])
+def test_data_behind_a_jpeg_is_noticed_even_if_it_ends_like_one(behind: bytes) -> None:
+    """The search is left out only if there is one end in the last 64 KiB."""
+    check = EndCheck(".jpeg")
+    for block in blocks(PIXELS + b"\xff\xd9" + behind, 7000):
+        check.feed(block)
+    assert check.finish() is None
+    assert check.remark == f"{len(behind):,} bytes stand behind its end"
+
+
+@pytest.mark.fault("D3")
+def test_the_pixels_of_a_jpeg_are_held_back_and_need_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But not more than 8 MiB of them; a cut one is searched, and has no end."""
+    sent: list[bytes | None] = []
+    send = EndCheck._send
+
+    def counted(self: EndCheck, block: bytes | None) -> None:
+        sent.append(block)
+        send(self, block)
+
+    monkeypatch.setattr(EndCheck, "_send", counted)
+    whole, cut, large = (EndCheck(".jpeg") for _ in range(3))
+    for block in blocks(PIXELS + b"\xff\xd9", 4096):
+        whole.feed(block)
+    assert whole.finish() is None
+    assert len(sent) == 2  # the first block, and the end
+    for block in blocks(PIXELS, 4096):
+        cut.feed(block)
+    assert cut.finish() == "its end is missing"
+    for _ in range(100):
+        large.feed(PIXELS)
+        assert large._held_size <= 8 << 20
+
+
 # ------------------------------------------------------------------------------------- any bytes
 
 
