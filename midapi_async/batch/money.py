@@ -24,7 +24,7 @@ class Money:
         largest: the largest cost of a submission that was seen; None before the first one.
         sending: submissions that were begun and have no outcome yet.
         settled: those that were accepted, or may have been, since the balance was read.
-        was_tried: whether somebody has tried to read the balance.
+        was_tried: whether the balance was read, or reading it has failed.
     """
 
     limit: float | None = None
@@ -76,7 +76,7 @@ class Money:
         if before is None:
             return
         paid = before - balance
-        if paid < 0:  # somebody has topped up the account, which hides what was spent
+        if paid < 0:  # credits were added, which hides what was spent
             paid = settled * (self.largest or 0.0)
         self.spent += paid
         if settled and paid > 0:

@@ -1,4 +1,4 @@
-"""``midapi journal resume``: fetch what was paid for and whose result nobody has taken."""
+"""``midapi journal resume``: fetch results that were paid for and not taken."""
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
