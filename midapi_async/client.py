@@ -548,6 +548,7 @@ class MidAPIClient:
         max_credits: float | None = None,
         download_to: str | os.PathLike[str] | None = None,
         on_progress: Callable[[BatchProgress], object] | None = None,
+        retry_failed: bool = False,
     ) -> Batch:
         """Buy many requests, each once, and get what came of each as it ends.
 
@@ -583,10 +584,13 @@ class MidAPIClient:
                 nothing.
             on_progress: called in the event loop with ``batch.progress`` whenever a row was bought
                 or has ended. Its exceptions are logged once.
+            retry_failed: buy each row again whose task, of an earlier run, has failed at MidAPI;
+                at most one new try for each row that has a key. It is bought with the key
+                ``<key>/2``, the next one with ``<key>/3``; later runs yield the last try of a row.
 
         Raises:
             InvalidRequestError: an argument is wrong; or, from the iteration, two rows have the
-                same key.
+                same key, or one that is a further try of the other's.
         """
         from .batch.run import Batch, batch_options
 
@@ -599,6 +603,7 @@ class MidAPIClient:
             max_credits=max_credits,
             download_to=download_to,
             on_progress=on_progress,
+            retry_failed=retry_failed,
         )
         return Batch(
             self,

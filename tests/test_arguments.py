@@ -144,6 +144,7 @@ TABLE: dict[str, Entry] = {
     ),
     "generate_many.max_credits": (many_with("max_credits"), [*NO_NUMBER, 0, -1]),
     "generate_many.download_to": (many_with("download_to"), NO_STR),
+    "generate_many.retry_failed": (many_with("retry_failed"), NO_BOOL),
     "generate_many.on_progress": (many_with("on_progress"), [5, "x", [print], asyncio.sleep]),
     "find.key": (lambda c, wrong: c.find(wrong), [None, *BAD_TEXT, "x" * 201]),
     "task.task_id": (lambda c, wrong: c.task(wrong), NO_ID),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import attrs
 
 from .._wire.bodies import fingerprint
-from ..errors import InvalidRequestError, MidAPIError, shown
-from ..requests import Request, UploadedURL, paths_of
+from ..errors import InvalidRequestError, MidAPIError, TaskError, shown
+from ..requests import MAX_KEY, Request, UploadedURL, paths_of
 from ..tasks import TaskDetails
 
 _NOWHERE = "https://midapi.invalid/"  # a file counts by its content, wherever it is uploaded
 LONGEST_NAME = 100  # characters of a batch's name; a key has 200
+_TRY = re.compile("(.+)/(?:[2-9]|[1-9][0-9]+)")  # see `key_of_try`
 
 
 @attrs.frozen
@@ -41,10 +43,11 @@ class BatchItem:
     Attributes:
         index: the row's place among the requests, from 0.
         request: what was asked for; None if the row is not a valid request.
-        key: the row's key, yours or the batch's; None without one.
+        key: the row's key, yours or the batch's, whichever try the item is of; None without one.
         metadata: your own notes.
+        intent_id: the id of its submission in the journal; None if that is not known.
         details: the task's details, if it has ended.
-        error: why there is no result; None if there is one.
+        error: why there is no result; None if there is one. Its key is the one of the try.
         paths: the files that were downloaded.
     """
 
@@ -52,6 +55,7 @@ class BatchItem:
     request: Request | None
     key: str | None = None
     metadata: Mapping[str, str] = attrs.field(factory=dict)
+    intent_id: str | None = None
     details: TaskDetails | None = None
     error: MidAPIError | None = None
     paths: tuple[Path, ...] = ()
@@ -97,6 +101,8 @@ class Row:
         hash: of the request; equal for equal requests.
         key: its key, or None.
         metadata: the user's notes.
+        attempt: which try this is, from 1; see `key_of_try`.
+        failure: why the try before it has no result; None for the first one.
         is_new: whether this run is buying it, or has bought it.
         is_news: whether its outcome is one that no earlier run has seen.
         was_bought: whether its task is known.
@@ -107,6 +113,8 @@ class Row:
     hash: str
     key: str | None = None
     metadata: Mapping[str, str] | None = None
+    attempt: int = 1
+    failure: TaskError | None = None
     is_new: bool = False
     is_news: bool = False
     was_bought: bool = False
@@ -137,6 +145,20 @@ def hash_of(request: Request) -> str:
     return fingerprint(request)
 
 
+def key_of_try(key: str, attempt: int) -> str:
+    """The key by which a try of a row is bought: the row's own, then ``<key>/2``, ``<key>/3``.
+
+    Where that would be too long, a hash takes the place of the end of the row's key.
+    """
+    if attempt == 1:
+        return key
+    end = f"/{attempt}"
+    if len(key) + len(end) > MAX_KEY:
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        key = f"{key[: MAX_KEY - len(end) - 33]}-{digest}"
+    return key + end
+
+
 class Keys:
     """Gives each row its key, and finds keys that two rows have.
 
@@ -149,6 +171,7 @@ class Keys:
         # Hashes instead of keys: a batch may have many rows.
         self._counts: dict[bytes, int] = {}
         self._rows: dict[bytes, int] = {}
+        self._tries: dict[bytes, int] = {}  # rows "a/2", by the hash of "a"
 
     def give(self, row: Row) -> None:
         """Give a row a key, if it has none and the batch has a name.
@@ -165,7 +188,7 @@ class Keys:
             digest = bytes.fromhex(row.hash)[:16]
             nth = self._counts[digest] = self._counts.get(digest, 0) + 1
             row.key = f"{self._batch}/{row.hash[:32]}/{nth}"
-        short = hashlib.blake2b(row.key.encode(), digest_size=16).digest()
+        short = _short(row.key)
         first = self._rows.setdefault(short, row.index)
         if first != row.index:
             raise InvalidRequestError(
@@ -174,3 +197,21 @@ class Keys:
                     f"{shown(row.key)}; each row needs one of its own"
                 }
             )
+        # Further tries of a row "a" are bought as "a/2", "a/3", which no other row may have.
+        other = self._tries.get(short)
+        if (is_try := _TRY.fullmatch(row.key)) is not None:
+            base = _short(is_try[1])
+            self._tries.setdefault(base, row.index)
+            other = self._rows.get(base, other)
+        if other is not None:
+            raise InvalidRequestError(
+                {
+                    "key": f"rows {other} and {row.index} (counted from 0), one of them with the "
+                    f"key {shown(row.key)}, have keys of which one could be a further try of the "
+                    "other: with retry_failed, row 'a' is bought again as 'a/2'"
+                }
+            )
+
+
+def _short(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()

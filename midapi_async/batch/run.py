@@ -45,12 +45,24 @@ from ..errors import (
     SpendingCapError,
     SubmissionUnknown,
     TaskError,
+    TaskExpired,
+    TaskFailed,
     TransportError,
     about,
     shown,
 )
 from ..requests import REQUESTS, Request, check_arguments, paths_of
-from .items import LONGEST_NAME, BatchItem, BatchProgress, BatchRequest, Keys, Row, hash_of
+from ..tasks import TaskStatus
+from .items import (
+    LONGEST_NAME,
+    BatchItem,
+    BatchProgress,
+    BatchRequest,
+    Keys,
+    Row,
+    hash_of,
+    key_of_try,
+)
 from .money import Money
 
 if TYPE_CHECKING:
@@ -80,6 +92,7 @@ class Options:
     max_credits: float | None
     download_to: Path | None
     on_progress: Callable[[BatchProgress], object] | None
+    retry_failed: bool
 
 
 class Batch:
@@ -344,6 +357,18 @@ class Batch:
 
     async def _outcome(self, row: Row) -> BatchItem | None:
         """The item of a row; None if it was not bought because the batch has stopped."""
+        while True:
+            item = await self._outcome_of_try(row)
+            error = None if item is None else item.error
+            if row.is_new or row.key is None or error is row.failure:
+                return item
+            # A try of an earlier run has no result: the next one counts, if there is one.
+            if not isinstance(error, TaskFailed | TaskExpired):
+                return item
+            row.failure = error
+            row.attempt += 1
+
+    async def _outcome_of_try(self, row: Row) -> BatchItem | None:
         item = BatchItem(
             index=row.index, request=row.request, key=row.key, metadata=dict(row.metadata or {})
         )
@@ -351,10 +376,12 @@ class Batch:
             handle = await self._handle(row)
             if handle is None:
                 return None
-            row.was_bought = True
-            self._submitted += 1
-            self._running += 1
-            self._report()
+            item = attrs.evolve(item, intent_id=handle.intent_id)
+            if not row.was_bought:
+                row.was_bought = True
+                self._submitted += 1
+                self._running += 1
+                self._report()
             item = attrs.evolve(item, details=await handle.wait())
             if self._options.download_to is not None and item.details is not None:
                 paths = await self._client.download(item.details, self._options.download_to)
@@ -362,11 +389,11 @@ class Batch:
         except ClientClosed:
             raise
         except MidAPIError as error:
+            item = attrs.evolve(item, error=error, intent_id=item.intent_id or error.intent_id)
             if isinstance(error, TaskError) and item.details is None:
                 item = attrs.evolve(item, details=error.details)
             if isinstance(error, DownloadError):
                 item = attrs.evolve(item, paths=error.files)
-            return attrs.evolve(item, error=error)
         return item
 
     async def _handle(self, row: Row) -> TaskHandle | None:
@@ -401,15 +428,26 @@ class Batch:
         return None
 
     async def _known(self, row: Row) -> TaskHandle | None:
-        """The handle of a row that was bought earlier; makes no request."""
+        """The handle of a try that was bought earlier; None if it may be bought. Sends nothing.
+
+        Raises:
+            TaskError: that of the try before; there is no further one, and none may be bought.
+        """
         if row.key is None:
             return None
-        handle = await self._client.find(row.key)
+        handle = await self._client.find(key_of_try(row.key, row.attempt))
+        before = None if handle is None else handle.request
+        is_its = before in (None, row.request) or hash_of(before) == row.hash
+        if row.failure is not None and (handle is None or not is_its):
+            # Expired is not failed: it may have succeeded. Nor is an error about its record.
+            details = row.failure.details
+            is_failed = details is not None and details.status is TaskStatus.FAILED
+            if not (self._options.retry_failed and is_failed):
+                raise row.failure
         if handle is None:
             return None
-        before = handle.request
-        if before not in (None, row.request) and hash_of(before) != row.hash:
-            conflict = KeyConflict(row.key)
+        if not is_its:
+            conflict = KeyConflict(key_of_try(row.key, row.attempt))
             raise about(conflict, intent_id=handle.intent_id, task_id=handle.task_id)
         row.is_news = row.is_news or handle.final is None
         return handle
@@ -440,9 +478,10 @@ class Batch:
         if task is None or row.key is None:
             # It is not given up when the batch stops: nobody could say whether its POST had begun.
             return await self._client.generate(row.request, metadata=row.metadata)
+        key = key_of_try(row.key, row.attempt)
         self._buying.add(task)
         try:
-            return await self._client.generate(row.request, key=row.key, metadata=row.metadata)
+            return await self._client.generate(row.request, key=key, metadata=row.metadata)
         except asyncio.CancelledError:
             if self._is_left or not self._stopping.is_set():
                 raise
@@ -450,7 +489,7 @@ class Batch:
         finally:
             self._buying.discard(task)
         # It waited to be sent and is given up, or its POST is under way and has an outcome soon.
-        return await self._client.find(row.key)
+        return await self._client.find(key)
 
     async def _settled(self, row: Row, unknown: SubmissionUnknown) -> TaskHandle:
         """Wait for the callback of a submission whose answer was lost.
@@ -570,6 +609,7 @@ def batch_options(
     max_credits: object,
     download_to: object,
     on_progress: object,
+    retry_failed: object,
 ) -> Options:
     """The arguments of ``generate_many``, checked.
 
@@ -597,6 +637,8 @@ def batch_options(
         problems["download_to"] = f"must be a folder's path, or None; got {shown(download_to)}"
     if on_progress is not None and not is_plain_function(on_progress):
         problems["on_progress"] = f"must be a plain function, got {shown(on_progress)}"
+    if not isinstance(retry_failed, bool):
+        problems["retry_failed"] = f"must be True or False, got {shown(retry_failed)}"
     if problems:
         raise InvalidRequestError(problems)
     return Options(
@@ -607,6 +649,7 @@ def batch_options(
         max_credits=cast("float | None", max_credits),
         download_to=None if download_to is None else Path(cast("str", download_to)),
         on_progress=cast("Callable[[BatchProgress], object] | None", on_progress),
+        retry_failed=cast("bool", retry_failed),
     )
 
 
