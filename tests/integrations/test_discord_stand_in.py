@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 from collections.abc import Coroutine
 from typing import Any
 
@@ -332,6 +333,64 @@ async def test_who_is_pinged(
     assert {names[who] for who in channel.last.pinged} == expected
 
 
+class Later(discord.ui.DynamicItem[discord.ui.Button[Any]], template=r"later:(?P<number>\d+)"):
+    """A button that works after a restart: all that it needs is in its custom_id."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(discord.ui.Button(label="Later", custom_id=f"later:{number}"))
+        self.number = number
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction, item: discord.ui.Item[Any], match: re.Match[str]
+    ) -> "Later":
+        return cls(int(match["number"]))
+
+    async def callback(self, interaction: discord.Interaction) -> None:
+        assert self.view is not None
+        text = self.view.find_item(2)
+        assert isinstance(text, discord.ui.TextDisplay)
+        text.content = f"clicked {self.number}"
+        await interaction.response.edit_message(view=self.view)
+
+
+async def test_buttons_live_through_a_restart(stand_in: DiscordStandIn) -> None:
+    """A message brings all that discord.py needs to build its view again, and to edit it."""
+    channel, ada = stand_in.guild().channels[0], stand_in.user("ada")
+    async with stand_in.running(bot := Bot()):
+        view = Panel("picture", "a.png").add_item(discord.ui.ActionRow(Later(7)))
+        file = discord.File(io.BytesIO(b"a"), "a.png")
+        await bot.get_partial_messageable(channel.id).send(view=view, file=file)
+    async with stand_in.running(bot := Bot()):
+        bot.add_dynamic_items(Later)
+        clicked = await stand_in.click(ada, channel.last, "Later")
+        assert clicked.answer == 7
+    assert channel.last.text == "clicked 7"
+    assert channel.last.files == {"a.png": b"a"}
+
+
+async def test_what_others_change_reaches_the_bot(stand_in: DiscordStandIn) -> None:
+    """A bot that is kicked, a channel that is gone or closed, a message that was deleted."""
+    guild = stand_in.guild()
+    art, gone = stand_in.channel(guild, "art"), stand_in.channel(guild, "gone")
+    second = stand_in.guild("other")
+    other = second.channels[0]
+    async with stand_in.running(bot := Bot()):
+        message = await post(bot, art, "hello")
+        await stand_in.delete_message(art.last)
+        assert await refusal(message.edit(content="again")) == (404, 10008)
+        await stand_in.allow_bot(art, USUAL & ~SEND_MESSAGES)
+        assert await refusal(post(bot, art, "hello")) == (403, 50013)
+        await stand_in.delete_channel(gone)
+        assert await refusal(post(bot, gone, "hello")) == (404, 10003)
+        await stand_in.kick_bot(second)
+        assert await refusal(post(bot, other, "hello")) == (403, 50001)
+        assert [each.name for each in bot.guilds] == ["studio"]
+        await stand_in.add_bot(second)
+        await post(bot, other, "hello")
+        assert [each.name for each in bot.guilds] == ["studio", "other"]
+
+
 # ---------------------------------------------------------------------------------- the gateway
 
 
@@ -372,6 +431,13 @@ async def test_wrong_token_is_refused(stand_in: DiscordStandIn) -> None:
         async with stand_in.running(Bot()):
             pass
     assert "401" in stand_in.mistakes.pop()
+
+
+async def test_privileged_intents_are_off_in_the_portal(stand_in: DiscordStandIn) -> None:
+    bot = commands.Bot("!", intents=discord.Intents.all())
+    with pytest.raises(discord.PrivilegedIntentsRequired):
+        async with stand_in.running(bot):
+            pass
 
 
 # ------------------------------------------------------------------------------- rate limits

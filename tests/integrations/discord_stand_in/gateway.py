@@ -22,6 +22,9 @@ HEARTBEAT_INTERVAL = 41.25
 # discord.py gives up a connection that was silent for 60 s of the loop's time. In virtual time its
 # heartbeats do not come, so we send the acknowledgements that they would have brought.
 ACKNOWLEDGES_EVERY = 30.0
+# Members, presences, message content: to be switched on in Discord's portal, and here they are not.
+# https://docs.discord.com/developers/events/gateway#privileged-intents
+PRIVILEGED = 1 << 1 | 1 << 8 | 1 << 15
 # A session without a connection can be resumed for so long (Discord: "a few minutes").
 RESUMABLE_FOR = 180.0
 
@@ -141,6 +144,8 @@ class Gateway:
             await connection.send({"op": 11, "d": None, "s": None, "t": None})
         elif message["op"] in (2, 6) and data["token"] != self.token:
             await connection.socket.close(code=4004, message=b"Authentication failed.")
+        elif message["op"] == 2 and data["intents"] & PRIVILEGED:
+            await connection.socket.close(code=4014, message=b"Disallowed intent(s).")
         elif message["op"] == 2:
             self.log.append("identify")
             await self._identify(connection)

@@ -23,6 +23,8 @@ from tests.integrations.discord_stand_in.things import (
     LOADING,
     READ_MESSAGE_HISTORY,
     SEND_MESSAGES,
+    SUPPRESS_EMBEDS,
+    SUPPRESS_NOTIFICATIONS,
     VIEW_CHANNEL,
     Attachment,
     Channel,
@@ -409,7 +411,7 @@ class Rest:
         message = self._find_message(self._reach(call), call)
         if message.author is not self.state.bot:
             raise Refused(403, 50013)
-        await self._remove(message)
+        await self.state.remove(message)
 
     def _find_message(self, channel: Channel, call: Call) -> Message:
         message = self.state.message(channel, int(call.ids["message"]))
@@ -506,7 +508,7 @@ class Rest:
         return message.payload()
 
     async def _delete_own(self, call: Call) -> None:
-        await self._remove(self._own_message(call)[1])
+        await self.state.remove(self._own_message(call)[1])
 
     async def _follow_up(self, call: Call) -> Json:
         """Add a message to an interaction; directly after a deferral it becomes the answer.
@@ -568,7 +570,8 @@ class Rest:
             )
         # An edit cannot make a message ephemeral, or for all.
         kept = EPHEMERAL if message.only_for is not None else 0
-        new_flags = kept | ((message.flags if flags is None else flags) & COMPONENTS_V2)
+        settable = COMPONENTS_V2 | SUPPRESS_EMBEDS | SUPPRESS_NOTIFICATIONS
+        new_flags = kept | ((message.flags if flags is None else flags) & settable)
         content = payload.get("content", message.content) or ""
         embeds = payload.get("embeds", message.embeds) or []
         components = payload.get("components", message.components) or []
@@ -633,16 +636,6 @@ class Rest:
             message.edited_at = self.state.clock.now()
         message.keep_version(asyncio.get_running_loop().time())
         await self.state.show("MESSAGE_UPDATE", message)
-
-    async def _remove(self, message: Message) -> None:
-        message.deleted_at = self.state.clock.now()
-        self.state.changed()
-        if message.channel.bot_is_here and message.only_for is None:
-            gone = {"id": str(message.id), "channel_id": str(message.channel.id)}
-            guild = message.channel.guild
-            await self.state.gateway.dispatch(
-                "MESSAGE_DELETE", gone | ({"guild_id": str(guild.id)} if guild else {})
-            )
 
 
 async def _read(request: web.Request) -> tuple[Json, Files]:

@@ -208,6 +208,32 @@ class DiscordStandIn:
         self._state.channels[channel.id] = channel
         return channel
 
+    async def kick_bot(self, guild: Guild) -> None:
+        """Remove the bot from a guild."""
+        guild.has_bot = False
+        await self.gateway.dispatch("GUILD_DELETE", {"id": str(guild.id)})
+
+    async def add_bot(self, guild: Guild) -> None:
+        """Bring the bot into a guild while it runs."""
+        guild.has_bot = True
+        await self.gateway.dispatch("GUILD_CREATE", guild.payload(self.bot_user))
+
+    async def allow_bot(self, channel: Channel, bot_may: int) -> None:
+        """Change the permissions that the bot has in a channel."""
+        channel.bot_may = bot_may
+        await self.gateway.dispatch("CHANNEL_UPDATE", channel.payload())
+
+    async def delete_channel(self, channel: Channel) -> None:
+        """Delete a channel of a guild."""
+        assert channel.guild is not None
+        channel.guild.channels.remove(channel)
+        del self._state.channels[channel.id]
+        await self.gateway.dispatch("CHANNEL_DELETE", channel.payload())
+
+    async def delete_message(self, message: Message) -> None:
+        """Delete a message, as a moderator does, or as its reader does with an ephemeral one."""
+        await self._state.remove(message)
+
     # ------------------------------------------------------------------------------ what users do
 
     async def slash(self, user: User, place: Place, name: str, /, **options: object) -> Interaction:

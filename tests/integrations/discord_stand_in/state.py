@@ -180,6 +180,11 @@ class State:
                 return message
         return None
 
+    async def remove(self, message: Message) -> None:
+        """Delete a message."""
+        message.deleted_at = self.clock.now()
+        await self.show("MESSAGE_DELETE", message)
+
     async def show(self, event: str, message: Message) -> None:
         """Tell the bot of a message, if it is in the channel and the message is for all."""
         self.changed()

@@ -32,8 +32,11 @@ USUAL = (
     | USE_APPLICATION_COMMANDS
 )  # fmt: skip
 
+# Flags of messages: https://docs.discord.com/developers/resources/message#message-object
+SUPPRESS_EMBEDS = 1 << 2
 EPHEMERAL = 1 << 6
 LOADING = 1 << 7
+SUPPRESS_NOTIFICATIONS = 1 << 12
 COMPONENTS_V2 = 1 << 15
 
 GUILD_INSTALL, USER_INSTALL = "0", "1"
@@ -397,7 +400,7 @@ class Message:
         in_components = {item.get("attachment_id") for item in media(self.components)}
         payload: Json = {
             "id": str(self.id),
-            "type": 20 if self.interaction else 0,
+            "type": 20 if self.interaction and self.interaction.kind == 2 else 0,
             "channel_id": str(self.channel.id),
             "author": self.author.payload(),
             "content": self.content,
@@ -420,7 +423,7 @@ class Message:
         if self.nonce is not None:
             payload["nonce"] = self.nonce
         if self.interaction is not None:
-            payload["application_id"] = str(self.author.id)
+            payload["application_id"] = payload["webhook_id"] = str(self.author.id)
             payload["interaction_metadata"] = self.interaction.metadata()
         return payload
 
