@@ -29,6 +29,7 @@ from ._terminal import one_line, say
 from .credits import credits_left
 from .demo import demo
 from .doctor import doctor
+from .gallery import gallery
 from .generate import generate, upscale, usage_of, vary
 from .journal import journal
 from .listen import listen
@@ -53,6 +54,7 @@ app.command(generate)
 app.command(upscale, sort_key=3, usage=usage_of("upscale"))
 app.command(vary, sort_key=4, usage=usage_of("vary"))
 app.command(upload, sort_key=5, usage="Usage: midapi upload [OPTIONS] FILE [FILE ...]")
+app.command(gallery, sort_key=5)
 app.command(task, sort_key=6)
 app.command(credits_left, name="credits", sort_key=7)
 app.command(journal)

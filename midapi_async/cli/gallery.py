@@ -1,0 +1,45 @@
+"""``midapi gallery``: rebuild the page that shows what is in a batch's folder."""
+# ruff: noqa: D417 - the options in groups are described where the groups are
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from midapi_async.batch.gallery import NAME, write_gallery
+
+from ._common import Output
+from ._errors import CommandError, usage_error
+from ._terminal import out, out_json, shown
+
+_OUTPUT = Output()
+
+
+def gallery(
+    folder: Annotated[Path, Parameter(name="FOLDER")], /, *, output: Output = _OUTPUT
+) -> int:
+    """Write gallery.html again, from the results in a batch's output folder, and print its path.
+
+    midapi batch writes it by itself. Open it in a browser: it needs no network, and shows every
+    prompt with its pictures. Star the best ones, download picks.jsonl, and midapi batch picks.jsonl
+    --upscale --output FOLDER enlarges them.
+
+    Args:
+        folder: The output folder of midapi batch.
+    """
+    if not any((folder / each).is_file() for each in ("results.jsonl", "errors.jsonl")):
+        raise usage_error(
+            f"{shown(folder)} is not the output folder of a batch: it has no results.jsonl"
+        )
+    try:
+        write_gallery(folder)
+    except OSError as error:
+        raise CommandError(type(error).__name__, f"Cannot write the gallery: {error}") from error
+    path = folder / NAME
+    if output.as_json:
+        out_json({"gallery": str(path)})
+    else:
+        out(path)
+    return 0
