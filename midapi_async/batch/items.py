@@ -13,6 +13,7 @@ import attrs
 
 from .._wire.bodies import fingerprint
 from ..errors import InvalidRequestError, MidAPIError, TaskError, shown
+from ..files.source import SourceError, look_at
 from ..requests import MAX_KEY, Request, UploadedURL, paths_of
 from ..tasks import TaskDetails
 
@@ -124,16 +125,14 @@ def hash_of(request: Request) -> str:
     """A hash of a request. Files of this machine count by their content; this reads them.
 
     Raises:
-        InvalidRequestError: naming each file that cannot be read.
+        InvalidRequestError: naming each file that cannot be read, or is no picture or video.
     """
     hashes, problems = {}, {}
     for index, path in paths_of(request).items():
         try:
-            with path.open("rb") as file:
-                hashes[index] = hashlib.file_digest(file, "sha256").hexdigest()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = getattr(error, "strerror", None) or "is not a valid path"
-            problems[f"file_urls[{index}]"] = f"{shown(str(path))}: {reason}"
+            hashes[index] = look_at(path, None).sha256
+        except SourceError as error:
+            problems[f"file_urls[{index}]"] = str(error)
     if problems:
         raise InvalidRequestError(problems)
     if hashes:
