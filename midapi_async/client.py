@@ -433,6 +433,25 @@ class MidAPIClient:
                 # Whatever is wrong must show before files are uploaded.
                 check_arguments(key, {} if metadata is None else metadata, callback_url)
                 asked = await session.uploader.prepare(asked, key=key, deadline=deadline)
+        return await self._buy(
+            asked, key=key, metadata=metadata, callback_url=callback_url, deadline=deadline
+        )
+
+    async def _buy(
+        self,
+        asked: Request,
+        *,
+        key: str | None,
+        metadata: Mapping[str, str] | None,
+        callback_url: str | None = None,
+        deadline: float | None = None,
+        stop: asyncio.Future[None] | None = None,
+    ) -> TaskHandle:
+        """Submit a request without paths; see `generate`.
+
+        When ``stop`` is done, nothing more is sent, and what was not sent raises `ClientClosed`.
+        """
+        session = self._opened()
         if key and not self._journal.is_durable and not self._warned_of_keys:
             self._warned_of_keys = True
             _log.warning(
@@ -440,7 +459,12 @@ class MidAPIClient:
                 "MIDAPI_JOURNAL keeps them"
             )
         row, replayed = await session.submitter.submit(
-            asked, key=key, metadata=metadata, callback_url=callback_url, deadline=deadline
+            asked,
+            key=key,
+            metadata=metadata,
+            callback_url=callback_url,
+            deadline=deadline,
+            stop=stop,
         )
         if not replayed and not self._warned_of_jobs and has_several_jobs(asked):
             self._warned_of_jobs = True
@@ -611,6 +635,7 @@ class MidAPIClient:
             options,
             clock=self._opened().clock,
             request_of=partial(_request, fields={}),
+            buy=self._buy,
             settle=self._settle,
         )
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import attrs
 
@@ -97,9 +98,11 @@ class Sender:
         """How many submissions have not been sent yet, or wait to be sent again."""
         return sum(not each.is_posting for each in self.submissions.values())
 
-    def start(self, intent: Intent, call: Call) -> Submission:
-        """Begin a submission; the caller must then await `outcome`."""
-        if self._is_stopped:
+    def start(
+        self, intent: Intent, call: Call, stop: asyncio.Future[None] | None = None
+    ) -> Submission:
+        """Begin a submission, if `stop` is not done; the caller must then await `outcome`."""
+        if self._is_stopped or (stop is not None and stop.done()):
             raise ClientClosed
         submission = Submission(intent, call, self._line.ticket())
         self.submissions[intent.intent_id] = submission
@@ -107,16 +110,40 @@ class Sender:
         self._tasks.start(self._run(submission), eagerly=True)
         return submission
 
-    async def outcome(self, submission: Submission) -> Intent | Standing:
-        """Wait for a submission's outcome. When the last caller leaves, nothing more is sent."""
+    async def outcome(
+        self, submission: Submission, stop: asyncio.Future[None] | None = None
+    ) -> Intent | Standing:
+        """Wait for a submission's outcome. When the last caller leaves, nothing more is sent.
+
+        Args:
+            submission: which one.
+            stop: when it is done, this caller only waits for a POST that is under way.
+
+        Raises:
+            ClientClosed: `stop` came before anything was sent.
+        """
+        outcome, is_wanted = submission.outcome, True
         submission.callers += 1
         try:
-            await asyncio.wait({submission.outcome})
-            return submission.outcome.result()
+            if stop is not None:
+                either: set[asyncio.Future[Any]] = {outcome, stop}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                is_wanted = self._leave(submission)
+            await asyncio.wait({outcome})
+            if outcome.cancelled() and not is_wanted:
+                raise ClientClosed
+            return outcome.result()
         finally:
-            submission.callers -= 1
-            if not submission.callers and not submission.stop.done():
-                submission.stop.set_result(None)
+            if is_wanted:
+                self._leave(submission)
+
+    @staticmethod
+    def _leave(submission: Submission) -> bool:
+        """One caller does not want it to be sent any more; returns False."""
+        submission.callers -= 1
+        if not submission.callers and not submission.stop.done():
+            submission.stop.set_result(None)
+        return False
 
     def stop(self) -> None:
         """Send nothing more: callers that wait for a slot get `ClientClosed`, later ones too."""

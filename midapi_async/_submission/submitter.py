@@ -59,6 +59,7 @@ class Submitter:
         callback_url: str | None = None,
         supersedes: str | None = None,
         deadline: float | None = None,
+        stop: asyncio.Future[None] | None = None,
     ) -> tuple[Intent, bool]:
         """Buy what a request asks for, once.
 
@@ -69,6 +70,7 @@ class Submitter:
             callback_url: the user's own callback URL, in place of ours.
             supersedes: the intent that it replaces, or None.
             deadline: when to stop waiting, on the client's clock; None for never.
+            stop: when it is done, nothing more is sent; a POST that is under way is awaited.
 
         Returns:
             An intent whose task is known, and whether the key had been used before.
@@ -79,8 +81,6 @@ class Submitter:
             WaitTimeout, ClientClosed: too late. With an ``intent_id``, a POST is under way.
             MidAPIError: any other error means that nothing was bought.
         """
-        metadata = {} if metadata is None else metadata
-        check_arguments(key, metadata, callback_url)
         intent, call = self._prepare(request, key, metadata, callback_url, supersedes)
         if deadline is not None and deadline <= self._clock.time():
             # There is no time left to send it, but an earlier outcome of its key needs no waiting.
@@ -96,10 +96,10 @@ class Submitter:
         try:
             async with scope:
                 while True:
-                    submission = self._sender.start(intent, call)
+                    submission = self._sender.start(intent, call, stop)
                     waiting_for = process = None
                     try:
-                        row = await self._sender.outcome(submission)
+                        row = await self._sender.outcome(submission, stop)
                     finally:
                         if submission.is_posting:
                             waiting_for = intent.intent_id
@@ -221,10 +221,12 @@ class Submitter:
         self,
         request: Request,
         key: str | None,
-        metadata: Mapping[str, str],
+        metadata: Mapping[str, str] | None,
         callback_url: str | None,
         supersedes: str | None,
     ) -> tuple[Intent, Call]:
+        metadata = {} if metadata is None else metadata
+        check_arguments(key, metadata, callback_url)
         token = None
         if callback_url is None and self._callback_url is not None:
             token = new_token()

@@ -115,6 +115,7 @@ class Batch:
         self._client = client
         self._requests = requests
         self._options = options
+        buy: Callable[..., Awaitable[TaskHandle]],
         self._clock = clock
         self._request_of = request_of
         self._settle = settle
@@ -123,11 +124,13 @@ class Batch:
         self._turn = asyncio.Lock()  # one row at a time asks whether it may be paid for
         self._changed = asyncio.Event()  # something that `_admit` waits for
         self._room = asyncio.Semaphore(options.running)
+        self._buy_now = buy
         self._ready: asyncio.Queue[BatchItem | None] = asyncio.Queue()  # None at the end
         self._main: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._rows = OwnedTasks()
-        self._buying: set[asyncio.Task[object]] = set()  # which may be cancelled, see `_buy`
+        self._page: list[Row] = []  # rows that were read since the last turn of the loop
+        self._uploading: set[asyncio.Task[object]] = set()  # which may be cancelled
         self._is_left = False
         self._stopping = asyncio.Event()
         self._stopped: str | None = None
@@ -137,6 +140,8 @@ class Batch:
         self._submitted = self._running = self._done = self._failed = self._unknown = 0
         self._waited_for = 0  # rows of this run whose submission was begun and that have not ended
         self._ends: deque[float] = deque(maxlen=RATE_OF)
+        # Done when submissions that wait to be sent are given up, too.
+        self._giving_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warned_of_keys = self._progress_has_failed = False
 
     def __repr__(self) -> str:
@@ -303,7 +308,8 @@ class Batch:
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
         if at_once:
-            for task in self._buying:
+            self._giving_up.set_result(None)
+            for task in self._uploading:
                 task.cancel()
         said = f"{self._name} submits nothing more: {reason} So far: {self._summary()}"
         _log.warning("%s", said)
@@ -474,22 +480,20 @@ class Batch:
         return handle
 
     async def _generate(self, row: Row) -> TaskHandle | None:
-        task = asyncio.current_task()
-        if task is None or row.key is None:
-            # It is not given up when the batch stops: nobody could say whether its POST had begun.
-            return await self._client.generate(row.request, metadata=row.metadata)
-        key = key_of_try(row.key, row.attempt)
-        self._buying.add(task)
-        try:
-            return await self._client.generate(row.request, key=key, metadata=row.metadata)
-        except asyncio.CancelledError:
-            if self._is_left or not self._stopping.is_set():
-                raise
-            task.uncancel()
-        finally:
-            self._buying.discard(task)
-        # It waited to be sent and is given up, or its POST is under way and has an outcome soon.
-        return await self._client.find(key)
+        request, task = row.request, asyncio.current_task()
+        if paths_of(request) and task is not None:
+            self._uploading.add(task)
+            try:
+                request = await self._client.prepare(request)
+            except asyncio.CancelledError:
+                if self._is_left or not self._giving_up.done():
+                    raise
+                task.uncancel()
+                return None
+            finally:
+                self._uploading.discard(task)
+        key = None if row.key is None else key_of_try(row.key, row.attempt)
+        return await self._buy_now(request, key=key, metadata=row.metadata, stop=self._giving_up)
 
     async def _settled(self, row: Row, unknown: SubmissionUnknown) -> TaskHandle:
         """Wait for the callback of a submission whose answer was lost.

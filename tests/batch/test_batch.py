@@ -289,11 +289,15 @@ async def test_rows_that_are_wrong_are_items_with_an_error(tmp_path: Path) -> No
         BatchRequest("a fox", key="a\nb"),
         BatchRequest("a fox", metadata={"a": 5}),  # type: ignore[dict-item]
         ImageToImage("a fox", (tmp_path / "missing.png",)),
+        ImageToImage("a fox", (tmp_path,)),
+        ImageToImage("a fox", (Path(__file__),)),
         "a whale",
     ]
     async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
         items = await run(client, rows, batch="b")
-        assert [type(each.error) for each in items] == [InvalidRequestError] * 6 + [type(None)]
+        assert [type(each.error) for each in items] == [InvalidRequestError] * 8 + [type(None)]
+        assert "missing.png does not exist" in str(items[5].error)
+        assert "not a picture or a video" in str(items[7].error)
         assert bought(sandbox) == {"a whale": 1}
 
 
@@ -479,25 +483,75 @@ async def test_unknown_rows_are_reported_and_never_sent_again(tmp_path: Path) ->
         assert len(sandbox.ledger.accepted) < 20
 
 
-async def test_submissions_that_wait_to_be_sent_are_given_up_when_the_batch_stops() -> None:
-    """Those whose POST is under way are awaited and yielded."""
-    count = 0
+@pytest.mark.parametrize("name", ["b", None])
+async def test_submissions_that_wait_to_be_sent_are_given_up_when_the_batch_stops(
+    name: str | None,
+) -> None:
+    """Those whose POST is under way are awaited and yielded; rows need no keys for it."""
+    sell, count = selling(), 0
 
     def slow_then_refused(request: Received) -> Answer:
         nonlocal count
         count += 1
-        return later(accepted(f"{count:032x}"), 5.0) if count <= 3 else refused(402)
+        if count == 4:
+            return refused(402)
+        return later(accepted(f"{count:032x}"), 5.0) if count < 4 else sell(request)
 
-    sell = selling()
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     async with (
         ScriptedServer(then=mid(slow_then_refused, sell, ok(100))) as server,
-        client_of(server) as client,
+        client_of(server, rate_limit=RateLimit(4, per=600)) as client,
     ):
-        async with client.generate_many(prompts(50), batch="b", running=4) as batch:
+        async with client.generate_many(prompts(50), batch=name, running=20) as batch:
             items, error = await until_it_stops(batch)
         assert isinstance(error, InsufficientCreditsError)
         assert sorted(each.index for each in items) == [0, 1, 2]
         assert len(submits(server)) == 4
+        assert loop.time() - begun < 300
+        # What was given up blocks nobody: the next one gets the next slot.
+        await client.generate("another")
+        assert len(submits(server)) == 5
+
+
+@pytest.mark.parametrize("name", ["b", None])
+async def test_a_row_that_is_to_be_sent_again_is_given_up_when_the_batch_stops(
+    name: str | None,
+) -> None:
+    """It rests after a 429 of its own; nothing was bought, and nothing more is sent."""
+    answers = [later(refused(402), 0.5), refused(429)]
+    play = mid(lambda _: answers.pop(), looked(), ok(100))
+    async with ScriptedServer(then=play) as server, client_of(server) as client:
+        async with client.generate_many(prompts(2), batch=name) as batch:
+            items, error = await until_it_stops(batch)
+        assert isinstance(error, InsufficientCreditsError)
+        assert items == []
+        await asyncio.sleep(600)
+        assert len(submits(server)) == 2
+
+
+async def test_another_caller_of_a_rows_key_still_gets_it_when_the_batch_stops() -> None:
+    """The batch gives up its rows, and not what others of the same client ask for."""
+    sell, count = selling(), 0
+
+    def submit(request: Received) -> Answer:
+        nonlocal count
+        count += 1
+        return later(refused(402), 5.0) if count == 1 else sell(request)
+
+    rows = [BatchRequest(prompt, key=prompt) for prompt in prompts(3)]
+    async with (
+        ScriptedServer(then=mid(submit, sell, ok(100))) as server,
+        client_of(server, rate_limit=RateLimit(1, per=10)) as client,
+        client.generate_many(rows) as batch,
+    ):
+        await asyncio.sleep(1)
+        mine = asyncio.create_task(client.generate("prompt 1", key="prompt 1"))
+        items, error = await until_it_stops(batch)
+        assert isinstance(error, InsufficientCreditsError)
+        assert (await mine).key == "prompt 1"
+        assert items == []
+        assert len(submits(server)) == 2
 
 
 # ─── a tenth of all requests goes wrong ──────────────────────────────────────────────────────────
