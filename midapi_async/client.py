@@ -47,7 +47,7 @@ from .files import (
 )
 from .handle import TaskHandle, deadline_of, handle_of
 from .intents import Intents, pages_of
-from .journal import BOUGHT, Journal
+from .journal import BOUGHT, Journal, State
 from .journal.memory import MemoryJournal
 from .requests import (
     REQUESTS,
@@ -637,7 +637,22 @@ class MidAPIClient:
             request_of=partial(_request, fields={}),
             buy=self._buy,
             settle=self._settle,
+            succeeded=self._succeeded,
         )
+
+    async def _succeeded(self, keys: Collection[str]) -> Mapping[str, TaskHandle]:
+        """The handles of those keys whose tasks are known to have succeeded, read in one page.
+
+        A journal in memory finds each by itself as fast.
+        """
+        session, journal = self._opened(), self._journal
+        states = [State.SUCCEEDED]
+        rows = journal.is_durable and await journal.rows(session.scope, states=states, keys=keys)
+        return {
+            row.key or "": handle_of(row, session, replayed=True)
+            for row in rows or ()
+            if row.holds_key and row.details is not None
+        }
 
     async def prepare(self, request: Request) -> Request:
         """The request with the URL of an upload in place of each `Path`; `generate` does that, too.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -16,6 +16,9 @@ from ..errors import InvalidRequestError, MidAPIError, TaskError, shown
 from ..files.source import SourceError, look_at
 from ..requests import MAX_KEY, Request, UploadedURL, paths_of
 from ..tasks import TaskDetails
+
+if TYPE_CHECKING:
+    from ..handle import TaskHandle
 
 _NOWHERE = "https://midapi.invalid/"  # a file counts by its content, wherever it is uploaded
 LONGEST_NAME = 100  # characters of a batch's name; a key has 200
@@ -104,6 +107,7 @@ class Row:
         metadata: the user's notes.
         attempt: which try this is, from 1; see `key_of_try`.
         failure: why the try before it has no result; None for the first one.
+        handle: of the first try, if it is known before the row is carried out.
         is_new: whether this run is buying it, or has bought it.
         is_news: whether its outcome is one that no earlier run has seen.
         was_bought: whether its task is known.
@@ -116,6 +120,7 @@ class Row:
     metadata: Mapping[str, str] | None = None
     attempt: int = 1
     failure: TaskError | None = None
+    handle: TaskHandle | None = None
     is_new: bool = False
     is_news: bool = False
     was_bought: bool = False

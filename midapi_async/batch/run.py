@@ -2,7 +2,9 @@
 
 One task reads the requests and starts a task for each row, as long as there is room for it: a row
 takes up room until the user has got its item. A row's task buys the row, waits for its result and
-downloads it. Every decision that concerns all rows is made here: to pause, to stop, to pay.
+downloads it. Rows that are read in the same moment are looked up in the journal as one page, and
+those that have succeeded in an earlier run need no task. Every decision that concerns all rows is
+made here: to pause, to stop, to pay.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import (
     AsyncIterable,
     Awaitable,
     Callable,
+    Collection,
     Iterable,
     Mapping,
     Sized,
@@ -75,6 +78,8 @@ _log = logging.getLogger("midapi_async.batch")
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0  # service seconds; each pause is twice as long as the last
 RATE_OF = 100  # rows that the rate is measured with
+LARGEST_PAGE = 100  # rows that are looked up at once
+SMALLEST_PAGE = 8  # fewer are not worth it
 # No other row would fare better.
 _STOPPING = (AuthenticationError, InsufficientCreditsError, SpendingCapError, ClientClosed)
 # Errors of a call that bought nothing, which the row has not caused.
@@ -110,21 +115,23 @@ class Batch:
         *,
         clock: Clock,
         request_of: Callable[[object], Request],
+        buy: Callable[..., Awaitable[TaskHandle]],
         settle: Callable[[SubmissionUnknown, Request], Awaitable[TaskHandle]],
+        succeeded: Callable[[Collection[str]], Awaitable[Mapping[str, TaskHandle]]],
     ) -> None:
         self._client = client
         self._requests = requests
         self._options = options
-        buy: Callable[..., Awaitable[TaskHandle]],
         self._clock = clock
         self._request_of = request_of
+        self._buy_now = buy
         self._settle = settle
+        self._succeeded = succeeded
         self._keys = Keys(options.batch)
         self._money = Money(options.max_credits)
         self._turn = asyncio.Lock()  # one row at a time asks whether it may be paid for
         self._changed = asyncio.Event()  # something that `_admit` waits for
         self._room = asyncio.Semaphore(options.running)
-        self._buy_now = buy
         self._ready: asyncio.Queue[BatchItem | None] = asyncio.Queue()  # None at the end
         self._main: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -133,6 +140,8 @@ class Batch:
         self._uploading: set[asyncio.Task[object]] = set()  # which may be cancelled
         self._is_left = False
         self._stopping = asyncio.Event()
+        # Done when submissions that wait to be sent are given up, too.
+        self._giving_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped: str | None = None
         self._error: BaseException | None = None  # the iteration ends with it
         self._pause, self._pauses_until = 0.0, 0.0
@@ -140,8 +149,6 @@ class Batch:
         self._submitted = self._running = self._done = self._failed = self._unknown = 0
         self._waited_for = 0  # rows of this run whose submission was begun and that have not ended
         self._ends: deque[float] = deque(maxlen=RATE_OF)
-        # Done when submissions that wait to be sent are given up, too.
-        self._giving_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._warned_of_keys = self._progress_has_failed = False
 
     def __repr__(self) -> str:
@@ -227,7 +234,8 @@ class Batch:
     async def _run(self) -> None:
         self._reader = asyncio.create_task(self._read())
         await asyncio.wait({self._reader})
-        await self._rows.join()
+        while self._rows:  # a page starts its rows
+            await self._rows.join()
         if self._money.settled:
             with suppress(MidAPIError):
                 await self._read_balance()
@@ -282,13 +290,38 @@ class Batch:
             self._report()
             return
         self._keys.give(row)
-        if row.key is None and not self._warned_of_keys:
-            self._warned_of_keys = True
-            _log.warning(
-                "This batch cannot be resumed: a second run would buy its rows again. "
-                "generate_many(batch='a name') gives each row a key"
-            )
-        self._rows.start(self._carry_out(row))
+        if row.key is None:
+            if not self._warned_of_keys:
+                self._warned_of_keys = True
+                _log.warning(
+                    "This batch cannot be resumed: a second run would buy its rows again. "
+                    "generate_many(batch='a name') gives each row a key"
+                )
+            self._rows.start(self._carry_out(row))
+            return
+        if not self._page:
+            self._page = []  # the last one is another task's
+            self._rows.start(self._carry_out_page(self._page))
+        self._page.append(row)
+        if len(self._page) == LARGEST_PAGE:
+            self._page = []
+
+    async def _carry_out_page(self, page: list[Row]) -> None:
+        """Yield the rows that have succeeded in an earlier run, and start a task for each other."""
+        if self._page is page:
+            self._page = []
+        known: Mapping[str, TaskHandle] = {}
+        if len(page) >= SMALLEST_PAGE:
+            # If this fails, each row finds out by itself what that means.
+            with suppress(Exception):
+                known = await self._succeeded([row.key for row in page if row.key is not None])
+        is_short = self._options.download_to is None and not self._pause
+        for row in page:
+            row.handle = known.get(row.key or "")
+            if is_short and row.handle is not None:
+                await self._carry_out(row)  # waits for nothing
+            else:
+                self._rows.start(self._carry_out(row))
 
     def _stop(
         self, reason: str, error: BaseException | None = None, *, at_once: bool = False
@@ -375,32 +408,39 @@ class Batch:
             row.attempt += 1
 
     async def _outcome_of_try(self, row: Row) -> BatchItem | None:
-        item = BatchItem(
-            index=row.index, request=row.request, key=row.key, metadata=dict(row.metadata or {})
-        )
+        handle = details = failure = None
+        paths: tuple[Path, ...] = ()
         try:
             handle = await self._handle(row)
             if handle is None:
                 return None
-            item = attrs.evolve(item, intent_id=handle.intent_id)
             if not row.was_bought:
                 row.was_bought = True
                 self._submitted += 1
                 self._running += 1
                 self._report()
-            item = attrs.evolve(item, details=await handle.wait())
-            if self._options.download_to is not None and item.details is not None:
-                paths = await self._client.download(item.details, self._options.download_to)
-                item = attrs.evolve(item, paths=tuple(paths))
+            details = await handle.wait()
+            if self._options.download_to is not None:
+                paths = tuple(await self._client.download(details, self._options.download_to))
         except ClientClosed:
             raise
         except MidAPIError as error:
-            item = attrs.evolve(item, error=error, intent_id=item.intent_id or error.intent_id)
-            if isinstance(error, TaskError) and item.details is None:
-                item = attrs.evolve(item, details=error.details)
+            failure = error
+            if isinstance(error, TaskError) and details is None:
+                details = error.details
             if isinstance(error, DownloadError):
-                item = attrs.evolve(item, paths=error.files)
-        return item
+                paths = error.files
+        known_by = handle or failure
+        return BatchItem(
+            index=row.index,
+            request=row.request,
+            key=row.key,
+            metadata=dict(row.metadata or {}),
+            intent_id=known_by.intent_id if known_by is not None else None,
+            details=details,
+            error=failure,
+            paths=paths,
+        )
 
     async def _handle(self, row: Row) -> TaskHandle | None:
         """The handle of a row's task, bought now or earlier; None if the batch has stopped.
@@ -441,9 +481,11 @@ class Batch:
         """
         if row.key is None:
             return None
-        handle = await self._client.find(key_of_try(row.key, row.attempt))
+        handle, row.handle = row.handle, None
+        if handle is None:
+            handle = await self._client.find(key_of_try(row.key, row.attempt))
         before = None if handle is None else handle.request
-        is_its = before in (None, row.request) or hash_of(before) == row.hash
+        is_its = before is None or before == row.request or hash_of(before) == row.hash
         if row.failure is not None and (handle is None or not is_its):
             # Expired is not failed: it may have succeeded. Nor is an error about its record.
             details = row.failure.details
