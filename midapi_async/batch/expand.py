@@ -90,14 +90,15 @@ def _without_repeat(prompt: str) -> tuple[str, int]:
     found = _REPEAT.findall(prompt)
     if not found:
         return prompt, 1
-    if len(found) > 1:
+    rest = _REPEAT.sub("", prompt).strip()
+    if len(found) > 1 or _REPEAT.search(rest):
         raise ValueError("has --repeat (or --r) more than once")
     number = found[0].lstrip("0")
     if not number:
         raise ValueError("has --repeat 0")
     # Python refuses to convert a number of 5,000 digits.
     times = int(number) if len(number) <= len(str(MOST)) else MOST + 1
-    return _REPEAT.sub("", prompt).strip(), times
+    return rest, times
 
 
 def _parsed(prompt: str) -> _Parts:
