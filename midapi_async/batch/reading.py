@@ -7,7 +7,9 @@
 - Plain text: each line is a prompt. There are no comments: a prompt may begin with ``#``.
 
 The names are the fields of the eight requests, ``kind`` (a name of `KINDS`; needed only where the
-fields fit several kinds), ``key``, ``metadata`` and ``metadata.NAME``.
+fields fit several kinds), ``key``, ``metadata`` and ``metadata.NAME``. Several ``file_urls`` in one
+cell are separated by ``|`` or a line break. What is no URL there is a file of this machine, and its
+path is relative to the folder of the file that names it.
 """
 
 from __future__ import annotations

@@ -39,8 +39,10 @@ def prompts(prompt: str) -> list[str]:
             ],
         ),
         (
-            "A {sculpture, painting} of a {seagull {on a pier, on a beach}, "
-            + "poodle {on a sofa, in a truck}}.",
+            (
+                "A {sculpture, painting} of a {seagull {on a pier, on a beach}, "
+                "poodle {on a sofa, in a truck}}."
+            ),
             [
                 f"A {art} of a {what}."
                 for art in ("sculpture", "painting")

@@ -161,19 +161,36 @@ def test_every_kind_of_request_can_be_a_row(kind: str) -> None:
     assert requests(lines(own, body, {"body": own}, {"body": body}), "jsonl") == [request] * 4
 
 
+def test_a_cell_that_does_not_fit_is_named_with_its_column() -> None:
+    """All cells of a row at once, and a cell that has no column."""
+    text = "prompt,hd,extra,metadata,\nx,maybe,{,[1],\nx,,[],,\nx,,,,y\nx,,,[1],\n"
+    assert problems("prompt,aspect_ratio\nx,wide\n")[0][1].startswith(
+        "aspect_ratio: must be one of"
+    )
+    assert problems(text) == [
+        (
+            2,
+            "hd: must be true or false, got 'maybe'; extra: must be a JSON object, got '{'",
+        ),
+        (3, "extra: must be a mapping, as in {'aspectRatio': '21:9'}, got a list"),
+        (4, "has 'y' in a column without a name"),
+        (5, "metadata: must be an object, got [1]"),
+    ]
+
+
 def test_json_lines_give_keys_and_notes_in_each_shape() -> None:
     """The `custom_id` of OpenAI's shape is the key; numbers are taken for texts."""
     text = lines(
         {"prompt": "a", "key": 7, "metadata": {"a": 1, "b": "x", "c": None}, "metadata.d": True},
         {"taskType": "mj_txt2img", "prompt": "b", "key": "k", "metadata": {"a": "1"}},
         {"custom_id": "c", "method": "POST", "url": "/v1/images", "body": {"prompt": "c"}},
-        {"prompt": "d", "custom_id": "d", "version": 6.1, "variety": None, "speed": ""},
+        {"prompt": 'the "d"', "custom_id": "d", "version": 6.1, "variety": None, "speed": ""},
     )
     assert read("\ufeff" + text.replace("\n", "\r\n\n"), "jsonl") == [
         FileRow(1, TextToImage("a"), "7", {"a": "1", "b": "x", "d": "true"}),
         FileRow(3, TextToImage("b"), "k", {"a": "1"}),
         FileRow(5, TextToImage("c"), "c"),
-        FileRow(7, TextToImage("d", version="6.1"), "d"),
+        FileRow(7, TextToImage('the "d"', version="6.1"), "d"),
     ]
 
 
@@ -262,13 +279,18 @@ def test_a_template_is_filled_from_the_columns() -> None:
     ]
 
 
+def test_a_template_needs_no_column_for_the_prompt() -> None:
+    """It makes the prompt."""
+    assert read("animal\nfox\n", template="a {{animal}}") == [FileRow(2, TextToImage("a fox"))]
+
+
 def test_a_template_takes_members_of_json_and_lines_of_text() -> None:
     """Numbers are inserted too; the line of a text file is the prompt."""
     text = lines(
         {"animal": "fox", "count": 3, "custom_id": "a", "other": []},
         {"custom_id": "b", "body": {"animal": "cat", "count": 1.5, "speed": "turbo"}},
         {"animal": ["fox"], "count": True},
-        {"animal": None},
+        {"animal": " "},
     )
     problem = "for the template, 'count' must be a text or a number and 'animal' must be a text"
     assert read(text, "jsonl", template="{{count}} {{animal}}") == [
@@ -449,6 +471,7 @@ def test_a_setting_that_is_misspelt_is_refused_also_with_a_template() -> None:
         ("a,101", "variety: must be a whole number from 0 to 100, got 101"),
         ("a" * 2001 + ",1", "prompt: must have at most 2,000 characters"),
         (",1", "prompt: is missing"),
+        ('"' + "a\n" * 100_000, "has a quotation mark that is not closed, so the rest of the file"),
     ],
 )
 def test_a_wrong_row_of_a_csv_file_is_named(row: str | bytes, problem: str) -> None:
@@ -460,6 +483,15 @@ def test_a_wrong_row_of_a_csv_file_is_named(row: str | bytes, problem: str) -> N
     assert (rows[1].line, problem in rows[1].problem) == (4, True), rows[1].problem
     assert len(rows[1].problem) < 250
     assert rows[2:] == ([] if "rest" in problem else [FileRow(5, TextToImage("z", variety=2))])
+
+
+def test_a_wrong_character_is_found_in_the_middle_of_a_row() -> None:
+    """Its own line is named, not that of the row's beginning."""
+    rows = read(b'prompt,key\n"a\nb\x07\nc\xff",1\n"d",2\n')
+    assert rows == [
+        RowProblem(3, "contains a control character (U+0007)"),
+        FileRow(5, TextToImage("d"), "2"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -479,6 +511,7 @@ def test_a_wrong_row_of_a_csv_file_is_named(row: str | bytes, problem: str) -> N
         ('{"prompt": "a", "extra": {"b": ["\\b"]}}', "contains a control character (U+0008)"),
         ('{"prompt": "a\\ud800"}', "contains a lone surrogate"),
         ('{"prompt": "a", "metadata": {"\\udc80": 1}}', "contains a lone surrogate"),
+        ('{"prompt": "a", "kind": "image", "file_urls": ["\\udc80"]}', "contains a lone surrogate"),
         ('{"prompt": "a\x1b"}', "contains a control character (U+001B)"),
         (b'{"prompt": "\xff"}', "is not UTF-8 (byte 0xFF)"),
         ('{"prompt": "' + "a" * 10_000_000 + '"}', "has 10,000,0"),
@@ -524,6 +557,7 @@ def test_a_wrong_line_of_json_is_named(line: str | bytes, problem: str) -> None:
         ("prompt\na fox\n".encode("utf-16"), "csv", "is UTF-16; save the file as UTF-8"),
         (b"\xfe\xff\0a", "text", "is UTF-16; save the file as UTF-8"),
         (b"PK\x03\x04\xff\n\xff", "csv", "begins a spreadsheet file"),
+        (b"PK\x03\x04\xff\n\xff", "text", "begins a spreadsheet file"),
     ],
 )
 def test_a_file_of_another_kind_is_one_problem(data: bytes, form: Format, problem: str) -> None:
