@@ -28,6 +28,17 @@ def own_name(column: str) -> str:
     return BY_FOLDED.get(folded(column), column)
 
 
+@lru_cache(maxsize=1000)
+def meant_by(name: str) -> str | None:
+    """Our name that an unknown one is likely to mean, or None.
+
+    With a template, columns that are not used may be there. A setting that is misspelt may not: it
+    would be lost.
+    """
+    close = difflib.get_close_matches(folded(name), BY_FOLDED, n=1, cutoff=0.8)
+    return BY_FOLDED[close[0]] if close else None
+
+
 def header_problem(columns: list[str], template: Template | None) -> str | None:
     """What is wrong with the names of the columns; None if nothing is."""
     names = [own_name(column) for column in columns if column]
@@ -47,10 +58,8 @@ def header_problem(columns: list[str], template: Template | None) -> str | None:
                 f"the column {shown(name)} is not known; {hint} "
                 "(the first row must name the columns; metadata.NAME keeps a note of yours)"
             )
-        # Columns that are not used may stay, but a setting that is misspelt would be lost.
-        elif near_names := difflib.get_close_matches(folded(name), BY_FOLDED, 1, cutoff=0.8):
-            near = BY_FOLDED[near_names[0]]
-            problems.append(f"the column {shown(name)} is not used; did you mean {near}?")
+        elif meant := meant_by(name):
+            problems.append(f"the column {shown(name)} is not used; did you mean {meant}?")
     if template and (problem := unknown_in(template, names)):
         problems.append(problem)
     if not problems and not template and seen.isdisjoint({"prompt", "taskid"}):

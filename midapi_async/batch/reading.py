@@ -44,7 +44,7 @@ from ..requests import (
     check_arguments,
     paths_of,
 )
-from .columns import BY_FOLDED, converted, header_problem, own_name
+from .columns import BY_FOLDED, converted, header_problem, meant_by, own_name
 from .expand import expanded
 from .records import Record, Records, RowProblem, csv_records, json_records, text_records
 from .template import Template, filled, folded, parsed_template, unknown_in
@@ -125,7 +125,7 @@ def format_of(name: str, data: bytes, template: str | None = None) -> Format:
     if known := _FORMATS.get(Path(name).suffix.casefold()):
         return known
     start = data[:10_000].removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith((b"{", b"[")) and b'"' in start:
+    if re.match(rb'\{\s*["}]|\[\s*[\[{"\]]', start):  # not {red, blue}
         return "jsonl"
     if template is not None and {folded(name) for name in parsed_template(template)[1::2]} != {
         "prompt"
@@ -297,9 +297,7 @@ class _Reader:
             values = converted(values)
         key, metadata, kind, fields = _split(values)
         if self.template:
-            # There may be others, which the template uses or which mean nothing.
-            fields = {name: value for name, value in fields.items() if name in _ALL_NAMES}
-            fields["prompt"] = prompt
+            fields = _without_others(fields, self.template) | {"prompt": prompt}
         elif self.form == "jsonl" and fields.keys() >= _PICKED:
             raise ValueError(
                 "is a picture that was picked in the gallery: buy it with --upscale or --vary"
@@ -402,6 +400,26 @@ def _split(
             metadata[name] = value if isinstance(value, str) else json.dumps(value)
     # Anything but a str is refused by `check_arguments`.
     return cast("str | None", key), metadata, kind, fields
+
+
+def _without_others(fields: Mapping[str, object], template: Template) -> dict[str, object]:
+    """The fields of a row for a template, without members that are no fields.
+
+    Raises:
+        InvalidRequestError: one of these is not used, and seems to be a field that is misspelt.
+    """
+    known = {name: value for name, value in fields.items() if name in _ALL_NAMES}
+    if len(known) < len(fields):
+        used = {folded(name) for name in template[1::2]}
+        others = [name for name in fields if name not in known and folded(name) not in used]
+        problems = {
+            name: f"is not used; did you mean {meant}?"
+            for name in others
+            if (meant := meant_by(name))
+        }
+        if problems:
+            raise InvalidRequestError(problems)
+    return known
 
 
 @lru_cache(maxsize=1000)

@@ -242,7 +242,9 @@ def test_the_kind_may_be_left_out_where_only_one_fits(
         ("a.txt", b'{"prompt": 1}', None, "text"),
         ("-", b'\xef\xbb\xbf\n {"prompt": 1}', None, "jsonl"),
         ("-", b'[{"prompt": 1}]', None, "jsonl"),
-        ("-", b"{red, blue} fox", None, "text"),
+        ("-", b'{red, blue} fox\n"an owl"', None, "text"),
+        ("-", b"{}\n", None, "jsonl"),
+        ("-", b"[\n{", None, "jsonl"),
         ("-", b"a red fox, in snow\n", None, "text"),
         ("-", b"Prompt\r\na fox", None, "csv"),
         ("-", b'"prompt";colour\n', None, "csv"),
@@ -447,6 +449,12 @@ def test_a_setting_that_is_misspelt_is_refused_also_with_a_template() -> None:
     assert problems("animal,stylisation,area\nfox,5,x\n", template="a {{animal}}") == [
         (1, "the column 'stylisation' is not used; did you mean stylization?")
     ]
+    text = lines({"animal": "fox", "AspectRatio": "1:1", "a": 1}, {"animal": "fox", "promt": 1})
+    assert problems(text, "jsonl", template="a {{animal}}") == [
+        (1, "AspectRatio: is not used; did you mean aspect_ratio?"),
+        (2, "promt: is not used; did you mean prompt?"),
+    ]
+    assert not problems(text, "jsonl", template="{{animal}} {{AspectRatio}}")[:-1]
     assert problems("animal\nfox\n", template="a {{anmal}}") == [
         (1, "the template names 'anmal', which is not there; did you mean 'animal'?")
     ]
