@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Never, Self, Unpack, overlo
 
 import attrs
 
+from ._runtime.observer import is_plain_function
 from ._runtime.secret import hidden
 from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
@@ -776,6 +777,22 @@ class MidAPIClient:
         return Intents(self._opened())
 
     # ─── the rest ────────────────────────────────────────────────────────────────────────────────
+
+    def observe(self, on_event: Callable[[Event], object]) -> AbstractContextManager[None]:
+        """Call a function with each `Event`, too, while the block runs.
+
+        ``with client.observe(function):`` is for what uses a client that somebody else has
+        made, with an ``on_event`` of their own.
+
+        Args:
+            on_event: a plain function, as in `MidAPIClient`; it must not block.
+
+        Raises:
+            InvalidRequestError: it is not a plain function.
+        """
+        if not is_plain_function(on_event):
+            raise InvalidRequestError({"on_event": f"must be a function, got {shown(on_event)}"})
+        return self._opened().observer.observed(on_event)
 
     def expected(self, request: str | Request) -> Expected:
         """How many seconds such a request takes: median and 90th percentile of those seen."""

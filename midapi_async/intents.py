@@ -1,11 +1,11 @@
-"""``client.intents``: what to do about unknown submissions, which may have been accepted."""
+"""``client.intents``: what was submitted, and what to do about unknown submissions."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from types import EllipsisType
-from typing import Never
+from typing import Never, Unpack
 
 from ._session import Session
 from ._wire.protocol import fits, has_other_prompt
@@ -13,6 +13,7 @@ from ._wire.tokens import has_token
 from .errors import InvalidRequestError, MidAPIError, SubmissionUnknown, about, naming, shown
 from .handle import TaskHandle, deadline_of, handle_of, refuse_misnamed
 from .journal import BOUGHT, Intent, State
+from .journal.protocol import RowFilter
 from .requests import HasTaskId, checked_task_id
 
 _log = logging.getLogger("midapi_async.submission")
@@ -26,6 +27,31 @@ class Intents:
 
     def __reduce__(self) -> Never:
         raise TypeError("client.intents cannot be copied or pickled: use it at the client itself")
+
+    async def get(self, intent_id: str) -> Intent | None:
+        """The intent with this id; None if there is none in this namespace. Sends nothing."""
+        with naming(intent_id=intent_id):
+            self._session.check()
+            row = await self._session.journal.find(intent_id=intent_id)
+        return row if row is not None and row.scope == self._session.scope else None
+
+    async def rows(
+        self,
+        *,
+        states: Collection[State] = (),
+        metadata: Mapping[str, str] | None = None,
+        since: float | None = None,
+    ) -> list[Intent]:
+        """The intents of this namespace that match, of all processes, oldest first.
+
+        Args:
+            states: only those in one of these states; empty for any.
+            metadata: only those with all of these notes.
+            since: only those written at this time or later, in epoch seconds.
+        """
+        self._session.check()
+        pages = pages_of(self._session, states=states, metadata=metadata, since=since)
+        return [row async for page in pages for row in page]
 
     async def unknown(self) -> list[Intent]:
         """The submissions that MidAPI may have accepted or not, oldest first."""
@@ -175,18 +201,12 @@ class Intents:
 
 async def pages_of(
     session: Session,
-    *,
-    states: list[State],
-    taken: bool | None = None,
-    mine: bool = False,
+    **which: Unpack[RowFilter],
 ) -> AsyncIterator[list[Intent]]:
     """All rows of a client's namespace that match, oldest first, in pages."""
-    after = None
-    while page := await session.journal.rows(
-        session.scope, states=states, taken=taken, mine=mine, after=after
-    ):
+    while page := await session.journal.rows(session.scope, **which):
         yield page
-        after = page[-1].intent_id
+        which["after"] = page[-1].intent_id
 
 
 def _wrong_state(row: Intent, rule: str) -> MidAPIError:

@@ -308,24 +308,28 @@ def _extra(value: object) -> str | None:
     return None
 
 
+# The whole numbers that these fields allow; for programs that offer them to people.
+RANGES: Mapping[str, tuple[int, int]] = {
+    "variety": (0, 100),
+    "stylization": (0, 1000),
+    "weirdness": (0, 3000),
+    "ow": (1, 1000),
+    "image_index": (0, 3),
+    "index": (0, _LARGEST_INDEX),
+}
 _RULES: Mapping[str, Rule] = {
+    **{name: _whole(*span) for name, span in RANGES.items()},
     "prompt": _prompt,
     "speed": _one_of(*get_args(Speed)),
     "file_urls": _urls(),
     "aspect_ratio": _one_of(*get_args(AspectRatio)),
     "version": _version,
-    "variety": _whole(0, 100),
-    "stylization": _whole(0, 1000),
-    "weirdness": _whole(0, 3000),
-    "ow": _whole(1, 1000),
     "water_mark": _text,
     "enable_translation": _flag,
     "video_batch_size": _one_of(*get_args(VideoBatchSize)),
     "motion": _one_of(*get_args(Motion)),
     "hd": _flag,
     "task_id": task_id_problem,
-    "image_index": _whole(0, 3),
-    "index": _whole(0, _LARGEST_INDEX),
     "extra": _extra,
 }
 

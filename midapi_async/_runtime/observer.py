@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Generic, TypeVar, cast
 
@@ -38,6 +39,7 @@ class Observer(Generic[E]):
 
     def __init__(self, on_event: Callable[[E], object] | None) -> None:
         self._on_event = on_event
+        self._others: list[Callable[[E], object]] = []
         self._is_async = on_event is not None and not is_plain_function(on_event)
         self._queue: asyncio.Queue[E] = asyncio.Queue(MOST_WAITING)
         self._tasks = OwnedTasks()
@@ -46,14 +48,13 @@ class Observer(Generic[E]):
         self.dropped = 0
 
     def notify(self, event: E) -> None:
-        """Give an event to the observer; never raises, never waits."""
+        """Give an event to the observers; never raises, never waits."""
+        for other in tuple(self._others):
+            self._call(other, event)
         if self._on_event is None:
             return
         if not self._is_async:
-            try:
-                self._on_event(event)
-            except Exception as error:  # noqa: BLE001 - the observer's bug must not stop the client
-                self._observer_failed(error)
+            self._call(self._on_event, event)
             return
         if self._queue.full():
             self.dropped += 1
@@ -63,6 +64,21 @@ class Observer(Generic[E]):
             self._is_delivering = True
             self._tasks.start(self._deliver(), context=Context())  # empty: it serves all callers
 
+    @contextmanager
+    def observed(self, on_event: Callable[[E], object]) -> Iterator[None]:
+        """Call a plain function with each event, too, while the block runs."""
+        self._others.append(on_event)
+        try:
+            yield
+        finally:
+            self._others.remove(on_event)
+
+    def _call(self, observer: Callable[[E], object], event: E) -> None:
+        try:
+            observer(event)
+        except Exception as error:  # noqa: BLE001 - the observer's bug must not stop the client
+            self._observer_failed(error)
+
     async def _deliver(self) -> None:
         """Give the events in the queue to the async observer."""
         observer = cast("Callable[[E], Awaitable[object]]", self._on_event)
@@ -70,7 +86,7 @@ class Observer(Generic[E]):
             while not self._queue.empty():
                 try:
                     await observer(self._queue.get_nowait())
-                except Exception as error:  # noqa: BLE001 - as in `notify`
+                except Exception as error:  # noqa: BLE001 - as in `_call`
                     self._observer_failed(error)
         finally:
             self._is_delivering = False
