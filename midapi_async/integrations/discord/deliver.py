@@ -1,0 +1,439 @@
+"""Where a result goes: into the working message, into the channel, or into a direct message.
+
+A result counts as taken when Discord has accepted its message, never before. If the bot dies in
+between, `deliver` looks for the message before it sends another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import aiohttp
+import attrs
+import discord
+from discord import ui
+
+from midapi_async import (
+    DownloadError,
+    MidAPIClient,
+    MidAPIError,
+    TaskDetails,
+    TaskFailed,
+    TaskHandle,
+    TaskStatus,
+)
+
+from .places import Place, place_of
+from .strings import DEFAULT, Strings
+from .views import MOST_FILES, is_result_of, result_view, text_view
+
+_log = logging.getLogger("midapi_async.discord")
+
+# Seconds of the loop for which an interaction's token is used; Discord forgets it after 15 minutes.
+TOKEN_LIFE = 14.5 * 60
+# Seconds between two attempts while Discord does not answer, doubled up to the second one.
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
+# Messages of a channel in which the result is looked for after a restart.
+MOST_SEARCHED = 200
+NOBODY = discord.AllowedMentions.none()
+
+Bot: TypeAlias = discord.Client
+Send: TypeAlias = "Callable[[ui.LayoutView, Sequence[discord.File]], Awaitable[discord.Message]]"
+
+
+@attrs.frozen(kw_only=True)
+class Live:
+    """An interaction that can still be answered, or could until recently.
+
+    Attributes:
+        interaction: what the order came by.
+        until: when its token dies, on the loop's clock.
+    """
+
+    interaction: discord.Interaction
+    until: float
+
+    @classmethod
+    def now(cls, interaction: discord.Interaction) -> Live:
+        """For an interaction that has just come."""
+        loop = asyncio.get_running_loop()
+        return cls(interaction=interaction, until=loop.time() + TOKEN_LIFE)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its token is alive."""
+        return asyncio.get_running_loop().time() < self.until
+
+
+@attrs.frozen(kw_only=True)
+class _Route:
+    """A way to show something.
+
+    Attributes:
+        name: for the log.
+        send: sends the message.
+        limit: bytes of the largest file.
+        mention: whether the one who asked is mentioned, so that Discord notifies them.
+    """
+
+    name: str
+    send: Send
+    limit: int = discord.utils.DEFAULT_FILE_SIZE_LIMIT_BYTES
+    mention: bool = False
+
+
+async def deliver(
+    bot: Bot,
+    client: MidAPIClient,
+    handle: TaskHandle,
+    *,
+    live: Live | discord.Interaction | None = None,
+    place: Place | None = None,
+    prompt: str | None = None,
+    strings: Strings = DEFAULT,
+) -> discord.Message | None:
+    """Show the result of an order, and mark it as taken once Discord has accepted the message.
+
+    While the interaction can be answered, the working message becomes the result. Later the result
+    goes to the channel and mentions the one who asked; where the bot cannot speak, it becomes a
+    direct message. While Discord does not answer, this tries again. A failed task is told to the
+    one who asked, privately where that is possible.
+
+    Args:
+        bot: any client of discord.py.
+        client: has the task; best with ``ack="manual"``.
+        handle: a final one, with the metadata of `metadata_of`.
+        live: the interaction, if it came less than 15 minutes ago; without one, the result is
+            first looked for, because it may have been sent before a restart.
+        place: where to show it; the default is where it was ordered.
+        prompt: to show, if the request has none.
+        strings: the texts.
+
+    Returns:
+        The message; None if nobody can be reached, which is logged: then the result is not taken.
+    """
+    place, details = place or place_of(handle), handle.final
+    if place is None or details is None:
+        raise ValueError("deliver() needs a final handle whose metadata is from metadata_of()")
+    if isinstance(live, discord.Interaction):
+        live = Live.now(live)
+    message = None
+    if live is None and details.status is not TaskStatus.FAILED:
+        message = await _find_sent(bot, place, handle.intent_id or "")
+    if message is None:
+        routes = _routes(bot, place, live, handle.task_id)
+        if details.status is TaskStatus.FAILED:
+            routes = _private_routes(bot, place, live, handle.task_id)
+            message = await _tell_failure(handle, place, routes, strings)
+        else:
+            async with _fetched(client, details) as paths:
+                result = _Result(handle=handle, details=details, place=place, paths=paths)
+                message = await _by_any(routes, result.sender(prompt, strings))
+        if message is not None:
+            link = strings.elsewhere.format(link=message.jump_url)
+            is_private = details.status is TaskStatus.FAILED
+            await _end_working_message(bot, place, live, message, None if is_private else link)
+    if message is None:
+        _log.error(
+            "the result of task %s cannot be delivered to user %s: neither the channel nor a "
+            "direct message takes it. It stays untaken and is tried again after a restart; "
+            "`midapi task %s` shows its files",
+            *(handle.task_id, place.user, handle.task_id),
+        )
+        return None
+    try:
+        await handle.ack()
+    except MidAPIError as error:
+        _log.warning("task %s was delivered, which cannot be recorded: %s", handle.task_id, error)
+    return message
+
+
+async def tell(bot: Bot, place: Place, live: Live, text: str) -> discord.Message | None:
+    """Answer a deferred interaction with a text for the one who asked, privately if possible.
+
+    What was deferred for everybody would be shown to everybody, so it is deleted first.
+    """
+    with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+        if live.is_open:
+            await live.interaction.delete_original_response()
+    routes = _private_routes(bot, place, live, str(live.interaction.id))
+    return await _by_any(routes, partial(_send_text, place, text))
+
+
+# ─── routes ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _routes(
+    bot: Bot, place: Place, live: Live | None, task_id: str
+) -> Callable[[], Iterator[_Route]]:
+    """The ways to show a result, the best first, as they are open when this is called."""
+
+    def routes() -> Iterator[_Route]:
+        if live is not None and live.is_open:
+            reply = partial(live.interaction.edit_original_response, allowed_mentions=NOBODY)
+            yield _Route(
+                name="the working message",
+                send=lambda view, files: reply(view=view, attachments=files),
+                limit=live.interaction.filesize_limit,
+            )
+        yield from _channel(bot, place, task_id)
+        yield _direct(bot, place, task_id)
+
+    return routes
+
+
+def _private_routes(
+    bot: Bot, place: Place, live: Live | None, task_id: str
+) -> Callable[[], Iterator[_Route]]:
+    """The ways to tell a failure, the most private first."""
+
+    def routes() -> Iterator[_Route]:
+        if live is not None and live.is_open:
+            follow_up = partial(
+                live.interaction.followup.send, ephemeral=True, wait=True, allowed_mentions=NOBODY
+            )
+            yield _Route(name="a follow-up", send=lambda view, _: follow_up(view=view))
+        yield _direct(bot, place, task_id)
+        yield from _channel(bot, place, task_id)
+
+    return routes
+
+
+def _channel(bot: Bot, place: Place, task_id: str) -> Iterator[_Route]:
+    if place.channel is None or place.is_guest:
+        return
+    channel = bot.get_partial_messageable(place.channel, guild_id=place.guild)
+    guild = bot.get_guild(place.guild) if place.guild is not None else None
+    send = partial(channel.send, nonce=_nonce(task_id), allowed_mentions=only(place.user))
+    yield _Route(
+        name="the channel",
+        send=lambda view, files: send(view=view, files=files),
+        limit=guild.filesize_limit if guild else discord.utils.DEFAULT_FILE_SIZE_LIMIT_BYTES,
+        mention=True,
+    )
+
+
+def _direct(bot: Bot, place: Place, task_id: str) -> _Route:
+    async def send(view: ui.LayoutView, files: Sequence[discord.File]) -> discord.Message:
+        direct = await bot.create_dm(discord.Object(place.user))
+        return await direct.send(
+            view=view, files=files, nonce=_nonce(task_id), allowed_mentions=NOBODY
+        )
+
+    return _Route(name="a direct message", send=send)
+
+
+def only(user: int) -> discord.AllowedMentions:
+    """A message that may mention this user and nobody else."""
+    return discord.AllowedMentions(
+        everyone=False, roles=False, users=[discord.Object(user)], replied_user=False
+    )
+
+
+def _nonce(task_id: str) -> str:
+    """Discord drops a second message with the same nonce for some minutes.
+
+    So a message whose answer was lost is not sent twice. It allows 25 characters.
+    """
+    return task_id[-25:]
+
+
+async def _by_any(
+    routes: Callable[[], Iterator[_Route]],
+    send: Callable[[_Route, bool], Awaitable[discord.Message]],
+) -> discord.Message | None:
+    """Send by the first route that takes it; None if none does. Waits while Discord is away.
+
+    Args:
+        routes: those that are open now.
+        send: sends by a route; with True, without files.
+    """
+    closed: set[str] = set()
+    pause, as_links = FIRST_PAUSE, False
+    while route := next((each for each in routes() if each.name not in closed), None):
+        try:
+            return await send(route, as_links)
+        except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
+            status = error.status if isinstance(error, discord.HTTPException) else None
+            if status == 413 and not as_links:
+                as_links = True  # files of the size that Discord itself had named as the limit
+            elif _is_passing(error):
+                _log.warning("Discord takes no message just now, trying again: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                _log.info("%s is closed for a result: %s", route.name, error)
+                closed.add(route.name)
+    return None
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether Discord may take the same a little later."""
+    if isinstance(error, discord.HTTPException):
+        return error.status >= 500 or error.status == 429
+    return True
+
+
+# ─── what is sent ────────────────────────────────────────────────────────────────────────────────
+
+
+@attrs.frozen(kw_only=True)
+class _Result:
+    """A result whose files are here.
+
+    Attributes:
+        handle: of its task.
+        details: its details.
+        place: where it was ordered.
+        paths: the files, by their places among the results; those that could be fetched.
+    """
+
+    handle: TaskHandle
+    details: TaskDetails
+    place: Place
+    paths: Mapping[int, Path]
+
+    def sender(
+        self, prompt: str | None, strings: Strings
+    ) -> Callable[[_Route, bool], Awaitable[discord.Message]]:
+        """What sends it by a route."""
+
+        async def send(route: _Route, as_links: bool) -> discord.Message:  # noqa: FBT001 - as `_by_any` calls it
+            chosen = {} if as_links else await asyncio.to_thread(_fitting, self.paths, route.limit)
+            try:
+                view = result_view(
+                    self.details,
+                    intent_id=self.handle.intent_id or "",
+                    user_id=self.place.user,
+                    request=self.handle.request,
+                    prompt=prompt,
+                    media=list(chosen.values()),
+                    links=[pair for pair in enumerate(self.details.urls) if pair[0] not in chosen],
+                    parent_url=self.place.parent_url,
+                    mention=route.mention,
+                    strings=strings,
+                )
+                return await route.send(view, list(chosen.values()))
+            finally:
+                for file in chosen.values():
+                    file.close()
+
+        return send
+
+
+def _fitting(paths: Mapping[int, Path], limit: int) -> dict[int, discord.File]:
+    """The files that Discord takes, opened; runs in a thread. aiohttp reads them in one, too."""
+    fit = [index for index, path in paths.items() if path.stat().st_size <= limit]
+    return {index: discord.File(paths[index]) for index in fit[:MOST_FILES]}
+
+
+@asynccontextmanager
+async def _fetched(client: MidAPIClient, details: TaskDetails) -> AsyncIterator[dict[int, Path]]:
+    """The files of a task in a temporary folder, by their places among the results."""
+    folder = await asyncio.to_thread(TemporaryDirectory, prefix="midapi-discord-")
+    try:
+        try:
+            paths = dict(enumerate(await client.download(details, folder.name)))
+        except DownloadError as error:  # the others are shown, and this one as a link
+            _log.warning("a file of task %s becomes a link: %s", details.task_id, error)
+            paths = {client.task_of(path).index: path for path in error.files}
+        yield paths
+    finally:
+        await asyncio.to_thread(folder.cleanup)
+
+
+async def _tell_failure(
+    handle: TaskHandle,
+    place: Place,
+    routes: Callable[[], Iterator[_Route]],
+    strings: Strings,
+) -> discord.Message | None:
+    """Say why an order has no result."""
+    text = strings.of_error(TaskFailed(handle.task_id, handle.final))
+    try:
+        await handle
+    except TaskFailed as error:
+        text = strings.of_error(error)
+
+    return await _by_any(routes, partial(_send_text, place, text))
+
+
+def _send_text(place: Place, text: str, route: _Route, _: object) -> Awaitable[discord.Message]:
+    mention = f"<@{place.user}> " if route.mention else ""
+    return route.send(text_view(mention + text), ())
+
+
+# ─── messages that are there already ─────────────────────────────────────────────────────────────
+
+
+async def _find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
+    """The message of a result that was sent before a restart; None if there is none."""
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            if place.is_guest or place.channel is None:
+                channel: discord.abc.Messageable = await bot.create_dm(discord.Object(place.user))
+                start = None
+            else:
+                channel = bot.get_partial_messageable(place.channel, guild_id=place.guild)
+                start = discord.Object(place.message) if place.message is not None else None
+                message = await find_result(bot, place, intent_id)
+                if message is not None:
+                    return message
+            async for message in channel.history(limit=MOST_SEARCHED, after=start):
+                if message.author == bot.user and is_result_of(message, intent_id):
+                    return message
+        except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
+            if not _is_passing(error):
+                return None  # the bot may not read there, or it is gone
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            return None
+
+
+async def find_result(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
+    """The working message of an order, if it has become the result; None if not.
+
+    Raises:
+        discord.HTTPException: Discord does not answer.
+    """
+    if place.is_guest or place.channel is None or place.message is None:
+        return None
+    channel = bot.get_partial_messageable(place.channel, guild_id=place.guild)
+    try:
+        message = await channel.fetch_message(place.message)
+    except (discord.NotFound, discord.Forbidden):
+        return None
+    return message if is_result_of(message, intent_id) else None
+
+
+async def _end_working_message(
+    bot: Bot, place: Place, live: Live | None, sent: discord.Message, link: str | None
+) -> None:
+    """Have the working message lead to what was sent in its place, or delete it; or let it be."""
+    if place.message is None or sent.id == place.message:
+        return
+    with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+        if live is not None and live.is_open:
+            interaction = live.interaction
+            if link is None:
+                await interaction.delete_original_response()
+            else:
+                await interaction.edit_original_response(
+                    view=text_view(link), allowed_mentions=NOBODY
+                )
+        elif place.channel is not None and not place.is_guest:
+            channel = bot.get_partial_messageable(place.channel, guild_id=place.guild)
+            message = channel.get_partial_message(place.message)
+            if link is None:
+                await message.delete()
+            else:
+                await message.edit(view=text_view(link), allowed_mentions=NOBODY)

@@ -1,0 +1,255 @@
+"""Every text that people read in Discord, and how texts from outside become harmless there."""
+
+from __future__ import annotations
+
+import attrs
+
+from midapi_async import (
+    AuthenticationError,
+    ClientClosed,
+    DownloadError,
+    FeatureDisabledError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    JournalError,
+    MaintenanceError,
+    MidAPIError,
+    PromptRefusedError,
+    PromptRejected,
+    ProtocolError,
+    RateLimitError,
+    ServerError,
+    SpendingCapError,
+    SubmissionUnknown,
+    TaskExpired,
+    TaskFailed,
+    TaskNotFound,
+    TransportError,
+)
+
+# Discord allows 4,000 characters in the texts of a message. What is escaped grows to twice its
+# length at most (a prompt of only asterisks), and the rest of a message stays below 1,000.
+MOST_PROMPT = 1_000
+MOST_REASON = 400
+MOST_TEXT = 1_900  # of a message without components, where Discord allows 2,000
+_ELLIPSIS = "…"
+# Every character that begins or ends anything in Discord's Markdown, mentions and links included.
+_SPECIAL = frozenset("\\*_~`|<>#-+.:[]()@&!=/")
+
+
+def harmless(text: object, most: int) -> str:
+    """A text from outside as plain text for Discord: on one line, cut, without any effect.
+
+    Args:
+        text: a prompt, or the message of an error.
+        most: how many characters of it are kept; the result has at most twice as many.
+    """
+    shown = " ".join(str(text)[: most * 2].split())
+    shown = "".join(each if each.isprintable() else " " for each in shown)
+    if len(shown) > most or len(str(text)) > most * 2:
+        shown = shown[: most - 1] + _ELLIPSIS
+    # The backslash keeps `@everyone` from being a mention only together with `AllowedMentions`,
+    # which every message here has.
+    return "".join(f"\\{each}" if each in _SPECIAL else each for each in shown)
+
+
+@attrs.frozen(kw_only=True)
+class Strings:
+    """Every text in Discord. Give the cog another one for another language.
+
+    The words in braces are filled in; a text may leave them out. Discord shows ``<t:…:R>`` as
+    "2 minutes ago", in the reader's language. Discord allows 100 characters in a description, 45
+    in a title and 80 on a button.
+
+    Attributes:
+        imagine: the description of ``/imagine``.
+        video: the description of ``/video``.
+        credits: the description of ``/credits``.
+        task: the description of ``/task``.
+        options: the description of each command's option, by its name.
+        queued: the place in the line; ``{place}`` orders are before it.
+        sending: the order is being sent.
+        retrying: MidAPI could not take it and it is sent again; ``{reason}`` in words.
+        generating: it was accepted; it ``{usually}`` takes so long.
+        late: it takes longer than most.
+        settling: the answer was lost, and a callback may still come.
+        no_look: the last look failed; ``{reason}`` in words.
+        since: under the progress; ``{since}`` is when it began.
+        heading: above a result: the ``{prompt}``.
+        settings: under it: the ``{settings}`` as flags, and ``{by}``, who asked for it.
+        upscaled: the heading of an upscaled picture; its ``{number}`` from 1.
+        varied: the heading of variations of a picture; its ``{number}`` from 1.
+        untitled: in place of a prompt that is not known.
+        parent: the text of the link to the message that a result was made from.
+        link: the text of the link to a file that cannot be attached; its ``{number}`` from 1.
+        elsewhere: what the working message becomes if the result has a message of its own.
+        existing: the answer to a second click; ``{link}`` leads to the result.
+        running: the answer to a second click while it is being made.
+        again: the button that asks for the same once more.
+        remix: the button that asks for the same with another prompt.
+        delete: the button that deletes a result.
+        remix_title: the title of the form for another prompt.
+        remix_prompt: the label of its field.
+        credits_left: the answer to ``/credits``; ``{credits}`` are left.
+        task_status: the answer to ``/task``.
+        wait: a cooldown; ``{when}`` it is over.
+        repeated: the same button was pressed twice by the same user.
+        too_many_jobs: the user, or the guild, has ``{limit}`` orders under way.
+        too_many_pictures: ``{limit}`` pictures were ordered in the last 24 hours.
+        wrong_role: the user has none of the allowed roles.
+        wrong_channel: the channel is not an allowed one.
+        not_yours: only the requester may delete a result.
+        forgotten: the journal does not know what a button belongs to.
+        picture_gone: the reference picture is no longer at Discord.
+        not_a_picture: the attachment is not a picture.
+        out_of_credits: the account is empty.
+        spending_cap: the API key may spend no more.
+        prompt_refused: moderation refused the prompt; ``{reason}`` is MidAPI's text.
+        invalid: the request is wrong; ``{reason}`` says what.
+        maintenance: MidAPI is under maintenance.
+        rate_limited: MidAPI is busy.
+        misconfigured: MidAPI does not accept the API key.
+        unreachable: MidAPI does not answer.
+        disabled: MidAPI has switched this off.
+        unknown: it cannot be known whether it was bought; ``{intent}`` is its id.
+        task_failed: MidAPI could not finish the task; ``{reason}`` is its text.
+        task_unknown: MidAPI does not know the task.
+        expired: MidAPI has deleted the result.
+        closing: the bot is being restarted.
+        broken: the bot has a problem of its own.
+    """
+
+    imagine: str = "Make pictures from a prompt"
+    video: str = "Make a video from a picture and a prompt"
+    credits: str = "Show how many credits are left"
+    task: str = "Show what became of a task"
+    options: dict[str, str] = attrs.field(
+        factory=lambda: {
+            "prompt": "What to draw; Midjourney's own --flags are allowed",
+            "aspect_ratio": "Width to height",
+            "speed": "How fast; the price depends on it",
+            "version": "Midjourney's model",
+            "stylization": "How strong Midjourney's own style is",
+            "variety": "How much the four pictures differ",
+            "weirdness": "How unusual the pictures are",
+            "reference": "A picture to start from",
+            "picture": "The picture to start from",
+            "motion": "How much moves",
+            "hd": "High definition",
+            "count": "How many videos",
+            "task_id": "MidAPI's id of the task",
+        },
+        hash=False,
+    )
+    queued: str = "Waiting in line: {place} before this one."
+    sending: str = "Sending the order."
+    retrying: str = "MidAPI could not take the order yet; it is sent again. {reason}"
+    generating: str = "Generating. Such an order usually takes {usually}."
+    late: str = "Generating. This takes longer than most orders; it is not lost."
+    settling: str = "MidAPI's answer was lost. Waiting to hear whether the order was accepted."
+    no_look: str = "Generating. MidAPI does not show the result just now: {reason}"
+    since: str = "-# Ordered {since}"
+    heading: str = "**{prompt}**"
+    settings: str = "-# {settings} · {by}"
+    upscaled: str = "**{prompt}**, picture {number} upscaled"
+    varied: str = "**{prompt}**, picture {number} varied"
+    untitled: str = "Midjourney"
+    parent: str = "made from"
+    link: str = "file {number}"
+    elsewhere: str = "It is ready: {link}"
+    existing: str = "This was made already: {link}"
+    running: str = "This is being made already."
+    again: str = "Again"
+    remix: str = "Remix"
+    delete: str = "Delete"
+    remix_title: str = "Another prompt"
+    remix_prompt: str = "Prompt"
+    credits_left: str = "{credits} credits are left."
+    task_status: str = "Task {task} is {status}."
+    wait: str = "You can order again {when}."
+    repeated: str = "That was ordered a moment ago."
+    too_many_jobs: str = "{limit} orders are under way, which is the limit. Wait for one of them."
+    too_many_pictures: str = "{limit} pictures in 24 hours are the limit, and they are used up."
+    wrong_role: str = "You need another role for that."
+    wrong_channel: str = "That is not allowed in this channel."
+    not_yours: str = "Only the one who asked for it can delete it."
+    forgotten: str = "That is too old: the bot has no record of it any more."
+    picture_gone: str = (
+        "The reference picture is no longer at Discord. Use the command again, with the picture."
+    )
+    not_a_picture: str = "The attachment must be a picture."
+    out_of_credits: str = (
+        "The bot's account is out of credits. Nothing was bought; whoever runs the bot must top "
+        "it up."
+    )
+    spending_cap: str = (
+        "The bot has spent what it may spend. Nothing was bought; whoever runs the bot can raise "
+        "the limit."
+    )
+    prompt_refused: str = (
+        "Moderation refused this prompt or picture. Change it; the same one is refused again. "
+        "{reason}"
+    )
+    invalid: str = "That cannot be ordered: {reason}"
+    maintenance: str = "MidAPI is under maintenance. Nothing was bought; try again later."
+    rate_limited: str = "MidAPI is busy. Nothing was bought; try again in a minute."
+    misconfigured: str = (
+        "MidAPI does not accept the bot's API key. Nothing was bought; whoever runs the bot must "
+        "correct it."
+    )
+    unreachable: str = "MidAPI cannot be reached. Try again later."
+    disabled: str = "MidAPI has switched this kind of order off for now. Nothing was bought."
+    unknown: str = (
+        "It cannot be known whether MidAPI has accepted this order. To pay nothing twice it is not "
+        "sent again. Whoever runs the bot can find out (order {intent}); if it was accepted, the "
+        "result comes here."
+    )
+    task_failed: str = "Midjourney could not finish this order. {reason}"
+    task_unknown: str = "MidAPI does not know this task, or has no result of it yet."
+    expired: str = "MidAPI has deleted the result, which it keeps for 15 days."
+    closing: str = (
+        "The bot is being restarted. If this was ordered already, the result comes afterwards; if "
+        "not, ask again in a minute."
+    )
+    broken: str = "The bot has a problem of its own, which its log describes. {reason}"
+
+    def of_error(self, error: MidAPIError) -> str:
+        """An error in words for the one who has ordered; for the log there is ``str(error)``."""
+        name = next((name for kind, name in _BY_ERROR if isinstance(error, kind)), "broken")
+        template: str = getattr(self, name)
+        # The reason is shown only where people can do something about it, and never the SDK's
+        # advice, which is meant for programmers.
+        reason = getattr(error, "message", "")
+        if isinstance(error, InvalidRequestError):
+            reason = str(error)
+        elif isinstance(error, TaskFailed):
+            reason = (error.details and error.details.error_message) or ""
+        return template.format(
+            reason=harmless(reason, MOST_REASON), intent=error.intent_id, task=error.task_id
+        ).strip()
+
+
+# The first that fits: subclasses stand before their bases.
+_BY_ERROR: tuple[tuple[type[MidAPIError], str], ...] = (
+    (PromptRefusedError, "prompt_refused"),
+    (PromptRejected, "prompt_refused"),
+    (InsufficientCreditsError, "out_of_credits"),
+    (SpendingCapError, "spending_cap"),
+    (MaintenanceError, "maintenance"),
+    (RateLimitError, "rate_limited"),
+    (AuthenticationError, "misconfigured"),
+    (FeatureDisabledError, "disabled"),
+    (SubmissionUnknown, "unknown"),
+    (TaskFailed, "task_failed"),
+    (TaskExpired, "expired"),
+    (TaskNotFound, "task_unknown"),
+    (DownloadError, "expired"),
+    (ClientClosed, "closing"),
+    (JournalError, "broken"),
+    (InvalidRequestError, "invalid"),
+    (TransportError, "unreachable"),
+    (ServerError, "unreachable"),
+    (ProtocolError, "unreachable"),
+)
+
+DEFAULT = Strings()
