@@ -55,6 +55,7 @@ _MOST_ANCESTORS = 20  # results between a picture and the prompt that it was mad
 SETTLING = 120.0  # seconds to wait for the callback of a lost answer; longer for slow orders
 RESTART_LOOP = 30.0  # seconds, after an error of the loop that delivers
 _FORM = "mj1:R:"  # the custom_id of a form for another prompt begins so
+MOST_CONTENT = 2_000  # characters of a message without components
 _CDN = "cdn.discordapp.com"
 
 
@@ -519,8 +520,9 @@ class _Unanswered(Exception):
 async def _answer(interaction: discord.Interaction, text: str) -> None:
     """Answer an interaction at once, with a text that only the one who asked sees."""
     try:
+        # As content: for a view that only one user sees, discord.py keeps a timer of 15 minutes.
         await interaction.response.send_message(
-            view=text_view(text), ephemeral=True, allowed_mentions=NOBODY
+            text[:MOST_CONTENT], ephemeral=True, allowed_mentions=NOBODY
         )
     except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
         _log.info("an interaction could not be answered: %s", error)

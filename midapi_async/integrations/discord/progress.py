@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import discord
@@ -30,58 +31,54 @@ LAST_EDIT = 10.0  # for an edit that is under way when the order is ready
 
 
 class _Doing:
-    """What one order is doing, as a line of text."""
+    """What one order is doing, as a line of text.
 
-    def __init__(
-        self, client: MidAPIClient, key: str, request: Request | str | None, strings: Strings
-    ) -> None:
-        self._key = key
-        self._strings = strings
+    Attributes:
+        changed: set when the text has changed.
+        others: how many wait before it in the client's line that nothing else is known of.
+    """
+
+    def __init__(self, client: MidAPIClient, request: Request | str | None, texts: Strings) -> None:
+        expected = None if request is None else client.expected(request)
+        self._p90 = None if expected is None else expected.p90
+        self._usually = "a minute" if expected is None else _rounded(expected.median)
+        self._texts = texts
         self._since = int(time.time())
-        expected = client.expected(request) if request is not None else None
-        self._p90 = expected.p90 if expected is not None else None
-        self._usually = _rounded(expected.median) if expected is not None else "a minute"
-        self._place: int | None = None  # in the line; None while it is in none
-        self._line = strings.sending
+        self._line = texts.sending
         self._late: asyncio.TimerHandle | None = None
         self.changed = asyncio.Event()
+        self.others = 0
 
     @property
     def text(self) -> str:
         """The text of the working message."""
-        since = self._strings.since.format(since=f"<t:{self._since}:R>")
+        since = self._texts.since.format(since=f"<t:{self._since}:R>")
         return f"{self._line}\n{since}"
 
+    def waits_behind(self, place: int) -> None:
+        """It waits in the line, and so many before it."""
+        self._say(self._texts.queued.format(place=place))
+
     def take(self, event: events.Event) -> None:
-        """Take an event of the client."""
-        if event.key != self._key:
-            # Somebody before it has left the line.
-            if isinstance(event, events.Sent) and self._place:
-                self._place -= 1
-                self._say(self._strings.queued.format(place=self._place))
-            return
-        strings = self._strings
+        """Take an event of the order."""
+        texts = self._texts
         match event:
-            case events.Queued(place=place):
-                self._place = place
-                self._say(strings.queued.format(place=place))
             case events.Sent():
-                self._place = None
-                self._say(strings.sending)
+                self._say(texts.sending)
             case events.Retrying(reason=reason):
-                self._say(strings.retrying.format(reason=harmless(reason, MOST_REASON)))
+                self._say(texts.retrying.format(reason=harmless(reason, MOST_REASON)))
             case events.Accepted():
-                self._say(strings.generating.format(usually=self._usually))
+                self._say(texts.generating.format(usually=self._usually))
                 if self._p90 is not None and self._late is None:
                     loop = asyncio.get_running_loop()
-                    self._late = loop.call_later(self._p90, self._say, strings.late)
+                    self._late = loop.call_later(self._p90, self._say, texts.late)
             case events.Failed(error=SubmissionUnknown(can_settle=True)):
-                self._say(strings.settling)
+                self._say(texts.settling)
             case events.Failed(error=TaskFailed()):
                 pass  # its end, which `deliver` tells
             case events.Failed(error=error, task_id=str()):
                 # It was bought, and the client goes on to look for its result.
-                self._say(strings.no_look.format(reason=strings.of_error(error)))
+                self._say(texts.no_look.format(reason=texts.of_error(error)))
 
     def _say(self, line: str) -> None:
         if line != self._line:
@@ -92,6 +89,61 @@ class _Doing:
         """Forget the timer."""
         if self._late is not None:
             self._late.cancel()
+
+
+class _Orders:
+    """The orders of one client whose progress is shown, and which of them wait in its line.
+
+    A client says how many wait before a submission only when it joins the line. Here the number
+    goes down when one of them is sent.
+    """
+
+    def __init__(self) -> None:
+        self._doing: dict[str, _Doing] = {}  # by key
+        self._waiting: list[str] = []  # their keys, first come, first served
+        self._observation = ExitStack()
+
+    @contextmanager
+    def shown(self, client: MidAPIClient, key: str, doing: _Doing) -> Iterator[None]:
+        """Tell an order what happens to it, while the block runs."""
+        if not self._doing:
+            self._observation.enter_context(client.observe(self._take))
+        self._doing[key] = doing
+        try:
+            yield
+        finally:
+            self._leave(key)
+            self._doing.pop(key, None)
+            doing.close()
+            if not self._doing:
+                self._observation.close()
+
+    def _take(self, event: events.Event) -> None:
+        key = event.key or ""
+        doing = self._doing.get(key)
+        if doing is None:
+            return
+        if isinstance(event, events.Queued):
+            self._leave(key)
+            doing.others = max(0, event.place - len(self._waiting))
+            self._waiting.append(key)
+            self._say_places()
+        else:
+            if isinstance(event, events.Sent):
+                self._leave(key)
+            doing.take(event)
+
+    def _leave(self, key: str) -> None:
+        if key in self._waiting:
+            self._waiting.remove(key)
+            self._say_places()
+
+    def _say_places(self) -> None:
+        for place, key in enumerate(self._waiting):
+            self._doing[key].waits_behind(place + self._doing[key].others)
+
+
+_orders: WeakKeyDictionary[MidAPIClient, _Orders] = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -116,14 +168,13 @@ async def progress(
         request: what is ordered, to say how long that usually takes.
         strings: the texts.
     """
-    doing = _Doing(client, key, request, strings)
+    doing = _Doing(client, request, strings)
     live, over = Live.now(interaction), asyncio.Event()
-    with client.observe(doing.take):
+    with _orders.setdefault(client, _Orders()).shown(client, key, doing):
         editor = asyncio.create_task(_edit(live, doing, over))
         try:
             yield
         finally:
-            doing.close()
             over.set()
             # An edit that is under way is not cancelled: Discord might carry it out after the
             # result's, and the result would be gone.

@@ -31,7 +31,6 @@ from midapi_async import (
 # length at most (a prompt of only asterisks), and the rest of a message stays below 1,000.
 MOST_PROMPT = 1_000
 MOST_REASON = 400
-MOST_TEXT = 1_900  # of a message without components, where Discord allows 2,000
 _ELLIPSIS = "…"
 # Every character that begins or ends anything in Discord's Markdown, mentions and links included.
 _SPECIAL = frozenset("\\*_~`|<>#-+.:[]()@&!=/")

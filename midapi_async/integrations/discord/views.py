@@ -112,7 +112,7 @@ class Shown:
             if (value := getattr(self.request, name, None)) is not None
         ]
         speed = getattr(self.request, "speed", None)
-        return harmless(" ".join([*chosen, *([f"--{speed}"] if speed else [])]), 200)
+        return " ".join([*chosen, *([f"--{speed}"] if speed else [])])
 
 
 def result_view(
