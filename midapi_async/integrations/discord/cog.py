@@ -25,6 +25,7 @@ import discord
 from discord.ext import commands
 
 from midapi_async import (
+    ClientClosed,
     ImageToVideo,
     Intent,
     InvalidRequestError,
@@ -40,7 +41,7 @@ from midapi_async import (
 )
 
 from .commands import commands_of
-from .deliver import NOBODY, deliver, find_result, tell
+from .deliver import NOBODY, Live, deliver, find_result, tell
 from .limits import Audit, Guard, Limits, Order
 from .places import Place, place_of
 from .progress import progress
@@ -54,6 +55,7 @@ _MOST_PRESSES = 1_000
 _MOST_ANCESTORS = 20  # results between a picture and the prompt that it was made from
 SETTLING = 120.0  # seconds to wait for the callback of a lost answer; longer for slow orders
 RESTART_LOOP = 30.0  # seconds, after an error of the loop that delivers
+DELIVERIES = 16  # at once; each has the files of one result on the disk
 _FORM = "mj1:R:"  # the custom_id of a form for another prompt begins so
 MOST_CONTENT = 2_000  # characters of a message without components
 _CDN = "cdn.discordapp.com"
@@ -90,6 +92,7 @@ class Midjourney(commands.Cog, name=COG):
         self._presses: dict[tuple[int, str], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_owner = False
+        self._deliveries = asyncio.Semaphore(DELIVERIES)
         # discord.py adds these to the bot's tree; they are made here because of their texts.
         self.__cog_app_commands__ = [*commands_of(self)]
 
@@ -184,14 +187,17 @@ class Midjourney(commands.Cog, name=COG):
             if order is not None:
                 order.is_final.set()
                 await order.progress_ended.wait()
-            message = await deliver(
-                self._bot,
-                self.client,
-                handle,
-                live=None if order is None else order.live,
-                prompt=await self._prompt_of(place),
-                strings=self.strings,
-            )
+            async with self._deliveries:
+                message = await deliver(
+                    self._bot,
+                    self.client,
+                    handle,
+                    live=None if order is None else order.live,
+                    prompt=await self._prompt_of(place),
+                    strings=self.strings,
+                )
+        except ClientClosed:
+            return  # it is delivered after the restart
         finally:
             if order is not None:
                 self._guard.end(order)
@@ -224,7 +230,6 @@ class Midjourney(commands.Cog, name=COG):
         make: Callable[[], Request],
         attachment: discord.Attachment | None = None,
         *,
-        key: str | None = None,
         parent: Intent | None = None,
     ) -> None:
         """Take an order if it is allowed; the rest of it runs in a task of the cog's own.
@@ -234,28 +239,41 @@ class Midjourney(commands.Cog, name=COG):
             action: what to call it in the audit.
             make: makes the request.
             attachment: its reference picture.
-            key: its key; the default is the interaction's own.
             parent: the intent of the result that was clicked on.
         """
-        key = key or f"discord:{interaction.id}"
-        try:
-            if attachment is not None and not (attachment.content_type or "").startswith("image/"):
-                raise _Declined(self.strings.not_a_picture)
+        text, request = None, None
+        if attachment is not None and not (attachment.content_type or "").startswith("image/"):
+            text = self.strings.not_a_picture
+        else:
             try:
                 request = make()
             except InvalidRequestError as error:
-                raise _Declined(self.strings.of_error(error)) from None
-            if key in self._guard.orders:
-                raise _Declined(self.strings.running)
-            if text := self._guard.refusal(interaction):
-                raise _Declined(text)
-        except _Declined as declined:
-            await _answer(interaction, str(declined))
-            place = Place.of(interaction)
-            await self._audit(place, action, "declined", reason=str(declined))
-            return
-        order = self._guard.begin(interaction, key, request)
-        self._start(self._order(order, action, request, parent))
+                text = self.strings.of_error(error)
+        if request is not None:
+            await self._take(interaction, action, request, f"discord:{interaction.id}", parent)
+        elif text is not None:
+            await self._decline(interaction, action, text)
+
+    async def _take(
+        self,
+        interaction: discord.Interaction,
+        action: str,
+        request: Request,
+        key: str,
+        parent: Intent | None,
+    ) -> None:
+        if key in self._guard.orders:
+            # The same click twice; or Discord repeats an interaction after a resume.
+            await _answer(interaction, self.strings.running)
+        elif text := self._guard.refusal(interaction):
+            await self._decline(interaction, action, text)
+        else:
+            order = self._guard.begin(interaction, key, request)
+            self._start(self._order(order, action, request, parent))
+
+    async def _decline(self, interaction: discord.Interaction, action: str, text: str) -> None:
+        await _answer(interaction, text)
+        await self._audit(Place.of(interaction), action, "declined", reason=text)
 
     async def _order(
         self, order: Order, action: str, request: Request, parent: Intent | None
@@ -264,7 +282,7 @@ class Midjourney(commands.Cog, name=COG):
         is_bought = False
         place = Place.of(order.live.interaction)
         try:
-            place = await self._defer(order, parent)
+            place = await self._defer(order.live, parent)
             if text := await self._guard.refusal_of_journal(self.client, order):
                 raise _Declined(text)
             async with progress(
@@ -280,23 +298,23 @@ class Midjourney(commands.Cog, name=COG):
                     await self._audit(place, action, "bought", handle=handle)
                     await order.is_final.wait()
             if not is_bought:
-                await self._show_existing(order, action, place, handle)
+                await self._show_existing(order.live, action, place, handle)
         except _Unanswered as error:
             _log.warning("an order could not be answered in time; nothing was bought: %s", error)
         except (_Declined, MidAPIError) as error:
-            await self._explain(order, action, place, request, error)
+            await self._explain(order.live, action, place, request, error)
         finally:
             order.progress_ended.set()
             if not is_bought:
                 self._guard.end(order)
 
-    async def _defer(self, order: Order, parent: Intent | None) -> Place:
+    async def _defer(self, live: Live, parent: Intent | None) -> Place:
         """Answer Discord, which waits 3 seconds; the order's place, with the message of the answer.
 
         Raises:
             _Unanswered: Discord does not take it any more.
         """
-        interaction = order.live.interaction
+        interaction = live.interaction
         try:
             answer = await interaction.response.defer(thinking=True)
         except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
@@ -323,7 +341,7 @@ class Midjourney(commands.Cog, name=COG):
             return await self.client.intents.settle(unknown, seconds)
 
     async def _explain(
-        self, order: Order, action: str, place: Place, request: Request, error: Exception
+        self, live: Live, action: str, place: Place, request: Request, error: Exception
     ) -> None:
         """Tell the one who asked why there is no result, and the log what the operator can do."""
         outcome, text, intent_id = "declined", str(error), None
@@ -342,10 +360,10 @@ class Midjourney(commands.Cog, name=COG):
         await self._audit(
             place, action, outcome, request=request, intent_id=intent_id, reason=reason
         )
-        await tell(self._bot, place, order.live, text)
+        await tell(self._bot, place, live, text)
 
     async def _show_existing(
-        self, order: Order, action: str, place: Place, handle: TaskHandle
+        self, live: Live, action: str, place: Place, handle: TaskHandle
     ) -> None:
         """Answer a second click: lead to the result, or show it again if its message is gone.
 
@@ -366,13 +384,13 @@ class Midjourney(commands.Cog, name=COG):
             if message is not None:
                 text = self.strings.existing.format(link=message.jump_url)
         if text is not None:
-            await tell(self._bot, place, order.live, text)
+            await tell(self._bot, place, live, text)
             return
         await deliver(
             self._bot,
             self.client,
             handle,
-            live=order.live,
+            live=live,
             place=place,
             prompt=await self._prompt_of(place),
             strings=self.strings,
@@ -406,14 +424,44 @@ class Midjourney(commands.Cog, name=COG):
             else:
                 await self.ordered(interaction, "again", lambda: request, parent=row)
         elif task_id is not None and index is not None:
-            kind = Upscale if action == "U" else Vary
-            await self.ordered(
-                interaction,
-                f"{action}{index + 1}",
-                lambda: kind(task_id, index),
-                key=f"discord:{row.intent_id}:{action}{index}",
-                parent=row,
-            )
+            wanted = Upscale(task_id, index) if action == "U" else Vary(task_id, index)
+            await self._take_once(interaction, wanted, action, row)
+
+    async def _take_once(
+        self, interaction: discord.Interaction, wanted: Upscale | Vary, action: str, row: Intent
+    ) -> None:
+        """Take an order of U or V, which is bought once, whoever presses the button how often."""
+        key, name = f"discord:{row.intent_id}:{action}{wanted.image_index}", _action_of(wanted)
+        handle = None
+        if key not in self._guard.orders:
+            try:
+                handle = await self.client.find(key)
+            except MidAPIError as error:
+                await _answer(interaction, self.strings.of_error(error))
+                return
+        if handle is None:
+            await self._take(interaction, name, wanted, key, row)
+            return
+
+        # Who only wants to see what is there need not keep to the limits.
+        self._start(self._show(interaction, name, wanted, row, handle))
+
+    async def _show(
+        self,
+        interaction: discord.Interaction,
+        name: str,
+        wanted: Request,
+        parent: Intent,
+        handle: TaskHandle,
+    ) -> None:
+        live, place = Live.now(interaction), Place.of(interaction)
+        try:
+            place = await self._defer(live, parent)
+            await self._show_existing(live, name, place, handle)
+        except _Unanswered as error:
+            _log.info("a click could not be answered in time: %s", error)
+        except MidAPIError as error:
+            await self._explain(live, name, place, wanted, error)
 
     @commands.Cog.listener()
     async def on_interaction(self, interaction: discord.Interaction) -> None:

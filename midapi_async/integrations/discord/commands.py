@@ -11,6 +11,8 @@ from discord import app_commands
 from midapi_async import ImageToImage, ImageToVideo, Request, TextToImage
 from midapi_async.requests import RANGES, AspectRatio, Motion, Speed, Version, VideoBatchSize
 
+from .strings import DEFAULT
+
 if TYPE_CHECKING:
     from .cog import Midjourney
 
@@ -37,9 +39,10 @@ else:
 def commands_of(cog: Midjourney) -> list[app_commands.Command[Any, ..., Any]]:
     """The commands of a cog, with its texts."""
     strings = cog.strings
+    options = {**DEFAULT.options, **strings.options}
 
     def described(*names: str) -> Callable[[T], T]:
-        return app_commands.describe(**{name: strings.options[name] for name in names})
+        return app_commands.describe(**{name: options[name] for name in names})
 
     @app_commands.command(name="imagine", description=strings.imagine)
     @described("prompt", "aspect_ratio", "speed", "version", "stylization", "variety")

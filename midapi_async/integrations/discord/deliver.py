@@ -22,6 +22,7 @@ from discord import ui
 
 from midapi_async import (
     DownloadError,
+    InvalidRequestError,
     MidAPIClient,
     MidAPIError,
     TaskDetails,
@@ -61,10 +62,10 @@ class Live:
     until: float
 
     @classmethod
-    def now(cls, interaction: discord.Interaction) -> Live:
-        """For an interaction that has just come."""
-        loop = asyncio.get_running_loop()
-        return cls(interaction=interaction, until=loop.time() + TOKEN_LIFE)
+    def now(cls, interaction: discord.Interaction, *, age: float = 0.0) -> Live:
+        """For an interaction that came so many seconds ago."""
+        now = asyncio.get_running_loop().time()
+        return cls(interaction=interaction, until=now + TOKEN_LIFE - age)
 
     @property
     def is_open(self) -> bool:
@@ -123,7 +124,8 @@ async def deliver(
     if place is None or details is None:
         raise ValueError("deliver() needs a final handle whose metadata is from metadata_of()")
     if isinstance(live, discord.Interaction):
-        live = Live.now(live)
+        age = (discord.utils.utcnow() - live.created_at).total_seconds()
+        live = Live.now(live, age=max(0.0, age))
     message = None
     if live is None and details.status is not TaskStatus.FAILED:
         message = await _find_sent(bot, place, handle.intent_id or "")
@@ -337,16 +339,21 @@ def _fitting(paths: Mapping[int, Path], limit: int) -> dict[int, discord.File]:
 @asynccontextmanager
 async def _fetched(client: MidAPIClient, details: TaskDetails) -> AsyncIterator[dict[int, Path]]:
     """The files of a task in a temporary folder, by their places among the results."""
-    folder = await asyncio.to_thread(TemporaryDirectory, prefix="midapi-discord-")
+    paths: dict[int, Path] = {}
+    folder: TemporaryDirectory[str] | None = None
     try:
         try:
+            folder = await asyncio.to_thread(TemporaryDirectory, prefix="midapi-discord-")
             paths = dict(enumerate(await client.download(details, folder.name)))
-        except DownloadError as error:  # the others are shown, and this one as a link
+        except (OSError, DownloadError, InvalidRequestError) as error:
+            # The others are shown, and this one as a link; without room on the disk, all of them.
             _log.warning("a file of task %s becomes a link: %s", details.task_id, error)
-            paths = {client.task_of(path).index: path for path in error.files}
+            if isinstance(error, DownloadError):
+                paths = {client.task_of(path).index: path for path in error.files}
         yield paths
     finally:
-        await asyncio.to_thread(folder.cleanup)
+        if folder is not None:
+            await asyncio.to_thread(folder.cleanup)
 
 
 async def _tell_failure(

@@ -24,6 +24,10 @@ _RUNNING = frozenset({State.SENDING, State.RESTING, State.ACCEPTED, State.CALLED
 _MOST_REMEMBERED = 10_000  # times of last orders
 
 
+def _ids(given: Collection[int]) -> frozenset[int]:
+    return frozenset(given)
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """How much may be ordered. Seconds, numbers, or None for no limit.
@@ -47,8 +51,8 @@ class Limits:
     jobs_per_guild: int | None = None
     pictures_per_user: int | None = None
     pictures_per_guild: int | None = None
-    roles: Collection[int] = attrs.field(default=(), converter=frozenset)
-    channels: Collection[int] = attrs.field(default=(), converter=frozenset)
+    roles: Collection[int] = attrs.field(default=(), converter=_ids)
+    channels: Collection[int] = attrs.field(default=(), converter=_ids)
 
 
 @attrs.frozen(kw_only=True)
