@@ -12,7 +12,12 @@ from midapi_async import TaskHandle, UnprocessableError
 from midapi_async.integrations.discord import Limits
 from midapi_async.sandbox import Sandbox, faults
 from tests.integrations.discord_stand_in import (
-    ATTACH_FILES, SEND_MESSAGES, USUAL, VIEW_CHANNEL, DiscordStandIn, File,
+    ATTACH_FILES,
+    SEND_MESSAGES,
+    USUAL,
+    VIEW_CHANNEL,
+    DiscordStandIn,
+    File,
 )  # fmt: skip
 from tests.integrations.discord_stand_in.things import Interaction, Message, User
 from tests.integrations.discord_world import World, settled
@@ -101,7 +106,7 @@ async def test_credits_and_task(world: World) -> None:
     guild, ada = world.discord.guild(), world.discord.user("ada")
     async with world.bot():
         message = await imagined(world, ada)
-        (row,) = [each for each in world.sandbox.ledger.accepted]
+        (row,) = world.sandbox.ledger.accepted
         asked = await world.discord.slash(ada, guild, "credits")
         known = await world.discord.slash(ada, guild, "task", task_id=row.task_id)
         unknown = await world.discord.slash(ada, guild, "task", task_id="0" * 32)
