@@ -432,7 +432,7 @@ class Rest:
             raise Refused(404, 10062)
         if interaction.is_answered:
             raise Refused(400, 40060)
-        if self.state.clock.now() - interaction.created_at > ANSWER_WITHIN:
+        if self.state.clock.now() - interaction.created_at >= ANSWER_WITHIN:
             raise Refused(404, 10062)
         kind, data = call.payload["type"], call.payload.get("data") or {}
         if kind not in _allowed_answers(interaction):
@@ -481,7 +481,7 @@ class Rest:
         interaction = self.state.interactions.get(call.ids["token"])
         if interaction is None or int(call.ids["application"]) != self.state.bot.id:
             raise Refused(401, 50027)
-        if self.state.clock.now() - interaction.created_at > TOKEN_LASTS:
+        if self.state.clock.now() - interaction.created_at >= TOKEN_LASTS:
             raise Refused(401, 50027)
         if not interaction.is_answered:
             raise Refused(404, 10015)

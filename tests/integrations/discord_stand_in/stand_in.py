@@ -74,6 +74,7 @@ class DiscordStandIn:
         bot_user: the bot's user.
         mistakes: a line for each mistake of the bot.
         requests: what the bot sent over REST, in order.
+        guilds: those that were made.
         gateway: its `log` tells of identify and resume.
     """
 
@@ -82,6 +83,7 @@ class DiscordStandIn:
         self._clock = Clock(time.time(), loop.time(), loop.time)
         self.bot_user = User(self._clock.new_id(), "painter", is_bot=True)
         self.token = f"stand-in.{secrets.token_urlsafe(20)}"
+        self.guilds: list[Guild] = []
         self.gateway = Gateway(self.token, self._ready, self._guild_payloads)
         self._state = State(self._clock, self.bot_user, self.gateway, self.token)
         self._state.users[self.bot_user.id] = self.bot_user
@@ -163,8 +165,7 @@ class DiscordStandIn:
         }
 
     def _guild_payloads(self) -> list[Json]:
-        guilds = self._state.guilds.values()
-        return [guild.payload(self.bot_user) for guild in guilds if guild.has_bot]
+        return [guild.payload(self.bot_user) for guild in self.guilds if guild.has_bot]
 
     # --------------------------------------------------------------------------- people and places
 
@@ -180,6 +181,7 @@ class DiscordStandIn:
         """Make a guild with one channel. Make it before the bot runs."""
         guild = Guild(self._clock.new_id(), name, has_bot, boost_tier)
         self._state.guilds[guild.id] = guild
+        self.guilds.append(guild)
         self.channel(guild, "general")
         return guild
 

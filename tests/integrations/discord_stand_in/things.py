@@ -474,6 +474,12 @@ class Interaction:
         return self.answer is not None
 
     @property
+    def private(self) -> list[Message]:
+        """The messages that only the user sees: the answer, or follow-ups."""
+        every = [self.original, *self.followups]
+        return [each for each in every if each is not None and each.only_for is self.user]
+
+    @property
     def message(self) -> Message:
         """The message that is the answer."""
         assert self.original is not None, f"the bot answered with {self.answer}, not a message"
