@@ -80,6 +80,7 @@ class BatchProgress:
         expected_end: when the last row will have ended at this rate; None if that is not known.
         spent: the credits that the account has lost since the batch began; None if nothing was
             submitted, or if the balance could not be read.
+        paused: why nothing is submitted for the moment; None if it does not pause.
         stopped: why no further row is submitted; None if nothing has stopped the batch.
     """
 
@@ -92,6 +93,7 @@ class BatchProgress:
     rate: float
     expected_end: datetime | None
     spent: float | None
+    paused: str | None
     stopped: str | None
 
 

@@ -144,7 +144,7 @@ class Batch:
         self._giving_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped: str | None = None
         self._error: BaseException | None = None  # the iteration ends with it
-        self._pause, self._pauses_until = 0.0, 0.0
+        self._pause, self._pauses_until, self._pause_reason = 0.0, 0.0, ""
         self._failures = 0  # in a row
         self._submitted = self._running = self._done = self._failed = self._unknown = 0
         self._waited_for = 0  # rows of this run whose submission was begun and that have not ended
@@ -185,6 +185,7 @@ class Batch:
             rate=rate or 0.0,
             expected_end=expected_end,
             spent=None if self._money.balance is None else self._money.spent,
+            paused=self._pause_reason if self._clock.time() < self._pauses_until else None,
             stopped=self._stopped,
         )
 
@@ -577,6 +578,7 @@ class Batch:
         self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
         asked = getattr(error, "retry_after", None) or 0.0
         self._pauses_until = self._clock.time() + max(self._pause, asked)
+        self._pause_reason = str(error)
 
     async def _has_stopped(self, seconds: float) -> bool:
         """Wait some service seconds, or until the batch stops; return whether it has."""

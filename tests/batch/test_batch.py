@@ -431,6 +431,24 @@ async def test_what_no_row_has_caused_pauses_the_batch(caplog: pytest.LogCapture
     assert sum("goes on" in line for line in lines) == 1
 
 
+async def test_the_progress_says_why_it_pauses() -> None:
+    """As long as it does; before and after that, None."""
+    faults = Faults()
+    async with (
+        Sandbox(api_key=API_KEY, faults=faults) as sandbox,
+        client_of(sandbox.url, retry=NO_PAUSES) as client,
+        client.generate_many(prompts(3), batch="b") as batch,
+    ):
+        faults.on("submit", first=3, do=answer_code(455))
+        assert batch.progress.paused is None
+        async with asyncio.timeout(60):
+            while (reason := batch.progress.paused) is None:  # noqa: ASYNC110 - no event says it
+                await asyncio.sleep(0.1)
+        assert "455" in reason
+        assert [item.error async for item in batch] == [None] * 3
+        assert batch.progress.paused is None
+
+
 async def test_a_journal_that_fails_pauses_the_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
