@@ -1,0 +1,420 @@
+"""The output folder of a batch: pictures, a line for each row, the journal; one run at a time.
+
+``results.jsonl`` has one line for each key that has succeeded, ``errors.jsonl`` the last line of
+each other key, ``metadata.jsonl`` a line for each picture, as the ``datasets`` library reads it.
+The journal decides what was bought. These files only repeat it, so a line that is missing after a
+crash or on a full disk is added by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .._wire.bodies import request_to_json
+from ..errors import APIError, DownloadError, InvalidRequestError, SubmissionUnknown, WaitTimeout
+from ..journal.sqlite.locks import open_private, sync, try_lock
+from ..requests import Request, UploadedURL, paths_of, prompt_of
+from .items import BatchItem
+
+BATCH, RESULTS, ERRORS, METADATA = "batch.json", "results.jsonl", "errors.jsonl", "metadata.jsonl"
+PICTURES, JOURNAL, GALLERY, LOCK = "pictures", "journal", "gallery.html", "batch.lock"
+NAME = "batch"  # of the batch; its keys are found in this folder's own journal only
+_VERSION = 1
+_IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".avif", ".heic")  # not the videos
+_FACTS = ("code", "http_status", "status", "problems", "reason", "url")  # of an error
+_Line = dict[str, Any]
+
+
+@attrs.define
+class BatchFolder:
+    """An output folder that this process has locked. Every method may block; call it in a thread.
+
+    Attributes:
+        path: the folder.
+        succeeded: the keys in ``results.jsonl``.
+        failed: what ``errors.jsonl`` says of each other key, without what may change.
+    """
+
+    path: Path
+    succeeded: set[str] = attrs.field(factory=set, repr=False)
+    failed: dict[str, tuple[object, ...]] = attrs.field(factory=dict, repr=False)
+    _lock: int = -1
+    _files: dict[str, int] = attrs.field(factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, path: Path, *, base_url: str, rows: int, source: str) -> BatchFolder:
+        """Lock a folder, and repair what a killed run has left; made if it is missing.
+
+        Args:
+            path: the folder.
+            base_url: the origin of the service.
+            rows: how many rows this run has.
+            source: the name of the file that they are from.
+
+        Raises:
+            InvalidRequestError: it cannot be used, belongs to another service, or another process
+                has it.
+            OSError: a file in it cannot be read or written.
+        """
+        _make(path)
+        lock = _locked(path)
+        folder = cls(path, lock=lock)
+        try:
+            _check_batch(path, base_url)
+            for name in (RESULTS, ERRORS, METADATA):
+                folder._files[name] = _opened(path / name)
+            folder._read()
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            facts = {"version": _VERSION, "base_url": base_url, "rows": rows}
+            _replace(path / BATCH, [_encoded({**facts, "input": source, "started": now})])
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def _read(self) -> None:
+        """Read which keys have a line, and rewrite the files that do not fit to the results."""
+        pictures: list[bytes] = []
+        for line in lines_of(self.path / RESULTS):
+            if (key := line.get("key")) not in self.succeeded:
+                pictures += map(_encoded, pictures_of(line))
+            self.succeeded.add(str(key))
+        self.tidy()
+        for line in lines_of(self.path / ERRORS):
+            self.failed[str(line["key"])] = _identity(line)
+        if (self.path / METADATA).read_bytes() != b"".join(pictures):
+            self._rewrite(METADATA, pictures)
+
+    def add(self, lines: Sequence[_Line]) -> None:
+        """Append the lines of rows that have ended, and sync them. What is there is left as it is.
+
+        Raises:
+            OSError: they cannot be written. Then no part of a line is left behind.
+        """
+        results, errors, pictures = list[bytes](), list[bytes](), list[bytes]()
+        succeeded, failed = set[str](), dict[str, tuple[object, ...]]()
+        for line in lines:
+            key = str(line["key"])
+            if "error" not in line:
+                if key not in self.succeeded and key not in succeeded:
+                    succeeded.add(key)
+                    results.append(_encoded(line))
+                    pictures += map(_encoded, pictures_of(line))
+            elif line["key"] is None or self.failed.get(key) != _identity(line):
+                failed[key] = _identity(line)
+                errors.append(_encoded(line))
+        for name, written in ((RESULTS, results), (ERRORS, errors), (METADATA, pictures)):
+            if written:
+                _append(self._files[name], b"".join(written))
+        self.succeeded |= succeeded
+        self.failed |= failed
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def tidy(self) -> None:
+        """Keep the last line of each key in ``errors.jsonl`` that is not in ``results.jsonl``."""
+        kept: dict[str, _Line] = {}
+        count = 0
+        for line in lines_of(self.path / ERRORS):
+            count += 1
+            kept.pop(str(line["key"]), None)
+            if not _is_superseded(line, self.succeeded):
+                kept[str(line["key"])] = line
+        size = (self.path / ERRORS).stat().st_size
+        whole = [_encoded(line) for line in kept.values()]
+        if len(kept) < count or size != sum(map(len, whole)):
+            self._rewrite(ERRORS, whole)
+
+    def _rewrite(self, name: str, lines: Sequence[bytes]) -> None:
+        """Replace one of the files at once, and go on with the new one."""
+        _replace(self.path / name, lines)
+        os.close(self._files.pop(name))
+        self._files[name] = _opened(self.path / name)
+
+
+# ─── lines ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def line_of(item: BatchItem, line: int | None, message: str = "") -> _Line:
+    """What ``results.jsonl`` or ``errors.jsonl`` says of a row.
+
+    Args:
+        item: what came of the row.
+        line: where it stands in its file; None if that is not known.
+        message: the error, for people who type commands.
+    """
+    details, error, prompt = item.details, item.error, prompt_of(item.request)
+    took = None if details is None else details.duration
+    facts: _Line = {
+        "key": item.key,
+        "line": line,
+        "index": item.index,
+        "metadata": dict(item.metadata),
+        "kind": None if item.request is None else type(item.request).__name__,
+        "request": None if item.request is None else _body(item.request),
+        "prompt": prompt if isinstance(prompt, str) else None,
+        "task_id": details.task_id if details is not None else getattr(error, "task_id", None),
+        "intent_id": getattr(item, "intent_id", None) or getattr(error, "intent_id", None),
+        "state": "succeeded" if error is None else _state_of(error),
+        "created_at": details and details.created_at and details.created_at.isoformat(),
+        "completed_at": details and details.completed_at and details.completed_at.isoformat(),
+        "seconds": None if took is None else took.total_seconds(),
+        "urls": [] if details is None else list(details.urls),
+        "files": [f"{PICTURES}/{path.name}" for path in item.paths],
+    }
+    if error is not None:
+        known = {name: getattr(error, name, None) for name in _FACTS}
+        facts["error"] = {"type": type(error).__name__, "message": message or str(error)}
+        facts["error"] |= {name: value for name, value in known.items() if value is not None}
+    return facts
+
+
+def _state_of(error: Exception) -> str:
+    """What became of a row that has not succeeded, in a word."""
+    if isinstance(error, SubmissionUnknown):
+        return "unknown"
+    if isinstance(error, InvalidRequestError):
+        return "invalid"
+    if isinstance(error, DownloadError):
+        return "not_downloaded"
+    if isinstance(error, WaitTimeout):
+        return "unfinished"
+    is_refusal = isinstance(error, APIError) and error.task_id is None
+    return "refused" if is_refusal else "failed"
+
+
+def _body(request: Request) -> _Line:
+    """A request as JSON, with the paths of its files in place of URLs."""
+    paths = paths_of(request)
+    if paths:
+        urls = list(getattr(request, "file_urls", ()))
+        for index in paths:
+            urls[index] = UploadedURL("https://midapi.invalid/")
+        fields: dict[str, Any] = {"file_urls": tuple(urls)}
+        request = attrs.evolve(request, **fields)
+    body: _Line = dict(request_to_json(request))
+    if isinstance(places := body.get("fileUrls"), list):
+        for index, path in paths.items():
+            places[index] = str(path)
+    return body
+
+
+def pictures_of(line: Mapping[str, Any]) -> Iterator[_Line]:
+    """The lines of ``metadata.jsonl`` for a line of ``results.jsonl``.
+
+    They have the two columns that ``load_dataset("imagefolder")`` wants, and some that help to find
+    the row again. Videos have none: it cannot load them.
+    """
+    text = line.get("prompt") or line["metadata"].get("prompt") or ""
+    notes = {f"metadata.{name}": value for name, value in line["metadata"].items()}
+    for index, name in enumerate(line["files"]):
+        if name.endswith(_IMAGES):
+            found = {"file_name": name, "text": text, "key": line["key"]}
+            yield {**found, "task_id": line["task_id"], "index": index, **notes}
+
+
+def _identity(line: _Line) -> tuple[object, ...]:
+    """What makes two errors of a row the same one."""
+    return (line["state"], line["error"]["type"], line["task_id"], line["intent_id"])
+
+
+def _is_superseded(line: _Line, succeeded: set[str]) -> bool:
+    """Whether an error is not worth a line any more."""
+    # A row without a key has a new line in each run.
+    return line["key"] is None or line["key"] in succeeded
+
+
+def lines_of(path: Path) -> Iterator[_Line]:
+    """The lines of a file of a batch, without a torn last line and what else is not one of ours."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for raw in file:
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                continue
+            if raw.endswith(b"\n") and isinstance(line, dict) and "key" in line:
+                yield line
+
+
+# ─── what it says of itself ──────────────────────────────────────────────────────────────────────
+
+
+def read_batch(path: Path) -> _Line:
+    """What ``batch.json`` says.
+
+    Raises:
+        InvalidRequestError: it is not there, or is not a batch's.
+    """
+    problem = "is not the output folder of a batch: it has no batch.json"
+    try:
+        facts = json.loads((path / BATCH).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        facts = None
+    except OSError as error:
+        facts, problem = None, f"cannot be read: {error.strerror}"
+    except ValueError:
+        facts, problem = None, "has a batch.json that is not valid JSON"
+    if not isinstance(facts, dict) or "base_url" not in facts:
+        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+    if facts.get("version") != _VERSION:
+        problem = "was written by another version of midapi, which is needed to go on with it"
+        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+    return facts
+
+
+def count_lines(path: Path) -> dict[str, int]:
+    """How many rows are in each state, for what the files of a folder say."""
+    succeeded = {str(line["key"]) for line in lines_of(path / RESULTS)}
+    states: dict[str, str] = {}
+    for line in lines_of(path / ERRORS):
+        if line["key"] not in succeeded:
+            states[str(line["key"])] = str(line.get("state"))
+    counts = {"succeeded": len(succeeded)}
+    for state in states.values():
+        counts[state] = counts.get(state, 0) + 1
+    return counts
+
+
+def process_of(path: Path) -> int | None:
+    """The process that runs the batch of a folder now; 0 if its number is not known, None if none.
+
+    Raises:
+        OSError: it cannot be found out.
+    """
+    try:
+        descriptor = open_private(path / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        return None if try_lock(descriptor, shared=True) else _number_in(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _number_in(descriptor: int) -> int:
+    text = os.pread(descriptor, 20, 0)
+    return int(text) if text.isdigit() else 0
+
+
+# ─── files ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _make(path: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        InvalidRequestError: it cannot be made, or nothing can be written there.
+    """
+    problem = ""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            problem = "is not writable"
+    except (FileExistsError, NotADirectoryError):
+        problem = "is not a folder"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        problem = f"cannot be used: {getattr(error, 'strerror', None) or error}"
+    if problem:
+        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock of the folder, until it is closed.
+
+    Raises:
+        InvalidRequestError: another process holds it.
+    """
+    descriptor = open_private(path / LOCK, os.O_RDWR | os.O_CREAT)
+    if not try_lock(descriptor):
+        number = _number_in(descriptor)
+        os.close(descriptor)
+        who = f"process {number}" if number else "another process"
+        problem = f"is in use: {who} runs this batch. Wait for it, or stop it with Ctrl-C"
+        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+    os.ftruncate(descriptor, 0)
+    with suppress(OSError):  # a full disk: then nobody is told the number
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _check_batch(path: Path, base_url: str) -> None:
+    """Refuse a folder whose rows were bought elsewhere."""
+    if not (path / BATCH).exists():
+        return
+    before = read_batch(path)["base_url"]
+    if before != base_url:
+        problem = f"was bought from {before}, and this would use {base_url}: use another folder"
+        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+
+
+def _opened(path: Path) -> int:
+    """A descriptor for appending to a file; what a killed process has left of a line is cut off."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    size = os.fstat(descriptor).st_size
+    end = size
+    while end:
+        start = max(0, end - 65_536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+    return descriptor
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    """Append to a file, wholly or not at all, and sync it."""
+    size = os.fstat(descriptor).st_size
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        sync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a file whole, at once: a reader sees the old or the new one, also after a crash."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            sync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    """A line as ASCII, in which no character can end it."""
+    return json.dumps(line).encode() + b"\n"
