@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from midapi_async import InvalidRequestError, MidAPIError, SubmissionUnknown, TaskDetails
@@ -12,6 +13,7 @@ from ._terminal import one_line, out_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -59,13 +61,20 @@ def usage_error(problem: str) -> CommandError:
     return CommandError("UsageError", problem, exit_code=USAGE)
 
 
-def command_error(error: Exception) -> CommandError:
-    """Any other exception as the error that ends the command."""
+def command_error(error: Exception, journal: Path | None = None) -> CommandError:
+    """Any other exception as the error that ends the command.
+
+    Args:
+        error: the exception.
+        journal: the folder of a journal that the environment does not name, or None.
+    """
     kind, text = type(error).__name__, _env.without_api_key(str(error))
     if isinstance(error, InvalidRequestError):
-        return CommandError(kind, _for_shells(error, text), facts=_facts(error), exit_code=USAGE)
+        return CommandError(
+            kind, _for_shells(error, text, journal), facts=_facts(error), exit_code=USAGE
+        )
     if isinstance(error, MidAPIError):
-        return CommandError(kind, _for_shells(error, text), facts=_facts(error))
+        return CommandError(kind, _for_shells(error, text, journal), facts=_facts(error))
     message = f"{text or 'no text'} ({kind}: this should not happen, please report it)"
     return CommandError(kind, message)
 
@@ -133,22 +142,28 @@ def in_commands(text: str) -> str:
     return text
 
 
-def _for_shells(error: MidAPIError, text: str) -> str:
+def _for_shells(error: MidAPIError, text: str, journal: Path | None) -> str:
     """The error's text, for somebody who types commands."""
     if isinstance(error, SubmissionUnknown):
-        return unknown_text(error.intent_id, error.reason, error.candidates)
+        return unknown_text(error.intent_id, error.reason, error.candidates, journal)
     text = in_commands(text)
     if isinstance(error, InvalidRequestError) and "is missing" in error.problems.get("api_key", ""):
         return f"{text}. These commands need no key: midapi demo, midapi sandbox"
     return text
 
 
-def unknown_text(intent_id: str, reason: str, candidates: Sequence[str] = ()) -> str:
+def unknown_text(
+    intent_id: str, reason: str, candidates: Sequence[str] = (), journal: Path | None = None
+) -> str:
     """What to say about a submission that may or may not have been accepted."""
     why = f" ({reason})" if reason else ""
     named = f" Callbacks named task {' and task '.join(candidates)} for it." if candidates else ""
-    if _env.journal_folder() is not None:
-        then = f"journal adopt {intent_id} TASK_ID. If not: midapi journal resubmit {intent_id}"
+    if journal is not None or _env.journal_folder() is not None:
+        where = "" if journal is None else f" --folder {shlex.quote(str(journal))}"
+        then = (
+            f"journal adopt {intent_id} TASK_ID{where}. If not: midapi journal resubmit "
+            f"{intent_id}{where}"
+        )
     else:
         then = (
             "task TASK_ID --wait --download. Set MIDAPI_JOURNAL to a folder, and such intents are "

@@ -191,8 +191,8 @@ _STDIN = "\0-"
 
 
 def with_stdin(arguments: Sequence[str]) -> list[str]:
-    """The arguments, so that a dash before a ``--`` can be an argument of ``midapi generate``."""
-    if "-" not in arguments or arguments[0] != "generate":
+    """The arguments, so that a dash before a ``--`` can stand for stdin."""
+    if "-" not in arguments or arguments[0] not in {"generate", "batch"}:
         return list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     marked = [_STDIN if each == "-" else each for each in arguments[:end]]

@@ -115,7 +115,7 @@ class Progress:
         return f"{self._doing}: {seconds(elapsed)}{usual}{problem}"
 
     async def __aenter__(self) -> Self:
-        console = _console()
+        console = stderr_console()
         self._since = asyncio.get_running_loop().time()
         self._ticker = asyncio.create_task(
             self._print_lines() if console is None else self._draw_bar(console)
@@ -154,7 +154,7 @@ class Progress:
                 await asyncio.sleep(_FRAME)
 
 
-def _console() -> Console | None:
+def stderr_console() -> Console | None:
     """A rich console, if stderr is a terminal that can move its cursor."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None

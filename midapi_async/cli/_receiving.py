@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from midapi_async import CallbackReceiver, MidAPIClient, ReceiverError
@@ -26,6 +27,7 @@ async def receiving(
     on_event: Callable[[Event], object],
     *,
     ack: Literal["auto", "manual"] = "auto",
+    journal: Path | None = None,
 ) -> AsyncIterator[tuple[MidAPIClient, CallbackReceiver | None]]:
     """An open client and its receiver, which is None without MIDAPI_PUBLIC_URL.
 
@@ -38,6 +40,7 @@ async def receiving(
         service: which MidAPI.
         on_event: called with each event of the client.
         ack: "manual": results do not count as taken.
+        journal: the folder of a journal that no bot shares; None for the environment's.
 
     Raises:
         InvalidRequestError: a variable of the environment is wrong.
@@ -49,7 +52,7 @@ async def receiving(
     choices: list[tuple[CallbackReceiver | None, str]] = []
     if receiver is not None and listens:
         choices.append((receiver, ""))
-    if receiver is not None and _env.journal_folder() is not None:
+    if receiver is not None and journal is None and _env.journal_folder() is not None:
         instead = "The program there takes them for this command if it shares MIDAPI_JOURNAL"
         choices.append((CallbackReceiver(_env.public_url()), instead if listens else ""))
     choices.append((None, "MidAPI is asked for no callbacks, and the result is found by polling"))
@@ -61,6 +64,7 @@ async def receiving(
                 proxy=service.proxy,
                 upload_url=service.upload_url if isinstance(service, UploadService) else None,
                 receiver=chosen,
+                journal=journal,
                 namespace=NAMESPACE,
                 ack=ack,
                 on_event=on_event,

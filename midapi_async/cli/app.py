@@ -26,6 +26,7 @@ from ._errors import BROKEN_PIPE, CommandError, command_error, in_commands, usag
 from ._interrupt import interrupted
 from ._options import with_stdin
 from ._terminal import one_line, say
+from .batch import batch
 from .credits import credits_left
 from .demo import demo
 from .doctor import doctor
@@ -51,6 +52,7 @@ app = App(
 )
 app.command(demo, sort_key=1)
 app.command(generate)
+app.command(batch, sort_key=3, usage="Usage: midapi batch [OPTIONS] FILE --output FOLDER")
 app.command(upscale, sort_key=3, usage=usage_of("upscale"))
 app.command(vary, sort_key=4, usage=usage_of("vary"))
 app.command(upload, sort_key=5, usage="Usage: midapi upload [OPTIONS] FILE [FILE ...]")

@@ -1,0 +1,169 @@
+"""The rows of a batch's file: all are checked first, then read again as they are bought."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import attrs
+from cyclopts import Group, Parameter
+
+from midapi_async import BatchRequest, InvalidRequestError, Upscale, Vary
+from midapi_async.batch.reading import FileRow, Format, format_of, picks_of, rows_of
+from midapi_async.batch.records import RowProblem
+from midapi_async.requests import has_several_jobs
+
+from ._errors import USAGE, CommandError, in_commands, usage_error
+from ._terminal import one_line, say
+
+STDIN = "-"
+_Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+
+
+@Parameter(name="*", group=Group("Rows", sort_key=10))
+@attrs.frozen(kw_only=True)
+class FileOptions:
+    """How the file is read.
+
+    Attributes:
+        format: What FILE is; if not given, its name says it (.csv, .jsonl, .txt), for stdin its
+            content.
+        template: A prompt for all rows, filled from their columns: "a {{animal}} in {{place}}".
+        expand: Make rows of Midjourney's {red, blue} and of --repeat 3 in prompts. Left as they
+            are, MidAPI may run and bill several jobs for one row, at a price that is not
+            documented. How many rows it makes is printed before anything is bought, or with
+            --dry-run.
+        limit: Only the first rows of the file, this many, as a trial.
+        upscale: FILE is picks.jsonl, from the gallery: buy a larger version of each picture in it.
+        vary: FILE is picks.jsonl, from the gallery: buy variations of each picture in it.
+    """
+
+    format: Format | None = None
+    template: str | None = None
+    expand: _Flag = False
+    limit: int | None = None
+    upscale: _Flag = False
+    vary: _Flag = False
+
+
+@attrs.define
+class Rows:
+    """The rows of a file, read again each time that this is iterated.
+
+    Attributes:
+        lines: the line in the file of each row that is bought.
+        count: how many rows the file has, before any were expanded.
+    """
+
+    _data: bytes
+    _form: Format
+    _options: FileOptions
+    _folder: Path
+    lines: array[int] = attrs.field(factory=lambda: array("L"))
+    count: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        for row in self.read():
+            if isinstance(row, FileRow):
+                yield BatchRequest(row.request, row.key, row.metadata)
+
+    @property
+    def noun(self) -> str:
+        """What they are called, in the plural."""
+        return "rows" if self.count == len(self.lines) else "jobs"
+
+    @property
+    def said(self) -> str:
+        """How many there are, in words."""
+        rows = f"{self.count} row{'s'[: self.count != 1]}"
+        return rows if self.count == len(self.lines) else f"{rows} (which make {len(self)} jobs)"
+
+    def read(self, *, check_files: bool = False) -> Iterator[FileRow | RowProblem]:
+        """Each row, or what is wrong with it, as far as they are wanted."""
+        options, seen, last = self._options, 0, -1
+        if options.upscale or options.vary:
+            rows = picks_of(self._data, Upscale if options.upscale else Vary)
+        else:
+            rows = rows_of(
+                self._data,
+                self._form,
+                template=options.template,
+                expand=options.expand,
+                folder=self._folder,
+                check_files=check_files,
+            )
+        for row in rows:
+            seen += row.line != last
+            last = row.line
+            if options.limit is not None and seen > options.limit:
+                return
+            yield row
+
+
+def read_rows(source: str, options: FileOptions) -> Rows:
+    """The rows of a file, all of them checked.
+
+    Raises:
+        InvalidRequestError: it cannot be read.
+        CommandError: a row is not valid; all such rows were printed.
+    """
+    if options.limit is not None and options.limit < 1:
+        raise InvalidRequestError({"limit": f"must be 1 or more, got {options.limit}"})
+    if options.upscale and options.vary:
+        raise usage_error("--upscale and --vary exclude each other")
+    data = _bytes_of(source)
+    folder = Path() if source == STDIN else Path(source).parent
+    form = options.format or format_of(source, data, options.template)
+    rows = Rows(data, form, options, folder)
+    problems: list[RowProblem] = []
+    several, last = 0, -1
+    for row in rows.read(check_files=True):
+        if isinstance(row, RowProblem):
+            problems.append(row)
+            continue
+        rows.lines.append(row.line)
+        several += has_several_jobs(row.request)
+        rows.count += row.line != last
+        last = row.line
+    if problems:
+        raise _invalid(source, problems, rows.count)
+    if not rows.lines:
+        raise InvalidRequestError({"file": f"{source!r} has no rows"})
+    if several:
+        say(
+            f"midapi: WARNING: {several} of {rows.said} have a prompt with {{…, …}} or --repeat: "
+            "it is not known how many jobs MidAPI runs and bills for it. --expand makes rows of it"
+        )
+    return rows
+
+
+def _invalid(source: str, problems: list[RowProblem], valid: int) -> CommandError:
+    for each in problems:
+        say(f"{source}:{each.line}: {one_line(in_commands(each.problem))}")
+    bad = len({each.line for each in problems})
+    are = "row is" if bad + valid == 1 else "rows are" if bad > 1 else "rows is"
+    return CommandError(
+        "InvalidRows",
+        f"{bad} of {bad + valid} {are} not valid. Nothing was bought",
+        facts={"problems": [attrs.asdict(each) for each in problems], "valid": valid},
+        exit_code=USAGE,
+    )
+
+
+def _bytes_of(source: str) -> bytes:
+    """The content of a file, or of stdin.
+
+    Raises:
+        InvalidRequestError: it cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+    except (AttributeError, OSError, ValueError) as error:  # stdin is None if it was closed
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidRequestError({"file": f"{source!r} cannot be read: {reason}"}) from None

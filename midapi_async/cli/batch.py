@@ -1,0 +1,406 @@
+"""``midapi batch``: buy a file of prompts into a folder, and go on where an earlier run ended."""
+# ruff: noqa: D417 - the options in groups are described where the groups are
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import attrs
+from cyclopts import Group, Parameter
+
+from midapi_async import Batch, BatchItem, BatchProgress, InvalidRequestError, MidAPIError, State
+from midapi_async.batch.folder import (
+    ERRORS,
+    GALLERY,
+    JOURNAL,
+    NAME,
+    PICTURES,
+    RESULTS,
+    BatchFolder,
+    line_of,
+)
+from midapi_async.batch.gallery import write_gallery
+from midapi_async.config import settings
+
+from ._batch_display import BatchDisplay
+from ._batch_rows import STDIN, FileOptions, Rows, read_rows
+from ._batch_status import print_status
+from ._common import Output, run_async
+from ._errors import FAILED, CommandError, command_error, usage_error
+from ._folder import opened_journal
+from ._interrupt import interrupted, sigterm_as_ctrl_c
+from ._options import UploadService, is_stdin
+from ._receiving import receiving
+from ._terminal import one_line, out_json, say
+from .credits import amount
+
+_T = TypeVar("_T")
+_Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+_AT_ONCE = 500  # items whose lines are written together
+_GALLERY_GAP = 5.0  # seconds between two pages while the batch runs
+
+
+@Parameter(name="*", group=Group("Buying", sort_key=15))
+@attrs.frozen(kw_only=True)
+class Buying:
+    """How the rows are bought.
+
+    Attributes:
+        max_credits: The most credits that this run may spend, counted by the account's balance; no
+            limit if not given. The first row runs alone, to see what one costs.
+        running: How many rows may be under way at a time.
+        retry_failed: Also buy those rows again, once, whose task has failed at MidAPI in an earlier
+            run. Rows that MidAPI has refused are tried again in any case: they cost nothing.
+        on_unknown: What to do after a row of which it cannot be known whether it was bought: go on
+            and report it, or stop. It is never bought again by itself.
+        stop_after_failures: How many rows must fail, one after another, to stop; 0 for never.
+    """
+
+    max_credits: float | None = None
+    running: Annotated[int, Parameter(show_default=True)] = 100
+    retry_failed: _Flag = False
+    on_unknown: Annotated[Literal["report", "stop"], Parameter(show_default=True)] = "report"
+    stop_after_failures: Annotated[int, Parameter(show_default=True)] = 20
+
+    def check(self) -> None:
+        """Check the numbers, before anything is made.
+
+        Raises:
+            InvalidRequestError: one of them makes no sense.
+        """
+        problems = {}
+        if self.max_credits is not None and not self.max_credits > 0:
+            problems["max-credits"] = f"must be above 0, got {self.max_credits:g}"
+        if self.running < 1:
+            problems["running"] = f"must be 1 or more, got {self.running}"
+        if self.stop_after_failures < 0:
+            problems["stop-after-failures"] = f"must be 0 or more, got {self.stop_after_failures}"
+        if problems:
+            raise InvalidRequestError(problems)
+
+
+_FILE, _BUYING, _SERVICE, _OUTPUT = FileOptions(), Buying(), UploadService(), Output()
+
+
+def batch(
+    file: Annotated[str | None, Parameter(name="FILE")] = None,
+    /,
+    *,
+    folder: Annotated[Path | None, Parameter(name="--output")] = None,
+    dry_run: _Flag = False,
+    status: _Flag = False,
+    reading: FileOptions = _FILE,
+    buying: Buying = _BUYING,
+    service: UploadService = _SERVICE,
+    output: Output = _OUTPUT,
+) -> int:
+    """Buy all rows of a file, and download their pictures into a folder. This costs credits.
+
+    Each row is bought once. Ctrl-C, a crash or a full disk lose nothing: the same command goes on
+    from there, also with more rows in the file. The folder gets the pictures, results.jsonl and
+    errors.jsonl with a line for each row, metadata.jsonl, from which the datasets library loads it,
+    gallery.html to look at, and the journal of what was bought.
+
+    Exit code 0 if all rows have succeeded, 1 if any has failed, is unknown or was not submitted, 2
+    if a row is not valid (then nothing was bought), 130 after Ctrl-C.
+
+    Args:
+        file: CSV or JSON Lines with columns or members named like the options of midapi generate
+            (also key and metadata.NAME), or plain text with one prompt on each line; - reads stdin.
+        folder: Where everything goes; made if it is missing. The same folder can take several
+            files. Needed unless --dry-run is given.
+        dry_run: Check each row, and list those that are not valid with their line numbers. Nothing
+            is sent, and no API key is needed.
+        status: Only print how far the batch in the folder is, also while another process runs it.
+            Needs no FILE, no API key and no network.
+    """
+    if (file is None and not status) or (folder is None and not dry_run):
+        missing = "FILE" if file is None and not status else "--output"
+        raise usage_error(f"{missing} is missing: midapi batch FILE --output FOLDER")
+    if status and folder is not None:
+        return print_status(folder, output)
+    buying.check()
+    source = STDIN if is_stdin(str(file)) else str(file)
+    rows = read_rows(source, reading)
+    if dry_run or folder is None:
+        _print_counts(rows, output)
+        return 0
+    if rows.count < len(rows):
+        say(f"{rows.said}: each job costs credits.")
+    origin = str(settings(service.api_key(), service.base_url).base_url.origin())
+    try:
+        opened = BatchFolder.open(folder, base_url=origin, rows=len(rows), source=source)
+        run = _Run(rows, opened, buying, service, output)
+        try:
+            return run_async(run.carry_out(), output) or run.exit_code
+        finally:
+            opened.close()
+    except OSError as error:
+        raise _cannot_write(error, folder) from None
+
+
+def _print_counts(rows: Rows, output: Output) -> None:
+    """Print how many rows and jobs there are."""
+    if output.as_json:
+        out_json({"rows": rows.count, "jobs": len(rows)})
+    say(f"Every row is valid: {rows.said}. Nothing was sent.")
+
+
+@attrs.define
+class _Run:
+    """One run of the command.
+
+    Attributes:
+        rows: what is bought.
+        folder: the output folder, locked.
+        buying: how.
+        service: which MidAPI to use.
+        output: what to print.
+        progress: how far it got; None before the batch has begun.
+        error: what has stopped it.
+        is_interrupted: whether Ctrl-C has.
+        exit_code: of the process.
+    """
+
+    rows: Rows
+    folder: BatchFolder
+    buying: Buying
+    service: UploadService
+    output: Output
+    progress: BatchProgress | None = None
+    error: Exception | None = None
+    is_interrupted: bool = False
+    exit_code: int = FAILED
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _has_warned: bool = False
+
+    async def carry_out(self) -> None:
+        """Buy the rows, record what came of each, and say how far it got.
+
+        Raises:
+            CommandError: it did not get to the end.
+        """
+        try:
+            with sigterm_as_ctrl_c():
+                await self._buy()
+        except asyncio.CancelledError:
+            # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
+            self.is_interrupted = True
+        except (MidAPIError, OSError) as error:
+            self.error = error
+        if self.progress is None:  # it has not begun
+            if self.error is not None:
+                raise self.error
+            raise interrupted("Nothing was bought.")
+        with suppress(OSError):  # a full disk; the next run does it
+            await asyncio.to_thread(self.folder.tidy)
+        await self._write_gallery(only_if_needed=True)
+        await self._finish(self.progress)
+
+    async def _buy(self) -> None:
+        display = BatchDisplay(len(self.rows), self.rows.noun)
+        journal = self.folder.path / JOURNAL
+        async with receiving(self.service, display.take, journal=journal) as (client, _):
+            batch = client.generate_many(
+                self.rows,
+                batch=NAME,
+                running=self.buying.running,
+                on_unknown=self.buying.on_unknown,
+                stop_after_failures=self.buying.stop_after_failures or None,
+                max_credits=self.buying.max_credits,
+                download_to=self.folder.path / PICTURES,
+                retry_failed=self.buying.retry_failed,
+            )
+            async with batch:
+                try:
+                    async with display.of(batch):
+                        await self._record_all(batch)
+                except asyncio.CancelledError:
+                    say(
+                        "Waiting for MidAPI's answers to what was sent already (Ctrl-C again ends "
+                        "this, too) …"
+                    )
+                    raise
+                finally:
+                    self.progress = batch.progress
+
+    async def _record_all(self, batch: Batch) -> None:
+        """Record each item as it comes, and rewrite the gallery from time to time."""
+        gallery = asyncio.create_task(self._keep_gallery())
+        try:
+            is_over = False
+            while not is_over:
+                items, is_over = await self._next_items(batch)
+                lines = [self._line(each) for each in items if not self._is_known(each)]
+                if lines:
+                    await _to_end(self.folder.add, lines)
+                    self._changed.set()
+        finally:
+            gallery.cancel()
+            await asyncio.wait({gallery})
+        if self.error is not None:
+            raise self.error
+
+    async def _next_items(self, batch: Batch) -> tuple[list[BatchItem], bool]:
+        """The items that are there, at least one; and whether these are the last ones."""
+        items: list[BatchItem] = []
+        try:
+            items.append(await anext(batch))
+            async with asyncio.timeout(0):
+                while len(items) < _AT_ONCE:
+                    items.append(await anext(batch))
+        except TimeoutError:
+            return items, False
+        except StopAsyncIteration:
+            return items, True
+        except MidAPIError as error:  # it has stopped the batch; the items come first
+            self.error = error
+            return items, True
+        return items, False
+
+    def _is_known(self, item: BatchItem) -> bool:
+        return item.error is None and item.key in self.folder.succeeded
+
+    def _line(self, item: BatchItem) -> dict[str, object]:
+        message = "" if item.error is None else command_error(item.error, self._journal).message
+        return line_of(item, self.rows.lines[item.index], one_line(message))
+
+    # ─── the gallery ─────────────────────────────────────────────────────────────────────────────
+
+    async def _keep_gallery(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._write_gallery()
+            await asyncio.sleep(_GALLERY_GAP)
+
+    async def _write_gallery(self, *, only_if_needed: bool = False) -> None:
+        if only_if_needed and not self._changed.is_set() and not self._is_stale():
+            return
+        try:
+            await _to_end(write_gallery, self.folder.path)
+        except Exception as error:  # noqa: BLE001 - a page must not end what is paid for
+            if not self._has_warned:
+                self._has_warned = True
+                again = f"midapi gallery {shlex.quote(str(self.folder.path))}"
+                say(
+                    f"midapi: WARNING: {GALLERY} was not written: {one_line(error)}. Later: {again}"
+                )
+
+    def _is_stale(self) -> bool:
+        """Whether the page is older than what it shows."""
+        try:
+            page = (self.folder.path / GALLERY).stat().st_mtime_ns
+            names = (RESULTS, ERRORS)
+            return any((self.folder.path / each).stat().st_mtime_ns > page for each in names)
+        except OSError:
+            return True
+
+    # ─── the end ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _finish(self, progress: BatchProgress) -> None:
+        """Say how far it got.
+
+        Raises:
+            CommandError: it was interrupted, or something has stopped it.
+        """
+        facts = await self._facts(progress)
+        is_complete = facts["succeeded"] == len(self.rows)
+        if self.is_interrupted:
+            raise interrupted(self._interruption(facts), **facts)
+        for line in self._summary(facts):
+            say(line)
+        if self.error is not None:
+            ended = self._stopped_by(self.error)
+            ended.facts = {**ended.facts, **facts}
+            raise ended
+        if self.output.as_json:
+            out_json(facts)
+        self.exit_code = 0 if is_complete else FAILED
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder.path / JOURNAL
+
+    async def _facts(self, progress: BatchProgress) -> dict[str, object]:
+        path, running = self.folder.path, 0
+        if self.is_interrupted or self.error is not None:
+            async with opened_journal(self._journal) as journal:
+                counts = (await journal.stats()).counts
+            running = sum(counts.get(each, 0) for each in (State.ACCEPTED, State.CALLED_BACK))
+        ended = progress.done + progress.failed + progress.unknown
+        return {
+            "rows": self.rows.count,
+            "jobs": len(self.rows),
+            "succeeded": progress.done,
+            "failed": progress.failed,
+            "unknown": progress.unknown,
+            "running": running,
+            "not_submitted": max(0, len(self.rows) - ended - running),
+            "credits_spent": progress.spent,
+            "stopped": progress.stopped,
+            "output": str(path),
+            "pictures": str(path / PICTURES),
+            "results": str(path / RESULTS),
+            "errors": str(path / ERRORS),
+            "gallery": str(path / GALLERY),
+        }
+
+    def _interruption(self, facts: dict[str, object]) -> str:
+        running = facts["running"]
+        goes_on = f" Still running at MidAPI, and paid for: {running}." if running else ""
+        done = f"{facts['succeeded']} of {self.rows.said} succeeded, {facts['failed']} failed"
+        return f"{done}.{goes_on} The same command goes on from here"
+
+    def _summary(self, facts: dict[str, object]) -> Iterator[str]:
+        """The lines for people at the end: what came of the rows, and what to do next."""
+        names = ("failed", "unknown", "running", "not_submitted")
+        counts = [f"{facts[name]} {name.replace('_', ' ')}" for name in names if facts[name]]
+        counts = [f"{facts['succeeded']} succeeded", *counts]
+        spent = facts["credits_spent"]
+        paid = f" {amount(spent)} credits spent." if isinstance(spent, float | int) else ""
+        yield f"{self.rows.said}: {', '.join(counts)}.{paid}"
+        yield f"Pictures: {facts['pictures']}"
+        yield f"Look at them: {facts['gallery']}"
+        if facts["failed"]:
+            yield f"Why rows have failed: {facts['errors']}"
+            yield "The same command tries those again that cost nothing; for the others, add"
+            yield "  --retry-failed"
+        if facts["unknown"]:
+            yield "Unknown rows may have been paid. Look for them in MidAPI's log, then decide:"
+            yield f"  midapi journal list unknown --folder {shlex.quote(str(self._journal))}"
+        if facts["running"] or facts["not_submitted"]:
+            yield "The same command goes on from here."
+
+    def _stopped_by(self, error: Exception) -> CommandError:
+        if isinstance(error, OSError):
+            return _cannot_write(error, self.folder.path)
+        return command_error(error, self._journal)
+
+
+def _cannot_write(error: OSError, folder: Path) -> CommandError:
+    """The error for a file of the output folder that cannot be read or written."""
+    where = error.filename or folder
+    reason = error.strerror or error
+    return CommandError(
+        "OSError",
+        f"{where} cannot be written: {reason}. Nothing that was bought is lost: the same command "
+        "goes on when that is mended",
+    )
+
+
+async def _to_end(function: Callable[..., _T], *arguments: object) -> _T:
+    """Call a function in a thread; after Ctrl-C, wait for its end first."""
+    job = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    try:
+        await asyncio.wait({job})
+    except asyncio.CancelledError:
+        await asyncio.wait({job})
+        job.exception()
+        raise
+    return job.result()
