@@ -29,6 +29,7 @@ PICTURES, JOURNAL, GALLERY, LOCK = "pictures", "journal", "gallery.html", "batch
 NAME = "batch"  # of the batch; its keys are found in this folder's own journal only
 _VERSION = 1
 _IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".avif", ".heic")  # not the videos
+COUNTS = ("succeeded", "failed", "unknown")
 _FACTS = ("code", "http_status", "status", "problems", "reason", "url")  # of an error
 _Line = dict[str, Any]
 
@@ -46,6 +47,8 @@ class BatchFolder:
     path: Path
     succeeded: set[str] = attrs.field(factory=set, repr=False)
     failed: dict[str, tuple[object, ...]] = attrs.field(factory=dict, repr=False)
+    _prompts: dict[str, str] = attrs.field(factory=dict, repr=False)  # by task id
+    _facts: _Line = attrs.field(factory=dict, repr=False)  # of batch.json
     _lock: int = -1
     _files: dict[str, int] = attrs.field(factory=dict, repr=False)
 
@@ -68,13 +71,18 @@ class BatchFolder:
         lock = _locked(path)
         folder = cls(path, lock=lock)
         try:
-            _check_batch(path, base_url)
+            before = _batch_before(path, base_url)
             for name in (RESULTS, ERRORS, METADATA):
                 folder._files[name] = _opened(path / name)
             folder._read()
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            facts = {"version": _VERSION, "base_url": base_url, "rows": rows}
-            _replace(path / BATCH, [_encoded({**facts, "input": source, "started": now})])
+            run = {"base_url": base_url, "rows": rows, "input": source}
+            folder._facts = {"version": _VERSION, **run, "started": _now()}
+            if run.items() <= before.items() and "progress" in before:
+                # The same again: until it is known better, it is as far as it was.
+                folder._facts["progress"] = before["progress"]
+                folder._write_batch()
+            else:
+                folder.note(dict.fromkeys(COUNTS, 0))
         except BaseException:
             folder.close()
             raise
@@ -84,9 +92,9 @@ class BatchFolder:
         """Read which keys have a line, and rewrite the files that do not fit to the results."""
         pictures: list[bytes] = []
         for line in lines_of(self.path / RESULTS):
-            if (key := line.get("key")) not in self.succeeded:
-                pictures += map(_encoded, pictures_of(line))
-            self.succeeded.add(str(key))
+            if (key := str(line["key"])) not in self.succeeded:
+                pictures += map(_encoded, self._pictures_of(line))
+            self.succeeded.add(key)
         self.tidy()
         for line in lines_of(self.path / ERRORS):
             self.failed[str(line["key"])] = _identity(line)
@@ -107,15 +115,46 @@ class BatchFolder:
                 if key not in self.succeeded and key not in succeeded:
                     succeeded.add(key)
                     results.append(_encoded(line))
-                    pictures += map(_encoded, pictures_of(line))
+                    pictures += map(_encoded, self._pictures_of(line))
             elif line["key"] is None or self.failed.get(key) != _identity(line):
                 failed[key] = _identity(line)
                 errors.append(_encoded(line))
-        for name, written in ((RESULTS, results), (ERRORS, errors), (METADATA, pictures)):
-            if written:
-                _append(self._files[name], b"".join(written))
+        self._append(RESULTS, results)
         self.succeeded |= succeeded
+        self._append(METADATA, pictures)
+        self._append(ERRORS, errors)
         self.failed |= failed
+        for key in succeeded & self.failed.keys():
+            del self.failed[key]
+
+    def _pictures_of(self, line: _Line) -> Iterator[_Line]:
+        """The lines of ``metadata.jsonl`` for one of ``results.jsonl``: one for each picture.
+
+        They have the two columns that ``load_dataset("imagefolder")`` wants, and some that help to
+        find the row again. Videos have none: it cannot load them. A larger picture has the prompt
+        of the task that it was picked from.
+        """
+        text = line["prompt"] or self._prompts.get((line["request"] or {}).get("taskId", ""), "")
+        self._prompts[str(line["task_id"])] = text
+        notes = {f"metadata.{name}": value for name, value in line["metadata"].items()}
+        for index, name in enumerate(line["files"]):
+            if name.endswith(_IMAGES):
+                found = {"file_name": name, "text": text, "key": line["key"]}
+                yield {**found, "task_id": line["task_id"], "index": index, **notes}
+
+    def _append(self, name: str, lines: Sequence[bytes]) -> None:
+        if lines:
+            _append(self._files[name], b"".join(lines))
+
+    def note(self, progress: Mapping[str, object]) -> None:
+        """Write into ``batch.json`` how far the run is: other processes cannot know it better."""
+        states = (str(state) for state, *_ in self.failed.values())
+        lines = _counted(len(self.succeeded), states)
+        self._facts["progress"] = {**progress, "at": _now(), "lines": lines}
+        self._write_batch()
+
+    def _write_batch(self) -> None:
+        _replace(self.path / BATCH, [_encoded(self._facts)])
 
     def close(self) -> None:
         """Unlock the folder."""
@@ -213,20 +252,6 @@ def _body(request: Request) -> _Line:
     return body
 
 
-def pictures_of(line: Mapping[str, Any]) -> Iterator[_Line]:
-    """The lines of ``metadata.jsonl`` for a line of ``results.jsonl``.
-
-    They have the two columns that ``load_dataset("imagefolder")`` wants, and some that help to find
-    the row again. Videos have none: it cannot load them.
-    """
-    text = line.get("prompt") or line["metadata"].get("prompt") or ""
-    notes = {f"metadata.{name}": value for name, value in line["metadata"].items()}
-    for index, name in enumerate(line["files"]):
-        if name.endswith(_IMAGES):
-            found = {"file_name": name, "text": text, "key": line["key"]}
-            yield {**found, "task_id": line["task_id"], "index": index, **notes}
-
-
 def _identity(line: _Line) -> tuple[object, ...]:
     """What makes two errors of a row the same one."""
     return (line["state"], line["error"]["type"], line["task_id"], line["intent_id"])
@@ -272,25 +297,41 @@ def read_batch(path: Path) -> _Line:
         facts, problem = None, f"cannot be read: {error.strerror}"
     except ValueError:
         facts, problem = None, "has a batch.json that is not valid JSON"
-    if not isinstance(facts, dict) or "base_url" not in facts:
+    if not isinstance(facts, dict) or "version" not in facts:
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
-    if facts.get("version") != _VERSION:
+    if facts["version"] != _VERSION:
         problem = "was written by another version of midapi, which is needed to go on with it"
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     return facts
 
 
-def count_lines(path: Path) -> dict[str, int]:
-    """How many rows are in each state, for what the files of a folder say."""
+def counts_of(path: Path, batch: Mapping[str, Any]) -> dict[str, int]:
+    """How many rows of the last run have succeeded, failed, and are unknown.
+
+    Args:
+        path: the folder.
+        batch: what `read_batch` has returned. A run writes it every few seconds; what has got a
+            line since then is added here.
+    """
     succeeded = {str(line["key"]) for line in lines_of(path / RESULTS)}
-    states: dict[str, str] = {}
-    for line in lines_of(path / ERRORS):
-        if line["key"] not in succeeded:
-            states[str(line["key"])] = str(line.get("state"))
-    counts = {"succeeded": len(succeeded)}
-    for state in states.values():
-        counts[state] = counts.get(state, 0) + 1
-    return counts
+    states = {
+        str(line["key"]): str(line.get("state"))
+        for line in lines_of(path / ERRORS)
+        if line["key"] not in succeeded
+    }
+    now, progress = _counted(len(succeeded), states.values()), batch["progress"]
+    since = {name: now[name] - progress["lines"][name] for name in COUNTS}
+    return {name: max(0, progress[name] + since[name]) for name in COUNTS}
+
+
+def _counted(succeeded: int, states: Iterable[str]) -> dict[str, int]:
+    of_errors = [*states]
+    unknown = of_errors.count("unknown")
+    return {"succeeded": succeeded, "failed": len(of_errors) - unknown, "unknown": unknown}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def process_of(path: Path) -> int | None:
@@ -355,14 +396,20 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _check_batch(path: Path, base_url: str) -> None:
-    """Refuse a folder whose rows were bought elsewhere."""
+def _batch_before(path: Path, base_url: str) -> _Line:
+    """What ``batch.json`` says of the run before; nothing if there was none.
+
+    Raises:
+        InvalidRequestError: its rows were bought elsewhere.
+    """
     if not (path / BATCH).exists():
-        return
-    before = read_batch(path)["base_url"]
-    if before != base_url:
-        problem = f"was bought from {before}, and this would use {base_url}: use another folder"
+        return {}
+    before = read_batch(path)
+    if before["base_url"] != base_url:
+        seller = before["base_url"]
+        problem = f"was bought from {seller}, and this would use {base_url}: use another folder"
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+    return before
 
 
 def _opened(path: Path) -> int:

@@ -63,7 +63,7 @@ class BatchDisplay:
         speed = [f"{now.rate:.3g} a minute"] if now.rate else []
         # The balance is read after every 20 submissions: what it shows is what was spent at least.
         speed += [f"{amount(now.spent)} credits spent so far"] if now.spent else []
-        speed += _left(now.expected_end)
+        speed += [left_until(now.expected_end)] if now.expected_end is not None else []
         found = [f"{ended} of {self._total} {self._noun}: {', '.join(counts)}", ", ".join(speed)]
         return [*found, self._waits(now)]
 
@@ -137,10 +137,8 @@ class BatchDisplay:
         return bar.append(("-" if console.options.ascii_only else "─") * (width - drawn), "dim")
 
 
-def _left(end: datetime | None) -> list[str]:
-    """How long it still takes, in words; nothing if that is not known."""
-    if end is None:
-        return []
+def left_until(end: datetime) -> str:
+    """How long it still takes until a moment, in words."""
     left = max((end - datetime.now(UTC)).total_seconds(), 0.0)
     at = end.astimezone().strftime("%H:%M" if left < _DAY else "%Y-%m-%d %H:%M")
-    return [f"about {seconds(left)} left, until {at}"]
+    return f"about {seconds(left)} left, until {at}"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from midapi_async import State
-from midapi_async.batch.folder import GALLERY, JOURNAL, count_lines, process_of, read_batch
+from midapi_async.batch.folder import GALLERY, JOURNAL, counts_of, process_of, read_batch
 
+from ._batch_display import left_until
 from ._common import Output, run_async
 from ._errors import CommandError
 from ._folder import folder_of, opened_journal
 from ._terminal import out, out_json
 
 _RUNNING = (State.SENDING, State.RESTING, State.ACCEPTED, State.CALLED_BACK)
+_PASSING = ("rate", "expected_end", "paused")  # what is said only while it runs
 
 
 def print_status(folder: Path, output: Output) -> int:
@@ -24,62 +29,59 @@ def print_status(folder: Path, output: Output) -> int:
     """
     batch = read_batch(folder)
     try:
-        lines, process = count_lines(folder), process_of(folder)
+        facts = {**batch["progress"], **counts_of(folder, batch), "process": process_of(folder)}
     except OSError as error:
         text = f"{error.filename or folder} cannot be read: {error.strerror}"
         raise CommandError("OSError", text) from None
-    return run_async(_print(folder, batch, lines, process, output), output)
+    return run_async(_print(folder, batch, facts, output), output)
 
 
 async def _print(
-    folder: Path,
-    batch: dict[str, object],
-    lines: dict[str, int],
-    process: int | None,
-    output: Output,
+    folder: Path, batch: dict[str, Any], facts: dict[str, Any], output: Output
 ) -> None:
-    counts: dict[State, int] = {}
+    counts: Mapping[State, int] = {}
     if (folder / JOURNAL).is_dir():  # else it has not begun
         async with opened_journal(folder_of(folder / JOURNAL)) as journal:
-            counts = {**(await journal.stats()).counts}
-    facts = facts_of(folder, batch, lines, counts, process)
-    if output.as_json:
-        out_json(facts)
-        return
-    who = f"process {process}" if process else "another process"
-    state = "not running now" if process is None else f"{who} is running it"
-    out(f"{folder}: {batch['rows']} rows of {batch['input']}, {state}")
-    for name in ("succeeded", "failed", "unknown", "running", "not_submitted"):
-        out(f"{facts[name]} {name.replace('_', ' ')}")
-    out(f"Look at it: {facts['gallery']}")
-
-
-def facts_of(
-    folder: Path,
-    batch: dict[str, object],
-    lines: dict[str, int],
-    counts: dict[State, int],
-    process: int | None,
-) -> dict[str, object]:
-    """The figures, for JSON. The journal knows what is bought, the lines what has ended."""
-    succeeded, unknown = lines["succeeded"], counts.get(State.UNKNOWN, 0)
-    failed = sum(lines.values()) - succeeded - lines.get("unknown", 0)
-    fetched = succeeded + lines.get("not_downloaded", 0)
-    running = sum(counts.get(each, 0) for each in _RUNNING)
-    running += max(0, counts.get(State.SUCCEEDED, 0) - fetched)  # being downloaded
-    rows = batch["rows"]
-    left = rows - succeeded - failed - unknown - running if isinstance(rows, int) else 0
-    return {
-        "rows": rows,
-        "succeeded": succeeded,
-        "failed": failed,
-        "unknown": unknown,
+            counts = (await journal.stats()).counts
+    known = sum(facts[name] for name in ("succeeded", "failed", "unknown"))
+    running = min(sum(counts.get(each, 0) for each in _RUNNING), max(0, batch["rows"] - known))
+    is_live = facts["process"] is not None
+    found = {
+        "rows": batch["rows"],
+        "succeeded": facts["succeeded"],
+        "failed": facts["failed"],
+        "unknown": facts["unknown"],
         "running": running,
-        "not_submitted": max(0, left),
-        "process": process,
-        "input": batch.get("input"),
-        "base_url": batch.get("base_url"),
-        "started": batch.get("started"),
+        "not_submitted": max(0, batch["rows"] - known - running),
+        **{name: facts.get(name) if is_live else None for name in _PASSING},
+        "credits_spent": facts.get("credits_spent"),
+        "stopped": facts.get("stopped"),
+        "process": facts["process"],
+        "input": batch["input"],
+        "base_url": batch["base_url"],
+        "started": batch["started"],
         "output": str(folder),
         "gallery": str(folder / GALLERY),
     }
+    if output.as_json:
+        out_json(found)
+    else:
+        for line in _lines(folder, found):
+            out(line)
+
+
+def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
+    """The figures for people."""
+    process = found["process"]
+    who = "not running now" if process is None else f"process {process or '?'} is running it"
+    yield f"{folder}: {found['rows']} rows of {found['input']}, {who}"
+    for name in ("succeeded", "failed", "unknown", "running", "not_submitted"):
+        yield f"{found[name]} {name.replace('_', ' ')}"
+    if found["expected_end"]:
+        left = left_until(datetime.fromisoformat(found["expected_end"]))
+        yield f"{found['rate']:.3g} a minute, {left}"
+    if found["paused"]:
+        yield f"Pausing, then trying again: {found['paused']}"
+    if found["stopped"]:
+        yield f"Submitting nothing more: {found['stopped']}"
+    yield f"Look at it: {found['gallery']}"

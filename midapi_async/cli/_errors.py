@@ -117,6 +117,9 @@ _COMMANDS = tuple(
         (r"pass force=True", "give --force"),
         (r"with force=True", "with --force"),
         (r"pass overwrite=True", "give --overwrite"),
+        (r"Batch 'batch' ", "The batch "),
+        (r"max_credits=", "--max-credits "),
+        (r"with retry_failed", "with --retry-failed"),
         (r"download\(sidecar=True\)", "--sidecar"),
         (r"Pass upload_url= or set (MIDAPI_UPLOAD_URL)", r"Set \1 or give --upload-url"),
         (

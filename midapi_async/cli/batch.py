@@ -13,8 +13,17 @@ from typing import Annotated, Literal, TypeVar
 import attrs
 from cyclopts import Group, Parameter
 
-from midapi_async import Batch, BatchItem, BatchProgress, InvalidRequestError, MidAPIError, State
+from midapi_async import (
+    Batch,
+    BatchItem,
+    BatchProgress,
+    InvalidRequestError,
+    MidAPIError,
+    State,
+    SubmissionUnknown,
+)
 from midapi_async.batch.folder import (
+    COUNTS,
     ERRORS,
     GALLERY,
     JOURNAL,
@@ -31,7 +40,7 @@ from ._batch_display import BatchDisplay
 from ._batch_rows import STDIN, FileOptions, Rows, read_rows
 from ._batch_status import print_status
 from ._common import Output, run_async
-from ._errors import FAILED, CommandError, command_error, usage_error
+from ._errors import FAILED, CommandError, command_error, in_commands, usage_error
 from ._folder import opened_journal
 from ._interrupt import interrupted, sigterm_as_ctrl_c
 from ._options import UploadService, is_stdin
@@ -42,7 +51,7 @@ from .credits import amount
 _T = TypeVar("_T")
 _Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 _AT_ONCE = 500  # items whose lines are written together
-_GALLERY_GAP = 5.0  # seconds between two pages while the batch runs
+_GAP = 5.0  # seconds between two galleries, and two notes of how far it is
 
 
 @Parameter(name="*", group=Group("Buying", sort_key=15))
@@ -176,6 +185,9 @@ class _Run:
     error: Exception | None = None
     is_interrupted: bool = False
     exit_code: int = FAILED
+    _counts: dict[str, int] = attrs.field(
+        factory=lambda: dict.fromkeys(COUNTS, 0)
+    )  # of the items whose lines are written
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _has_warned: bool = False
 
@@ -230,8 +242,8 @@ class _Run:
                     self.progress = batch.progress
 
     async def _record_all(self, batch: Batch) -> None:
-        """Record each item as it comes, and rewrite the gallery from time to time."""
-        gallery = asyncio.create_task(self._keep_gallery())
+        """Record each item as it comes, and from time to time how far all of it is."""
+        keeper = asyncio.create_task(self._keep_up(batch))
         try:
             is_over = False
             while not is_over:
@@ -240,9 +252,13 @@ class _Run:
                 if lines:
                     await _to_end(self.folder.add, lines)
                     self._changed.set()
+                for each in items:
+                    self._count(each)
         finally:
-            gallery.cancel()
-            await asyncio.wait({gallery})
+            keeper.cancel()
+            await asyncio.wait({keeper})
+            with suppress(OSError):  # a full disk
+                await _to_end(self.folder.note, self._noted(batch.progress))
         if self.error is not None:
             raise self.error
 
@@ -263,6 +279,23 @@ class _Run:
             return items, True
         return items, False
 
+    def _count(self, item: BatchItem) -> None:
+        is_unknown = isinstance(item.error, SubmissionUnknown)
+        name = "succeeded" if item.error is None else "unknown" if is_unknown else "failed"
+        self._counts[name] += 1
+
+    def _noted(self, progress: BatchProgress) -> dict[str, object]:
+        """What the folder says of the run, for other processes."""
+        end = progress.expected_end
+        return {
+            **self._counts,
+            "rate": round(progress.rate, 1),
+            "expected_end": end and end.isoformat(timespec="seconds"),
+            "credits_spent": progress.spent,
+            "paused": progress.paused and in_commands(progress.paused),
+            "stopped": progress.stopped and in_commands(progress.stopped),
+        }
+
     def _is_known(self, item: BatchItem) -> bool:
         return item.error is None and item.key in self.folder.succeeded
 
@@ -270,14 +303,14 @@ class _Run:
         message = "" if item.error is None else command_error(item.error, self._journal).message
         return line_of(item, self.rows.lines[item.index], one_line(message))
 
-    # ─── the gallery ─────────────────────────────────────────────────────────────────────────────
-
-    async def _keep_gallery(self) -> None:
+    async def _keep_up(self, batch: Batch) -> None:
         while True:
-            await self._changed.wait()
-            self._changed.clear()
-            await self._write_gallery()
-            await asyncio.sleep(_GALLERY_GAP)
+            await asyncio.sleep(_GAP)
+            with suppress(OSError):  # a full disk; the next line for a row says so
+                await _to_end(self.folder.note, self._noted(batch.progress))
+            if self._changed.is_set():
+                self._changed.clear()
+                await self._write_gallery()
 
     async def _write_gallery(self, *, only_if_needed: bool = False) -> None:
         if only_if_needed and not self._changed.is_set() and not self._is_stale():

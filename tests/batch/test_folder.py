@@ -28,7 +28,7 @@ from midapi_async import (
 from midapi_async.batch import folder as module
 from midapi_async.batch.folder import (
     BatchFolder,
-    count_lines,
+    counts_of,
     line_of,
     lines_of,
     process_of,
@@ -146,6 +146,11 @@ def test_rows_without_a_prompt_and_with_files_of_this_machine(tmp_path: Path) ->
     assert line_of(BatchItem(index=0, request=None), 1)["request"] is None
 
 
+def counts(path: Path) -> tuple[int, ...]:
+    """How many rows of the last run have succeeded, failed, and are unknown."""
+    return tuple(counts_of(path, read_batch(path)).values())
+
+
 def test_each_key_has_one_line(tmp_path: Path) -> None:
     """In the same run and in the next one; a repeated failure is no news."""
     for _ in range(2):
@@ -158,6 +163,11 @@ def test_each_key_has_one_line(tmp_path: Path) -> None:
         "pictures/task-a_0.jpeg",
         "pictures/task-c_0.jpeg",
     ]
+
+
+def upscaled(key: str, task_id: str) -> dict[str, Any]:
+    """The line of a picture that was made larger."""
+    return {**done(key), "prompt": None, "request": {"taskId": task_id}}
 
 
 def metadata(path: Path) -> list[dict[str, Any]]:
@@ -176,7 +186,7 @@ def test_the_errors_of_a_key_that_succeeds_are_removed(tmp_path: Path) -> None:
         assert keys(tmp_path / "errors.jsonl") == ["b"]
         folder.add([failed("d")])
     assert [line["task_id"] for line in lines_of(tmp_path / "errors.jsonl")] == ["t2", "t1"]
-    assert count_lines(tmp_path) == {"succeeded": 1, "failed": 2}
+    assert counts(tmp_path) == (1, 2, 0)
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "errors.jsonl", "metadata.jsonl"])
@@ -204,14 +214,16 @@ def test_a_kill_between_two_files_is_repaired(tmp_path: Path) -> None:
 
 
 def test_metadata_is_for_pictures_with_the_users_notes(tmp_path: Path) -> None:
-    """Videos have no line: the library would refuse them. Without a prompt, a note may tell it."""
+    """Videos have no line. A picture that was made larger has the prompt of the one before."""
     with opened(tmp_path) as folder:
         video = {**done("v"), "files": ["pictures/v_0.mp4"]}
-        upscaled = {**done("u"), "prompt": None, "metadata": {"prompt": "a whale"}}
-        folder.add([video, upscaled, done("a", "füchse\u2028", place="here")])
+        folder.add([video, done("a", "füchse\u2028", place="here")])
+        folder.add([upscaled("u", "task-a"), upscaled("o", "another")])
+    with opened(tmp_path) as folder:
+        folder.add([upscaled("w", "task-u")])
     lines = metadata(tmp_path)
-    assert [line["text"] for line in lines] == ["a whale", "füchse\u2028"]
-    assert lines[1] == {
+    assert [line["text"] for line in lines] == ["füchse\u2028", "füchse\u2028", "", "füchse\u2028"]
+    assert lines[0] == {
         "file_name": "pictures/task-a_0.jpeg",
         "text": "füchse\u2028",
         "key": "a",
@@ -292,7 +304,25 @@ def test_a_folder_belongs_to_one_service(tmp_path: Path) -> None:
     other.close()
     facts = read_batch(tmp_path)
     assert datetime.fromisoformat(facts.pop("started")).tzinfo is UTC
+    assert facts.pop("progress")["succeeded"] == 0
     assert facts == {"version": 1, "base_url": ORIGIN, "rows": 1, "input": "other.csv"}
+
+
+def test_the_progress_is_that_of_the_last_run(tmp_path: Path) -> None:
+    """Lines of other files do not count; those since the last note do, as after a kill."""
+    with opened(tmp_path) as folder:
+        folder.add([done("a"), failed("b")])
+        assert counts(tmp_path) == (1, 1, 0)
+        folder.note({"succeeded": 1, "failed": 1, "unknown": 0})
+        folder.add([done("b"), bad("c", SubmissionUnknown("i1"))])
+        assert counts(tmp_path) == (2, 0, 1)
+    with opened(tmp_path):  # the same again
+        assert counts(tmp_path) == (2, 0, 1)
+    other = BatchFolder.open(tmp_path, base_url=ORIGIN, rows=3, source="other.csv")
+    assert counts(tmp_path) == (0, 0, 0)
+    other.add([done("d")])
+    other.close()
+    assert counts(tmp_path) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ PYTHON = re.compile(
     r"client\.\w|\w\(\)|\bPath\(|\bawait\b|\bits handle\b|intents\.|\b[a-z_]+=(?:[,\s'A-Z0-9{]|$)"
     r"|\b(?:webhook_key|public_url) |\b[A-Z][A-Za-z]+\([a-z_]+="
 )
-APART = {"batch", "cli", "sandbox", "testing.py"}  # no command uses batches yet
+APART = {"cli", "sandbox", "testing.py"}
 SQL = {"table.py", "schema.py", "store.py", "contract.py"}
 # Only a program can cause these: it copies an object, or passes a wrong one.
 OF_PROGRAMS = (
@@ -49,6 +49,9 @@ OF_PROGRAMS = (
     "multipart/form-data; boundary=",
     "is not open: use it in 'async with client:'",
     "is not an argument here",
+    "gives each row a key",  # midapi batch has given each row one
+    "is used once: call generate_many() again",
+    "sep=",  # how a CSV file may begin
     "pass kind=Upscale or kind=Vary",  # the command line looks for this before
     " key={}",  # of a repr
 )
