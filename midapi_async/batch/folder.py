@@ -308,6 +308,8 @@ def read_batch(path: Path) -> _Line:
 def counts_of(path: Path, batch: Mapping[str, Any]) -> dict[str, int]:
     """How many rows of the last run have succeeded, failed, and are unknown.
 
+    And as "ended", how many tasks in the folder have succeeded and need nothing more.
+
     Args:
         path: the folder.
         batch: what `read_batch` has returned. A run writes it every few seconds; what has got a
@@ -321,7 +323,8 @@ def counts_of(path: Path, batch: Mapping[str, Any]) -> dict[str, int]:
     }
     now, progress = _counted(len(succeeded), states.values()), batch["progress"]
     since = {name: now[name] - progress["lines"][name] for name in COUNTS}
-    return {name: max(0, progress[name] + since[name]) for name in COUNTS}
+    ended = len(succeeded) + [*states.values()].count("not_downloaded")
+    return {**{name: max(0, progress[name] + since[name]) for name in COUNTS}, "ended": ended}
 
 
 def _counted(succeeded: int, states: Iterable[str]) -> dict[str, int]:

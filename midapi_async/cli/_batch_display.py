@@ -60,11 +60,11 @@ class BatchDisplay:
         counts = [f"{now.done} done", f"{now.failed} failed"]
         counts += [f"{now.unknown} unknown"] if now.unknown else []
         counts += [f"{now.running} running"]
-        speed = [f"{now.rate:.3g} a minute"] if now.rate else []
+        pace = [speed(now.rate)] if now.rate else []
         # The balance is read after every 20 submissions: what it shows is what was spent at least.
-        speed += [f"{amount(now.spent)} credits spent so far"] if now.spent else []
-        speed += [left_until(now.expected_end)] if now.expected_end is not None else []
-        found = [f"{ended} of {self._total} {self._noun}: {', '.join(counts)}", ", ".join(speed)]
+        pace += [f"{amount(now.spent)} credits spent so far"] if now.spent else []
+        pace += [left_until(now.expected_end)] if now.expected_end is not None else []
+        found = [f"{ended} of {self._total} {self._noun}: {', '.join(counts)}", ", ".join(pace)]
         return [*found, self._waits(now)]
 
     def _waits(self, now: BatchProgress) -> str:
@@ -135,6 +135,11 @@ class BatchDisplay:
             bar.append(("#" if console.options.ascii_only else "━") * (end - drawn), style)
             drawn = end
         return bar.append(("-" if console.options.ascii_only else "─") * (width - drawn), "dim")
+
+
+def speed(rate: float) -> str:
+    """How many rows end in a minute, in words."""
+    return f"{rate:.0f} a minute" if rate >= 9.95 else f"{rate:.1f} a minute"
 
 
 def left_until(end: datetime) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from midapi_async import State
 from midapi_async.batch.folder import GALLERY, JOURNAL, counts_of, process_of, read_batch
 
-from ._batch_display import left_until
+from ._batch_display import left_until, speed
 from ._common import Output, run_async
 from ._errors import CommandError
 from ._folder import folder_of, opened_journal
@@ -44,7 +44,9 @@ async def _print(
         async with opened_journal(folder_of(folder / JOURNAL)) as journal:
             counts = (await journal.stats()).counts
     known = sum(facts[name] for name in ("succeeded", "failed", "unknown"))
-    running = min(sum(counts.get(each, 0) for each in _RUNNING), max(0, batch["rows"] - known))
+    running = sum(counts.get(each, 0) for each in _RUNNING)
+    running += max(0, counts.get(State.SUCCEEDED, 0) - facts["ended"])  # their files are fetched
+    running = min(running, max(0, batch["rows"] - known))
     is_live = facts["process"] is not None
     found = {
         "rows": batch["rows"],
@@ -79,7 +81,7 @@ def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
         yield f"{found[name]} {name.replace('_', ' ')}"
     if found["expected_end"]:
         left = left_until(datetime.fromisoformat(found["expected_end"]))
-        yield f"{found['rate']:.3g} a minute, {left}"
+        yield f"{speed(found['rate'])}, {left}"
     if found["paused"]:
         yield f"Pausing, then trying again: {found['paused']}"
     if found["stopped"]:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -185,9 +186,8 @@ class _Run:
     error: Exception | None = None
     is_interrupted: bool = False
     exit_code: int = FAILED
-    _counts: dict[str, int] = attrs.field(
-        factory=lambda: dict.fromkeys(COUNTS, 0)
-    )  # of the items whose lines are written
+    # Of the items whose lines are written.
+    _counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(COUNTS, 0))
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _has_warned: bool = False
 
@@ -198,10 +198,13 @@ class _Run:
             CommandError: it did not get to the end.
         """
         try:
-            with sigterm_as_ctrl_c():
+            with sigterm_as_ctrl_c(), _said_already():
                 await self._buy()
         except asyncio.CancelledError:
-            # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
+            # This runs in the main task, which only Ctrl-C cancels; the second one ends it at once.
+            task = asyncio.current_task()
+            if task is None or task.cancelling() > 1:
+                raise
             self.is_interrupted = True
         except (MidAPIError, OSError) as error:
             self.error = error
@@ -414,6 +417,21 @@ class _Run:
         if isinstance(error, OSError):
             return _cannot_write(error, self.folder.path)
         return command_error(error, self._journal)
+
+
+@contextmanager
+def _said_already() -> Iterator[None]:
+    """Without the client's warning of prompts with several jobs: `read_rows` has counted them."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "runs several jobs" not in record.getMessage()
+
+    log = logging.getLogger("midapi_async")
+    log.addFilter(is_news)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_news)
 
 
 def _cannot_write(error: OSError, folder: Path) -> CommandError:

@@ -1,0 +1,517 @@
+"""`midapi batch`: a file of rows becomes a folder of pictures, and the same command goes on."""
+
+import json
+import shutil
+import signal
+import sys
+from collections import Counter
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midapi_async.batch.folder import BatchFolder, lines_of
+from midapi_async.cli import _batch_display, batch
+from midapi_async.sandbox import (
+    SandboxThread,
+    answer_code,
+    delay,
+    fail_task,
+    lose_answer,
+    never_end,
+)
+from tests.cli.conftest import Midapi, ctrl_c_when, finish, only, spawn, wait_until
+from tests.cli.test_sandbox import free_port
+
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=1200)]
+
+
+def rows(count: int, name: str = "rows.txt") -> str:
+    """A file with so many prompts; its name."""
+    Path(name).write_text("".join(f"prompt {number}\n" for number in range(count)))
+    return name
+
+
+def bought(sandbox: SandboxThread) -> Counter[object]:
+    """How often each prompt was paid for."""
+    return Counter(entry.body.get("prompt") for entry in sandbox.ledger.accepted)
+
+
+def results(folder: str = "out") -> list[dict[str, Any]]:
+    """The lines of results.jsonl."""
+    return [*lines_of(Path(folder, "results.jsonl"))]
+
+
+def errors(folder: str = "out") -> list[dict[str, Any]]:
+    """The lines of errors.jsonl."""
+    return [*lines_of(Path(folder, "errors.jsonl"))]
+
+
+def test_a_file_of_prompts_becomes_a_folder(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Four pictures and one line for each row, a page, and a summary; again, it is free."""
+    ran = midapi("batch", rows(3), "--output", "out")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.splitlines() == [
+        "3 rows: 3 succeeded. 24 credits spent.",
+        "Pictures: out/pictures",
+        "Look at them: out/gallery.html",
+    ]
+    assert sorted(line["prompt"] for line in results()) == ["prompt 0", "prompt 1", "prompt 2"]
+    assert all(line["line"] == line["index"] + 1 for line in results())
+    files = [name for line in results() for name in line["files"]]
+    assert {Path("out", each) for each in files} == {*Path("out/pictures").iterdir()}
+    assert len(files) == 12
+    named = [json.loads(line) for line in Path("out/metadata.jsonl").read_text().splitlines()]
+    assert [each["file_name"] for each in named] == files
+    assert {each["text"] for each in named} == {"prompt 0", "prompt 1", "prompt 2"}
+    assert "prompt 2" in Path("out/gallery.html").read_text()
+    listed = midapi("journal", "list", "--folder", "out/journal", "--json").json["intents"]
+    assert [each["state"] for each in listed] == ["succeeded"] * 3
+    before = len(midapi_sandbox.ledger.requests), results()
+    again = midapi("batch", "rows.txt", "--output", "out", "--json")
+    assert (again.code, again.json["succeeded"], again.json["credits_spent"]) == (0, 3, None)
+    assert (len(midapi_sandbox.ledger.requests), results()) == before
+
+
+def test_what_is_missing_is_made_good(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """A picture that was deleted comes back, more rows are bought, another file is welcome."""
+    midapi("batch", rows(2), "--output", "out")
+    lost = next(Path("out/pictures").iterdir())
+    lost.unlink()
+    Path("out/gallery.html").unlink()
+    assert midapi("batch", rows(3), "--output", "out").code == 0
+    assert lost.exists()
+    assert "prompt 2" in Path("out/gallery.html").read_text()
+    Path("other.jsonl").write_text('{"prompt": "a whale", "key": "w", "metadata": {"a": "b"}}\n')
+    assert midapi("batch", "other.jsonl", "--output", "out").code == 0
+    whale = results()[-1]
+    assert (whale["key"], whale["metadata"], whale["line"]) == ("w", {"a": "b"}, 1)
+    assert set(bought(midapi_sandbox).values()) == {1}
+    assert len(results()) == 4
+    found = midapi("batch", "--output", "out", "--status", "--json").json
+    assert [found[name] for name in ("input", "rows", "succeeded", "not_submitted")] == [
+        *("other.jsonl", 1, 1, 0)
+    ]
+
+
+def test_the_json_is_one_object(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """With everything that the lines for people say."""
+    ran = midapi("batch", rows(2), "--output", "out", "--json")
+    assert ran.code == 0
+    assert ran.json == {
+        "rows": 2,
+        "jobs": 2,
+        "succeeded": 2,
+        "failed": 0,
+        "unknown": 0,
+        "running": 0,
+        "not_submitted": 0,
+        "credits_spent": 16.0,
+        "stopped": None,
+        "output": "out",
+        "pictures": "out/pictures",
+        "results": "out/results.jsonl",
+        "errors": "out/errors.jsonl",
+        "gallery": "out/gallery.html",
+    }
+
+
+# ─── the rows ────────────────────────────────────────────────────────────────────────────────────
+
+CSV = """prompt,aspect_ratio,key
+a fox,16:9,f
+a whale,9:9,w
+a hare,1:1,f
+"""
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--output", "out"]], ids=lambda each: each[0])
+def test_every_bad_row_is_listed_and_nothing_is_bought(
+    midapi: Midapi, midapi_sandbox: SandboxThread, options: list[str]
+) -> None:
+    """With its line number, on stderr or as JSON; no folder is made."""
+    Path("rows.csv").write_text(CSV)
+    ran = midapi("batch", "rows.csv", *options)
+    assert ran.code == 2
+    assert ran.error == "2 of 3 rows are not valid. Nothing was bought"
+    first, second, _ = ran.err.splitlines()
+    assert first.startswith("rows.csv:3: aspect_ratio: must be one of ")
+    assert second == "rows.csv:4: key: 'f' is already the key of line 2"
+    found = midapi("batch", "rows.csv", *options, "--json").json["error"]
+    assert (found["type"], found["valid"]) == ("InvalidRows", 1)
+    assert [each["line"] for each in found["problems"]] == [3, 4]
+    assert not Path("out").exists()
+    assert midapi_sandbox.ledger.requests == ()
+
+
+def test_a_dry_run_needs_no_key(midapi: Midapi) -> None:
+    """Nor an output folder: it counts the rows, and the jobs that --expand makes of them."""
+    Path("rows.txt").write_text("a {red, blue} fox\na whale --repeat 3\na hare\n")
+    plain = midapi("batch", "rows.txt", "--dry-run")
+    assert plain.code == 0
+    warning, last = plain.err.splitlines()
+    assert warning.startswith("midapi: WARNING: 2 of 3 rows have a prompt with {…, …} or --repeat")
+    assert last == "Every row is valid: 3 rows. Nothing was sent."
+    ran = midapi("batch", "rows.txt", "--dry-run", "--expand", "--json")
+    assert (ran.code, ran.json) == (0, {"rows": 3, "jobs": 6})
+    assert ran.err == "Every row is valid: 3 rows (which make 6 jobs). Nothing was sent.\n"
+    one = midapi("batch", "rows.txt", "--dry-run", "--expand", "--limit", "1", "--json")
+    assert one.json == {"rows": 1, "jobs": 2}
+
+
+def test_permutations_are_bought_as_rows_of_their_own(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Their number is shown first. Unexpanded, one warning says how many rows have some."""
+    Path("rows.txt").write_text("a {red, blue} fox\na {red, blue} hare\na whale\n")
+    ran = midapi("batch", "rows.txt", "--output", "out", "--expand")
+    assert ran.code == 0
+    assert ran.err.startswith("3 rows (which make 5 jobs): each job costs credits.\n3 rows (which")
+    assert len(bought(midapi_sandbox)) == 5
+    assert Counter(line["line"] for line in results()) == {1: 2, 2: 2, 3: 1}
+    ran = midapi("batch", "rows.txt", "--output", "other")
+    assert ran.code == 0
+    assert ran.err.count("WARNING") == 1
+    assert "2 of 3 rows" in ran.err
+
+
+def test_rows_from_stdin_with_a_template(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns fill the prompt; --limit takes the first rows only."""
+    raw = b"animal,place\nfox,snow\nwhale,sea\nhare,field\n"
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(raw)))
+    ran = midapi(
+        *("batch", "-", "--output", "out", "--limit", "2"),
+        *("--template", "a {{animal}} in {{place}}", "--format", "csv"),
+    )
+    assert ran.code == 0, ran.err
+    assert set(bought(midapi_sandbox)) == {"a fox in snow", "a whale in sea"}
+
+
+def test_paths_in_a_file_are_relative_to_it(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """They are uploaded; a line names the path."""
+    picture = next(iter(midapi_results(midapi)))
+    Path("data").mkdir()
+    shutil.copy(picture, "data/fox.jpeg")
+    Path("data/rows.csv").write_text(
+        "kind,prompt,file_urls\nimage,a fox,fox.jpeg\nimage,a,none.png\n"
+    )
+    ran = midapi("batch", "data/rows.csv", "--dry-run")
+    assert ran.code == 2
+    assert "data/rows.csv:3: file_urls: " in ran.err
+    ran = midapi("batch", "data/rows.csv", "--output", "out2", "--limit", "1")
+    assert ran.code == 0, ran.err
+    assert only(results("out2"))["request"]["fileUrls"] == ["data/fox.jpeg"]
+    sent = dict(midapi_sandbox.ledger.accepted[-1].body)
+    assert str(sent["fileUrls"]).startswith(f"['{midapi_sandbox.url}")
+
+
+def midapi_results(midapi: Midapi) -> list[Path]:
+    """The pictures of a batch with one row."""
+    midapi("batch", rows(1, "one.txt"), "--output", "out")
+    return sorted(Path("out/pictures").iterdir())
+
+
+@pytest.mark.parametrize(("option", "files"), [("--upscale", 1), ("--vary", 4)])
+def test_picked_pictures_are_bought_larger_or_varied(
+    midapi: Midapi, midapi_sandbox: SandboxThread, option: str, files: int
+) -> None:
+    """Into the same folder; metadata.jsonl has the prompt of the picture."""
+    parent = results()[0] if midapi_results(midapi) else {}
+    pick = {"task_id": parent["task_id"], "index": 2, "prompt": "x", "key": "k"}
+    Path("picks.jsonl").write_text(json.dumps({**pick, "file": parent["files"][2]}) + "\n")
+    assert "buy it with --upscale or --vary" in midapi("batch", "picks.jsonl", "--dry-run").err
+    ran = midapi("batch", "picks.jsonl", option, "--output", "out")
+    assert ran.code == 0, ran.err
+    sent = midapi_sandbox.ledger.accepted[-1].body
+    assert (sent["taskId"], sent["imageIndex"]) == (parent["task_id"], 2)
+    assert len(results()[-1]["files"]) == files
+    last = json.loads(Path("out/metadata.jsonl").read_text().splitlines()[-1])
+    assert last["text"] == "prompt 0"
+
+
+# ─── what goes wrong ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_failed_rows_are_bought_again_only_if_asked_for(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """The summary says how; a row that then succeeds is no error any more."""
+    midapi_sandbox.faults.on("task", nth=2, do=fail_task("the fox ran away"))
+    ran = midapi("batch", rows(3), "--output", "out")
+    assert ran.code == 1
+    assert "3 rows: 2 succeeded, 1 failed." in ran.err
+    assert "Why rows have failed: out/errors.jsonl" in ran.err
+    error = only(errors())
+    assert (error["state"], error["error"]["type"]) == ("failed", "TaskFailed")
+    assert "the fox ran away" in error["error"]["message"]
+    assert midapi("batch", "rows.txt", "--output", "out", "--json").json["failed"] == 1
+    assert len(errors()) == 1
+    assert len(midapi_sandbox.ledger.accepted) == 3
+    ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
+    assert ran.code == 0, ran.err
+    assert len(midapi_sandbox.ledger.accepted) == 4
+    assert (len(results()), errors()) == (3, [])
+
+
+def test_an_unknown_row_is_never_bought_again(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """What is said leads to the journal of this folder, where it can be decided."""
+    midapi_sandbox.faults.on("submit", nth=2, do=lose_answer())
+    ran = midapi("batch", rows(3), "--output", "out", "--json")
+    assert (ran.code, ran.json["unknown"]) == (1, 1)
+    assert "  midapi journal list unknown --folder out/journal" in ran.err
+    error = only(errors())
+    assert error["state"] == "unknown"
+    where = f"midapi journal adopt {error['intent_id']} TASK_ID --folder out/journal"
+    assert where in error["error"]["message"]
+    again = midapi("batch", "rows.txt", "--output", "out")
+    assert again.code == 1
+    assert len(midapi_sandbox.ledger.accepted) == 3
+    lost = midapi_sandbox.ledger.accepted[1].task_id
+    midapi("journal", "adopt", error["intent_id"], lost, "--folder", "out/journal")
+    assert midapi("batch", "rows.txt", "--output", "out").code == 0
+    assert (len(results()), errors()) == (3, [])
+
+
+def test_it_can_stop_at_an_unknown_row(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """The error says what to type; the rest is not submitted."""
+    midapi_sandbox.faults.on("submit", nth=1, do=lose_answer())
+    ran = midapi(
+        *("batch", rows(5), "--output", "out", "--json"),
+        *("--on-unknown", "stop", "--running", "1"),
+    )
+    assert ran.code == 1
+    error = ran.json["error"]
+    assert (error["type"], error["unknown"], error["not_submitted"]) == ("SubmissionUnknown", 1, 4)
+    assert f"{error['intent_id']} TASK_ID --folder out/journal" in error["message"]
+
+
+@pytest.mark.midapi_sandbox(credits=20)
+def test_without_credits_it_ends_and_goes_on_later(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Rows that were bought are recorded; the last line says why it ended."""
+    ran = midapi("batch", rows(4), "--output", "out", "--running", "1", "--json")
+    assert ran.code == 1
+    error = ran.json["error"]
+    assert (error["type"], error["code"]) == ("InsufficientCreditsError", 402)
+    assert (error["succeeded"], error["not_submitted"]) == (2, 2)
+    assert error["stopped"]
+    assert "4 rows: 2 succeeded, 2 not submitted. 16 credits spent." in ran.err
+    assert "The same command goes on from here." in ran.err
+    assert len(results()) == 2
+
+
+def test_the_most_credits_are_a_limit(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """It is no error, but not all rows have succeeded."""
+    ran = midapi("batch", rows(4), "--output", "out", "--max-credits", "16", "--json")
+    assert (ran.code, ran.json["succeeded"], ran.json["not_submitted"]) == (1, 2, 2)
+    assert "midapi: WARNING: The batch submits nothing more: --max-credits 16: " in ran.err
+    assert midapi("batch", "rows.txt", "--output", "out", "--max-credits", "100").code == 0
+
+
+def test_failures_in_a_row_stop_it(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """What they have in common is said once more at the end."""
+    midapi_sandbox.faults.on("submit", do=answer_code(400))
+    ran = midapi(
+        *("batch", rows(9), "--output", "out", "--json"),
+        *("--stop-after-failures", "2", "--running", "1"),
+    )
+    assert (ran.code, ran.json["error"]["failed"]) == (1, 2)
+    assert {line["state"] for line in errors()} == {"refused"}
+    assert ran.json["error"]["not_submitted"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["batch"], "FILE is missing: midapi batch FILE --output FOLDER"),
+        (["batch", "rows.txt"], "--output is missing: midapi batch FILE --output FOLDER"),
+        (["batch", "--status"], "--output is missing"),
+        (["batch", "none.txt", "--output", "out"], "file: 'none.txt' cannot be read: No such file"),
+        (["batch", "empty.txt", "--output", "out"], "file: 'empty.txt' has no rows"),
+        (["batch", "rows.txt", "--output", "rows.txt"], "output: 'rows.txt' is not a folder"),
+        (["batch", "rows.txt", "--output", "out", "--limit", "0"], "limit: must be 1 or more"),
+        (["batch", "rows.txt", "--output", "out", "--running", "0"], "running: must be 1 or more"),
+        (
+            ["batch", "rows.txt", "--output", "out", "--max-credits", "nan"],
+            "max-credits: must be above 0, got nan",
+        ),
+        (
+            ["batch", "rows.txt", "--output", "out", "--stop-after-failures", "-1"],
+            "stop-after-failures: must be 0 or more",
+        ),
+        (
+            ["batch", "rows.txt", "--output", "out", "--upscale", "--vary"],
+            "--upscale and --vary exclude each other",
+        ),
+        (["batch", "--status", "--output", "none"], "'none' is not the output folder of a batch"),
+    ],
+)
+def test_a_command_that_makes_no_sense(
+    midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], says: str
+) -> None:
+    """Exit code 2, before anything is made or sent."""
+    rows(1)
+    Path("empty.txt").write_text("\n")
+    ran = midapi(*arguments)
+    assert ran.code == 2
+    assert says in ran.error
+    assert not Path("out").exists()
+    assert midapi_sandbox.ledger.requests == ()
+
+
+def test_without_a_key_no_folder_is_made(midapi: Midapi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says which variable to set."""
+    monkeypatch.delenv("MIDAPI_API_KEY", raising=False)
+    ran = midapi("batch", rows(1), "--output", "out")
+    assert ran.code == 2
+    assert "MIDAPI_API_KEY" in ran.error
+    assert not Path("out").exists()
+
+
+def test_a_gallery_that_cannot_be_written_ends_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning, which says how to get it later."""
+
+    def fail(_: Path) -> None:
+        raise ValueError("no page")
+
+    monkeypatch.setattr(batch, "write_gallery", fail)
+    monkeypatch.setattr(batch, "_GAP", 0.01)
+    ran = midapi("batch", rows(2), "--output", "out")
+    assert ran.code == 0
+    warning = "midapi: WARNING: gallery.html was not written: no page. Later: midapi gallery out"
+    assert ran.err.count("WARNING") == 1
+    assert warning in ran.err
+
+
+def test_a_full_disk_ends_it_and_loses_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command adds the lines that are missing."""
+    real = BatchFolder.add
+
+    def full(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
+        raise OSError(28, "No space left on device", "out/results.jsonl")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchFolder, "add", full)
+        ran = midapi("batch", rows(3), "--output", "out", "--json")
+    assert ran.code == 1
+    assert ran.json["error"]["type"] == "OSError"
+    assert ran.error.startswith("out/results.jsonl cannot be written: No space left on device. ")
+    assert results() == []
+    assert BatchFolder.add is real
+    assert midapi("batch", "rows.txt", "--output", "out").code == 0
+    assert len(results()) == 3
+    assert set(bought(midapi_sandbox).values()) == {1}
+
+
+# ─── while it runs, and after Ctrl-C ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.midapi_sandbox(time_scale=240)
+def test_ctrl_c_says_how_far_it_got_and_the_same_command_goes_on(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """POSTs that are under way get their answer, and nothing is bought twice."""
+    midapi_sandbox.faults.on("submit", nth=4, do=delay(200))
+    midapi_sandbox.faults.on("task", nth=3, do=never_end())
+    with ctrl_c_when(lambda: len(midapi_sandbox.ledger.accepted) >= 4):
+        ran = midapi("batch", rows(9), "--output", "out", "--running", "4", "--json")
+    assert ran.code == 130
+    assert "Waiting for MidAPI's answers to what was sent already" in ran.err
+    error = ran.json["error"]
+    assert error["type"] == "Interrupted"
+    assert error["message"].startswith(f"Interrupted. {error['succeeded']} of 9 rows succeeded")
+    assert "The same command goes on from here" in error["message"]
+    assert error["running"] + error["succeeded"] == len(midapi_sandbox.ledger.accepted)
+    assert f"Still running at MidAPI, and paid for: {error['running']}" in error["message"]
+    assert error["not_submitted"] == 9 - len(midapi_sandbox.ledger.accepted)
+    midapi_sandbox.finish(midapi_sandbox.ledger.accepted[2].task_id)
+    assert midapi("batch", "rows.txt", "--output", "out").code == 0
+    assert set(bought(midapi_sandbox).values()) == {1}
+    assert len(results()) == len(bought(midapi_sandbox)) == 9
+
+
+@pytest.mark.midapi_sandbox(time_scale=120)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_process_that_is_ended_goes_on_where_it_was(
+    midapi: Midapi, midapi_sandbox: SandboxThread, number: signal.Signals
+) -> None:
+    """Meanwhile --status tells how far it is, and a second run is refused."""
+    process = spawn("batch", rows(12), "--output", "out", "--running", "3", "--json")
+    wait_until(lambda: len(results()) >= 3)
+    found = midapi("batch", "--output", "out", "--status", "--json").json
+    assert (found["process"], found["rows"], found["failed"]) == (process.pid, 12, 0)
+    assert found["succeeded"] >= 3
+    assert found["running"] >= 1
+    second = midapi("batch", "rows.txt", "--output", "out")
+    assert second.code == 2
+    assert f"'out' is in use: process {process.pid} runs this batch" in second.error
+    process.send_signal(number)
+    ran = finish(process)
+    assert ran.code == (-9 if number == signal.SIGKILL else 130)
+    assert Path("out/batch.lock").exists()
+    said = midapi("batch", "--output", "out", "--status")
+    assert said.code == 0
+    assert said.lines[0] == "out: 12 rows of rows.txt, not running now"
+    last = midapi("batch", "rows.txt", "--output", "out", "--json")
+    unknown = last.json["unknown"]  # a kill between a POST and its answer
+    assert unknown <= (3 if number == signal.SIGKILL else 0)
+    assert last.json["succeeded"] + unknown == 12
+    keys = Counter(line["key"] for line in results())
+    assert len(keys) == 12 - unknown
+    assert set(keys.values()) == set(bought(midapi_sandbox).values()) == {1}
+    named = Path("out/metadata.jsonl").read_text().splitlines()
+    assert len(named) == len({json.loads(line)["file_name"] for line in named}) == 4 * len(keys)
+
+
+@pytest.mark.midapi_sandbox(time_scale=1, auto=False)
+def test_a_second_ctrl_c_ends_at_once(
+    midapi: Midapi, midapi_sandbox: SandboxThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not wait for the answer to a POST; the next run knows that it was sent."""
+    midapi_sandbox.faults.on("submit", do=delay(60))
+    with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted, times=2):
+        ran = midapi("batch", rows(1), "--output", "out")
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "midapi: Interrupted."
+    assert "unhandled" not in caplog.text
+    found = midapi("journal", "list", "--folder", "out/journal", "--json").json
+    assert only(found["intents"])["state"] in {"sending", "unknown"}
+
+
+@pytest.mark.midapi_sandbox(time_scale=60)
+def test_plain_lines_say_how_far_it_is(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stderr is no terminal: soon the first one, then fewer."""
+    monkeypatch.setattr(_batch_display, "_FIRST_LINE", 0.3)
+    ran = midapi("batch", rows(4), "--output", "out")
+    assert ran.code == 0
+    lines = [line for line in ran.err.splitlines() if line.startswith(("0 of 4", "1 of 4"))]
+    assert lines, ran.err
+    assert "running" in lines[0]
+
+
+@pytest.mark.midapi_sandbox(time_scale=240)
+def test_a_receiver_takes_the_callbacks(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for midapi generate, with the folder's own journal: a lost answer is settled by it."""
+    port = free_port()
+    monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{port}/hooks")
+    monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(port))
+    monkeypatch.setenv("MIDAPI_JOURNAL", "elsewhere")
+    midapi_sandbox.faults.on("submit", nth=2, do=lose_answer())
+    ran = midapi("batch", rows(3), "--output", "out", "--json")
+    assert (ran.code, ran.json["succeeded"]) == (0, 3), ran.err
+    assert midapi_sandbox.ledger.callbacks
+    assert not Path("elsewhere").exists()
