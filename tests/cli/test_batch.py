@@ -440,6 +440,7 @@ def test_ctrl_c_says_how_far_it_got_and_the_same_command_goes_on(
     assert len(results()) == len(bought(midapi_sandbox)) == 9
 
 
+@pytest.mark.one_python  # SQLite, the kernel and a signal decide here
 @pytest.mark.midapi_sandbox(time_scale=120)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=str)
 def test_a_process_that_is_ended_goes_on_where_it_was(
