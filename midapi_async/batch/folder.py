@@ -48,6 +48,8 @@ class BatchFolder:
     succeeded: set[str] = attrs.field(factory=set, repr=False)
     failed: dict[str, tuple[object, ...]] = attrs.field(factory=dict, repr=False)
     _prompts: dict[str, str] = attrs.field(factory=dict, repr=False)  # by task id
+    # Lines of metadata.jsonl that could not be written when those of their results were.
+    _owed: list[bytes] = attrs.field(factory=list, repr=False)
     _facts: _Line = attrs.field(factory=dict, repr=False)  # of batch.json
     _lock: int = -1
     _files: dict[str, int] = attrs.field(factory=dict, repr=False)
@@ -105,7 +107,8 @@ class BatchFolder:
         """Append the lines of rows that have ended, and sync them. What is there is left as it is.
 
         Raises:
-            OSError: they cannot be written. Then no part of a line is left behind.
+            OSError: they cannot be written. Then no part of a line is left behind, and the same
+                lines can be added again.
         """
         results, errors, pictures = list[bytes](), list[bytes](), list[bytes]()
         succeeded, failed = set[str](), dict[str, tuple[object, ...]]()
@@ -121,7 +124,9 @@ class BatchFolder:
                 errors.append(_encoded(line))
         self._append(RESULTS, results)
         self.succeeded |= succeeded
-        self._append(METADATA, pictures)
+        self._owed += pictures
+        self._append(METADATA, self._owed)
+        self._owed.clear()
         self._append(ERRORS, errors)
         self.failed |= failed
         for key in succeeded & self.failed.keys():
@@ -143,8 +148,12 @@ class BatchFolder:
                 yield {**found, "task_id": line["task_id"], "index": index, **notes}
 
     def _append(self, name: str, lines: Sequence[bytes]) -> None:
-        if lines:
-            _append(self._files[name], b"".join(lines))
+        try:
+            if lines:
+                _append(self._files[name], b"".join(lines))
+        except OSError as error:
+            error.filename = str(self.path / name)
+            raise
 
     def note(self, progress: Mapping[str, object]) -> None:
         """Write into ``batch.json`` how far the run is: other processes cannot know it better."""

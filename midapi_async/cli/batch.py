@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shlex
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from midapi_async import (
     BatchItem,
     BatchProgress,
     InvalidRequestError,
+    JournalError,
     MidAPIError,
     State,
     SubmissionUnknown,
@@ -46,12 +48,14 @@ from ._folder import opened_journal
 from ._interrupt import interrupted, sigterm_as_ctrl_c
 from ._options import UploadService, is_stdin
 from ._receiving import receiving
-from ._terminal import one_line, out_json, say
+from ._terminal import one_line, out_json, say, seconds
 from .credits import amount
 
 _T = TypeVar("_T")
 _Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 _AT_ONCE = 500  # items whose lines are written together
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_PATIENCE = 600.0  # seconds with a full disk
 _GAP = 5.0  # seconds between two galleries, and two notes of how far it is
 
 
@@ -253,7 +257,7 @@ class _Run:
                 items, is_over = await self._next_items(batch)
                 lines = [self._line(each) for each in items if not self._is_known(each)]
                 if lines:
-                    await _to_end(self.folder.add, lines)
+                    await self._write(lines)
                     self._changed.set()
                 for each in items:
                     self._count(each)
@@ -264,6 +268,30 @@ class _Run:
                 await _to_end(self.folder.note, self._noted(batch.progress))
         if self.error is not None:
             raise self.error
+
+    async def _write(self, lines: list[dict[str, object]]) -> None:
+        """Write the lines of rows. On a full disk, wait for room.
+
+        Meanwhile nothing is taken from the batch, so that it soon submits nothing more; and answers
+        to POSTs wait in this process until the journal can be written, which has the same disk.
+
+        Raises:
+            OSError: they cannot be written, and it is no full disk, or it stays full.
+        """
+        deadline = None
+        while True:
+            try:
+                return await _to_end(self.folder.add, lines)
+            except OSError as error:
+                now = asyncio.get_running_loop().time()
+                if error.errno not in _FULL or (deadline is not None and now > deadline):
+                    raise
+                if deadline is None:
+                    deadline = now + _PATIENCE
+                    problem = f"{error.filename} cannot be written: {error.strerror}"
+                    limit = seconds(_PATIENCE)
+                    say(f"midapi: WARNING: {problem}. Make room: trying again for {limit}.")
+            await asyncio.sleep(1.0)
 
     async def _next_items(self, batch: Batch) -> tuple[list[BatchItem], bool]:
         """The items that are there, at least one; and whether these are the last ones."""
@@ -366,9 +394,10 @@ class _Run:
     async def _facts(self, progress: BatchProgress) -> dict[str, object]:
         path, running = self.folder.path, 0
         if self.is_interrupted or self.error is not None:
-            async with opened_journal(self._journal) as journal:
-                counts = (await journal.stats()).counts
-            running = sum(counts.get(each, 0) for each in (State.ACCEPTED, State.CALLED_BACK))
+            with suppress(JournalError):  # a full disk
+                async with opened_journal(self._journal) as journal:
+                    counts = (await journal.stats()).counts
+                running = sum(counts.get(each, 0) for each in (State.ACCEPTED, State.CALLED_BACK))
         ended = progress.done + progress.failed + progress.unknown
         return {
             "rows": self.rows.count,

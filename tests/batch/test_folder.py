@@ -259,6 +259,30 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(
     assert keys(tmp_path / "results.jsonl") == ["a", "b"]
 
 
+@pytest.mark.parametrize("which", ["results.jsonl", "metadata.jsonl", "errors.jsonl"])
+def test_lines_can_be_added_again_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Whichever file has failed, each line is there once, and the error names the file."""
+    real, is_full = os.write, [True]
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if is_full and os.path.samestat(os.fstat(descriptor), (tmp_path / which).stat()):
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr("midapi_async.batch.folder.os.write", write)
+    with opened(tmp_path) as folder:
+        with pytest.raises(OSError, match="No space") as caught:
+            folder.add([done("a"), failed("b")])
+        assert caught.value.filename == str(tmp_path / which)
+        is_full.clear()
+        folder.add([done("a"), failed("b")])
+        assert keys(tmp_path / "results.jsonl") == ["a"]
+        assert keys(tmp_path / "errors.jsonl") == ["b"]
+        assert [line["key"] for line in metadata(tmp_path)] == ["a"]
+
+
 def test_a_disk_that_is_full_at_the_end_keeps_the_old_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """`midapi batch`: a file of rows becomes a folder of pictures, and the same command goes on."""
 
+import errno
 import json
 import shutil
 import signal
@@ -394,23 +395,46 @@ def test_a_gallery_that_cannot_be_written_ends_nothing(
 def test_a_full_disk_ends_it_and_loses_nothing(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command adds the lines that are missing."""
+    """It waits for room first; then the same command adds the lines that are missing."""
     real = BatchFolder.add
 
     def full(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
-        raise OSError(28, "No space left on device", "out/results.jsonl")
+        raise OSError(errno.ENOSPC, "No space left on device", "out/results.jsonl")
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchFolder, "add", full)
+        patch.setattr(batch, "_PATIENCE", 0.1)
         ran = midapi("batch", rows(3), "--output", "out", "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "OSError"
-    assert ran.error.startswith("out/results.jsonl cannot be written: No space left on device. ")
+    problem = "midapi: out/results.jsonl cannot be written: No space left on device. Nothing that"
+    assert ran.err.splitlines()[-1].startswith(problem)
+    assert "Make room: trying again for 0.1 s." in ran.err
     assert results() == []
     assert BatchFolder.add is real
     assert midapi("batch", "rows.txt", "--output", "out").code == 0
     assert len(results()) == 3
     assert set(bought(midapi_sandbox).values()) == {1}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_it_goes_on_when_there_is_room_again(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """With one warning. A disk that is broken ends it at once."""
+    real, failed = BatchFolder.add, list[int]()
+
+    def once(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
+        if not failed:
+            failed.append(number)
+            raise OSError(number, "is bad", "out/results.jsonl")
+        real(folder, lines)
+
+    monkeypatch.setattr(BatchFolder, "add", once)
+    ran = midapi("batch", rows(2), "--output", "out")
+    assert ran.code == (number == errno.EIO)
+    assert ran.err.count("WARNING") == (number != errno.EIO)
+    assert len(results()) == (0 if number == errno.EIO else 2)
 
 
 # ─── while it runs, and after Ctrl-C ─────────────────────────────────────────────────────────────
