@@ -68,6 +68,7 @@ from tests.world import (
     ok,
     record,
     refused,
+    selling,
     submits,
 )
 
@@ -389,6 +390,34 @@ async def test_intents_adopt_refuses_what_is_somebody_elses() -> None:
             await client.intents.adopt(intent_id, "../x")
         with pytest.raises(InvalidRequestError, match="no intent"):
             await client.intents.adopt("nonsense", "a")
+
+
+async def test_intents_are_found_by_their_id_and_by_what_you_have_noted() -> None:
+    """Of this namespace only, of all processes, and without a request to MidAPI."""
+    journal = MemoryJournal()
+    async with (
+        ScriptedServer(then=selling()) as server,
+        client_of(server, journal=journal) as client,
+        client_of(server, journal=journal, namespace="other") as other,
+    ):
+        handles = [
+            await client.generate(f"fox {n}", metadata={"user": name, "nr": str(n)})
+            for n, name in enumerate(["ada", "bob", "ada"])
+        ]
+        hidden = await other.generate("fox", metadata={"user": "ada"})
+        before = len(server.requests)
+        row = await client.intents.get(handles[1].intent_id or "")
+        assert row is not None
+        assert row.task_id == handles[1].task_id
+        assert await client.intents.get(hidden.intent_id or "") is None
+        assert await client.intents.get("0" * 32) is None
+        ada = await client.intents.rows(metadata={"user": "ada"})
+        assert [each.task_id for each in ada] == [handles[0].task_id, handles[2].task_id]
+        late = await client.intents.rows(since=ada[1].created_at)
+        assert [each.task_id for each in late] == [handles[2].task_id]
+        assert len(await client.intents.rows(states=[State.ACCEPTED])) == 3
+        assert await client.intents.rows(states=[State.FAILED]) == []
+        assert len(server.requests) == before
 
 
 async def test_intents_resubmit() -> None:

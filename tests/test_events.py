@@ -361,6 +361,31 @@ async def test_events_beyond_the_queue_are_dropped_and_counted() -> None:
     assert got == list(range(MOST_WAITING))
 
 
+async def test_a_further_observer_gets_the_events_while_its_block_runs() -> None:
+    """Beside the client's own one; one that raises keeps the events from nobody."""
+    own: list[Event] = []
+    further: list[Event] = []
+
+    def broken(_: Event) -> None:
+        raise ZeroDivisionError
+
+    async def never(_: Event) -> None:
+        raise AssertionError
+
+    async with (
+        ScriptedServer(then=selling()) as server,
+        client_of(server, on_event=own.append) as client,
+    ):
+        await client.generate("a red fox")
+        with client.observe(broken), client.observe(further.append):
+            await client.generate("a blue fox")
+        await client.generate("a green fox")
+        with pytest.raises(InvalidRequestError, match="on_event: must be a function"):
+            client.observe(never)  # it would have to be awaited
+    assert submission_events(own) == [Sent, Accepted] * 3
+    assert further == own[2:4]
+
+
 @pytest.mark.parametrize("observer", ["print", 1, [print]])
 def test_an_observer_that_cannot_be_called_is_refused(observer: object) -> None:
     """With an error that names the option."""

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from midapi_async._runtime.urls import url_problem
 from midapi_async.errors import InvalidRequestError, WaitTimeout
 from midapi_async.requests import (
+    RANGES,
     REQUESTS,
     ExtendVideo,
     ImageToImage,
@@ -589,3 +590,14 @@ def test_a_hash_that_is_none_is_refused(bad: Any) -> None:
     """It decides what a key belongs to."""
     with pytest.raises(InvalidRequestError, match="sha256: must be 64"):
         UploadedURL(URL, bad)
+
+
+@pytest.mark.parametrize(("name", "span"), RANGES.items())
+def test_ranges_are_what_the_requests_allow(name: str, span: tuple[int, int]) -> None:
+    """Programs offer them to people. Vary allows one more index; see its docstring."""
+    cls: Any = next(cls for cls, fields in FIELDS.items() if name in fields)
+    for value in span:
+        cls(**{**NEEDED[cls], name: value})
+    for value in (span[0] - 1, span[1] + 1):
+        with pytest.raises(InvalidRequestError, match=name):
+            cls(**{**NEEDED[cls], name: value})

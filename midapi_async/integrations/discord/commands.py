@@ -38,15 +38,25 @@ else:
 
 def commands_of(cog: Midjourney) -> list[app_commands.Command[Any, ..., Any]]:
     """The commands of a cog, with its texts."""
-    strings = cog.strings
-    options = {**DEFAULT.options, **strings.options}
+    made = [_imagine(cog), _video(cog), *_questions(cog)]
+    for command in made:
+        # Both kinds of installation, and every place in which Discord can show a command.
+        command.allowed_installs = app_commands.AppInstallationType(guild=True, user=True)
+        command.allowed_contexts = app_commands.AppCommandContext(
+            guild=True, dm_channel=True, private_channel=True
+        )
+    return made
 
-    def described(*names: str) -> Callable[[T], T]:
-        return app_commands.describe(**{name: options[name] for name in names})
 
-    @app_commands.command(name="imagine", description=strings.imagine)
-    @described("prompt", "aspect_ratio", "speed", "version", "stylization", "variety")
-    @described("weirdness", "reference")
+def _described(cog: Midjourney, *names: str) -> Callable[[T], T]:
+    options = {**DEFAULT.options, **cog.strings.options}
+    return app_commands.describe(**{name: options[name] for name in names})
+
+
+def _imagine(cog: Midjourney) -> app_commands.Command[Any, ..., Any]:
+    @app_commands.command(name="imagine", description=cog.strings.imagine)
+    @_described(cog, "prompt", "aspect_ratio", "speed", "version", "stylization", "variety")
+    @_described(cog, "weirdness", "reference")
     @app_commands.choices(
         aspect_ratio=_choices(get_args(AspectRatio)),
         speed=_choices(get_args(Speed)),
@@ -79,8 +89,12 @@ def commands_of(cog: Midjourney) -> list[app_commands.Command[Any, ..., Any]]:
 
         await cog.ordered(interaction, "imagine", request, reference)
 
-    @app_commands.command(name="video", description=strings.video)
-    @described("prompt", "picture", "motion", "hd", "aspect_ratio", "count")
+    return imagine
+
+
+def _video(cog: Midjourney) -> app_commands.Command[Any, ..., Any]:
+    @app_commands.command(name="video", description=cog.strings.video)
+    @_described(cog, "prompt", "picture", "motion", "hd", "aspect_ratio", "count")
     @app_commands.choices(aspect_ratio=_choices(get_args(AspectRatio)))
     async def video(  # noqa: PLR0917 - as above
         interaction: discord.Interaction,
@@ -103,20 +117,17 @@ def commands_of(cog: Midjourney) -> list[app_commands.Command[Any, ..., Any]]:
 
         await cog.ordered(interaction, "video", request, picture)
 
-    @app_commands.command(name="credits", description=strings.credits)
+    return video
+
+
+def _questions(cog: Midjourney) -> list[app_commands.Command[Any, ..., Any]]:
+    @app_commands.command(name="credits", description=cog.strings.credits)
     async def show_credits(interaction: discord.Interaction) -> None:
         await cog.show_credits(interaction)
 
-    @app_commands.command(name="task", description=strings.task)
-    @described("task_id")
+    @app_commands.command(name="task", description=cog.strings.task)
+    @_described(cog, "task_id")
     async def show_task(interaction: discord.Interaction, task_id: str) -> None:
         await cog.show_task(interaction, task_id)
 
-    made: list[app_commands.Command[Any, ..., Any]] = [imagine, video, show_credits, show_task]
-    for command in made:
-        # Both kinds of installation, and every place in which Discord can show a command.
-        command.allowed_installs = app_commands.AppInstallationType(guild=True, user=True)
-        command.allowed_contexts = app_commands.AppCommandContext(
-            guild=True, dm_channel=True, private_channel=True
-        )
-    return made
+    return [show_credits, show_task]
