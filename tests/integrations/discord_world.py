@@ -16,6 +16,7 @@ from midapi_async import Intent, MemoryJournal, MidAPIClient
 from midapi_async.integrations.discord import Audit, Limits, Midjourney
 from midapi_async.sandbox import Sandbox
 from tests.integrations.discord_stand_in import DiscordStandIn
+from tests.integrations.discord_stand_in.things import Interaction
 from tests.support.secrets import API_KEY
 
 # Tests that are about something else order as fast as they like.
@@ -69,3 +70,9 @@ class World:
 async def settled(seconds: float = 30.0) -> None:
     """Let everything happen that happens by itself."""
     await asyncio.sleep(seconds)
+
+
+def told(interaction: Interaction) -> list[str]:
+    """What only the one who asked was told."""
+    shown = [each for each in (interaction.original, *interaction.followups) if each is not None]
+    return [each.text for each in shown if each.only_for is interaction.user]

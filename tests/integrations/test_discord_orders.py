@@ -19,8 +19,8 @@ from tests.integrations.discord_stand_in import (
     DiscordStandIn,
     File,
 )  # fmt: skip
-from tests.integrations.discord_stand_in.things import Interaction, Message, User
-from tests.integrations.discord_world import World, settled
+from tests.integrations.discord_stand_in.things import Message, User
+from tests.integrations.discord_world import World, settled, told
 
 
 @pytest.fixture
@@ -28,12 +28,6 @@ async def world(stand_in: DiscordStandIn) -> AsyncIterator[World]:
     """Jobs of a minute."""
     async with Sandbox(durations={("*", "*"): 60}) as sandbox:
         yield World(stand_in, sandbox)
-
-
-def told(interaction: Interaction) -> list[str]:
-    """What only the one who asked was told."""
-    shown = [each for each in (interaction.original, *interaction.followups) if each is not None]
-    return [each.text for each in shown if each.only_for is interaction.user]
 
 
 async def imagined(world: World, user: User, prompt: str = "a red fox") -> Message:

@@ -1,0 +1,464 @@
+"""A bot over weeks: its client, its restarts, what Discord does, and the parts without the cog."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import discord
+import pytest
+from discord import app_commands
+from discord.ext import commands
+
+from midapi_async import (
+    CallbackReceiver,
+    ClientClosed,
+    InvalidRequestError,
+    JournalError,
+    MemoryJournal,
+    MidAPIClient,
+)
+from midapi_async.integrations.discord import Audit, deliver, metadata_of, progress, result_view
+from midapi_async.sandbox import Sandbox, faults
+from tests.integrations.discord_stand_in import DiscordStandIn, File
+from tests.integrations.discord_stand_in.things import Message, User
+from tests.integrations.discord_world import World, settled, told
+
+
+@pytest.fixture
+async def world(stand_in: DiscordStandIn) -> AsyncIterator[World]:
+    """Jobs of a minute."""
+    async with Sandbox(durations={("*", "*"): 60}) as sandbox:
+        yield World(stand_in, sandbox)
+
+
+async def imagined(world: World, user: User, **options: object) -> Message:
+    """The message of a result in the first guild."""
+    guild = next(iter(world.discord._state.guilds.values()))
+    asked = await world.discord.slash(user, guild, "imagine", **{"prompt": "a fox", **options})
+    await world.discord.until(lambda: asked.message.files, 100)
+    await settled(2)
+    return asked.message
+
+
+# ─── the client ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_client_that_is_open_stays_open(world: World) -> None:
+    """Whoever has opened it closes it; the cog's own is closed with the bot."""
+    world.discord.guild()
+    async with world.client() as client:
+        async with world.bot(client):
+            assert (await imagined(world, world.discord.user())).files
+        await client.credits()
+    own = world.client()
+    async with world.bot(own):
+        await own.credits()
+    with pytest.raises(ClientClosed):
+        await own.credits()
+
+
+async def test_a_client_that_cannot_be_opened_stops_the_bot(world: World) -> None:
+    """With its own error."""
+
+    class Broken(MemoryJournal):
+        async def take_over(self, scope: str) -> None:
+            raise JournalError("the disk is gone")
+
+    with pytest.raises(JournalError, match="the disk is gone"):
+        async with world.bot(world.client(journal=Broken())):
+            raise AssertionError
+
+
+async def test_a_wrong_setting_is_not_taken_for_an_open_client(world: World) -> None:
+    class Wrong(MidAPIClient):
+        async def open(self) -> None:
+            raise InvalidRequestError({"api_key": "is missing"})
+
+    with pytest.raises(InvalidRequestError, match="api_key"):
+        async with world.bot(Wrong("key", base_url=world.sandbox.url)):
+            raise AssertionError
+
+
+async def test_the_cog_can_be_loaded_again(world: World) -> None:
+    """Its commands and buttons work, and orders of before are delivered."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot() as bot:
+        message = await imagined(world, ada)
+        await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(10)
+        await bot.remove_cog("Midjourney")
+        await bot.add_cog(bot.cog)
+        clicked = await world.discord.click(ada, message, "U1")
+        await world.discord.until(lambda: clicked.message.files, 100)
+        await settled(60)
+    assert len([each for each in guild.channels[0].messages if each.files]) == 3
+
+
+async def test_a_bot_leaves_the_orders_of_others_alone(world: World) -> None:
+    """Those of another application, and those that are not Discord's."""
+    channel = world.discord.guild().channels[0]
+    async with world.client() as client:
+        place = {"discord_application": "5", "discord_user": "6", "discord_channel": "7"}
+        other = await client.generate("a fox", metadata=place)
+        none = await client.generate("a fox", metadata={"shop": "8"})
+        async with world.bot(client):
+            await settled(100)
+        assert {each.task_id for each in await client.resume()} == {other.task_id, none.task_id}
+    assert channel.messages == []
+
+
+async def test_a_lost_answer_that_a_callback_brings_is_delivered(world: World) -> None:
+    """The working message says what it waits for."""
+    world.sandbox.faults.on("submit", do=faults.lose_answer())
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    receiver = CallbackReceiver(None, port=0)
+    async with world.bot(world.client(receiver=receiver)):
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await world.discord.until(lambda: asked.message.files, 300)
+        await settled(2)
+    texts = [each.text for each in asked.message.versions]
+    assert any(text.startswith("MidAPI's answer was lost.") for text in texts)
+    assert world.posts == 1
+
+
+async def test_a_journal_that_fails_is_told(world: World) -> None:
+    """Nothing is bought, and whoever runs the bot finds the reason in the log."""
+
+    class Fails(MemoryJournal):
+        is_broken = False
+
+        async def rows(self, *given: Any, **which: Any) -> Any:
+            if self.is_broken:
+                raise JournalError("the disk is full")
+            return await super().rows(*given, **which)
+
+        async def find(self, **which: Any) -> Any:
+            if self.is_broken:
+                raise JournalError("the disk is full")
+            return await super().find(**which)
+
+    journal = Fails()
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot(world.client(journal=journal), limits=None) as bot:
+        message = await imagined(world, ada)
+        await asyncio.sleep(10)
+        journal.is_broken = True
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await world.discord.until(lambda: asked.followups)
+        clicked = await world.discord.click(ada, message, "U1")
+        journal.is_broken = False
+    assert told(asked)[0].startswith("The bot has a problem of its own")
+    assert told(clicked)[0].startswith("The bot has a problem of its own")
+    assert bot.audit[-1].outcome == "failed"
+    assert bot.audit[-1].reason.startswith("the disk is full")
+    assert world.posts == 1
+
+
+# ─── what Discord does ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_interaction_that_discord_repeats_is_ordered_once(world: World) -> None:
+    """As after a resume of the gateway: at once, and later."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot():
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        repeated = asked.payload(world.discord.bot_user.id)
+        await world.discord.gateway.dispatch("INTERACTION_CREATE", repeated)
+        await world.discord.until(lambda: asked.message.files, 100)
+        await settled(10)
+        await world.discord.gateway.dispatch("INTERACTION_CREATE", repeated)
+        await settled(10)
+    assert world.posts == 1
+    assert len(guild.channels[0].messages) == 1
+    assert world.discord.mistakes
+    assert all("40060" in each for each in world.discord.mistakes)  # answered already
+    world.discord.mistakes.clear()
+
+
+async def test_a_working_message_that_was_deleted_is_replaced(world: World) -> None:
+    """By one in the channel, which mentions the one who asked."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    channel = guild.channels[0]
+    async with world.bot():
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(10)
+        asked.message.deleted_at = 1.0
+        await world.discord.until(lambda: channel.messages and channel.last.files, 100)
+        await settled(2)
+    assert channel.last.pinged == {ada.id}
+    assert len(channel.messages) == 1
+
+
+async def test_an_answer_that_comes_too_late_buys_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.discord.fail("POST /interactions/*/callback", 404, 10062)
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot():
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(30)
+    assert asked.answer is None
+    assert world.posts == 0
+    assert "could not be answered in time; nothing was bought" in caplog.text
+    world.discord.mistakes.clear()
+
+
+async def test_a_direct_message_to_the_bot(world: World) -> None:
+    """The result goes there, also after a restart."""
+    ada = world.discord.user("ada", has_installed=True)
+    direct = world.discord.dm(ada)
+    async with world.bot():
+        asked = await world.discord.slash(ada, direct, "imagine", prompt="a fox")
+        await world.discord.until(lambda: asked.message.files, 100)
+        await world.discord.slash(ada, direct, "imagine", prompt="a fox")
+        await settled(10)
+    async with world.bot():
+        await world.discord.until(lambda: len(direct.messages) == 3, 100)
+        await settled(5)
+    assert [len(each.files) for each in direct.messages] == [4, 0, 4]
+
+
+async def test_a_private_channel_of_a_user_install(world: World) -> None:
+    """After a restart the result becomes a direct message."""
+    ada, bob = world.discord.user("ada", has_installed=True), world.discord.user("bob")
+    private = world.discord.private_channel(ada, bob)
+    async with world.bot():
+        asked = await world.discord.slash(ada, private, "imagine", prompt="a fox")
+        await settled(10)
+    async with world.bot():
+        await world.discord.until(lambda: world.discord.dm(ada).messages, 100)
+        await settled(5)
+    assert len(world.discord.dm(ada).last.files) == 4
+    assert len(world.discord.dm(ada).messages) == 1
+    assert not asked.message.files
+
+
+async def test_a_file_that_discord_refuses_becomes_a_link(world: World) -> None:
+    """Although it is smaller than the limit that Discord has named."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot():
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(30)
+        world.discord.fail("PATCH /webhooks/*/messages/@original", 413, 40005)
+        await world.discord.until(lambda: "file 4" in asked.message.text, 100)
+        await settled(2)
+    assert asked.message.files == {}
+    world.discord.mistakes.clear()
+
+
+async def test_a_file_that_cannot_be_fetched_becomes_a_link(world: World) -> None:
+    """The other three are shown."""
+    world.sandbox.faults.on("file", do=faults.gone(), when=lambda call: "_2." in str(call.path))
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot():
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await world.discord.until(lambda: asked.message.files, 300)
+        await settled(2)
+    assert len(asked.message.files) == 3
+    assert asked.message.text.count("[file ") == 1
+    assert "[file 3](" in asked.message.text
+
+
+async def test_discord_is_away_after_a_restart(world: World) -> None:
+    """While nobody knows whether the result was sent, it is not sent again."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    channel = guild.channels[0]
+    async with world.bot():
+        await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(10)
+    world.discord.fail("GET /channels/*/messages/*", 503, times=5)
+    async with world.bot():
+        await world.discord.until(lambda: channel.last.files, 500)
+        await settled(5)
+    assert len([each for each in channel.messages if each.files]) == 1
+
+
+async def test_pictures_are_read_in_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are opened and read there, so that the loop is never held by them."""
+    threads: set[int] = set()
+
+    class Watched(discord.File):
+        def __init__(self, path: Path) -> None:
+            threads.add(threading.get_ident())
+            super().__init__(path)
+            inner = self.fp
+
+            class Reader(type(inner)):  # type: ignore[misc]  # of whatever kind it is
+                def read(self, size: int | None = -1) -> bytes:
+                    threads.add(threading.get_ident())
+                    return super().read(size)  # type: ignore[no-any-return]
+
+            self.fp = Reader(inner.detach())
+
+    monkeypatch.setattr(discord, "File", Watched)
+    world.discord.guild()
+    async with world.bot():
+        message = await imagined(world, world.discord.user("ada"))
+    assert len(message.files) == 4
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+# ─── old buttons ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_button_whose_order_was_pruned_says_so(world: World) -> None:
+    ada = world.discord.user("ada")
+    world.discord.guild()
+    async with world.bot():
+        message = await imagined(world, ada)
+        form = await world.discord.click(ada, message, "Remix")
+    world.journal = MemoryJournal()
+    async with world.bot():
+        answers = [await world.discord.click(ada, message, name) for name in ("U1", "Again")]
+        answers.append(await world.discord.submit_modal(form))
+    assert {told(each)[0] for each in answers} == {
+        "That is too old: the bot has no record of it any more."
+    }
+
+
+async def test_again_with_a_reference_picture_whose_link_has_expired(world: World) -> None:
+    """Discord's links live for a day, and MidAPI would bill for a picture without it."""
+    ada = world.discord.user("ada")
+    world.discord.guild()
+    async with world.bot() as bot:
+        message = await imagined(world, ada, reference=File("fox.png", b"a fox"))
+        again = await world.discord.click(ada, message, "Again")
+        await world.discord.until(lambda: again.message.files, 100)
+        (row, *_) = await bot.cog.client.intents.rows()
+        stale = "https://cdn.discordapp.com/ephemeral-attachments/1/2/fox.png?ex=5f000000&is=5"
+        assert row.request is not None
+        request = attrs.evolve(row.request, file_urls=[stale])
+        old = await bot.cog.client.generate(request, metadata=row.metadata)
+        await settled(100)
+        name = str(old.intent_id)
+        found = [each for each in message.channel.messages if name in str(each.components)]
+        refused = await world.discord.click(ada, found[0], "Again")
+        form = await world.discord.click(ada, found[0], "Remix")
+        also = await world.discord.submit_modal(form)
+        await settled(2)
+    for each in (refused, also):
+        assert told(each)[0].startswith("The reference picture is no longer at Discord.")
+
+
+async def test_a_second_click_on_what_has_failed_says_why(world: World) -> None:
+    """Nothing is bought, and the limits do not matter."""
+    ada = world.discord.user("ada")
+    world.discord.guild()
+    async with world.bot(limits=None):
+        message = await imagined(world, ada)
+        world.sandbox.faults.on("task", do=faults.fail_task("out of paint"))
+        await asyncio.sleep(10)
+        first = await world.discord.click(ada, message, "V1")
+        await world.discord.until(lambda: first.followups, 200)
+        second = await world.discord.click(ada, message, "V1")
+        await world.discord.until(lambda: second.followups, 200)
+        await settled(2)
+    assert told(first) == told(second) == ["Midjourney could not finish this order. out of paint"]
+    assert world.posts == 2
+
+
+async def test_a_second_click_after_a_restart_while_it_runs(world: World) -> None:
+    ada = world.discord.user("ada")
+    world.discord.guild()
+    async with world.bot():
+        message = await imagined(world, ada)
+        await world.discord.click(ada, message, "V1")
+        await settled(10)
+    async with world.bot() as bot:
+        second = await world.discord.click(ada, message, "V1")
+        await world.discord.until(lambda: second.followups)
+        assert told(second) == ["This is being made already."]
+        await settled(60)
+        assert [each.outcome for each in bot.audit] == ["shown", "delivered"]
+    assert message.channel.last.pinged == {ada.id}
+
+
+async def test_a_click_on_a_submission_of_which_nothing_is_known(world: World) -> None:
+    """It is not sent again, whoever clicks."""
+    ada = world.discord.user("ada")
+    world.discord.guild()
+    async with world.bot():
+        message = await imagined(world, ada)
+        world.sandbox.faults.on("submit", do=faults.lose_answer())
+        first = await world.discord.click(ada, message, "U1")
+        await world.discord.until(lambda: first.followups, 100)
+        second = await world.discord.click(ada, message, "U1")
+        await settled(5)
+    assert told(first) == told(second)
+    assert told(first)[0].startswith("It cannot be known")
+    assert world.posts == 2
+
+
+# ─── the parts, for bots of one's own ────────────────────────────────────────────────────────────
+
+
+class Own(commands.Bot):
+    """A bot without the cog, as in docs/discord.md."""
+
+    def __init__(self, client: MidAPIClient) -> None:
+        super().__init__("!", intents=discord.Intents(guilds=True))
+        self.midapi = client
+
+    async def setup_hook(self) -> None:
+        @self.tree.command(description="A fox")
+        async def fox(interaction: discord.Interaction) -> None:
+            answer = await interaction.response.defer(thinking=True)
+            key, message = f"discord:{interaction.id}", answer.message_id if answer else None
+            async with progress(interaction, self.midapi, key, request="a red fox"):
+                handle = await self.midapi.generate(
+                    "a red fox", key=key, metadata=metadata_of(interaction, message)
+                )
+                await handle
+            await deliver(self, self.midapi, handle, live=interaction)
+
+        assert isinstance(fox, app_commands.Command)
+        await self.tree.sync()
+
+
+async def test_the_parts_work_without_the_cog(world: World) -> None:
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.client() as client, world.discord.running(Own(client)):
+        asked = await world.discord.slash(ada, guild, "fox")
+        await world.discord.until(lambda: asked.message.files, 100)
+        await settled(2)
+        assert await client.resume() == []
+    texts = [each.text.splitlines()[0] for each in asked.message.versions if each.text]
+    assert texts[-2:] == ["Generating. Such an order usually takes 60 s.", "**a red fox**"]
+
+
+async def test_deliver_needs_a_final_task_with_its_place(world: World) -> None:
+    async with world.client() as client, world.discord.running(bot := Own(client)):
+        for metadata in ({}, {"discord_application": "1", "discord_user": "2"}):
+            handle = await client.generate("a red fox", metadata=metadata)
+            with pytest.raises(ValueError, match="final handle"):
+                await deliver(bot, client, handle)
+
+
+async def test_progress_that_cannot_be_shown_stops_nothing(world: World) -> None:
+    """Discord answers with errors, or not at all; or the message was deleted."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    route = "PATCH /webhooks/*/messages/@original"
+    async with world.client() as client, world.discord.running(Own(client)):
+        for lever in ("fail", "lose_answer", "delete"):
+            if lever == "fail":
+                world.discord.fail(route, 500, times=5)
+            elif lever == "lose_answer":
+                world.discord.lose_answer(route)
+            asked = await world.discord.slash(ada, guild, "fox")
+            if lever == "delete":
+                asked.message.deleted_at = 1.0
+            await world.discord.until(lambda: guild.channels[0].last.files, 100)
+            await settled(2)
+    assert world.posts == 3
+
+
+def test_the_audit_names_no_secret() -> None:
+    """An interaction's token would let others speak as the bot."""
+    assert not [each.name for each in attrs.fields(Audit) if "token" in each.name]
+    assert "token" not in result_view.__code__.co_varnames
