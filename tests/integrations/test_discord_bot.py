@@ -17,6 +17,7 @@ from discord.ext import commands
 from midapi_async import (
     CallbackReceiver,
     ClientClosed,
+    ImageToImage,
     InvalidRequestError,
     JournalError,
     MemoryJournal,
@@ -332,7 +333,8 @@ async def test_again_with_a_reference_picture_whose_link_has_expired(world: Worl
         await world.discord.until(lambda: again.message.files, 100)
         (row, *_) = await bot.cog.client.intents.rows()
         stale = "https://cdn.discordapp.com/ephemeral-attachments/1/2/fox.png?ex=5f000000&is=5"
-        assert row.request is not None
+
+        assert isinstance(row.request, ImageToImage)
         request = attrs.evolve(row.request, file_urls=[stale])
         old = await bot.cog.client.generate(request, metadata=row.metadata)
         await settled(100)
