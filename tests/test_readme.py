@@ -93,6 +93,11 @@ def is_web(block: Block) -> bool:
     return "web.run_app" in block.text or "FastAPI(" in block.text
 
 
+def is_bot(block: Block) -> bool:
+    """Whether a program needs Discord; tests/integrations/test_discord_example.py runs it."""
+    return "import discord" in block.text
+
+
 def expected_output(program: Block) -> str | None:
     """The text block right behind a program."""
     behind = BLOCKS[BLOCKS.index(program) + 1 :]
@@ -142,7 +147,9 @@ def run_python(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(
-    "program", [each for each in PROGRAMS if not is_test(each) and not is_web(each)], ids=str
+    "program",
+    [each for each in PROGRAMS if not (is_test(each) or is_web(each) or is_bot(each))],
+    ids=str,
 )
 def test_a_program_does_what_stands_behind_it(
     program: Block, midapi_sandbox: SandboxThread, elsewhere: Path
@@ -264,7 +271,8 @@ def test_each_program_is_run_by_one_of_these() -> None:
     assert len(WEB) == 3
     for program in PROGRAMS:
         starts = re.search(r"^(asyncio|VirtualLoop)\.run\(", program.text, re.MULTILINE)
-        assert starts or is_test(program) or is_web(program) or expected_output(program), program
+        is_run = starts or is_test(program) or is_web(program) or is_bot(program)
+        assert is_run or expected_output(program), program
     assert {"python", "text", "sh", "console", ""} >= {block.language for block in BLOCKS}
 
 
