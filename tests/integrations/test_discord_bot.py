@@ -22,10 +22,20 @@ from midapi_async import (
     JournalError,
     MemoryJournal,
     MidAPIClient,
+    RateLimit,
+    SubmissionUnknown,
+    TaskHandle,
 )
-from midapi_async.integrations.discord import Audit, deliver, metadata_of, progress, result_view
+from midapi_async.integrations.discord import (
+    Audit,
+    Limits,
+    deliver,
+    metadata_of,
+    progress,
+    result_view,
+)
 from midapi_async.sandbox import Sandbox, faults
-from tests.integrations.discord_stand_in import DiscordStandIn, File
+from tests.integrations.discord_stand_in import USUAL, VIEW_CHANNEL, DiscordStandIn, File
 from tests.integrations.discord_stand_in.things import Message, User
 from tests.integrations.discord_world import World, settled, told
 
@@ -160,6 +170,70 @@ async def test_a_journal_that_fails_is_told(world: World) -> None:
     assert world.posts == 1
 
 
+async def test_a_bot_that_stops_tells_those_who_wait(world: World) -> None:
+    """What was not sent yet is not sent; what was bought is delivered after the restart."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.client(rate_limit=RateLimit(1, per=60)) as client:
+        async with world.bot(client):
+            bought = await world.discord.slash(ada, guild, "imagine", prompt="a red fox")
+            waiting = await world.discord.slash(ada, guild, "imagine", prompt="a blue fox")
+            await settled(10)
+            assert waiting.message.text.startswith("Waiting in line: 0 before")
+        assert waiting.message.deleted_at
+        assert told(waiting)[0].startswith("The bot is being restarted.")
+        async with world.bot(client):
+            await world.discord.until(lambda: guild.channels[0].last.files, 100)
+            await settled(100)
+    assert "It is ready" in bought.message.text
+    assert world.posts == 1
+
+
+async def test_orders_that_a_killed_bot_was_sending_are_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the bot's own."""
+    world.sandbox.faults.on("submit", do=faults.lose_answer(), first=3)
+    async with world.client() as client:
+        for application in (world.discord.bot_user.id, 5, "x"):
+            place = {"discord_application": str(application), "discord_user": "6"}
+            with pytest.raises(SubmissionUnknown):
+                await client.generate("a fox", metadata=place)
+    async with world.bot():
+        await settled(5)
+    assert "1 orders are unknown" in caplog.text
+
+
+async def test_an_error_of_the_loop_that_delivers_is_not_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    untaken, broken = MidAPIClient.untaken, [True]
+
+    def once(self: MidAPIClient) -> Any:
+        if broken.pop():
+            broken.append(False)
+            raise ZeroDivisionError
+        broken.append(False)
+        return untaken(self)
+
+    monkeypatch.setattr(MidAPIClient, "untaken", once)
+    world.discord.guild()
+    async with world.bot():
+        assert (await imagined(world, world.discord.user("ada"))).files
+    assert "no results are delivered for 30 s" in caplog.text
+
+
+async def test_prompts_for_several_jobs_are_refused(world: World) -> None:
+    """It is not known what they cost. The operator may allow them."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot():
+        for prompt in ("a {red, blue} fox", "a fox --repeat 40"):
+            asked = await world.discord.slash(ada, guild, "imagine", prompt=prompt)
+            assert told(asked)[0].startswith("A prompt with {…, …} or --repeat")
+    async with world.bot(limits=Limits(several_jobs=True)):
+        assert (await imagined(world, ada, prompt="a {red, blue} fox")).files
+    assert world.posts == 1
+
+
 # ─── what Discord does ───────────────────────────────────────────────────────────────────────────
 
 
@@ -277,6 +351,45 @@ async def test_discord_is_away_after_a_restart(world: World) -> None:
         await world.discord.until(lambda: channel.last.files, 500)
         await settled(5)
     assert len([each for each in channel.messages if each.files]) == 1
+
+
+async def test_a_message_whose_answer_was_lost_long_ago_is_not_sent_again(world: World) -> None:
+    """Discord has forgotten its nonce, and the bot finds it in the channel."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    channel = guild.channels[0]
+    async with world.bot() as bot:
+        await world.discord.slash(ada, guild, "imagine", prompt="a fox [[sandbox: seconds=1000]]")
+        await settled(990)
+        world.discord.lose_answer("POST /channels/*/messages")
+        await world.discord.until(lambda: channel.last.files, 100)
+        world.discord.fail("GET /channels/*/messages/*", 503, times=8)
+        await world.discord.until(lambda: len(bot.audit) == 2, 5000)
+    assert len([each for each in channel.messages if each.files]) == 1
+    assert bot.audit[-1].outcome == "delivered"
+
+
+async def test_a_direct_message_is_found_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent because the channel was closed, and could not be recorded."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    channel = world.discord.channel(guild, "art", bot_may=USUAL & ~VIEW_CHANNEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskHandle, "ack", _dies)
+        async with world.bot():
+            prompt = "a fox [[sandbox: seconds=1000]]"
+            await world.discord.slash(ada, channel, "imagine", prompt=prompt)
+            await world.discord.until(lambda: world.discord.dm(ada).messages, 1100)
+            await settled(5)
+    await asyncio.sleep(600)  # Discord has forgotten the nonce
+    async with world.bot() as bot:
+        await settled(60)
+        assert [each.outcome for each in bot.audit] == ["delivered"]
+    assert len(world.discord.dm(ada).messages) == 1
+
+
+async def _dies(_: TaskHandle) -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 async def test_pictures_are_read_in_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

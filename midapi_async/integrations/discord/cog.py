@@ -14,12 +14,11 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 from urllib.parse import parse_qs, urlsplit
 
-import aiohttp
 import attrs
 import discord
 from discord.ext import commands
@@ -41,7 +40,7 @@ from midapi_async import (
 )
 
 from .commands import commands_of
-from .deliver import NOBODY, Live, deliver, find_result, tell
+from .deliver import DISCORD_ERRORS, NOBODY, Live, deliver, find_result, reason_of, tell
 from .limits import Audit, Guard, Limits, Order
 from .places import Place, place_of
 from .progress import progress
@@ -54,11 +53,12 @@ REPEAT = 10.0  # seconds for which the same button does nothing more for the sam
 _MOST_PRESSES = 1_000
 _MOST_ANCESTORS = 20  # results between a picture and the prompt that it was made from
 SETTLING = 120.0  # seconds to wait for the callback of a lost answer; longer for slow orders
+LAST_WORDS = 5.0  # seconds to tell that an order ends because the bot ends
 RESTART_LOOP = 30.0  # seconds, after an error of the loop that delivers
 DELIVERIES = 16  # at once; each has the files of one result on the disk
 _FORM = "mj1:R:"  # the custom_id of a form for another prompt begins so
 MOST_CONTENT = 2_000  # characters of a message without components
-_CDN = "cdn.discordapp.com"
+_CDN = {"cdn.discordapp.com", "media.discordapp.net"}
 
 
 class Midjourney(commands.Cog, name=COG):
@@ -170,16 +170,34 @@ class Midjourney(commands.Cog, name=COG):
 
     async def _deliver_all(self) -> None:
         """Deliver the result of every order of this bot that is not taken, as it becomes final."""
+        await self._report_unknown()
         while True:
             try:
-                async for handle in self.client.untaken():
-                    place = place_of(handle)
-                    if place is not None and place.application == self._bot.application_id:
-                        self._start(self._deliver(handle, place))
+                async with aclosing(self.client.untaken()) as untaken:
+                    async for handle in untaken:
+                        place = place_of(handle)
+                        if self._is_ours(place):
+                            self._start(self._deliver(handle, place))
                 return  # the client was closed, or stops waiting
-            except MidAPIError as error:
-                _log.warning("results cannot be delivered for a moment: %s", error)
+            except ClientClosed:
+                return
+            except Exception:  # noqa: BLE001 - without this loop, nothing is delivered any more
+                _log.exception("no results are delivered for %.0f s", RESTART_LOOP)
                 await asyncio.sleep(RESTART_LOOP)
+
+    def _is_ours(self, place: Place | None) -> TypeGuard[Place]:
+        return place is not None and place.application == self._bot.application_id
+
+    async def _report_unknown(self) -> None:
+        """Say in the log which orders were being sent when the bot was killed."""
+        with suppress(MidAPIError):
+            rows = await self.client.intents.unknown()
+            if rows := [row for row in rows if self._is_ours(Place.found_in(row.metadata))]:
+                _log.warning(
+                    "%d orders are unknown: MidAPI may have accepted them or not, and they are not "
+                    "sent again. `midapi journal list unknown` shows them, and what you can do",
+                    len(rows),
+                )
 
     async def _deliver(self, handle: TaskHandle, place: Place) -> None:
         order = self._guard.orders.get(handle.key or "")
@@ -265,7 +283,7 @@ class Midjourney(commands.Cog, name=COG):
         if key in self._guard.orders:
             # The same click twice; or Discord repeats an interaction after a resume.
             await _answer(interaction, self.strings.running)
-        elif text := self._guard.refusal(interaction):
+        elif text := self._guard.refusal(interaction, request):
             await self._decline(interaction, action, text)
         else:
             order = self._guard.begin(interaction, key, request)
@@ -303,6 +321,12 @@ class Midjourney(commands.Cog, name=COG):
             _log.warning("an order could not be answered in time; nothing was bought: %s", error)
         except (_Declined, MidAPIError) as error:
             await self._explain(order.live, action, place, request, error)
+        except asyncio.CancelledError:
+            if not is_bought and place.message is not None:
+                with suppress(TimeoutError):  # else the message would show for ever that it waits
+                    async with asyncio.timeout(LAST_WORDS):
+                        await tell(self._bot, place, order.live, self.strings.closing)
+            raise
         finally:
             order.progress_ended.set()
             if not is_bought:
@@ -317,8 +341,8 @@ class Midjourney(commands.Cog, name=COG):
         interaction = live.interaction
         try:
             answer = await interaction.response.defer(thinking=True)
-        except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
-            raise _Unanswered(str(error)) from error
+        except DISCORD_ERRORS as error:
+            raise _Unanswered(reason_of(error)) from error
         place = Place.of(interaction, message=None if answer is None else answer.message_id)
         if parent is None:
             return place
@@ -379,10 +403,10 @@ class Midjourney(commands.Cog, name=COG):
             text = self.strings.of_error(TaskFailed(handle.task_id, final))
         elif (first := place_of(handle)) is not None:
             message = None
-            with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+            with suppress(*DISCORD_ERRORS):
                 message = await find_result(self._bot, first, row.intent_id)
             if message is not None:
-                text = self.strings.existing.format(link=message.jump_url)
+                text = self.strings.existing.format(link=first.url_of(message))
         if text is not None:
             await tell(self._bot, place, live, text)
             return
@@ -413,7 +437,7 @@ class Midjourney(commands.Cog, name=COG):
         request, task_id, index = row.request, row.task_id, button.index
         if action == "R":
             form = remix_form(row, button.user_id, strings)
-            with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+            with suppress(*DISCORD_ERRORS):
                 await interaction.response.send_modal(form)
             form.stop()  # `on_interaction` reads it, also after a restart
         elif action == "A":
@@ -499,7 +523,7 @@ class Midjourney(commands.Cog, name=COG):
         if interaction.user.id != button.user_id:
             await _answer(interaction, self.strings.not_yours)
             return
-        with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+        with suppress(*DISCORD_ERRORS):
             await interaction.response.defer()
             await interaction.delete_original_response()
             place = Place.of(interaction)
@@ -548,7 +572,7 @@ class Midjourney(commands.Cog, name=COG):
         if refusal := self._guard.not_allowed(interaction):
             await _answer(interaction, refusal)
             return
-        with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+        with suppress(*DISCORD_ERRORS):
             await interaction.response.defer(ephemeral=True, thinking=True)
             try:
                 said = await text()
@@ -572,8 +596,8 @@ async def _answer(interaction: discord.Interaction, text: str) -> None:
         await interaction.response.send_message(
             text[:MOST_CONTENT], ephemeral=True, allowed_mentions=NOBODY
         )
-    except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
-        _log.info("an interaction could not be answered: %s", error)
+    except DISCORD_ERRORS as error:
+        _log.info("an interaction could not be answered: %s", reason_of(error))
 
 
 def _action_of(request: Request | None) -> str:
@@ -589,6 +613,6 @@ def _is_stale(request: Request) -> bool:
         parts = urlsplit(str(url))
         until = parse_qs(parts.query).get("ex", [""])[0]
         with suppress(ValueError):
-            if parts.hostname == _CDN and int(until, 16) < time.time():
+            if parts.hostname in _CDN and int(until, 16) < time.time():
                 return True
     return False

@@ -44,6 +44,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # Messages of a channel in which the result is looked for after a restart.
 MOST_SEARCHED = 200
 NOBODY = discord.AllowedMentions.none()
+# What a call of discord.py raises if Discord refuses it, or does not answer.
+DISCORD_ERRORS = (discord.HTTPException, discord.RateLimited, OSError, aiohttp.ClientError)
 
 Bot: TypeAlias = discord.Client
 Send: TypeAlias = "Callable[[ui.LayoutView, Sequence[discord.File]], Awaitable[discord.Message]]"
@@ -126,22 +128,22 @@ async def deliver(
     if isinstance(live, discord.Interaction):
         age = (discord.utils.utcnow() - live.created_at).total_seconds()
         live = Live.now(live, age=max(0.0, age))
-    message = None
-    if live is None and details.status is not TaskStatus.FAILED:
-        message = await _find_sent(bot, place, handle.intent_id or "")
-    if message is None:
-        routes = _routes(bot, place, live, handle.task_id)
-        if details.status is TaskStatus.FAILED:
-            routes = _private_routes(bot, place, live, handle.task_id)
-            message = await _tell_failure(handle, place, routes, strings)
-        else:
+    if details.status is TaskStatus.FAILED:
+        routes = _private_routes(bot, place, live, handle.task_id)
+        message = await _tell_failure(handle, place, routes, strings)
+        if message is not None:
+            await _end_working_message(bot, place, live, None)
+    else:
+        find = partial(_find_sent, bot, place, handle.intent_id or "")
+        message = await find() if live is None else None
+        if message is None:
             async with _fetched(client, details) as paths:
                 result = _Result(handle=handle, details=details, place=place, paths=paths)
-                message = await _by_any(routes, result.sender(prompt, strings))
-        if message is not None:
-            link = strings.elsewhere.format(link=message.jump_url)
-            is_private = details.status is TaskStatus.FAILED
-            await _end_working_message(bot, place, live, message, None if is_private else link)
+                routes = _routes(bot, place, live, handle.task_id)
+                message = await _by_any(routes, result.sender(prompt, strings), find)
+        if message is not None and message.id != place.message:
+            link = strings.elsewhere.format(link=place.url_of(message))
+            await _end_working_message(bot, place, live, link)
     if message is None:
         _log.error(
             "the result of task %s cannot be delivered to user %s: neither the channel nor a "
@@ -162,9 +164,7 @@ async def tell(bot: Bot, place: Place, live: Live, text: str) -> discord.Message
 
     What was deferred for everybody would be shown to everybody, so it is deleted first.
     """
-    with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
-        if live.is_open:
-            await live.interaction.delete_original_response()
+    await _end_working_message(bot, place, live, None)
     routes = _private_routes(bot, place, live, str(live.interaction.id))
     return await _by_any(routes, partial(_send_text, place, text))
 
@@ -250,29 +250,36 @@ def _nonce(task_id: str) -> str:
 async def _by_any(
     routes: Callable[[], Iterator[_Route]],
     send: Callable[[_Route, bool], Awaitable[discord.Message]],
+    find: Callable[[], Awaitable[discord.Message | None]] | None = None,
 ) -> discord.Message | None:
     """Send by the first route that takes it; None if none does. Waits while Discord is away.
 
     Args:
         routes: those that are open now.
         send: sends by a route; with True, without files.
+        find: finds what was sent, although Discord's answer was lost.
     """
     closed: set[str] = set()
     pause, as_links = FIRST_PAUSE, False
     while route := next((each for each in routes() if each.name not in closed), None):
         try:
             return await send(route, as_links)
-        except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
+        except DISCORD_ERRORS as error:
             status = error.status if isinstance(error, discord.HTTPException) else None
             if status == 413 and not as_links:
                 as_links = True  # files of the size that Discord itself had named as the limit
-            elif _is_passing(error):
-                _log.warning("Discord takes no message just now, trying again: %s", error)
+            elif not _is_passing(error):
+                _log.info("%s is closed to a message: %s", route.name, reason_of(error))
+                closed.add(route.name)
+            else:
+                _log.warning(
+                    "Discord takes no message just now, trying again: %s", reason_of(error)
+                )
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                _log.info("%s is closed for a result: %s", route.name, error)
-                closed.add(route.name)
+                # The nonce is good for some minutes only.
+                if status != 429 and find is not None and (found := await find()) is not None:
+                    return found
     return None
 
 
@@ -281,6 +288,11 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error, discord.HTTPException):
         return error.status >= 500 or error.status == 429
     return True
+
+
+def reason_of(error: Exception) -> str:
+    """An error for the log; those of aiohttp may name the address, which has the token in it."""
+    return str(error) if isinstance(error, discord.DiscordException) else type(error).__name__
 
 
 # ─── what is sent ────────────────────────────────────────────────────────────────────────────────
@@ -381,29 +393,40 @@ def _send_text(place: Place, text: str, route: _Route, _: object) -> Awaitable[d
 
 
 async def _find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
-    """The message of a result that was sent before a restart; None if there is none."""
-    pause = FIRST_PAUSE
+    """The message of a result that was sent before, as far as the bot may look; None if none is.
+
+    Waits while Discord is away.
+    """
+    pause, may_look = FIRST_PAUSE, not (place.is_guest or place.channel is None)
     while True:
         try:
-            if place.is_guest or place.channel is None:
-                channel: discord.abc.Messageable = await bot.create_dm(discord.Object(place.user))
-                start = None
-            else:
-                channel = bot.get_partial_messageable(place.channel, guild_id=place.guild)
-                start = discord.Object(place.message) if place.message is not None else None
+            if may_look:
                 message = await find_result(bot, place, intent_id)
-                if message is not None:
-                    return message
-            async for message in channel.history(limit=MOST_SEARCHED, after=start):
-                if message.author == bot.user and is_result_of(message, intent_id):
-                    return message
-        except (discord.HTTPException, OSError, aiohttp.ClientError) as error:
-            if not _is_passing(error):
-                return None  # the bot may not read there, or it is gone
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            return None
+                if message is None:
+                    channel = bot.get_partial_messageable(place.channel or 0, guild_id=place.guild)
+                    message = await _find_in(channel, place.message, bot, intent_id)
+                return message
+            direct = await bot.create_dm(discord.Object(place.user))
+            return await _find_in(direct, None, bot, intent_id)
+        except DISCORD_ERRORS as error:
+            if _is_passing(error):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            elif may_look:
+                may_look = False  # so the result had to become a direct message
+            else:
+                return None
+
+
+async def _find_in(
+    channel: discord.abc.Messageable, start: int | None, bot: Bot, intent_id: str
+) -> discord.Message | None:
+    """The message of a result among those after a message, or among the last ones."""
+    after = None if start is None else discord.Object(start)
+    async for message in channel.history(limit=MOST_SEARCHED, after=after):
+        if message.author == bot.user and is_result_of(message, intent_id):
+            return message
+    return None
 
 
 async def find_result(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
@@ -422,25 +445,19 @@ async def find_result(bot: Bot, place: Place, intent_id: str) -> discord.Message
     return message if is_result_of(message, intent_id) else None
 
 
-async def _end_working_message(
-    bot: Bot, place: Place, live: Live | None, sent: discord.Message, link: str | None
-) -> None:
+async def _end_working_message(bot: Bot, place: Place, live: Live | None, link: str | None) -> None:
     """Have the working message lead to what was sent in its place, or delete it; or let it be."""
-    if place.message is None or sent.id == place.message:
-        return
-    with suppress(discord.HTTPException, OSError, aiohttp.ClientError):
+    view = None if link is None else text_view(link)
+    with suppress(*DISCORD_ERRORS):
         if live is not None and live.is_open:
-            interaction = live.interaction
-            if link is None:
-                await interaction.delete_original_response()
+            if view is None:
+                await live.interaction.delete_original_response()
             else:
-                await interaction.edit_original_response(
-                    view=text_view(link), allowed_mentions=NOBODY
-                )
-        elif place.channel is not None and not place.is_guest:
+                await live.interaction.edit_original_response(view=view, allowed_mentions=NOBODY)
+        elif place.channel is not None and place.message is not None and not place.is_guest:
             channel = bot.get_partial_messageable(place.channel, guild_id=place.guild)
             message = channel.get_partial_message(place.message)
-            if link is None:
+            if view is None:
                 await message.delete()
             else:
-                await message.edit(view=text_view(link), allowed_mentions=NOBODY)
+                await message.edit(view=view, allowed_mentions=NOBODY)

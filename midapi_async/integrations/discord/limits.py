@@ -10,6 +10,7 @@ import attrs
 import discord
 
 from midapi_async import ImageToVideo, Intent, MidAPIClient, Request, State, Upscale
+from midapi_async.requests import has_several_jobs
 
 from .deliver import Live
 from .places import Place
@@ -39,6 +40,8 @@ class Limits:
         jobs_per_guild: orders of one guild that may be under way.
         pictures_per_user: pictures and videos of one user in 24 hours, as the journal has them.
         pictures_per_guild: the same of one guild.
+        several_jobs: whether a prompt may contain {red, blue} or --repeat, for which Midjourney
+            runs several jobs: it is not known how many of them MidAPI bills.
         roles: the ids of roles of which a user must have one; empty for everybody. With any, only
             members of a guild may order.
         channels: the ids of the channels where orders are taken; empty for all. The threads of an
@@ -51,6 +54,7 @@ class Limits:
     jobs_per_guild: int | None = None
     pictures_per_user: int | None = None
     pictures_per_guild: int | None = None
+    several_jobs: bool = False
     roles: Collection[int] = attrs.field(default=(), converter=_ids)
     channels: Collection[int] = attrs.field(default=(), converter=_ids)
 
@@ -128,11 +132,13 @@ class Guard:
             return strings.wrong_role
         return None
 
-    def refusal(self, interaction: discord.Interaction) -> str | None:
-        """Why nothing may be ordered here and now, as far as memory knows; None if it may."""
+    def refusal(self, interaction: discord.Interaction, request: Request) -> str | None:
+        """Why that may not be ordered here and now, as far as memory knows; None if it may."""
         limits, strings = self._limits, self._strings
         if text := self.not_allowed(interaction):
             return text
+        if not limits.several_jobs and has_several_jobs(request):
+            return strings.several_jobs
         user, guild, now = interaction.user.id, interaction.guild_id, _now()
         for kind, id_, cooldown in (
             ("user", user, limits.user_cooldown),

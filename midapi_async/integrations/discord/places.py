@@ -55,11 +55,14 @@ class Place:
     @classmethod
     def found_in(cls, metadata: Mapping[str, str]) -> Self | None:
         """The place that is in an intent's metadata; None if the intent is not Discord's."""
-        found = {
-            field.name: _read(field.name, metadata[_PREFIX + field.name])
-            for field in attrs.fields(cls)
-            if _PREFIX + field.name in metadata
-        }
+        try:
+            found = {
+                field.name: _read(field.name, metadata[_PREFIX + field.name])
+                for field in attrs.fields(cls)
+                if _PREFIX + field.name in metadata
+            }
+        except ValueError:
+            return None  # notes of somebody else's, with names like these
         if not {"application", "user"} <= found.keys():
             return None
         return cls(**found)  # type: ignore[arg-type]  # as `metadata` wrote them
@@ -75,12 +78,11 @@ class Place:
         """The metadata of all orders with one user, or in one guild."""
         return {f"{_PREFIX}{name}": str(value)}
 
-    @property
-    def url(self) -> str | None:
-        """The link to the working message."""
-        if self.message is None or self.channel is None:
-            return None
-        return f"https://discord.com/channels/{self.guild or '@me'}/{self.channel}/{self.message}"
+    def url_of(self, message: discord.Message) -> str:
+        """The link to a message in its channel, or to a direct one."""
+        is_here = message.channel.id == self.channel and self.guild is not None
+        where = self.guild if is_here else "@me"
+        return f"https://discord.com/channels/{where}/{message.channel.id}/{message.id}"
 
 
 def _read(name: str, value: str) -> str | int | bool:

@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from weakref import WeakKeyDictionary
 
-import aiohttp
 import discord
 
 from midapi_async import MidAPIClient, Request, SubmissionUnknown, TaskFailed, events
 
-from .deliver import NOBODY, Live
+from .deliver import DISCORD_ERRORS, NOBODY, Live, reason_of
 from .strings import DEFAULT, MOST_REASON, Strings, harmless
 from .views import text_view
 
@@ -26,7 +25,7 @@ _log = logging.getLogger("midapi_async.discord")
 
 # Seconds of the loop. Discord allows about five edits in five seconds for one interaction.
 EDIT_INTERVAL = 4.0
-PAUSE_AFTER_429 = 15.0
+PAUSE_AFTER_ERROR = 15.0
 LAST_EDIT = 10.0  # for an edit that is under way when the order is ready
 
 
@@ -195,14 +194,13 @@ async def _edit(live: Live, doing: _Doing, over: asyncio.Event) -> None:
                 await live.interaction.edit_original_response(
                     view=text_view(doing.text), allowed_mentions=NOBODY
                 )
-            except discord.HTTPException as error:
-                _log.debug("progress cannot be shown: %s", error)
-                if 400 <= error.status < 500 and error.status != 429:
+            except DISCORD_ERRORS as error:
+                _log.debug("progress cannot be shown: %s", reason_of(error))
+                status = error.status if isinstance(error, discord.HTTPException) else 500
+                if 400 <= status < 500 and status != 429:
                     return  # the message was deleted, or the token is dead
-                pause = PAUSE_AFTER_429
+                pause = PAUSE_AFTER_ERROR
                 doing.changed.set()
-            except (OSError, aiohttp.ClientError) as error:
-                _log.debug("progress cannot be shown: %s", error)
             await asyncio.wait({ending}, timeout=pause)
             await doing.changed.wait()
     finally:

@@ -95,6 +95,7 @@ class Strings:
         repeated: the same button was pressed twice by the same user.
         too_many_jobs: the user, or the guild, has ``{limit}`` orders under way.
         too_many_pictures: ``{limit}`` pictures were ordered in the last 24 hours.
+        several_jobs: the prompt would run several jobs.
         wrong_role: the user has none of the allowed roles.
         wrong_channel: the channel is not an allowed one.
         not_yours: only the requester may delete a result.
@@ -169,6 +170,9 @@ class Strings:
     repeated: str = "That was ordered a moment ago."
     too_many_jobs: str = "{limit} orders are under way, which is the limit. Wait for one of them."
     too_many_pictures: str = "{limit} pictures in 24 hours are the limit, and they are used up."
+    several_jobs: str = (
+        "A prompt with {…, …} or --repeat makes several orders of one, which is not allowed here."
+    )
     wrong_role: str = "You need another role for that."
     wrong_channel: str = "That is not allowed in this channel."
     not_yours: str = "Only the one who asked for it can delete it."

@@ -24,6 +24,7 @@ COG = "Midjourney"
 # Discord's limits of a message.
 MOST_CHARACTERS = 4_000
 MOST_FILES = 10
+_MOST_DESCRIPTION = 256
 _PICTURES = 4  # of one task, each with a U and a V
 _FLAGS = {
     "aspect_ratio": "--ar",
@@ -148,7 +149,8 @@ def result_view(
     shown = Shown(prompt=getattr(request, "prompt", None) or prompt, request=request)
     view = ui.LayoutView(timeout=None)
     if media:
-        items = (discord.MediaGalleryItem(each) for each in media[:MOST_FILES])
+        spoken = (shown.prompt or "")[:_MOST_DESCRIPTION] or None  # for who cannot see it
+        items = (discord.MediaGalleryItem(each, description=spoken) for each in media[:MOST_FILES])
         view.add_item(ui.MediaGallery(*items))
     by = f"<@{user_id}>"
     text = f"{by} {shown.heading(strings)}" if mention else shown.heading(strings)
