@@ -108,10 +108,10 @@ class BatchDisplay:
         # Its own thread would outlive Ctrl-C. Lines that are written to stderr appear above it.
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(self._picture(batch.progress, console), refresh=True)
+                live.update(self.picture(batch.progress, console), refresh=True)
                 await asyncio.sleep(_FRAME)
 
-    def _picture(self, now: BatchProgress, console: Console) -> Group:
+    def picture(self, now: BatchProgress, console: Console) -> Group:
         """The bars, and the state below them, each line cut to the width of the terminal."""
         from rich.console import Group
         from rich.text import Text
@@ -119,7 +119,8 @@ class BatchDisplay:
         lines = [Text(f" {each}", no_wrap=True) for each in self.lines(now)]
         for line in lines:
             # A terminal shows Ctrl-C as ^C where the last line ends: there must be room for it.
-            line.truncate(console.width - 3, overflow="ellipsis")
+            is_plain = console.options.ascii_only
+            line.truncate(console.width - 3, overflow="crop" if is_plain else "ellipsis")
         return Group(self._bar(now, console), *lines)
 
     def _bar(self, now: BatchProgress, console: Console) -> Text:

@@ -46,10 +46,13 @@ def _write(stream: TextIO | None, line: str) -> None:
 
 
 def seconds(count: float) -> str:
-    """A duration for people, as in ``3.2 s``, ``58 s`` or ``4 min 10 s``."""
+    """A duration for people, as in ``3.2 s``, ``58 s``, ``4 min 10 s`` or ``2 h 5 min``."""
     if count < 9.95:
         return f"{count:.1f} s"
     if count < 99.5:
         return f"{count:.0f} s"
     minutes, rest = divmod(round(count), 60)
+    if minutes >= 120:
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{minutes} min {rest} s" if rest else f"{minutes} min"

@@ -51,10 +51,13 @@ def test_one_line_joins_wrapped_text() -> None:
         (60, "60 s"),
         (180, "3 min"),
         (250, "4 min 10 s"),
+        (7199, "119 min 59 s"),
+        (7200, "2 h"),
+        (7500, "2 h 5 min"),
     ],
 )
 def test_durations_for_people(count: float, text: str) -> None:
-    """Tenths below ten seconds, minutes from about a hundred."""
+    """Tenths below ten seconds, minutes from about a hundred, then hours."""
     assert seconds(count) == text
 
 
