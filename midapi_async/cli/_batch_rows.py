@@ -12,6 +12,7 @@ import attrs
 from cyclopts import Group, Parameter
 
 from midapi_async import BatchRequest, InvalidRequestError, Upscale, Vary
+from midapi_async.batch.items import Keys, Row
 from midapi_async.batch.reading import FileRow, Format, format_of, picks_of, rows_of
 from midapi_async.batch.records import RowProblem
 from midapi_async.requests import has_several_jobs
@@ -117,22 +118,25 @@ def read_rows(source: str, options: FileOptions) -> Rows:
         raise InvalidRequestError({"limit": f"must be 1 or more, got {options.limit}"})
     if options.upscale and options.vary:
         raise usage_error("--upscale and --vary exclude each other")
+    if (options.upscale or options.vary) and (options.template or options.expand):
+        raise usage_error("picks.jsonl has no prompts for --template or --expand")
     data = _bytes_of(source)
     folder = Path() if source == STDIN else Path(source).parent
     form = options.format or format_of(source, data, options.template)
     rows = Rows(data, form, options, folder)
     problems: list[RowProblem] = []
-    several, last = 0, -1
+    keys, several, last = Keys(None), 0, -1
     for row in rows.read(check_files=True):
-        if isinstance(row, RowProblem):
-            problems.append(row)
+        found = row if isinstance(row, RowProblem) else _with_its_key(row, keys)
+        if isinstance(found, RowProblem):
+            problems.append(found)
             continue
-        rows.lines.append(row.line)
-        several += has_several_jobs(row.request)
-        rows.count += row.line != last
-        last = row.line
+        rows.lines.append(found.line)
+        several += has_several_jobs(found.request)
+        rows.count += found.line != last
+        last = found.line
     if problems:
-        raise _invalid(source, problems, rows.count)
+        raise _invalid(source, problems, {*rows.lines})
     if not rows.lines:
         raise InvalidRequestError({"file": f"{source!r} has no rows"})
     if several:
@@ -143,10 +147,22 @@ def read_rows(source: str, options: FileOptions) -> Rows:
     return rows
 
 
-def _invalid(source: str, problems: list[RowProblem], valid: int) -> CommandError:
+def _with_its_key(row: FileRow, keys: Keys) -> FileRow | RowProblem:
+    """A row, or what is wrong with its key beside those of the rows before it."""
+    try:
+        keys.give(Row(index=row.line, request=row.request, hash="", key=row.key))
+    except InvalidRequestError as error:
+        # It counts rows, from 0; here these are lines.
+        problem = str(error).replace("rows ", "lines ", 1).replace(" (counted from 0)", "", 1)
+        return RowProblem(row.line, problem)
+    return row
+
+
+def _invalid(source: str, problems: list[RowProblem], lines: set[int]) -> CommandError:
     for each in problems:
         say(f"{source}:{each.line}: {one_line(in_commands(each.problem))}")
     bad = len({each.line for each in problems})
+    valid = len(lines - {each.line for each in problems})
     are = "row is" if bad + valid == 1 else "rows are" if bad > 1 else "rows is"
     return CommandError(
         "InvalidRows",

@@ -56,7 +56,7 @@ app.command(batch, sort_key=3, usage="Usage: midapi batch [OPTIONS] FILE --outpu
 app.command(upscale, sort_key=3, usage=usage_of("upscale"))
 app.command(vary, sort_key=4, usage=usage_of("vary"))
 app.command(upload, sort_key=5, usage="Usage: midapi upload [OPTIONS] FILE [FILE ...]")
-app.command(gallery, sort_key=5)
+app.command(gallery, sort_key=3)
 app.command(task, sort_key=6)
 app.command(credits_left, name="credits", sort_key=7)
 app.command(journal)

@@ -146,6 +146,17 @@ def test_every_bad_row_is_listed_and_nothing_is_bought(
     assert midapi_sandbox.ledger.requests == ()
 
 
+def test_a_key_that_could_be_another_try_is_refused_first(midapi: Midapi) -> None:
+    """With --retry-failed, a row "a" is bought again as "a/2"; also where --expand makes these."""
+    Path("rows.csv").write_text("prompt,key\na fox,a\na hare,b\na whale,a/2\n")
+    ran = midapi("batch", "rows.csv", "--dry-run")
+    assert ran.code == 2
+    assert ran.err.startswith("rows.csv:4: key: lines 2 and 4, one of them with the key 'a/2', ")
+    assert "with --retry-failed, row 'a' is bought again as 'a/2'" in ran.err
+    Path("rows.csv").write_text('prompt,key\n"a {red, blue} fox",a\na hare,a\n')
+    assert midapi("batch", "rows.csv", "--dry-run", "--expand").code == 2
+
+
 def test_a_dry_run_needs_no_key(midapi: Midapi) -> None:
     """Nor an output folder: it counts the rows, and the jobs that --expand makes of them."""
     Path("rows.txt").write_text("a {red, blue} fox\na whale --repeat 3\na hare\n")
@@ -349,6 +360,10 @@ def test_failures_in_a_row_stop_it(midapi: Midapi, midapi_sandbox: SandboxThread
         (
             ["batch", "rows.txt", "--output", "out", "--upscale", "--vary"],
             "--upscale and --vary exclude each other",
+        ),
+        (
+            ["batch", "rows.txt", "--output", "out", "--vary", "--expand"],
+            "picks.jsonl has no prompts for --template or --expand",
         ),
         (["batch", "--status", "--output", "none"], "'none' is not the output folder of a batch"),
     ],
