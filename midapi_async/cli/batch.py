@@ -55,7 +55,7 @@ _T = TypeVar("_T")
 _Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 _AT_ONCE = 500  # items whose lines are written together
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_PATIENCE = 600.0  # seconds with a full disk
+_PATIENCE, _AGAIN = 600.0, 1.0  # seconds with a full disk, and between two attempts
 _GAP = 5.0  # seconds between two galleries, and two notes of how far it is
 
 
@@ -217,7 +217,7 @@ class _Run:
                 raise self.error
             raise interrupted("Nothing was bought.")
         with suppress(OSError):  # a full disk; the next run does it
-            await asyncio.to_thread(self.folder.tidy)
+            await _to_end(self.folder.tidy)
         await self._write_gallery(only_if_needed=True)
         await self._finish(self.progress)
 
@@ -291,18 +291,17 @@ class _Run:
                     problem = f"{error.filename} cannot be written: {error.strerror}"
                     limit = seconds(_PATIENCE)
                     say(f"midapi: WARNING: {problem}. Make room: trying again for {limit}.")
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_AGAIN)
 
     async def _next_items(self, batch: Batch) -> tuple[list[BatchItem], bool]:
         """The items that are there, at least one; and whether these are the last ones."""
         items: list[BatchItem] = []
         try:
             items.append(await anext(batch))
-            async with asyncio.timeout(0):
-                while len(items) < _AT_ONCE:
-                    items.append(await anext(batch))
-        except TimeoutError:
-            return items, False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    while len(items) < _AT_ONCE:
+                        items.append(await anext(batch))
         except StopAsyncIteration:
             return items, True
         except MidAPIError as error:  # it has stopped the batch; the items come first
@@ -443,7 +442,7 @@ class _Run:
             yield "The same command goes on from here."
 
     def _stopped_by(self, error: Exception) -> CommandError:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, MidAPIError):
             return _cannot_write(error, self.folder.path)
         return command_error(error, self._journal)
 

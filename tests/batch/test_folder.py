@@ -212,6 +212,10 @@ def test_a_kill_between_two_files_is_repaired(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").unlink()
     with opened(tmp_path):
         assert [line["key"] for line in metadata(tmp_path)] == ["a", "b"]
+    with (tmp_path / "results.jsonl").open("ab") as file:  # as if two folders were joined
+        file.write((tmp_path / "results.jsonl").read_bytes())
+    with opened(tmp_path):
+        assert [line["key"] for line in metadata(tmp_path)] == ["a", "b"]
 
 
 def test_metadata_is_for_pictures_with_the_users_notes(tmp_path: Path) -> None:
@@ -371,8 +375,12 @@ def test_a_folder_that_is_not_a_batchs(tmp_path: Path, content: bytes | None, pr
         assert process_of(tmp_path) is None
 
 
-def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
-    """A file in its place, or in that of a folder above it."""
+def test_a_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in its place, or in that of a folder above it; one that is read only."""
+    with monkeypatch.context() as patch:
+        patch.setattr("midapi_async.batch.folder.os.access", lambda *_: False)
+        with pytest.raises(InvalidRequestError, match="is not writable"):
+            BatchFolder.open(tmp_path, base_url=ORIGIN, rows=1, source="x")
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(InvalidRequestError, match="is not a folder"):
@@ -381,4 +389,9 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
         BatchFolder.open(Path("a\0b"), base_url=ORIGIN, rows=1, source="x")
     with pytest.raises(InvalidRequestError, match=r"it has no batch\.json"):
         read_batch(tmp_path / "file")
+    (tmp_path / "other" / "batch.json").mkdir(parents=True)
+    with pytest.raises(InvalidRequestError, match="cannot be read: Is a directory"):
+        read_batch(tmp_path / "other")
+    (tmp_path / "other" / "batch.json").rmdir()
+    (tmp_path / "other").rmdir()
     assert only([each.name for each in tmp_path.iterdir()]) == "file"

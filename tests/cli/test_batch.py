@@ -1,17 +1,24 @@
 """`midapi batch`: a file of rows becomes a folder of pictures, and the same command goes on."""
 
+import asyncio
 import errno
 import json
+import os
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from midapi_async import JournalError
 from midapi_async.batch.folder import BatchFolder, lines_of
 from midapi_async.cli import _batch_display, batch
 from midapi_async.sandbox import (
@@ -419,6 +426,7 @@ def test_a_full_disk_ends_it_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(BatchFolder, "add", full)
         patch.setattr(batch, "_PATIENCE", 0.1)
+        patch.setattr(batch, "_AGAIN", 0.2)
         ran = midapi("batch", rows(3), "--output", "out", "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "OSError"
@@ -432,6 +440,15 @@ def test_a_full_disk_ends_it_and_loses_nothing(
     assert set(bought(midapi_sandbox).values()) == {1}
 
 
+def test_a_file_that_cannot_be_opened(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """Nothing is sent, and the error names it."""
+    Path("out/results.jsonl").mkdir(parents=True)
+    ran = midapi("batch", rows(1), "--output", "out")
+    assert ran.code == 1
+    assert ran.error.startswith("out/results.jsonl cannot be written: Is a directory. ")
+    assert midapi_sandbox.ledger.requests == ()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_it_goes_on_when_there_is_room_again(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch, number: int
@@ -439,13 +456,14 @@ def test_it_goes_on_when_there_is_room_again(
     """With one warning. A disk that is broken ends it at once."""
     real, failed = BatchFolder.add, list[int]()
 
-    def once(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
-        if not failed:
+    def twice(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
+        if len(failed) < 2:
             failed.append(number)
             raise OSError(number, "is bad", "out/results.jsonl")
         real(folder, lines)
 
-    monkeypatch.setattr(BatchFolder, "add", once)
+    monkeypatch.setattr(BatchFolder, "add", twice)
+    monkeypatch.setattr(batch, "_AGAIN", 0.01)
     ran = midapi("batch", rows(2), "--output", "out")
     assert ran.code == (number == errno.EIO)
     assert ran.err.count("WARNING") == (number != errno.EIO)
@@ -453,6 +471,94 @@ def test_it_goes_on_when_there_is_room_again(
 
 
 # ─── while it runs, and after Ctrl-C ─────────────────────────────────────────────────────────────
+
+
+def test_the_status_of_a_batch_that_runs(midapi: Midapi) -> None:
+    """Whoever runs it has noted how fast it is, and what it waits for."""
+    folder = BatchFolder.open(Path("out"), base_url="https://x.invalid", rows=9, source="r.csv")
+    end = datetime.now(UTC) + timedelta(seconds=90)
+    noted = {"succeeded": 4, "failed": 1, "unknown": 0, "rate": 4.0, "expected_end": f"{end}"}
+    folder.note({**noted, "paused": "no network", "stopped": "no credits"})
+    ran = midapi("batch", "--output", "out", "--status")
+    found = midapi("batch", "--output", "out", "--status", "--json").json
+    folder.close()
+    assert ran.code == 0
+    assert ran.lines[:6] == [
+        f"out: 9 rows of r.csv, process {os.getpid()} is running it",
+        "4 succeeded",
+        "1 failed",
+        "0 unknown",
+        "0 running",
+        "4 not submitted",
+    ]
+    assert ran.lines[6].startswith("4.0 a minute, about ")
+    assert ran.lines[7:] == [
+        "Pausing, then trying again: no network",
+        "Submitting nothing more: no credits",
+        "Look at it: out/gallery.html",
+    ]
+    assert (found["process"], found["rate"], found["paused"]) == (os.getpid(), 4.0, "no network")
+    later = midapi("batch", "--output", "out", "--status", "--json").json
+    assert (later["process"], later["rate"], later["stopped"]) == (None, None, "no credits")
+
+
+def test_a_status_that_cannot_be_read(midapi: Midapi) -> None:
+    """It is an error, and no usage error."""
+    BatchFolder.open(Path("out"), base_url="https://x.invalid", rows=9, source="r.csv").close()
+    Path("out/results.jsonl").unlink()
+    Path("out/results.jsonl").mkdir()
+    ran = midapi("batch", "--output", "out", "--status")
+    assert (ran.code, ran.error) == (1, "out/results.jsonl cannot be read: Is a directory")
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_what_happens_before_the_first_row(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_interrupted: bool,
+) -> None:
+    """Ctrl-C while the client is opened, or an error there: nothing was bought."""
+
+    @asynccontextmanager
+    async def opening(*_: object, **__: object) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        if not is_interrupted:
+            raise JournalError("it is damaged")
+        task.cancel()
+        await asyncio.sleep(0)
+        yield
+
+    monkeypatch.setattr(batch, "receiving", opening)
+    ran = midapi("batch", rows(1), "--output", "out")
+    wanted = (130, "Interrupted. Nothing was bought.") if is_interrupted else (1, "it is damaged")
+    assert (ran.code, ran.error) == wanted
+    assert midapi_sandbox.ledger.requests == ()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_file_that_is_being_written_is_written_to_its_end(*, fails: bool) -> None:
+    """Also after Ctrl-C, so that nothing else has it meanwhile."""
+    begun, goes_on, is_over = threading.Event(), threading.Event(), threading.Event()
+
+    def write() -> None:
+        begun.set()
+        goes_on.wait()
+        is_over.set()
+        if fails:
+            raise OSError("no")
+
+    task = asyncio.create_task(batch._to_end(write))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert is_over.is_set()
 
 
 @pytest.mark.midapi_sandbox(time_scale=240)

@@ -1,5 +1,6 @@
 """How far a batch is, as a terminal shows it, and as lines where there is none."""
 
+import asyncio
 import io
 import os
 import subprocess
@@ -124,6 +125,17 @@ def test_a_picture_fits_its_terminal(
     filled = texts[0].count("#" if encoding == "ascii" else "━")
     assert filled == (max(width - 2, 10) if total else 0)
     assert filled >= has_rows
+
+
+async def test_a_terminal_that_goes_away_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is paid for goes on without a display."""
+
+    async def fail(_: BatchDisplay, __: object) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(BatchDisplay, "_print_lines", fail)
+    async with BatchDisplay(1, "rows").of(None):  # type: ignore[arg-type] # never looked at
+        await asyncio.sleep(0)
 
 
 @pytest.mark.real_time
