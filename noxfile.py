@@ -38,7 +38,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy, strictly, in the package and in everything around it."""
-    session.install("-e", ".[dev]", "nox", "matplotlib")
+    session.install("-e", ".[dev,browser]", "nox", "matplotlib")
     session.run("mypy", "--strict", *session.posargs)
 
 
@@ -52,6 +52,8 @@ def tests(session: nox.Session) -> None:
 
     asyncio's debug mode is on for the oldest Python that is here. It takes three times the CPU,
     and together with coverage, which follows it into each stack that it keeps, ten times.
+
+    The gallery is tested in a browser where Chromium is installed; .ci/run installs it.
     """
     session.install("-e", ".[dev]")
     session.env["PYTHONDONTWRITEBYTECODE"] = ""  # the many small processes shall compile once
@@ -61,6 +63,7 @@ def tests(session: nox.Session) -> None:
     if newer:
         session.run("pytest", "-m", "not one_python", *options, *session.posargs)
         return
+    session.install("-e", ".[dev,browser]")
     data = Path(session.env_dir).resolve() / "coverage"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()

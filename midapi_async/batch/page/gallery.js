@@ -62,7 +62,8 @@ const isVideo = (item) => /\.(mp4|webm|mov|m4v)$/i.test(item.file ?? "");
 const urlOf = (item) => (item.file ? item.file.split("/").map(encodeURIComponent).join("/") : null);
 const cut = (text, most) => (text.length > most ? text.slice(0, most) + "…" : text);
 const label = (item) => {
-  const prompt = cut(item.task.prompt ?? KINDS[item.task.kind] ?? "", 200) || "No prompt";
+  const kind = item.task.origin && KINDS[item.task.kind];
+  const prompt = (kind ? `${kind}: ` : "") + cut(item.task.prompt || "no prompt", 200);
   return item.of > 1 ? `${prompt}, ${isVideo(item) ? "video" : "picture"} ${item.at + 1} of ${item.of}` : prompt;
 };
 function duration(seconds) {
@@ -161,8 +162,8 @@ function matches(item) {
   if (state === "starred") return stars.has(nameOf(item));
   return state === "all" || item.task.show === state;
 }
-function applyFilter({ place = null } = {}) {
-  place ??= placeInView();
+function applyFilter({ place }) {
+  measure();
   shown = [];
   items = [];
   for (const group of groups) {
@@ -203,13 +204,18 @@ function showStates(starred = starredItems().length) {
 }
 const stateButtons = STATES.map(([name, text]) => {
   const button = make("button", { type: "button" }, text, make("span"));
-  button.addEventListener("click", () => { state = name; filterChanged(); });
+  button.addEventListener("click", () => filterChanged(name));
   $("states").append(button);
   return [name, button];
 });
-function filterChanged() {
+let home = null; // the place where the filter began; without the filter one is there again
+const isFiltered = () => words.length > 0 || state !== "all";
+function filterChanged(wanted = state) {
+  const place = placeInView();
+  if (!isFiltered()) home = place;
+  state = wanted;
   words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  applyFilter();
+  applyFilter({ place: place ?? (isFiltered() ? null : home) });
   remember();
 }
 
@@ -252,44 +258,75 @@ function readHash() {
   state = STATES.some(([name]) => name === hash.get("show")) ? hash.get("show") : "all";
 }
 
-// ─── drawing: only groups near the window have pictures in the document ─────────────────────────────────
+// ─── drawing: only groups near the window have anything in them ─────────────────────────────────────────
+
+// The others are empty, without a class, and as high as they would be: a browser lays out 5,000 such
+// elements in no time. (With content-visibility in their place, Chromium takes a minute for a Tab.)
 
 const drawn = new Set();
 const filled = () => [...drawn].flatMap((group) => group.shows.flat());
 
-// What the style sheet needs to know the height of a group; see there.
+let sizes = null; // of the parts of a group, in pixels, at the window's width
+
+function measure() {
+  const strip = make("ul", { className: "strip" }, make("li", { className: "tile" }));
+  const task = make("div", { className: "task" }, strip, make("p", { className: "caption" }, "-"));
+  task.style.cssText = "--span2:1;--span4:1;--ratio:1";
+  const bad = make("div", { className: "bad" });
+  const about = make("div", { className: "about" }, make("h2", {}, ...Array(9).fill(0).flatMap(() => ["-", make("br")])));
+  const parts = make("div", { className: "tasks" }, task, bad);
+  const probe = make("article", { className: "group probe" }, about, parts);
+  main.prepend(probe);
+  const height = (element) => element.getBoundingClientRect().height;
+  const style = getComputedStyle(parts);
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const above = parts.getBoundingClientRect().top - about.getBoundingClientRect().top;
+  sizes = {
+    columns: style.gridTemplateColumns.split(" ").length, tile: height(strip), caption: height(task.lastChild), bad: height(bad),
+    gap: parseFloat(style.columnGap), row: parseFloat(style.rowGap), above, least: height(about), padding: 1.75 * rem,
+  };
+  probe.remove();
+}
 function setHeight(group) {
-  const style = group.element.style;
-  for (const columns of [2, 4]) {
-    const lines = [];
-    let used = columns;
-    for (const shows of group.shows) {
-      if (!isPicture(shows[0])) {
-        used = columns; // it has a line for itself
-        continue;
-      }
-      const span = Math.min(columns, shows.length);
-      const own = Math.ceil(shows.length / span);
-      if (used + span > columns) used = lines.push([0, 0]) && 0;
-      used += span;
-      const line = lines.at(-1);
-      line[0] = Math.max(line[0], own / (shows[0].task.ratio ?? 1));
-      line[1] = Math.max(line[1], own - 1);
+  const { columns, tile, gap } = sizes;
+  const lines = [];
+  let used = columns, bad = 0;
+  for (const shows of group.shows) {
+    if (!isPicture(shows[0])) {
+      bad += 1;
+      used = columns; // it has a line for itself
+      continue;
     }
-    style.setProperty(`--a${columns}`, lines.reduce((sum, line) => sum + line[0], 0));
-    style.setProperty(`--g${columns}`, lines.reduce((sum, line) => sum + line[1], 0));
-    style.setProperty(`--n${columns}`, lines.length);
+    const span = Math.min(columns, shows.length);
+    const rows = Math.ceil(shows.length / span);
+    if (used + span > columns) {
+      lines.push(0);
+      used = 0;
+    }
+    used += span;
+    const height = (rows * tile) / (shows[0].task.ratio ?? 1) + (rows - 1) * gap;
+    lines[lines.length - 1] = Math.max(lines.at(-1), height);
   }
-  style.setProperty("--f", group.shows.filter((shows) => !isPicture(shows[0])).length);
+  const pictures = lines.reduce((sum, line) => sum + line + sizes.caption + sizes.row, 0);
+  const tasksHeight = pictures + bad * (sizes.bad + sizes.row);
+  const height = sizes.padding + (lines.length ? Math.max(sizes.above + tasksHeight, sizes.least) : sizes.above + tasksHeight);
+  if (group.height === height) return;
+  group.height = height;
+  group.element.style.minHeight = `${height}px`;
 }
 function fill(group) {
   if (drawn.has(group)) return;
   drawn.add(group);
-  group.element.append(make("div", { className: "tasks" }, ...group.shows.map(drawTask)));
+  const prompt = group.prompt ?? (KINDS[group.tasks[0].kind] || "No prompt");
+  group.element.className = group.shows.some((shows) => isPicture(shows[0])) ? "group" : "group bare";
+  group.element.append(
+    make("div", { className: "about" }, make("h2", { dir: "auto" }, cut(prompt, 600))),
+    make("div", { className: "tasks" }, ...group.shows.map(drawTask)));
 }
 function empty(group) {
   if (!drawn.delete(group)) return;
-  group.element.querySelector(".tasks").remove();
+  group.element.replaceChildren();
+  group.element.className = "";
   for (const item of group.shows.flat()) item.element = item.star = undefined;
 }
 function drawTask(shows) {
@@ -323,7 +360,7 @@ function drawTile(item) {
     event.preventDefault();
     show(item);
   });
-  if (url) open.append(media(item, () => open.replaceChildren(absent(item, "The file is missing"))));
+  if (url) open.append(media(item, () => open.replaceChildren(absent(item, "The file is missing or cannot be shown"))));
   else open.append(absent(item, item.url ? "Not downloaded" : "No picture"));
   const tile = make("li", { className: isVideo(item) ? "tile plays" : "tile" }, open);
   item.element = open;
@@ -353,6 +390,7 @@ function drawStar(item) {
   const button = make("button", { type: "button", className: "star", tabIndex: -1, ariaLabel: `Star: ${label(item)}` }, svg);
   button.setAttribute("aria-pressed", stars.has(nameOf(item)));
   button.addEventListener("click", () => toggle(item));
+  button.addEventListener("focus", () => setCurrent(item));
   return button;
 }
 function drawFailure(item) {
@@ -431,14 +469,15 @@ function move(across, down) {
 // ─── the large view ─────────────────────────────────────────────────────────────────────────────────────
 
 let large = null;
+const positionOf = (item) => (item && items[item.position] === item ? item.position : null); // in the filter
 function show(item) {
   large = item;
   const { task } = item;
-  const at = item.position;
+  const at = positionOf(item);
   const url = urlOf(item);
   $("stage").replaceChildren(...stageOf(item));
-  $("previous").disabled = at === undefined || at <= 0;
-  $("next").disabled = at === undefined || at >= items.length - 1;
+  $("previous").disabled = at === null || at === 0;
+  $("next").disabled = at === null || at === items.length - 1;
   $("view-star").hidden = nameOf(item) === null;
   $("view-star").setAttribute("aria-pressed", stars.has(nameOf(item)));
   const link = url ?? item.url;
@@ -462,7 +501,7 @@ function show(item) {
 }
 function stageOf(item) {
   if (!isPicture(item)) return [make("p", {}, "No picture")];
-  const missing = () => $("stage").replaceChildren(make("p", {}, "The file is missing"));
+  const missing = () => $("stage").replaceChildren(make("p", {}, "The file is missing or cannot be shown"));
   if (!item.file) return [make("p", {}, item.url ? "Not downloaded" : "No picture")];
   const element = media(item, missing);
   if (isVideo(item)) element.controls = true;
@@ -504,14 +543,14 @@ function time(iso) {
   return isNaN(date) ? iso : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 }
 function step(by) {
-  const next = large?.position === undefined ? null : items[large.position + by];
-  if (next) show(next);
+  const at = positionOf(large);
+  if (at !== null && items[at + by]) show(items[at + by]);
 }
 $("view").addEventListener("close", () => {
   const item = large;
   large = null;
   $("stage").replaceChildren(); // a video stops
-  if (item && items[item.position] === item) focusItem(item);
+  if (positionOf(item) !== null) focusItem(item);
 });
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
@@ -576,7 +615,7 @@ $("skip").addEventListener("click", (event) => {
   if (current ?? items[0]) focusItem(current ?? items[0]);
   else main.focus();
 });
-$("filter").addEventListener("input", filterChanged);
+$("filter").addEventListener("input", () => filterChanged());
 $("help-button").addEventListener("click", showHelp);
 $("help-close").addEventListener("click", () => $("help").close());
 $("export").addEventListener("click", () => {
@@ -598,7 +637,8 @@ $("import").addEventListener("change", async () => {
   $("import").value = "";
 });
 const command = `midapi batch picks.jsonl --upscale --output ${quoted(folderPath())}`;
-$("command").textContent = command;
+$("command").value = command;
+$("command").size = command.length;
 $("copy-command").addEventListener("click", () => copy(command, $("copy-command")));
 addEventListener("storage", (event) => {
   if (event.key === STORE || event.key === null) {
@@ -608,9 +648,8 @@ addEventListener("storage", (event) => {
 });
 
 for (const group of groups) {
-  const heading = make("h2", { dir: "auto" }, cut(group.prompt ?? (KINDS[group.tasks[0].kind] || "No prompt"), 600));
   group.shows = [];
-  group.element = make("article", { className: "group", hidden: true }, make("div", { className: "about" }, heading));
+  group.element = make("article", { hidden: true });
 }
 main.append(...groups.map((group) => group.element));
 readStars();
@@ -638,14 +677,17 @@ function later() {
 }
 let last = placeInView(); // where the page was before its width changed
 addEventListener("scroll", later, { passive: true });
-let width = innerWidth;
-addEventListener("resize", () => {
-  if (innerWidth !== width) goTo(last);
-  width = innerWidth;
-  later();
-});
+addEventListener("resize", later);
+let width = main.clientWidth;
+new ResizeObserver(() => {
+  if (main.clientWidth === width) return;
+  width = main.clientWidth;
+  measure();
+  shown.forEach(setHeight);
+  goTo(last);
+}).observe(main);
 addEventListener("hashchange", () => {
   readHash();
-  applyFilter();
+  applyFilter({ place: placeInView() });
 });
 addEventListener("pagehide", remember);
