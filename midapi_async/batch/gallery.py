@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .._runtime.urls import is_http_url
+from .folder import BATCH, ERRORS, GALLERY, RESULTS
 
-NAME = "gallery.html"
 # A line of the two files. Each member is checked where it is read.
 _JSON: TypeAlias = dict[str, Any]
 
@@ -47,8 +47,8 @@ def write_gallery(folder: Path) -> None:
     Raises:
         OSError: a file could not be read or written. An older page is still there.
     """
-    target = folder / NAME
-    part = folder / f".{NAME}.{uuid.uuid4().hex}.part"
+    target = folder / GALLERY
+    part = folder / f".{GALLERY}.{uuid.uuid4().hex}.part"
     try:
         # In pieces: one call for all of it would hold up the event loop of the thread beside.
         with part.open("x", encoding="utf-8", newline="") as file:
@@ -178,10 +178,9 @@ def _task(row: _JSON, state: str) -> _JSON:
 def _tasks(folder: Path, bad: list[str]) -> list[_JSON]:
     """Every row once: a success beats an error, and of several errors the last one counts."""
     by_key: dict[object, _JSON] = {}
-    for name in ("errors.jsonl", "results.jsonl"):
+    for name in (ERRORS, RESULTS):
         for row in _lines(folder / name, bad):
-            succeeded = name == "results.jsonl"
-            state = "succeeded" if succeeded else _text(row.get("state")) or "failed"
+            state = "succeeded" if name == RESULTS else _text(row.get("state")) or "failed"
             task = _task(row, state)
             by_key[task.get("key") or object()] = task
     # Rows are written as they end; the page has them in the order of the batch's file.
@@ -216,7 +215,8 @@ def _groups(tasks: list[_JSON]) -> list[_JSON]:
         group = groups.setdefault((bool(prompt), name), {"prompt": prompt, "tasks": []})
         group["tasks"].append(task)
         task["group"] = group
-    for task, first in derived:
+    # Single pictures first: they share a line.
+    for task, first in sorted(derived, key=lambda pair: len(pair[0].get("pictures", ()))):
         if "ratio" not in task and "ratio" in first:
             task["ratio"] = first["ratio"]
         first["group"]["tasks"].append(task)
@@ -283,7 +283,7 @@ def _embedded(value: object) -> str:
 def _rows_expected(folder: Path) -> int | None:
     """How many rows the batch has, if its folder says so."""
     try:
-        rows = _object(json.loads((folder / "batch.json").read_bytes())).get("rows")
+        rows = _object(json.loads((folder / BATCH).read_bytes())).get("rows")
     except (OSError, ValueError, RecursionError):
         return None
     return rows if isinstance(rows, int) and not isinstance(rows, bool) else None
@@ -295,7 +295,7 @@ def _folder_id(folder: Path) -> str:
     All pages from ``file:`` share one store. The name stays with the page when its folder is moved;
     a page that was deleted gets the same one again.
     """
-    with suppress(OSError), (folder / NAME).open("rb") as file:
+    with suppress(OSError), (folder / GALLERY).open("rb") as file:
         if found := _FOLDER_ID.search(file.read(2000)):
             return found[1].decode()
     return hashlib.sha256(str(folder.resolve()).encode(errors="replace")).hexdigest()[:16]

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from midapi_async.batch.gallery import NAME, write_gallery
+from midapi_async.batch.folder import ERRORS, GALLERY, RESULTS
+from midapi_async.batch.gallery import write_gallery
 
 from ._common import Output
 from ._errors import CommandError, usage_error
@@ -29,7 +30,7 @@ def gallery(
     Args:
         folder: The output folder of midapi batch.
     """
-    if not any((folder / each).is_file() for each in ("results.jsonl", "errors.jsonl")):
+    if not any((folder / each).is_file() for each in (RESULTS, ERRORS)):
         raise usage_error(
             f"{shown(folder)} is not the output folder of a batch: it has no results.jsonl"
         )
@@ -37,7 +38,7 @@ def gallery(
         write_gallery(folder)
     except OSError as error:
         raise CommandError(type(error).__name__, f"Cannot write the gallery: {error}") from error
-    path = folder / NAME
+    path = folder / GALLERY
     if output.as_json:
         out_json({"gallery": str(path)})
     else:

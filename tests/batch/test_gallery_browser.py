@@ -281,7 +281,11 @@ def test_the_large_view_shows_everything(open_page: Open, small: Path) -> None:
     view.get_by_text("Enlarged").first.wait_for()
     view.get_by_role("button", name="picture 2 of task task0000").click()
     assert "Picture 2 of 4" in view.inner_text()
-    view.get_by_role("button", name="Copy the task id").click()
+    copy = view.get_by_role("button", name="Copy the task id")
+    copy.click()
+    wait_until(
+        page, "document.querySelector('#view dd button[aria-label]').textContent === 'Copied'"
+    )
     view.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Failed 400: the prompt was refused").click()
     assert "400: the prompt was refused" in page.get_by_role("dialog").inner_text()
@@ -600,3 +604,14 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page: Open, small: Pat
     assert page.evaluate(small_targets) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
     assert page.evaluate("document.querySelector('#view').scrollWidth") <= PHONE[0]
+
+    touches = page.context.new_cdp_session(page)  # a finger moves to the left
+    for kind, x in (
+        ("touchStart", 300),
+        ("touchMove", 200),
+        ("touchMove", 100),
+        ("touchEnd", None),
+    ):
+        points = [] if x is None else [{"x": x, "y": 200}]
+        touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.get_by_role("dialog").get_by_text("Picture 2 of 4").wait_for()

@@ -141,12 +141,21 @@ function folderPath() {
   try { path = decodeURIComponent(path); } catch { /* shown as it is */ }
   return /^\/[A-Za-z]:/.test(path) ? path.slice(1) : path || "/";
 }
-const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-async function copy(text, button) {
+function quoted(text) {
+  if (/^[\w@%+=:,./-]+$/.test(text)) return text;
+  return /^[A-Za-z]:/.test(text) ? `"${text}"` : `'${text.replaceAll("'", "'\\''")}'`; // Windows, or a shell
+}
+async function copy(source, button) {
   let copied = true;
-  try { await navigator.clipboard.writeText(text); } catch { copied = false; }
+  try {
+    await navigator.clipboard.writeText(source.value ?? source.textContent);
+  } catch {
+    if (source.select) source.select();
+    else getSelection().selectAllChildren(source);
+    copied = document.execCommand("copy"); // where it is not allowed either, the text is selected now
+  }
   const before = button.dataset.text ??= button.textContent;
-  button.textContent = copied ? "Copied" : "Not allowed";
+  button.textContent = copied ? "Copied" : "Selected";
   setTimeout(() => { button.textContent = before; }, 1500);
 }
 
@@ -340,7 +349,8 @@ function drawTask(shows) {
 }
 function caption(task) {
   const kind = KINDS[task.kind] ?? task.kind;
-  const from = task.origin && task.origin.of > 1 ? ` from picture ${task.origin.at + 1}` : "";
+  const word = task.kind === "Vary" ? "of" : "from";
+  const from = task.origin && task.origin.of > 1 ? ` ${word} picture ${task.origin.at + 1}` : "";
   const parts = [
     isPicture(task.items[0]) && task.show !== "succeeded" && make("b", { className: task.show }, failure(task)[0]),
     kind && make("b", {}, kind + from),
@@ -528,8 +538,9 @@ function details(item) {
   for (const each of Object.entries(task.settings)) row(...setting(each));
   if (task.task) {
     const button = make("button", { type: "button", ariaLabel: "Copy the task id" }, "Copy");
-    button.addEventListener("click", () => copy(task.task, button));
-    row("task", make("code", {}, task.task), button);
+    const code = make("code", {}, task.task);
+    button.addEventListener("click", () => copy(code, button));
+    row("task", code, button);
   }
   if (task.key) row("key", make("code", {}, task.key));
   if (task.seconds !== undefined) row("took", duration(task.seconds));
@@ -639,7 +650,7 @@ $("import").addEventListener("change", async () => {
 const command = `midapi batch picks.jsonl --upscale --output ${quoted(folderPath())}`;
 $("command").value = command;
 $("command").size = command.length;
-$("copy-command").addEventListener("click", () => copy(command, $("copy-command")));
+$("copy-command").addEventListener("click", () => copy($("command"), $("copy-command")));
 addEventListener("storage", (event) => {
   if (event.key === STORE || event.key === null) {
     readStars();
