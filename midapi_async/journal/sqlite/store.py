@@ -57,7 +57,6 @@ _PRAGMAS = (
     "checkpoint_fullfsync=1",
     "wal_autocheckpoint=0",
     "cell_size_check=1",  # finds some damage
-    "cache_size=-16000",  # 16 MB, for the check of 100,000 rows
     f"journal_size_limit={4 * _LARGE_WAL}",
 )
 _ADVICE = {
@@ -410,8 +409,10 @@ class Store:
             if is_first or seen != now:
                 # `quick_check` is not enough: it does not compare rows with their indexes, and a
                 # key that is missing in an index would be paid again.
+                connection.execute("PRAGMA cache_size=-16000")  # 16 MB, for 100,000 rows
                 self._refuse_damaged(connection, "('intents')")
                 self._write_mark(commits, is_checkpointing=False)
+            connection.execute("PRAGMA cache_size=-4000")
             hides_prompts = not self._store_prompts
             table = SQLiteTable(connection, self.owners, self.folder, hides_prompts=hides_prompts)
         except BaseException:
