@@ -18,6 +18,17 @@ def prompts(count: int) -> list[str]:
     return [f"prompt {number % (count - 2)}" for number in range(count)]
 
 
+def client_on(url: str, folder: Path) -> MidAPIClient:
+    """A client with its journal in the folder."""
+    return MidAPIClient(
+        API_KEY,
+        base_url=url,
+        journal=folder / "journal",
+        rate_limit=RateLimit(10_000),
+        time_scale=SCALE,
+    )
+
+
 def live(url: str, folder: str, count: int, last: str) -> None:
     """Run the batch to its end; then write what came of each row into a file."""
     logging.disable()
@@ -30,13 +41,7 @@ async def _live(url: str, folder: Path, count: int) -> list[tuple[int, str, str,
     """The index, outcome, prompt or intent, and number of files of each row."""
     items = []
     async with (
-        MidAPIClient(
-            API_KEY,
-            base_url=url,
-            journal=folder / "journal",
-            rate_limit=RateLimit(10_000),
-            time_scale=SCALE,
-        ) as client,
+        client_on(url, folder) as client,
         client.generate_many(
             prompts(count), batch=NAME, running=20, download_to=folder / "pictures"
         ) as batch,
