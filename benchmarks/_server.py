@@ -208,6 +208,8 @@ class _Answers:
             if found := re.search(rb'"callBackUrl": ?"([^"]+)"', body):
                 self.callback_urls[name] = found[1].decode()
             return answer({"taskId": name})
+        if head.startswith(b"GET /api/v1/common/credit "):
+            return answer(1e6)
         return self.peers[head[: head.find(b"/", head.find(b"/") + 1) + 1]]
 
 

@@ -26,6 +26,7 @@ from midapi_async._wire.tokens import new_token, token_hash
 from midapi_async.errors import JournalError
 from midapi_async.journal import BOUGHT, Busy, Claimed, State
 from midapi_async.journal.sqlite import SQLiteJournal, forks, locks, store, table
+from midapi_async.journal.table import Table
 from midapi_async.requests import Request
 from midapi_async.testing import VirtualLoop
 from tests.journal.world import (
@@ -140,6 +141,17 @@ async def test_without_prompts_no_request_is_handed_out(folder: Path) -> None:
     assert (await silent.advance(row.intent_id, taken=True)).request is None
     assert [each.request for each in await silent.rows(SCOPE)] == [None]
     await silent.aclose()
+
+
+async def test_few_pages_of_the_database_stay_in_memory(sqlite: SQLiteJournal) -> None:
+    """After the check at the opening; else a batch of 10,000 rows grows by all that it wrote."""
+
+    def cache_size(rows: Table) -> int:
+        assert isinstance(rows, table.SQLiteTable)
+        size: int = rows.connection.execute("PRAGMA cache_size").fetchone()[0]
+        return size
+
+    assert await sqlite.step(cache_size, writes=False) == -4000
 
 
 async def test_a_token_is_unique(sqlite: SQLiteJournal) -> None:
