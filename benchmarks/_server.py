@@ -77,6 +77,11 @@ def answer(data: object) -> bytes:
     return _response({"code": 200, "msg": "success", "data": data})
 
 
+def refusal(code: int, message: str) -> bytes:
+    """MidAPI's answer that it refuses, as it goes over the wire."""
+    return _response({"code": code, "msg": message, "data": None})
+
+
 def _response(value: object) -> bytes:
     body = _dump(value)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

@@ -23,18 +23,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Unpack
 
 import attrs
 
 from _raw import API_KEY
 from _report import Promise, options, report
 from _server import Connection, answer, listen
-from midapi_async import MemoryJournal, MidAPIClient, RateLimit
-from midapi_async.journal import Claim, Claimed, Intent, State
-from midapi_async.journal.base import TableJournal
-from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.journal.states import Changes
+from _timed import TimedFolder, TimedMemory, most_in_a_window, rate_of
+from midapi_async import MidAPIClient, RateLimit
 
 IN_USE, LEAST_SHARE = 0.98, 0.1
 COUNT = 20  # slots
@@ -43,46 +39,6 @@ MEMORY = "-"  # in place of a folder
 
 
 # ─── in the process of a client ──────────────────────────────────────────────────────────────────
-
-
-class Timed(TableJournal):
-    """A journal that measures how long a POST takes with its claim."""
-
-    def __init__(self, *arguments: str) -> None:
-        super().__init__(*arguments)
-        self.times: list[float] = []
-        self._begun: dict[str, float] = {}
-
-    async def claim(
-        self, intent: Intent, account: str, limit: RateLimit | None, *, longest_post: float
-    ) -> Claim:
-        """See `Journal.claim`."""
-        begun = time.monotonic()
-        claim = await super().claim(intent, account, limit, longest_post=longest_post)
-        if isinstance(claim, Claimed):
-            self._begun[claim.slot] = begun
-        return claim
-
-    async def advance(
-        self,
-        intent_id: str,
-        to: State | None = None,
-        *,
-        slot: str | None = None,
-        **changes: Unpack[Changes],
-    ) -> Intent:
-        """See `Journal.advance`."""
-        if slot is not None:
-            self.times.append(time.monotonic() - self._begun.pop(slot))
-        return await super().advance(intent_id, to, slot=slot, **changes)
-
-
-class TimedMemory(Timed, MemoryJournal):
-    """In memory."""
-
-
-class TimedFolder(Timed, SQLiteJournal):
-    """In a folder."""
 
 
 async def submit_all(url: str, folder: str, name: str, times: int, per: float) -> list[float]:
@@ -167,20 +123,13 @@ class Clients:
 
     def _use(self, times: list[float]) -> Use:
         moments, clients = zip(*self._arrivals[: self._total], strict=True)
-        # Each arrival of the first window beside the one in the same place of the last window.
-        last = self._total - COUNT
-        spans = [moments[last + index] - moments[index] for index in range(COUNT)]
-        most = max(
-            sum(begin <= moment < begin + self._per for moment in moments[index:])
-            for index, begin in enumerate(moments)
-        )
         shares = Counter(clients)
         post = statistics.fmean(times)
         return Use(
-            rate=last / statistics.fmean(spans),
+            rate=rate_of(moments, COUNT),
             ideal=COUNT / (self._per + post),
             post=post,
-            most=most,
+            most=most_in_a_window(moments, self._per),
             shares=[shares[str(number)] / self._total for number in range(self._processes)],
         )
 

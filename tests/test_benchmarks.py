@@ -133,10 +133,21 @@ def test_gate_never_exceeds_the_limit_and_shares_it(tmp_path: Path) -> None:
         assert sum(use["shares"]) == pytest.approx(1)
 
 
-def test_a_finished_batch_needs_no_request(tmp_path: Path) -> None:
-    """The first run submits and looks, the second one does not."""
+def test_a_batch_is_compared_with_a_script(tmp_path: Path) -> None:
+    """Fewer requests for each row; none, and little more than reading its rows, for another run."""
     _, written = measured("batch.py", folder=tmp_path)
-    figures = written["figures"]
+    assert len(written["ways"]) == 4
+    for name, figures in written["ways"].items():
+        assert figures["most in a window"] <= 20
+        assert figures["requests again"] == 0
+        assert 0 < figures["limit in use"] < 1.5
+        assert figures["MB"] > 0
+        if not name.startswith("script"):
+            assert figures["refused"] == 0
+            peer = written["ways"][name.replace("generate_many", "script")]
+            assert figures["requests a row"] < 0.8 * peer["requests a row"]
+            assert 0 < figures["again / reading"] < 10
+    figures = written["keys"]
     assert figures["requests of the first run"] >= 2 * figures["keys"]
     assert figures["requests"] == 0
     for way in ("all at once", "one by one"):
