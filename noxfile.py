@@ -86,9 +86,8 @@ def chaos(session: nox.Session) -> None:
     times = session.posargs[0] if session.posargs else "1000"
     session.env["MIDAPI_TEST_KILLS"] = session.env["MIDAPI_TEST_LIFE"] = times
     options = ["--slow", "--chaos", "-s", "--timeout=7200"]
-    session.run(
-        "pytest", *options, "tests/kills", "tests/journal", "tests/files", "tests/test_life.py"
-    )
+    rooms = ("tests/kills", "tests/journal", "tests/files", "tests/batch", "tests/test_life.py")
+    session.run("pytest", *options, *rooms)
 
 
 @nox.session

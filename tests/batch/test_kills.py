@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -132,10 +133,8 @@ async def kill_and_check(folder: Path, count: int, kills: int, seed: int) -> Non
             before = requests(sandbox)
             left = count - sandbox.ledger.count("submit")
             part = 9 * left / (kills - number) * chance.choice((0.02, 0.5, 1.0, 1.5))
-            due = before + max(20.0, part)
-            killed += await run(
-                sandbox, folder, count, "killed", lambda due=due: requests(sandbox) > due
-            )
+            is_due = partial(is_beyond, sandbox, before + max(20.0, part))
+            killed += await run(sandbox, folder, count, "killed", is_due)
         assert killed >= kills // 2
         await run(sandbox, folder, count, "last")
         before = requests(sandbox)
