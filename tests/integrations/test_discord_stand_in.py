@@ -16,6 +16,7 @@ from tests.integrations.discord_stand_in import (
     ATTACH_FILES,
     MENTION_EVERYONE,
     SEND_MESSAGES,
+    SEND_MESSAGES_IN_THREADS,
     USUAL,
     VIEW_CHANNEL,
     Channel,
@@ -295,6 +296,28 @@ async def test_permissions_in_a_channel(
         assert isinstance(seen, discord.TextChannel)
         can_send = bool(bot_may & SEND_MESSAGES and bot_may & VIEW_CHANNEL)
         assert seen.permissions_for(seen.guild.me).send_messages == can_send
+
+
+async def test_threads(stand_in: DiscordStandIn) -> None:
+    """They have their channel's permissions, with one of their own, and can be closed."""
+    guild, ada = stand_in.guild(), stand_in.user("ada")
+    closed = stand_in.channel(guild, "closed", bot_may=USUAL & ~SEND_MESSAGES_IN_THREADS)
+    thread, mute = stand_in.thread(guild.channels[0]), stand_in.thread(closed)
+    async with stand_in.running(bot := Bot()):
+        assert await refusal(post(bot, mute, "hello")) == (403, 50013)
+        message = await post(bot, thread, "hello")
+        asked = await stand_in.slash(ada, thread, "echo", text="here")
+        seen = bot.seen[-1].channel
+        assert isinstance(seen, discord.Thread)
+        assert seen.parent_id == guild.channels[0].id
+        await stand_in.archive(thread)
+        assert await refusal(message.edit(content="later")) == (400, 50083)
+        await post(bot, thread, "open again")
+        await message.edit(content="later")
+        await stand_in.archive(thread, locked=True)
+        assert await refusal(post(bot, thread, "hello")) == (400, 50083)
+    assert [each.text for each in thread.messages] == ["later", "here", "open again"]
+    assert asked.message.channel is thread
 
 
 async def test_nonce_is_sent_once(stand_in: DiscordStandIn) -> None:

@@ -21,6 +21,7 @@ from tests.integrations.discord_stand_in.things import (
     COMPONENTS_V2,
     EPHEMERAL,
     LOADING,
+    MENTION_EVERYONE,
     READ_MESSAGE_HISTORY,
     SEND_MESSAGES,
     SUPPRESS_EMBEDS,
@@ -300,9 +301,9 @@ class Rest:
         channel = self.state.channels.get(int(call.ids["channel"]))
         if channel is None:
             raise Refused(404, 10003)
-        if not channel.bot_is_here or not channel.bot_may & VIEW_CHANNEL:
+        if not channel.bot_is_here or not channel.may(VIEW_CHANNEL):
             raise Refused(403, 50001)
-        if any(not channel.bot_may & each for each in needed):
+        if not all(map(channel.may, needed)):
             raise Refused(403, 50013)
         return channel
 
@@ -350,7 +351,7 @@ class Rest:
     async def _history(self, call: Call) -> list[Json]:
         """https://docs.discord.com/developers/resources/message#get-channel-messages."""
         channel = self._reach(call)
-        if not channel.bot_may & READ_MESSAGE_HISTORY:
+        if not channel.may(READ_MESSAGE_HISTORY):
             return []
         found = [message for message in channel.messages if message.only_for is None]
         if "after" in call.query:
@@ -366,6 +367,9 @@ class Rest:
         channel = self._reach(call, SEND_MESSAGES, *([ATTACH_FILES] if call.files else []))
         if channel.guild is None:
             self._check_dm(channel.recipients[0])
+        if channel.is_locked:
+            raise Refused(400, 50083)
+        channel.is_archived = False  # a message opens a thread again
         nonce = call.payload.get("nonce")
         if nonce is not None:
             rules.check_length("nonce", str(nonce), 0, 25)
@@ -403,6 +407,8 @@ class Rest:
         message = self._find_message(channel, call)
         if message.author is not self.state.bot:
             raise Refused(403, 50005)
+        if channel.is_archived:
+            raise Refused(400, 50083)
         limit = channel.guild.file_limit if channel.guild else 10 << 20
         await self._edit(message, call.payload, call.files, limit)
         return message.payload()
@@ -411,6 +417,8 @@ class Rest:
         message = self._find_message(self._reach(call), call)
         if message.author is not self.state.bot:
             raise Refused(403, 50013)
+        if message.channel.is_archived:
+            raise Refused(400, 50083)
         await self.state.remove(message)
 
     def _find_message(self, channel: Channel, call: Call) -> Message:
@@ -545,7 +553,8 @@ class Rest:
         """Give a new message, or one that was loading, its content."""
         self._change(message, payload, files, file_limit)
         allowed = payload.get("allowed_mentions")
-        message.pinged = pinged_by(message.text, allowed, bot_may=message.channel.bot_may)
+        may_mention_all = message.channel.may(MENTION_EVERYONE)
+        message.pinged = pinged_by(message.text, allowed, may_mention_all=may_mention_all)
         reference = payload.get("message_reference")
         if reference is not None:
             self._refer(message, int(reference["message_id"]), allowed)

@@ -36,10 +36,11 @@ MESSAGES = {
     50013: "Missing Permissions",
     50027: "Invalid Webhook Token",
     50035: "Invalid Form Body",
+    50083: "Thread is archived",
     50278: "Cannot send messages to this user due to having no mutual guilds",
 }
 # What a correct bot meets, too: the world is so. Everything else is a mistake of the bot.
-NOT_A_MISTAKE = {10003, 10004, 10008, 10013, 50001, 50007, 50013, 50278}
+NOT_A_MISTAKE = {10003, 10004, 10008, 10013, 50001, 50007, 50013, 50083, 50278}
 
 
 @attrs.define

@@ -192,6 +192,14 @@ class DiscordStandIn:
         self._state.channels[channel.id] = channel
         return channel
 
+    def thread(self, parent: Channel, name: str = "foxes") -> Channel:
+        """Make a thread in a channel. Make it before the bot runs."""
+        assert parent.guild is not None
+        thread = Channel(self._clock.new_id(), name, parent.guild, bot=self.bot_user, parent=parent)
+        parent.guild.channels.append(thread)
+        self._state.channels[thread.id] = thread
+        return thread
+
     def role(self, guild: Guild, name: str, *members: User) -> Role:
         """Make a role and give it to members."""
         role = Role(self._clock.new_id(), name)
@@ -224,6 +232,11 @@ class DiscordStandIn:
         """Change the permissions that the bot has in a channel."""
         channel.bot_may = bot_may
         await self.gateway.dispatch("CHANNEL_UPDATE", channel.payload())
+
+    async def archive(self, thread: Channel, *, locked: bool = False) -> None:
+        """Close a thread, as happens by itself after a day; `locked`: as moderators do."""
+        thread.is_archived, thread.is_locked = True, locked
+        await self.gateway.dispatch("THREAD_UPDATE", thread.payload())
 
     async def delete_channel(self, channel: Channel) -> None:
         """Delete a channel of a guild."""

@@ -26,10 +26,11 @@ ATTACH_FILES = 1 << 15
 READ_MESSAGE_HISTORY = 1 << 16
 MENTION_EVERYONE = 1 << 17
 USE_APPLICATION_COMMANDS = 1 << 31
+SEND_MESSAGES_IN_THREADS = 1 << 38
 # What a bot usually has; it may not mention everyone.
 USUAL = (
     VIEW_CHANNEL | SEND_MESSAGES | EMBED_LINKS | ATTACH_FILES | READ_MESSAGE_HISTORY
-    | USE_APPLICATION_COMMANDS
+    | USE_APPLICATION_COMMANDS | SEND_MESSAGES_IN_THREADS
 )  # fmt: skip
 
 # Flags of messages: https://docs.discord.com/developers/resources/message#message-object
@@ -200,8 +201,8 @@ class Guild:
             "large": False,
             "member_count": len(self.members) + 1,
             "members": [self.member(bot)],
-            "channels": [channel.payload() for channel in self.channels],
-            "threads": [],
+            "channels": [each.payload() for each in self.channels if each.parent is None],
+            "threads": [each.payload() for each in self.channels if each.parent is not None],
             "presences": [],
             "voice_states": [],
             "stage_instances": [],
@@ -212,12 +213,15 @@ class Guild:
 
 @attrs.define(eq=False)
 class Channel:
-    """A text channel of a guild, a user's DM with the bot, or a DM between users.
+    """A text channel of a guild, a thread, a user's DM with the bot, or a DM between users.
 
     Attributes:
         guild: None for a DM.
         recipients: who is in a DM; the bot is in it if it is the bot's DM.
         bot_may: the permissions that the bot has here.
+        parent: the channel of a thread.
+        is_archived: whether a thread was left alone for long, or was closed.
+        is_locked: whether only moderators may open it again.
     """
 
     id: int
@@ -227,6 +231,9 @@ class Channel:
     with_bot: bool = True
     bot_may: int = USUAL
     bot: User | None = None
+    parent: "Channel | None" = None
+    is_archived: bool = False
+    is_locked: bool = False
     all_messages: list["Message"] = attrs.field(factory=list)
 
     @property
@@ -251,12 +258,24 @@ class Channel:
         """Whether the bot, as a user, can use this channel at all."""
         return self.guild.has_bot if self.guild is not None else self.with_bot
 
+    def may(self, permission: int) -> bool:
+        """Whether the bot has a permission here: threads have those of their channels.
+
+        https://docs.discord.com/developers/topics/permissions#inherited-permissions-threads
+        """
+        if self.parent is None:
+            return bool(self.bot_may & permission)
+        in_thread = {SEND_MESSAGES: SEND_MESSAGES_IN_THREADS}.get(permission, permission)
+        return self.parent.may(in_thread)
+
     def payload(self) -> Json:
         """Return Discord's channel object."""
         common = {"id": str(self.id), "last_message_id": None, "flags": 0}
         if self.guild is None:
             people = [user.payload() for user in self.recipients]
             return common | {"type": 1, "recipients": people}
+        if self.parent is not None:
+            return common | self._thread_payload(self.parent, self.guild)
         own = {"id": str(self.bot.id) if self.bot else "0", "type": 1,
                "allow": str(self.bot_may), "deny": str(USUAL & ~self.bot_may)}  # fmt: skip
         return common | {
@@ -270,6 +289,26 @@ class Channel:
             "rate_limit_per_user": 0,
             "permission_overwrites": [own],
             "permissions": str(USUAL),
+        }
+
+    def _thread_payload(self, parent: "Channel", guild: Guild) -> Json:
+        """https://docs.discord.com/developers/topics/threads."""
+        return {
+            "type": 11,
+            "guild_id": str(guild.id),
+            "parent_id": str(parent.id),
+            "owner_id": "1",
+            "name": self.name,
+            "rate_limit_per_user": 0,
+            "message_count": len(self.messages),
+            "member_count": 1,
+            "permissions": str(USUAL),
+            "thread_metadata": {
+                "archived": self.is_archived,
+                "locked": self.is_locked,
+                "auto_archive_duration": 1440,
+                "archive_timestamp": iso(0),
+            },
         }
 
 
@@ -532,7 +571,7 @@ class Interaction:
                 "guild": {"id": str(guild.id), "locale": "en-US", "features": []},
                 "guild_locale": "en-US",
                 "member": guild.member(self.user, USUAL),
-                "app_permissions": str(self.channel.bot_may),
+                "app_permissions": str((self.channel.parent or self.channel).bot_may),
             }
         if self.source is not None:
             payload["message"] = self.source.payload()
@@ -560,7 +599,9 @@ def mentions_in(text: str) -> tuple[list[int], bool]:
     )
 
 
-def pinged_by(text: str, allowed: Mapping[str, Any] | None, *, bot_may: int) -> set[int | str]:
+def pinged_by(
+    text: str, allowed: Mapping[str, Any] | None, *, may_mention_all: bool
+) -> set[int | str]:
     """Return whom a new message notifies: users by id, and "everyone".
 
     Without `allowed_mentions` each mention counts, as if it were typed by a user; everyone only if
@@ -571,6 +612,6 @@ def pinged_by(text: str, allowed: Mapping[str, Any] | None, *, bot_may: int) -> 
     parse = ["users", "roles", "everyone"] if allowed is None else allowed.get("parse", [])
     named = {int(number) for number in (allowed or {}).get("users", [])}
     pinged: set[int | str] = {user for user in users if "users" in parse or user in named}
-    if everyone and "everyone" in parse and bot_may & MENTION_EVERYONE:
+    if everyone and "everyone" in parse and may_mention_all:
         pinged.add("everyone")
     return pinged
