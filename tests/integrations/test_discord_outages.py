@@ -155,6 +155,22 @@ async def test_bot_that_was_kicked_writes_to_the_user(world: World) -> None:
     assert len(discord.dm(ada).last.files) == 4
 
 
+async def test_result_in_a_thread_that_was_closed_meanwhile(world: World) -> None:
+    """A thread closes by itself, and a message opens it; from a locked one it goes to the user."""
+    discord = world.discord
+    guild, ada = discord.guild(), discord.user("ada")
+    left, locked = (discord.thread(guild.channels[0], name) for name in ("left", "locked"))
+    world.sandbox.faults.on("task", do=take(LONG))
+    async with world.bot() as bot:
+        for thread in (left, locked):
+            await discord.slash(ada, thread, "imagine", prompt="a red fox")
+            await discord.archive(thread, locked=thread is locked)
+        await discord.until(lambda: left.last.files and discord.dm(ada).messages, 2 * LONG)
+        assert await taken(world, bot) == [True, True]
+    assert left.last.pinged == {ada.id}
+    assert len(discord.dm(ada).last.files) == 4
+
+
 async def test_result_that_nobody_takes_is_kept(world: World) -> None:
     """Neither the channel nor the user takes it; after a restart the channel does."""
     discord = world.discord
