@@ -15,6 +15,7 @@ from discord.ext import commands
 from tests.integrations.discord_stand_in import (
     ATTACH_FILES,
     MENTION_EVERYONE,
+    READ_MESSAGE_HISTORY,
     SEND_MESSAGES,
     SEND_MESSAGES_IN_THREADS,
     USUAL,
@@ -89,6 +90,18 @@ class Painter(commands.Cog):
     async def sleep(self, interaction: discord.Interaction, seconds: int) -> None:
         await asyncio.sleep(seconds)
         await interaction.response.send_message("awake")
+
+    team = app_commands.Group(name="team", description="A group")
+
+    @team.command(description="Of the group")
+    async def pick(self, interaction: discord.Interaction, who: discord.User, style: str) -> None:
+        await interaction.response.send_message(f"{who.name} {style}")
+
+    @pick.autocomplete("style")
+    async def styles(
+        self, interaction: discord.Interaction, typed: str
+    ) -> list[app_commands.Choice[str]]:
+        return [app_commands.Choice(name=typed * 2, value=typed)]
 
 
 class Bot(commands.Bot):
@@ -184,6 +197,15 @@ async def test_options_are_checked_as_by_a_users_client(stand_in: DiscordStandIn
             await stand_in.slash(ada, guild, "draw")
 
 
+async def test_groups_and_autocompletion(stand_in: DiscordStandIn) -> None:
+    guild, ada = stand_in.guild(), stand_in.user("ada")
+    async with stand_in.running(Bot()):
+        choices = await stand_in.autocomplete(ada, guild, "team pick", "style", "ab")
+        assert choices == [{"name": "abab", "value": "ab"}]
+        asked = await stand_in.slash(ada, guild, "team pick", who=ada, style="ab")
+    assert asked.message.text == "ada ab"
+
+
 async def test_late_answer_is_refused(stand_in: DiscordStandIn) -> None:
     """After 3 s the interaction is unknown (10062)."""
     guild, ada, bot = stand_in.guild(), stand_in.user("ada"), Bot()
@@ -225,6 +247,80 @@ async def test_second_answer_is_refused(stand_in: DiscordStandIn) -> None:
         bot.seen[0].response._response_type = None
         assert await refusal(bot.seen[0].response.send_message("again")) == (400, 40060)
     assert "40060" in stand_in.mistakes.pop()
+
+
+async def test_two_answers_at_once(stand_in: DiscordStandIn) -> None:
+    """Two processes with one token: one of them is refused, and nothing is shown twice."""
+    guild, ada = stand_in.guild(), stand_in.user("ada")
+    async with stand_in.running(bot := Bot()):
+        hold = stand_in.hold("POST /interactions/*/callback")
+        asking = asyncio.create_task(stand_in.slash(ada, guild, "echo", text="hello"))
+        await hold.arrived.wait()
+        bot.seen[0].response._response_type = None
+        second = asyncio.create_task(refusal(bot.seen[0].response.send_message("again")))
+        hold.release()
+        await asking
+        await second
+    assert len(guild.channels[0].messages) == 1
+    assert "40060" in stand_in.mistakes.pop()
+
+
+async def test_only_answers_that_fit(stand_in: DiscordStandIn) -> None:
+    """A command has no message to update, and nothing can follow before the first answer."""
+    guild, ada = stand_in.guild(), stand_in.user("ada")
+    async with stand_in.running(bot := Bot()):
+        asking = asyncio.create_task(stand_in.slash(ada, guild, "sleep", seconds=1))
+        await stand_in.until(lambda: bot.seen)
+        one = bot.seen[0]
+        assert await refusal(one.followup.send("too early", wait=True)) == (404, 10015)
+        route = discord.http.Route("POST", f"/interactions/{one.id}/{one.token}/callback")
+        for wrong in ({"type": 7, "data": {}}, {"type": 5, "data": {"flags": V2}}):
+            assert await refusal(bot.http.request(route, json=wrong)) == (400, 50035)
+        assert (await asking).message.text == "awake"
+    assert ["10015" in each or "50035" in each for each in stand_in.mistakes] == [True] * 3
+    stand_in.mistakes.clear()
+
+
+async def test_ephemeral_answers_are_reached_by_their_token_only(stand_in: DiscordStandIn) -> None:
+    guild, ada, bob = stand_in.guild(), stand_in.user("ada"), stand_in.user("bob")
+    async with stand_in.running(bot := Bot()):
+        asked = await stand_in.slash(ada, guild, "imagine", prompt="a fox")
+        await stand_in.until(lambda: asked.message.files)
+        clicked = await stand_in.click(ada, asked.message, "Again")
+        answer = clicked.message
+        channel = bot.get_partial_messageable(guild.channels[0].id)
+        assert await refusal(channel.fetch_message(answer.id)) == (404, 10008)
+        assert (await bot.seen[-1].original_response()).content == "again"
+        with pytest.raises(LookupError, match="bob sees no button"):
+            await stand_in.click(bob, answer, "Again")
+        await bot.seen[-1].edit_original_response(content=None, view=Panel("mine"))
+        assert clicked.private == [answer]
+        await bot.seen[-1].delete_original_response()
+        assert await refusal(bot.seen[-1].edit_original_response(content="x")) == (404, 10008)
+    assert guild.channels[0].messages == [asked.message]
+
+
+async def test_history_and_replies(stand_in: DiscordStandIn) -> None:
+    """The newest first, or the oldest first after a message; a reply notifies the author."""
+    channel = stand_in.guild().channels[0]
+    async with stand_in.running(bot := Bot()):
+        first, *_ = [await post(bot, channel, str(number)) for number in range(4)]
+        place = bot.get_partial_messageable(channel.id)
+        assert [each.content async for each in place.history(limit=2)] == ["3", "2"]
+        after = [each.content async for each in place.history(after=first, limit=2)]
+        assert after == ["1", "2"]
+        before = [each.content async for each in place.history(before=first)]
+        assert before == []
+        assert (await place.fetch_message(first.id)).content == "0"
+        await first.reply("pong", mention_author=True)
+        assert channel.last.pinged == {stand_in.bot_user.id}
+        await first.reply("pong", mention_author=False)
+        assert channel.last.pinged == set()
+        await first.delete()
+        assert await refusal(first.reply("late")) == (400, 50035)
+        await stand_in.allow_bot(channel, USUAL & ~READ_MESSAGE_HISTORY)
+        assert [each async for each in place.history()] == []
+    assert "MESSAGE_REFERENCE_UNKNOWN" in stand_in.mistakes.pop()
 
 
 async def test_followups_of_user_installs_end_after_five(stand_in: DiscordStandIn) -> None:
@@ -490,6 +586,29 @@ async def test_routes_have_limits_that_their_headers_tell(stand_in: DiscordStand
     assert {each.status for each in stand_in.sent("POST /channels/*")} == {200}
 
 
+async def test_bot_that_does_not_read_headers_gets_429(stand_in: DiscordStandIn) -> None:
+    """Five messages in five seconds, and fifty requests a second in all."""
+    channel = stand_in.guild().channels[0]
+    url = f"{discord.http.Route.BASE}/channels/{channel.id}/messages"
+    headers = {"Authorization": f"Bot {stand_in.token}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        answers = [await session.post(url, json={"content": "hello"}) for _ in range(6)]
+        assert [each.status for each in answers] == [200] * 5 + [429]
+        assert answers[4].headers["X-RateLimit-Remaining"] == "0"
+        body = await answers[5].json()
+        assert body["retry_after"] == 5.0
+        assert body["global"] is False
+        me = f"{discord.http.Route.BASE}/users/@me"
+        answers = [await session.get(me) for _ in range(45)]
+        assert answers[-1].status == 429
+        assert answers[-1].headers["X-RateLimit-Scope"] == "global"
+        await asyncio.sleep(1)
+        assert (await session.get(me)).status == 200
+        gone = await session.get(f"{discord.http.Route.BASE}/stickers/1")
+        assert gone.status == 404
+    assert "the stand-in has no such route" in stand_in.mistakes.pop()
+
+
 async def test_planned_errors_and_held_requests(stand_in: DiscordStandIn) -> None:
     channel = stand_in.guild().channels[0]
     async with stand_in.running(bot := Bot()):
@@ -529,6 +648,19 @@ def text(content: str) -> dict[str, Any]:
     return {"type": 10, "content": content}
 
 
+def button(**fields: Any) -> dict[str, Any]:
+    one = {"type": 2, "style": 1, "label": "go", "custom_id": "go"} | fields
+    return {"type": 1, "components": [one]}
+
+
+def section(*texts: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": 9, "components": list(texts), **more}
+
+
+def container(*inside: dict[str, Any]) -> dict[str, Any]:
+    return {"type": 17, "components": list(inside)}
+
+
 def gallery(*urls: str) -> dict[str, Any]:
     return {"type": 12, "items": [{"media": {"url": url}} for url in urls]}
 
@@ -556,6 +688,18 @@ V2 = 1 << 15
         ({"flags": V2, "components": [gallery(*["http://a.b"] * 11)]}, "between 1 and 10"),
         ({"flags": V2, "components": [gallery("attachment://a.png")]}, "ATTACHMENT_NOT_FOUND"),
         ({"flags": V2, "components": [gallery("ftp://a.b/c.png")]}, "INVALID_SCHEME"),
+        ({"flags": V2, "components": [{"type": 2}]}, "UNION_TYPE_CHOICES"),
+        ({"flags": V2, "components": [text("a") | {"id": 5}] * 2}, "COMPONENT_ID_DUPLICATED"),
+        ({"components": [button(style=9)]}, "BASE_TYPE_CHOICES"),
+        ({"components": [button(label=None)]}, "LABEL_OR_EMOJI"),
+        ({"components": [button(label="x" * 81)]}, "between 0 and 80"),
+        ({"components": [button(style=5)]}, "BUTTON_COMPONENT_INVALID"),
+        ({"components": [button(type=3, options=[])]}, "between 1 and 25"),
+        ({"flags": V2, "components": [section(text("a"))]}, "BASE_TYPE_REQUIRED"),
+        ({"flags": V2, "components": [section(accessory=text("a"))]}, "between 1 and 3"),
+        ({"flags": V2, "components": [section(text("a"), accessory=text("a"))]}, "(2, 11)"),
+        ({"flags": V2, "components": [container(container())]}, "(1, 9, 10, 12, 13, 14)"),
+        ({"content": "a", "embeds": [{}] * 11}, "10 or fewer"),
         ({"content": "a", "nonce": "x" * 26}, "between 0 and 25"),
         ({"content": "a", "attachments": [{"id": 3}]}, "Attachment not found"),
         ({"content": "a", "allowed_mentions": {"parse": ["users"], "users": [1]}}, "exclusive"),
@@ -578,7 +722,9 @@ async def test_the_largest_message_is_taken(stand_in: DiscordStandIn) -> None:
     channel = stand_in.guild().channels[0]
     parts = [text("x" * 1000) for _ in range(4)]
     parts += [row(*(f"{line}{n}" + "x" * 98 for n in range(5))) for line in range(5)]
-    parts += [gallery(*["http://a.b"] * 10) for _ in range(6)]
+    go = {"type": 2, "style": 5, "label": "go", "url": "http://a.b"}
+    parts[3] = container(section(parts[3], accessory=go))
+    parts += [gallery(*["http://a.b"] * 10) for _ in range(3)]
     async with stand_in.running(bot := Bot()):
         route = discord.http.Route("POST", f"/channels/{channel.id}/messages")
         await bot.http.request(route, json={"flags": V2, "components": parts})

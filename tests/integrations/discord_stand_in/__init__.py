@@ -8,6 +8,7 @@ from tests.integrations.discord_stand_in.state import Hold, Request
 from tests.integrations.discord_stand_in.things import (
     ATTACH_FILES,
     MENTION_EVERYONE,
+    READ_MESSAGE_HISTORY,
     SEND_MESSAGES,
     SEND_MESSAGES_IN_THREADS,
     USUAL,
@@ -23,6 +24,7 @@ from tests.integrations.discord_stand_in.things import (
 __all__ = [
     "ATTACH_FILES",
     "MENTION_EVERYONE",
+    "READ_MESSAGE_HISTORY",
     "SEND_MESSAGES",
     "SEND_MESSAGES_IN_THREADS",
     "USUAL",

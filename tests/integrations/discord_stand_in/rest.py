@@ -445,11 +445,24 @@ class Rest:
         kind, data = call.payload["type"], call.payload.get("data") or {}
         if kind not in _allowed_answers(interaction):
             raise invalid("type", "INTERACTION_APPLICATION_COMMAND_INVALID_TYPE", f"not {kind}")
+        interaction.answer = kind  # before anything is awaited, so that a second one is refused
+        try:
+            await self._take_answer(interaction, kind, data, call.files)
+        except Refused:
+            interaction.answer = None
+            raise
+        self.state.changed()
+        if call.query.get("with_response", "").lower() not in ("1", "true"):
+            return None
+        return _callback_result(interaction)
+
+    async def _take_answer(
+        self, interaction: Interaction, kind: int, data: Json, files: Files
+    ) -> None:
         if kind in (4, 5):
-            await self._answer_with_message(interaction, kind, data, call.files)
+            await self._answer_with_message(interaction, kind, data, files)
         elif kind == 7 and interaction.source is not None:
-            limit = interaction.file_limit
-            await self._edit(interaction.source, data, call.files, limit)
+            await self._edit(interaction.source, data, files, interaction.file_limit)
         elif kind == 9:
             rules.check_modal(data)
             interaction.modal = data
@@ -457,11 +470,6 @@ class Rest:
             interaction.data["choices"] = data["choices"]
         if kind in (6, 7):
             interaction.original = interaction.source
-        interaction.answer = kind
-        self.state.changed()
-        if call.query.get("with_response", "").lower() not in ("1", "true"):
-            return None
-        return _callback_result(interaction)
 
     async def _answer_with_message(
         self, interaction: Interaction, kind: int, data: Json, files: Files

@@ -275,8 +275,7 @@ class DiscordStandIn:
         """Type into an option and return the choices that the bot offers."""
         channel = self._channel(user, place)
         command = self._command(name, channel)
-        data = self._command_data(command, name, {option: typed}, is_complete=False)
-        data["options"][-1]["focused"] = True
+        data = self._command_data(command, name, {option: typed}, focused=option)
         owners = self._owners(command, user, channel)
         interaction = await self._interact(4, user, channel, data, owners)
         return list(interaction.data.get("choices", []))
@@ -394,7 +393,7 @@ class DiscordStandIn:
         return owners
 
     def _command_data(
-        self, command: Json, name: str, given: Mapping[str, object], *, is_complete: bool = True
+        self, command: Json, name: str, given: Mapping[str, object], *, focused: str = ""
     ) -> Json:
         """Return what an interaction says of a command, with sub-commands nested.
 
@@ -411,7 +410,7 @@ class DiscordStandIn:
             nested: Json = {"name": part, "type": inner["type"], "options": []}
             options.append(nested)
             options = nested["options"]
-        if is_complete:
+        if not focused:  # then everything is filled in
             rules.check_options(inner, {key: _size_of(value) for key, value in given.items()})
         kinds = {option["name"]: option["type"] for option in inner.get("options", [])}
         for key, value in given.items():
@@ -423,7 +422,8 @@ class DiscordStandIn:
             elif isinstance(value, User):
                 sent = str(value.id)
                 resolved.setdefault("users", {})[sent] = value.payload()
-            options.append({"name": key, "type": kinds[key], "value": sent})
+            option = {"name": key, "type": kinds[key], "value": sent}
+            options.append(option | ({"focused": True} if key == focused else {}))
         return data | ({"resolved": resolved} if resolved else {})
 
     def _attach(self, file: File) -> Attachment:
