@@ -86,11 +86,11 @@ class BreakableJournal(MemoryJournal):
 
     is_broken = False
 
-    async def step(self, work: Callable[[Any], Any], *, writes: bool = True) -> Any:
+    async def step(self, work: Callable[[Any], Any], **options: Any) -> Any:
         """See `MemoryJournal.step`."""
         if self.is_broken:
             raise JournalError("the disk is full")
-        return await super().step(work, writes=writes)
+        return await super().step(work, **options)
 
 
 class World:

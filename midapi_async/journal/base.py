@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Never, TypeVar, Unpack
+from typing import Never, TypeAlias, TypeVar, Unpack
 
 from ..config import RateLimit
 from .protocol import Claim, JournalStats, RowFilter
@@ -12,6 +12,8 @@ from .states import Changes, Intent, State
 from .table import Table
 
 T = TypeVar("T")
+# Each one is ("id", …), ("token", …), ("task", …), ("slot", …), ("account", …) or ("key", …, …).
+Reads: TypeAlias = Sequence[tuple[str, ...]]
 
 
 class TableJournal(ABC):
@@ -24,23 +26,35 @@ class TableJournal(ABC):
         )
 
     @abstractmethod
-    async def step(self, work: Callable[[Table], T], *, writes: bool = True) -> T:
+    async def step(
+        self, work: Callable[[Table], T], *, writes: bool = True, reads: Reads = ()
+    ) -> T:
         """Run `work` on the table as one transaction; return its result when that is durable.
 
         Args:
             work: reads and writes rows.
             writes: whether it may write.
+            reads: names of what it will probably read, for a store that fetches that beforehand.
         """
 
     async def claim(
         self, intent: Intent, account: str, limit: RateLimit | None, *, longest_post: float
     ) -> Claim:
         """See `Journal.claim`."""
-        return await self.step(lambda table: table.claim(intent, account, limit, longest_post))
+        reads: list[tuple[str, ...]] = [("id", intent.intent_id), ("account", account)]
+        if intent.key is not None:
+            reads.append(("key", intent.scope, intent.key))
+        if intent.supersedes is not None:
+            reads.append(("id", intent.supersedes))
+        return await self.step(
+            lambda table: table.claim(intent, account, limit, longest_post), reads=reads
+        )
 
     async def release(self, slot: str, *, sent: bool, pause: float | None = None) -> None:
         """See `Journal.release`."""
-        await self.step(lambda table: table.release(slot, sent=sent, pause=pause))
+        await self.step(
+            lambda table: table.release(slot, sent=sent, pause=pause), reads=[("slot", slot)]
+        )
 
     async def advance(
         self,
@@ -51,7 +65,14 @@ class TableJournal(ABC):
         **changes: Unpack[Changes],
     ) -> Intent:
         """See `Journal.advance`."""
-        return await self.step(lambda table: table.advance(intent_id, to, slot, changes))
+        reads = [("id", intent_id)]
+        if slot is not None:
+            reads.append(("slot", slot))
+        if (task_id := changes.get("task_id")) is not None:
+            reads.append(("task", task_id))
+        return await self.step(
+            lambda table: table.advance(intent_id, to, slot, changes), reads=reads
+        )
 
     async def find(
         self,
@@ -67,7 +88,9 @@ class TableJournal(ABC):
             row = table.find(intent_id, token_hash, task_id, key)
             return row, row is not None and table.is_orphan(row)
 
-        row, is_orphan = await self.step(find, writes=False)
+        kinds = {"id": intent_id, "token": token_hash, "task": task_id}
+        reads = [(kind, name) for kind, name in kinds.items() if name is not None]
+        row, is_orphan = await self.step(find, writes=False, reads=reads or [("key", *(key or ()))])
         if row is not None and is_orphan:
             name = row.intent_id
             row = await self.step(lambda table: table.resolved_row(name))

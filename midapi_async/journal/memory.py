@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
-from .base import TableJournal
+from .base import Reads, TableJournal
 from .protocol import DAY, JournalStats, RowFilter
 from .slots import Account, Slot
 from .states import BOUGHT, OVER, RUNNING, Intent, State
@@ -40,7 +40,13 @@ class MemoryJournal(TableJournal):
     def __repr__(self) -> str:
         return f"<MemoryJournal {len(self._table.by_id)} intents>"
 
-    async def step(self, work: Callable[[Table], T], *, writes: bool = True) -> T:
+    async def step(
+        self,
+        work: Callable[[Table], T],
+        *,
+        writes: bool = True,
+        reads: Reads = (),  # noqa: ARG002 - it reads at once
+    ) -> T:
         """See `TableJournal`."""
         answer = work(self._table)
         if writes:

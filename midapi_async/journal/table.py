@@ -50,6 +50,10 @@ class Table(ABC):
     def now(self) -> float:
         """Seconds of the store's clock, the same for all its owners."""
 
+    def today(self) -> float:
+        """Epoch seconds, for times that users see and for pruning."""
+        return time.time()
+
     @abstractmethod
     def get(self, intent_id: str) -> Intent | None:
         """The row of an intent."""
@@ -189,13 +193,13 @@ class Table(ABC):
         if isinstance(taken, Busy):
             return taken
         if row is not None:
-            self.update(row, moved(row, State.SENDING, now=time.time()))
+            self.update(row, moved(row, State.SENDING, now=self.today()))
             return taken
         if holder is not None:
             self.update(holder, attrs.evolve(holder, holds_key=False))
         if superseded is not None:
             superseded = self._existing(superseded.intent_id)
-            self.update(superseded, moved(superseded, State.SUPERSEDED, now=time.time()))
+            self.update(superseded, moved(superseded, State.SUPERSEDED, now=self.today()))
         has_key = intent.key is not None
         self.insert(attrs.evolve(intent, owner=self.me, holds_key=has_key), account)
         return taken
@@ -280,7 +284,7 @@ class Table(ABC):
         if pause is not None:
             self.set_account(account, self.account(account).after_429(now, pause, slot))
         row = self._existing(slot.intent_id)
-        self.update(row, moved(row, State.RESTING, now=time.time()))
+        self.update(row, moved(row, State.RESTING, now=self.today()))
 
     def advance(
         self, intent_id: str, to: State | None, slot: str | None, changes: Changes
@@ -296,7 +300,7 @@ class Table(ABC):
                 # The task belongs to another intent, so the result of this POST is not known.
                 to = State.UNKNOWN if row.state is State.SENDING else None
                 changes = {**changes, "task_id": None}
-        after = moved(row, to, now=time.time(), **changes)
+        after = moved(row, to, now=self.today(), **changes)
         return self._moved_to(row, after)
 
     def _moved_to(self, before: Intent, after: Intent) -> Intent:
@@ -332,7 +336,7 @@ class Table(ABC):
         if not self.is_orphan(row):
             return row
         to = State.UNKNOWN if row.state is State.SENDING else State.REFUSED
-        return self._moved_to(row, moved(row, to, now=time.time()))
+        return self._moved_to(row, moved(row, to, now=self.today()))
 
     def _existing(self, intent_id: str) -> Intent:
         row = self.get(intent_id)

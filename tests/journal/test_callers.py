@@ -17,7 +17,7 @@ from midapi_async import client as client_module
 from midapi_async._session import Session
 from midapi_async.errors import JournalError
 from midapi_async.handle import handle_of
-from midapi_async.journal import Claimed, Intent, State
+from midapi_async.journal import Claimed, Intent, State, stored
 from midapi_async.journal.protocol import RowFilter
 from midapi_async.journal.sqlite import SQLiteJournal, locks, store
 from midapi_async.journal.table import Table
@@ -535,7 +535,7 @@ async def test_resume_reads_pages_and_gives_the_loop_a_turn_between_them(
 @pytest.mark.fault("L18")
 async def test_old_rows_are_pruned_in_turns(folder: Path) -> None:
     """16 days after its end a row goes, taken or not; a caller waits for one page of them."""
-    await fill(folder, 1500, SCOPE, age=store.KEPT + 60)
+    await fill(folder, 1500, SCOPE, age=stored.KEPT + 60)
     journal = SQLiteJournal(folder)
     left = [sum((await journal.stats()).counts.values()) for _ in range(20)]
     assert (await journal.stats()).spent_keys == 1499

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import InvalidRequestError, JournalError
-from ..base import TableJournal
+from ..base import Reads, TableJournal
 from ..table import Table
 from .store import Job, Store
 
@@ -119,7 +119,13 @@ class SQLiteJournal(TableJournal):
 
     # ─── the thread ──────────────────────────────────────────────────────────────────────────────
 
-    async def step(self, work: Callable[[Table], T], *, writes: bool = True) -> T:
+    async def step(
+        self,
+        work: Callable[[Table], T],
+        *,
+        writes: bool = True,
+        reads: Reads = (),  # noqa: ARG002 - it reads at once
+    ) -> T:
         """See `TableJournal`."""
         return await self._opened().do(work, writes=writes)
 

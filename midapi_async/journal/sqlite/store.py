@@ -34,6 +34,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from ...errors import JournalError
+from ..stored import KEPT
 from . import forks, schema
 from .folder import DATABASE, KEY, LOCK, LOCK_SIZE, RESTORE, Folder, write_private
 from .locks import Owners, open_private, sync
@@ -42,7 +43,6 @@ from .table import SQLiteTable
 T = TypeVar("T")
 _log = logging.getLogger("midapi_async.journal")
 
-KEPT = 16 * 86_400.0  # seconds that a row is kept after its end; MidAPI keeps files for 15 days
 _PRUNE_EVERY = 6 * 3600.0  # seconds
 _CHECKPOINT_EVERY = 250  # commits; about 1,000 pages of WAL, as SQLite would do by itself
 _LARGE_WAL = 4 << 20  # bytes

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
-import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
 import attrs
 
-from ..._wire.bodies import request_from_json, request_to_json
-from ..._wire.records import details_from_raw
-from ...errors import InvalidRequestError, JournalError, ProtocolError
-from ...requests import Request
-from ...tasks import TaskDetails
+from ..._wire.bodies import request_to_json
+from ...errors import JournalError
 from ..protocol import DAY, JournalStats, RowFilter
 from ..slots import Account, Slot
 from ..states import BOUGHT, OVER, RUNNING, Intent, State
+from ..stored import details_to_json, is_same, loop_clock, read_details, read_request, seal, to_json
 from ..table import Table
 from .folder import Folder
 from .locks import Owners
-
-_log = logging.getLogger("midapi_async.journal")
 
 # Columns with the same name and value as an attribute of `Intent`.
 _PLAIN = (
@@ -52,9 +45,8 @@ _OPEN = (
     "NOT taken AND NOT pruned AND state NOT IN ('refused', 'superseded', 'dismissed', 'expired')"
 )
 _IS_PENDING = "state IN ('sending', 'resting')"
-_HAS_NOTE = "EXISTS (SELECT 1 FROM json_each(metadata) AS n WHERE n.key = ? AND n.value = ?)"
 _PRUNED_AT_ONCE = 500
-_SEALED = "sealed:"
+_HAS_NOTE = "EXISTS (SELECT 1 FROM json_each(metadata) AS n WHERE n.key = ? AND n.value = ?)"
 
 
 class SQLiteTable(Table):
@@ -107,11 +99,11 @@ class SQLiteTable(Table):
 
     def now(self) -> float:
         """See `Table`: the seconds since the machine was booted, sleep included."""
-        return _test_clock(self.loop) or time.clock_gettime(_BOOT_CLOCK)
+        return loop_clock(self.loop) or time.clock_gettime(_BOOT_CLOCK)
 
     def _boot(self) -> str:
         """The id of the clock of `now`, which starts again after a reboot."""
-        return "test" if _test_clock(self.loop) else _BOOT_ID
+        return "test" if loop_clock(self.loop) else _BOOT_ID
 
     # ─── reading ─────────────────────────────────────────────────────────────────────────────────
 
@@ -177,7 +169,7 @@ class SQLiteTable(Table):
             only("intents.number > (SELECT number FROM intents WHERE intent_id = ?)", after)
         for column, names in (("key", which.get("keys")), ("task_id", which.get("task_ids"))):
             if names is not None:  # one parameter for all, since SQLite limits their number
-                only(f"{column} IN (SELECT value FROM json_each(?))", _json(list(names)))
+                only(f"{column} IN (SELECT value FROM json_each(?))", to_json(list(names)))
         condition = f"{' AND '.join(where)} ORDER BY intents.number LIMIT ?"
         return self._all(condition, *values, which.get("limit", 500))
 
@@ -199,11 +191,11 @@ class SQLiteTable(Table):
         stored["created_at"] = float(stored["created_at"])  # SQLite keeps in a column what it gets
         return Intent(
             **{name: stored[name] for name in _PLAIN},
-            request=_read_request(request),
+            request=read_request(request),
             metadata=json.loads(stored["metadata"]),
             state=State(stored["state"]),
             other_task_ids=tuple((stored["other_task_ids"] or "").split()),
-            details=_read_details(details),
+            details=read_details(details),
             taken=bool(stored["taken"]),
             holds_key=bool(stored["holds_key"]),
         )
@@ -213,7 +205,7 @@ class SQLiteTable(Table):
         """The columns of a row."""
         return {
             **{name: getattr(row, name) for name in _PLAIN},
-            "metadata": _json(dict(row.metadata)),
+            "metadata": to_json(dict(row.metadata)),
             "state": row.state,
             "other_task_ids": " ".join(row.other_task_ids) or None,
             "taken": row.taken,
@@ -222,12 +214,7 @@ class SQLiteTable(Table):
 
     def is_same(self, row: Intent, fingerprint: str) -> bool:
         """See `Table`."""
-        if row.fingerprint.startswith(_SEALED):
-            return hmac.compare_digest(row.fingerprint, self._sealed(fingerprint))
-        return row.fingerprint == fingerprint
-
-    def _sealed(self, fingerprint: str) -> str:
-        return _SEALED + hmac.digest(self._secret, fingerprint.encode(), hashlib.sha256).hex()
+        return is_same(row, fingerprint, self._secret)
 
     # ─── writing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -235,13 +222,13 @@ class SQLiteTable(Table):
         """See `Table`."""
         stored = self._stored(row) | {"account": account, "origin": row.origin}
         if self._hides_prompts:
-            stored["fingerprint"] = self._sealed(row.fingerprint)
+            stored["fingerprint"] = seal(row.fingerprint, self._secret)
         cursor = self.connection.execute(
             f"INSERT INTO intents ({', '.join(stored)}) VALUES ({_marks(stored)})",
             tuple(stored.values()),
         )
         if row.request is not None and not self._hides_prompts:
-            request = _json(request_to_json(row.request))
+            request = to_json(request_to_json(row.request))
             self.connection.execute(
                 "INSERT INTO texts (number, request) VALUES (?, ?)", (cursor.lastrowid, request)
             )
@@ -263,13 +250,11 @@ class SQLiteTable(Table):
                 (after.intent_id,),
             )
         if details is not None and before.details is None:
-            raw = dict(details.raw)
-            if self._hides_prompts:
-                raw.pop("paramJson", None)  # the prompt
+            raw = details_to_json(details, hides_prompts=self._hides_prompts)
             self.connection.execute(
                 "INSERT INTO texts (number, details) SELECT number, ? FROM intents "
                 "WHERE intent_id = ? ON CONFLICT (number) DO UPDATE SET details = excluded.details",
-                (_json(raw), after.intent_id),
+                (raw, after.intent_id),
             )
 
     # ─── dead owners ─────────────────────────────────────────────────────────────────────────────
@@ -440,37 +425,5 @@ def _boot_id() -> str:
 _BOOT_ID = _boot_id()
 
 
-def _test_clock(loop: asyncio.AbstractEventLoop | None) -> float | None:
-    """The time of an event loop with a clock of its own, as in tests (`VirtualLoop`)."""
-    has_own = isinstance(loop, asyncio.BaseEventLoop) and type(loop).time is not _REAL_TIME
-    return loop.time() if has_own and loop is not None else None
-
-
-_REAL_TIME: Callable[[asyncio.BaseEventLoop], float] = asyncio.BaseEventLoop.time
-_json = json.JSONEncoder(separators=(",", ":")).encode
-
-
 def _marks(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))
-
-
-def _read_request(stored: str | None) -> Request | None:
-    """A stored request; None if there is none, or this release does not accept it any more."""
-    if stored is None:
-        return None
-    try:
-        return request_from_json(json.loads(stored))
-    except (InvalidRequestError, ValueError) as error:
-        _log.warning("a stored request cannot be read back; its row stays: %s", error)
-        return None
-
-
-def _read_details(stored: str | None) -> TaskDetails | None:
-    """The stored details of a task; None if there are none, or they cannot be read any more."""
-    if stored is None:
-        return None
-    try:
-        return details_from_raw(json.loads(stored))
-    except (ProtocolError, ValueError) as error:
-        _log.warning("stored details cannot be read back; the task is looked at again: %s", error)
-        return None
