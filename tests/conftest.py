@@ -23,6 +23,7 @@ from pytest_asyncio import is_async_test
 from midapi_async.testing import VirtualLoop
 from tests.support import secrets
 from tests.support.leaks import LoopWatch, open_files
+from tests.support.postgres import Server, server, show_to_virtual_clocks
 
 # The same examples in every run of CI; new ones, without a deadline, everywhere else.
 hypothesis.settings.register_profile("default", deadline=None)
@@ -142,6 +143,19 @@ async def _watched_loop(
     real_time = request.node.get_closest_marker("real_time") is not None
     left = await loop_watch.settle(real_time=real_time)
     assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def _postgres_server() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def postgres(_postgres_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A PostgreSQL server, one for all tests of a worker; virtual clocks see its work."""
+    show_to_virtual_clocks(monkeypatch)
+    return _postgres_server
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,11 @@ from midapi_async.journal.contract import (
     row_of,
 )
 from midapi_async.journal.memory import MemoryJournal
+from midapi_async.journal.postgres import PostgresJournal
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.journal.states import moved
 from midapi_async.testing import VirtualLoop
+from tests.support.postgres import Server, new_schema
 
 
 class TestMemoryJournal(JournalContract):
@@ -50,6 +52,26 @@ class TestSQLiteJournalWithoutPrompts(TestSQLiteJournal):
 
     def make_journal(self) -> Journal:
         return SQLiteJournal(self.folder, store_prompts=False)
+
+
+class TestPostgresJournal(SharedJournalContract):
+    """Two objects on one schema are two owners, as processes on two machines are."""
+
+    @pytest.fixture(autouse=True)
+    def place(self, postgres: Server) -> None:
+        self.url, self.schema = postgres.url, new_schema()
+
+    def make_journal(self) -> Journal:
+        return PostgresJournal(self.url, schema=self.schema)
+
+
+class TestPostgresJournalWithoutPrompts(TestPostgresJournal):
+    """What was asked for is not in the database, and all else holds."""
+
+    stores_prompts = False
+
+    def make_journal(self) -> Journal:
+        return PostgresJournal(self.url, schema=self.schema, store_prompts=False)
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

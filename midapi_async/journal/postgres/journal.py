@@ -1,0 +1,133 @@
+"""The journal in a PostgreSQL database: a session for each event loop that uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from yarl import URL
+
+from ..._runtime.secret import Secret
+from ...errors import InvalidRequestError, JournalError, shown
+from ..base import Reads, TableJournal
+from ..table import Table
+
+try:
+    from .session import Session
+except ImportError as error:
+    raise InvalidRequestError(
+        {"journal": "PostgreSQL needs asyncpg: pip install 'midapi-async[postgres]'"}
+    ) from error
+
+T = TypeVar("T")
+
+_POLL_INTERVAL = 2.0  # seconds between two looks for changes of which no notification came
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+
+
+class PostgresJournal(TableJournal):
+    """Stores intents in a PostgreSQL database, for processes on any number of machines.
+
+    It opens with its first use and can be used again after ``aclose``. It keeps two connections for
+    each event loop that uses it. The schema is created if it is missing. PostgreSQL 14 or later;
+    tested with 15. No pooler in transaction mode may stand before the server.
+
+    Args:
+        database: a URL such as ``postgresql://user:password@host/database``, or a pool of asyncpg,
+            which must be able to give two connections for as long as the journal is open.
+        schema: the name of the schema with the journal's tables.
+        store_prompts: False stores no requests, only hashes of them that are meaningless without
+            the journal's own key; then ``request`` of the rows is None.
+
+    Raises:
+        InvalidRequestError: the database is no such URL and no pool, or asyncpg is not installed.
+    """
+
+    is_durable = True
+
+    def __init__(
+        self, database: object, *, schema: str = "midapi", store_prompts: bool = True
+    ) -> None:
+        is_url = isinstance(database, str) and database.startswith(("postgresql:", "postgres:"))
+        if not is_url and not hasattr(database, "acquire"):
+            raise InvalidRequestError(
+                {"database": f"must be a postgresql:// URL or a pool, got {shown(database)}"}
+            )
+        if not _SCHEMA.fullmatch(schema):
+            raise InvalidRequestError(
+                {"schema": f"must be small letters, digits and _, got {shown(schema)}"}
+            )
+        self._database: Any = Secret(database) if is_url else database
+        self._schema = schema
+        self._store_prompts = store_prompts
+        self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
+
+    def __repr__(self) -> str:
+        where = "a pool"
+        if isinstance(self._database, str):
+            with suppress(ValueError):
+                url = URL(self._database)
+                where = f"{url.host or ''}{url.path}"
+        return f"<PostgresJournal {where} {'open' if self._sessions else 'closed'}>"
+
+    async def step(
+        self, work: Callable[[Table], T], *, writes: bool = True, reads: Reads = ()
+    ) -> T:
+        """See `TableJournal`."""
+        return await self._session().do(work, writes=writes, reads=reads)
+
+    async def changes(self) -> AsyncGenerator[None, None]:
+        """See `Journal.changes`."""
+        session, changed = self._session(), asyncio.Event()
+        session.watchers.add(changed)
+        try:
+            writes, oldest, fence = await session.do(lambda table: table.mark(), writes=False)
+            is_settled = oldest >= fence
+            while True:
+                changed.clear()
+                yield
+                while not changed.is_set():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_POLL_INTERVAL):
+                            await changed.wait()
+                    await self._resolve_orphans()
+                    now, oldest, newest = await session.do(lambda table: table.mark(), writes=False)
+                    if now != writes:
+                        # The write may not be committed yet: not all transactions of this moment
+                        # may have ended.
+                        writes, fence, is_settled = now, newest, False
+                        break
+                    if not is_settled:
+                        is_settled = oldest >= fence
+                        break
+        finally:
+            session.watchers.discard(changed)
+
+    async def disown(self) -> None:
+        """See `Journal.disown`."""
+        await self._session().disown()
+
+    async def aclose(self) -> None:
+        """See `Journal.aclose`."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None and session.process == os.getpid():
+            await session.aclose()
+
+    def _session(self) -> Session:
+        loop = asyncio.get_running_loop()
+        for each in [each for each in self._sessions if each.is_closed()]:
+            del self._sessions[each]
+        if loop not in self._sessions:
+            self._sessions[loop] = Session(
+                self._database, self._schema, store_prompts=self._store_prompts
+            )
+        session = self._sessions[loop]
+        if any(each.process != os.getpid() for each in self._sessions.values()):
+            raise JournalError(
+                f"{self!r} was opened in the parent process: make a new one after a fork"
+            )
+        return session

@@ -1,0 +1,496 @@
+"""What one event loop has open at a PostgreSQL server: two connections, and the jobs that wait.
+
+One connection works. Jobs that come while it is busy share its next transaction. The other one is
+the owner: it holds an advisory lock, which the server drops when that connection ends, and listens
+for what other processes announce.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import time
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import Context
+from copy import copy
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+import asyncpg
+
+from ..._runtime.background import OwnedTasks
+from ...errors import JournalError
+from ..base import Reads
+from ..stored import KEPT
+from . import schema
+from .table import Missing, OwnerLost, PostgresTable, Read
+
+T = TypeVar("T")
+
+TIMEOUT = 10.0  # seconds that a caller waits while the server cannot be reached
+_ANSWER_TIMEOUT = 10.0  # seconds for the server's answer to a statement
+_OLDEST_SERVER = 14
+_PRUNE_EVERY = 6 * 3600.0  # seconds
+_OPTIMISTIC_TRIES = 3  # optimistic ones, before the accounts are locked first
+# A dead cable: the server drops the owner's lock after about 10 s.
+_KEEPALIVES = (
+    "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; "
+    "SET tcp_user_timeout = 10000"
+)
+_CONFLICTS = frozenset({schema.CONFLICT, "23505", "40001", "40P01"})
+_POOLER = (
+    "a pooler in transaction mode stands before the PostgreSQL server: locks and notifications do "
+    "not work through it; give the server's own address, or a pooler with pool_mode = session"
+)
+_ADVICE = {
+    "28": "check the user and the password in its URL",
+    "3D": "create that database, or correct its URL",
+    "42501": "this role may not do that; let its administrator run GRANT CREATE ON DATABASE … TO "
+    "this role once, or create the schema with CREATE SCHEMA … AUTHORIZATION this role",
+    "42P01": "another release has changed the schema, or it was removed; update midapi_async",
+    "42883": "another release has changed the schema; update midapi_async",
+    "53": "the server has no more room or connections: make some free",
+    "25006": "this server only answers questions: give the address of the primary",
+    "26000": _POOLER,  # its prepared statements are another connection's
+    "42P05": _POOLER,
+}
+_CONNECTION_ERRORS = (
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(OSError, TimeoutError, EOFError),
+)
+
+
+class Job(Generic[T]):
+    """One caller's part of a transaction.
+
+    Args:
+        work: reads and writes rows; it may run several times.
+        writes: whether it may write.
+        reads: what it will probably read.
+    """
+
+    def __init__(self, work: Callable[[PostgresTable], T], *, writes: bool, reads: Reads) -> None:
+        self.work = work
+        self.writes = writes
+        self.reads = reads
+        self.asked_at = time.monotonic()
+        self.done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.result: T | None = None
+        self.error: Exception | None = None
+
+    def run(self, table: PostgresTable) -> None:
+        """Do the work; what comes of it is valid only when the transaction is durable."""
+        table.is_writing, self.error = self.writes, None
+        try:
+            self.result = self.work(table)
+        except JournalError as error:
+            self.error = error
+
+    def end(self, error: Exception | None = None) -> None:
+        """Give the caller what came of it."""
+        if self.done.done():
+            return
+        if (error := error or self.error) is not None:
+            self.done.set_exception(error)
+            self.done.exception()  # the caller may have left
+        else:
+            self.done.set_result(self.result)  # type: ignore[arg-type]  # the work has run
+
+
+class Session:
+    """The connections of one event loop, and its owner.
+
+    Args:
+        target: a URL, or an asyncpg pool.
+        name: of the database schema.
+        store_prompts: whether requests are stored.
+    """
+
+    def __init__(self, target: Any, name: str, *, store_prompts: bool) -> None:  # noqa: ANN401 - asyncpg has no types
+        self._target = target
+        self._name = name
+        self._store_prompts = store_prompts
+        self.loop = asyncio.get_running_loop()
+        self.process = os.getpid()
+        self.watchers: set[asyncio.Event] = set()
+        self._jobs: list[Job[Any]] = []
+        self._tasks = OwnedTasks()
+        self._working = self._announcing = False
+        self._is_announced = True
+        self._worker: Any = None
+        self._owner: Any = None
+        self._me = ""
+        self._table: PostgresTable | None = None
+        self._is_unconfirmed = self._is_alive = False
+        self._prune_at = 0.0
+        # Its end is reached by `aclose`, or else when a runner ends the loop.
+        self._life = self._until_closed()
+        _watch_forks()
+        _sessions.add(self)
+
+    # ─── jobs ────────────────────────────────────────────────────────────────────────────────────
+
+    async def do(self, work: Callable[[PostgresTable], T], *, writes: bool, reads: Reads = ()) -> T:
+        """Do one job; return its result when that is durable.
+
+        If the caller is cancelled before a transaction has begun, nothing was written.
+        """
+        job = Job(work, writes=writes, reads=reads)
+        self._jobs.append(job)
+        if not self._working:
+            self._working = True
+            self._tasks.start(self._work(), context=Context(), eagerly=True)
+        try:
+            await asyncio.wait({job.done})
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._jobs.remove(job)
+            raise
+        return job.done.result()
+
+    async def _work(self) -> None:
+        try:
+            while self._jobs:
+                # Questions lock nothing, and so they are not asked together with what writes.
+                for writes in (False, True):
+                    jobs = [job for job in self._jobs if job.writes is writes]
+                    self._jobs = [job for job in self._jobs if job.writes is not writes]
+                    if jobs:
+                        await self._serve(jobs)
+        finally:
+            self._working = False
+        if time.monotonic() >= self._prune_at and self._table is not None:
+            self._prune_at = time.monotonic() + _PRUNE_EVERY
+            self._tasks.start(self._prune())
+
+    async def _prune(self) -> None:
+        while await self.do(lambda table: table.prune(table.today() - KEPT), writes=True):
+            pass
+
+    async def _serve(self, jobs: Sequence[Job[Any]]) -> None:
+        try:
+            await self._serve_together(jobs)
+        except Exception as error:  # noqa: BLE001 - each caller gets it
+            if len(jobs) > 1 and isinstance(error.__cause__, asyncpg.PostgresError | ValueError):
+                for job in jobs:  # one of them cannot be written; it must not harm the others
+                    await self._serve([job])
+                return
+            for job in jobs:
+                mine = copy(error)
+                mine.__cause__ = error.__cause__
+                job.end(mine)
+        else:
+            for job in jobs:
+                job.end()
+
+    async def _serve_together(self, jobs: Sequence[Job[Any]]) -> None:
+        give_up_at = min(job.asked_at for job in jobs) + TIMEOUT
+        was_open, unsure, tries = self._table is not None, dict[str, str](), 0
+        while True:
+            tries += 1
+            try:
+                with _errors_as_ours():
+                    table = await self._opened()
+                    table.begin(self._me, unsure)
+                    if tries <= _OPTIMISTIC_TRIES:
+                        has_written = await self._try_to_serve(jobs, table)
+                    else:
+                        async with self._worker.transaction():
+                            await self._lock_accounts(jobs)
+                            has_written = await self._try_to_serve(jobs, table)
+            except OwnerLost:
+                self._lose_owner()
+            except _Retry as retry:
+                is_late = time.monotonic() >= give_up_at
+                if is_late or not (was_open or retry.is_conflict):
+                    raise JournalError(str(retry)) from retry.__cause__
+                if not retry.is_conflict:
+                    # It may have been written although no answer came. A POST that it allows was
+                    # not sent yet, so a row that was written belongs to the next attempt.
+                    reads = (read for job in jobs for read in job.reads)
+                    unsure = {read[1]: self._me for read in reads if read[0] == "id"} | unsure
+                    self._drop_worker()
+                    await asyncio.sleep(0.1 + random.random() / 5)
+            else:
+                if has_written:
+                    self._has_written(table)
+                return
+
+    async def _try_to_serve(self, jobs: Sequence[Job[Any]], table: PostgresTable) -> bool:
+        """Fetch, apply the rules and write; return whether there was anything to write."""
+        missing: set[Read] = {read for job in jobs for read in job.reads}
+        while True:
+            await self._fetch(missing, table)
+            table.restart()
+            missing = set()
+            for job in jobs:
+                try:
+                    job.run(table)
+                except Missing as more:
+                    missing.add(more.read)
+            if not missing:
+                break
+        change = table.change()
+        if change is None and not table.statements:
+            return False
+        self._is_unconfirmed = False
+        write = schema.sql(schema.WRITE, self._name), self._me, change or "{}"
+        if not table.statements:
+            await self._ask("execute", *write)
+            return True
+        async with self._worker.transaction():
+            for statement in (write, *table.statements):
+                await self._ask("execute", *statement)
+        return True
+
+    def _has_written(self, table: PostgresTable) -> None:
+        """After a commit: wake who waits."""
+        if self._is_unconfirmed:
+            raise JournalError(
+                "the standby server did not confirm a write, and a failover would lose it: nothing "
+                "is sent; check the replication"
+            )
+        for changed in self.watchers:
+            changed.set()
+        if table.wakes:
+            self._announce()
+
+    async def _fetch(self, reads: set[Read], table: PostgresTable) -> None:
+        named = {read for read in reads if not read[0].startswith("SELECT")}
+        if named or not table.read_at:
+            statement = schema.sql(schema.LOAD, self._name)
+            found = await self._ask("fetchrow", statement, *table.load_arguments(named))
+            table.loaded(named, found)
+        for read in reads - named:
+            table.answered(read, await self._ask("fetch", *read))
+
+    async def _lock_accounts(self, jobs: Sequence[Job[Any]]) -> None:
+        names = sorted({read[1] for job in jobs for read in job.reads if read[0] == "account"})
+        await self._ask("execute", "SET LOCAL idle_in_transaction_session_timeout = 5000")
+        lock = "SELECT FROM SCHEMA.accounts WHERE account = ANY($1) ORDER BY account FOR UPDATE"
+        await self._ask("execute", schema.sql(lock, self._name), names)
+
+    async def _ask(self, method: str, statement: str, *values: object) -> Any:  # noqa: ANN401 - asyncpg has no types
+        # Without an answer the connection is dropped: a cancelled statement may have been done.
+        async with asyncio.timeout(_ANSWER_TIMEOUT):
+            return await getattr(self._worker, method)(statement, *values)
+
+    # ─── waking others ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _channel(self) -> str:
+        return f"midapi_async {self._name}"[:63]
+
+    def _announce(self) -> None:
+        self._is_announced = False
+        if not self._announcing:
+            self._announcing = True
+            self._tasks.start(self._announce_all())
+
+    async def _announce_all(self) -> None:
+        """Tell other processes, once for all that was written meanwhile; they also ask at times."""
+        try:
+            while not self._is_announced:
+                self._is_announced = True
+                with suppress(*_CONNECTION_ERRORS):
+                    async with asyncio.timeout(_ANSWER_TIMEOUT):
+                        notify = "SELECT pg_notify($1, $2)"
+                        await self._owner.execute(notify, self._channel, self._me)
+        finally:
+            self._announcing = False
+
+    def _heard(self, _connection: object, _process: int, _channel: str, sender: str) -> None:
+        if sender != self._me:
+            for changed in self.watchers:
+                changed.set()
+
+    # ─── connections ─────────────────────────────────────────────────────────────────────────────
+
+    async def _opened(self) -> PostgresTable:
+        """The table, with both connections open."""
+        if not self._is_alive:
+            self._is_alive = True
+            await anext(self._life)
+        if self._worker is None or self._worker.is_closed():
+            self._drop_worker()
+            self._worker = await self._connect()
+            self._worker.add_log_listener(self._warned)
+            secret = await schema.prepare(self._worker, self._name)
+            if self._table is None:
+                self._table = PostgresTable(
+                    self._name, self.loop, secret, hides_prompts=not self._store_prompts
+                )
+        assert self._table is not None  # noqa: S101 - made with the first connection
+        if self._owner is None or self._owner.is_closed():
+            self._lose_owner()
+            self._owner = await self._connect()
+            try:
+                self._me = await self._become_owner()
+            except BaseException:
+                self._lose_owner()
+                raise
+        return self._table
+
+    async def _connect(self) -> Any:  # noqa: ANN401 - asyncpg has no types
+        async with asyncio.timeout(_ANSWER_TIMEOUT):
+            if isinstance(self._target, str):
+                try:
+                    connection = await asyncpg.connect(self._target)
+                except Exception as error:
+                    _forget_traces(error)
+                    raise
+            else:
+                connection = await self._target.acquire()
+            try:
+                await self._check(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
+
+    @staticmethod
+    async def _check(connection: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+        """Refuse a server on which the journal cannot work."""
+        if connection.get_server_version().major < _OLDEST_SERVER:
+            raise JournalError(f"the PostgreSQL server is older than {_OLDEST_SERVER}: update it")
+        if await connection.fetchval("SELECT pg_is_in_recovery()"):
+            raise JournalError(
+                "the PostgreSQL server is a standby, which only answers questions: give the "
+                "address of the primary (in a URL with several hosts "
+                "?target_session_attrs=primary)"
+            )
+
+    async def _become_owner(self) -> str:
+        """Hold a lock with a new name; hear what other processes announce. Return the name."""
+        me, heard = f"{os.getpid()}-{secrets.token_hex(16)}", asyncio.Event()
+        async with asyncio.timeout(_ANSWER_TIMEOUT):
+            await self._owner.execute(_KEEPALIVES)
+            await self._owner.add_listener(self._channel, self._heard)
+            await self._owner.add_listener(me, lambda *_: heard.set())
+            await self._owner.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", me)
+            process = await self._owner.fetchval("SELECT pg_backend_pid()")
+        # A pooler in transaction mode gives both connections the same process, or loses this.
+        is_shared = process == await self._ask("fetchval", "SELECT pg_backend_pid()")
+        await self._ask("execute", "SELECT pg_notify($1, '')", me)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_TIMEOUT / 5):
+                await heard.wait()
+        if is_shared or not heard.is_set():
+            raise JournalError(_POOLER)
+        statement = schema.sql("INSERT INTO SCHEMA.owners (owner) VALUES ($1)", self._name)
+        await self._ask("execute", statement, me)
+        return me
+
+    def _warned(self, _: object, message: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+        if message.sqlstate == "01000":  # canceling wait for synchronous replication
+            self._is_unconfirmed = True
+
+    def _drop_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.terminate()
+
+    def _lose_owner(self) -> None:
+        """Be no owner any more; the next use has a new one."""
+        owner, self._owner, self._me = self._owner, None, ""
+        if owner is not None:
+            owner.terminate()
+
+    async def disown(self) -> None:
+        """Make this owner dead, also while nothing can be written."""
+        if self._owner is not None:
+            with suppress(*_CONNECTION_ERRORS):
+                async with asyncio.timeout(_ANSWER_TIMEOUT / 5):
+                    await self._owner.execute("SELECT pg_advisory_unlock_all()")
+                    leave = schema.sql("DELETE FROM SCHEMA.owners WHERE owner = $1", self._name)
+                    await self._owner.execute(leave, self._me)
+        self._lose_owner()
+
+    async def aclose(self) -> None:
+        """Finish all jobs, then close both connections; the owner is then dead."""
+        while len(self._tasks):
+            await self._tasks.join()
+        if self._is_alive:
+            await self._life.aclose()
+
+    async def _until_closed(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.disown()
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                await worker.close(timeout=_ANSWER_TIMEOUT / 5)
+
+    def forget(self) -> None:
+        """In a forked child: close both sockets there, without a word to the server.
+
+        Until the child has closed them as well, the server would see no end of the parent.
+        """
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for connection in (self._worker, self._owner):
+            if connection is not None and not connection.is_closed():
+                transport = connection._transport  # noqa: SLF001 - asyncpg shows it nowhere
+                os.dup2(nothing, transport.get_extra_info("socket").fileno())
+        os.close(nothing)
+
+
+class _Retry(Exception):
+    """The same may succeed if it is tried again.
+
+    Attributes:
+        is_conflict: whether the connection is well, and nothing was written.
+    """
+
+    def __init__(self, text: str, *, is_conflict: bool) -> None:
+        super().__init__(text)
+        self.is_conflict = is_conflict
+
+
+@contextmanager
+def _errors_as_ours() -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or ""
+        if state == schema.OWNER_LOST:
+            raise OwnerLost from None
+        advice = next((text for start, text in _ADVICE.items() if state.startswith(start)), "")
+        text = f"the journal cannot be used: {error.args[0]} ({state})"
+        text += f"; {advice}" if advice else ""
+        if state in _CONFLICTS or (state[:2] in {"08", "57"} and state != "57014"):
+            raise _Retry(text, is_conflict=state in _CONFLICTS) from error
+        raise JournalError(text) from error
+    except _CONNECTION_ERRORS as error:
+        if isinstance(error, ValueError):  # of asyncpg: an argument that PostgreSQL has no type for
+            raise JournalError(f"the journal cannot store this: {error}") from error
+        why = str(error) or "no answer in time"
+        raise _Retry(
+            f"the PostgreSQL server cannot be reached ({why}): check that it runs, and its address",
+            is_conflict=False,
+        ) from error
+
+
+def _forget_traces(error: BaseException) -> None:
+    """Drop the tracebacks of an error: asyncpg's local variables contain the password."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _in_child() -> None:
+    for session in list(_sessions):
+        session.forget()
