@@ -55,6 +55,7 @@ _BUSY = "WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)"
 _TABLES = f"""
 CREATE TABLE SCHEMA.meta (version integer NOT NULL, secret bytea NOT NULL);
 CREATE SEQUENCE SCHEMA.writes;
+SELECT nextval('SCHEMA.writes');
 CREATE TABLE SCHEMA.intents (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, version bigint NOT NULL,
     {", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())}
@@ -200,24 +201,22 @@ async def prepare(connection: Any, schema: str) -> bytes:  # noqa: ANN401 - asyn
     Raises:
         JournalError: another release has written it.
     """
-    find = "SELECT version, secret FROM SCHEMA.meta"
-    exists = "SELECT to_regclass($1) IS NOT NULL"
-    if not await connection.fetchval(exists, f'"{schema}".meta'):
+    # Asked in a table: a cache of the server's may still say that there is none.
+    exists = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
+    if not await connection.fetchval(exists, schema):
         async with connection.transaction():
             # Of many processes that start at once the first one creates it, and all others wait.
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"midapi_async {schema}"
             )
-            if not await connection.fetchval(exists, f'"{schema}".meta'):
-                if not await connection.fetchval("SELECT to_regnamespace($1)", f'"{schema}"'):
+            if not await connection.fetchval(exists, schema):
+                namespace = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
+                if not await connection.fetchval(namespace, schema):
                     await connection.execute(f'CREATE SCHEMA "{schema}"')
                 await connection.execute(sql(_TABLES + _WRITE, schema))
-                await connection.execute(
-                    sql("INSERT INTO SCHEMA.meta VALUES ($1, $2)", schema),
-                    VERSION,
-                    secrets.token_bytes(32),
-                )
-    version, secret = await connection.fetchrow(sql(find, schema))
+                meta = sql("INSERT INTO SCHEMA.meta VALUES ($1, $2)", schema)
+                await connection.execute(meta, VERSION, secrets.token_bytes(32))
+    version, secret = await connection.fetchrow(sql("SELECT * FROM SCHEMA.meta", schema))
     if version > VERSION:
         raise JournalError(
             f"the journal in the schema {schema!r} was written by a newer release of midapi_async "

@@ -41,6 +41,8 @@ _KEEPALIVES = (
     "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; "
     "SET tcp_user_timeout = 10000"
 )
+# The tables may grow faster than the server's statistics, on which it would choose other plans.
+_PLANS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
 _CONFLICTS = frozenset({schema.CONFLICT, "23505", "40001", "40P01"})
 _POOLER = (
     "a pooler in transaction mode stands before the PostgreSQL server: locks and notifications do "
@@ -319,6 +321,7 @@ class Session:
             self._drop_worker()
             self._worker = await self._connect()
             self._worker.add_log_listener(self._warned)
+            await self._ask("execute", _PLANS)
             secret = await schema.prepare(self._worker, self._name)
             if self._table is None:
                 self._table = PostgresTable(
