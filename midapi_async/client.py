@@ -124,8 +124,9 @@ class MidAPIClient:
         base_url: MidAPI's address; the default is MIDAPI_BASE_URL, else https://api.midapi.ai.
         receiver: takes MidAPI's callbacks; without one, results are found by looking only.
         journal: where submissions are stored: a folder on a local disk, shared by all processes of
-            the machine; or a `Journal`, which you close yourself. The default is the folder in
-            MIDAPI_JOURNAL, else memory, for as long as this client lives.
+            the machine; a ``postgresql://`` URL, shared by all machines; or a `Journal`, which you
+            close yourself. The default is MIDAPI_JOURNAL, else memory, for as long as this client
+            lives.
         namespace: keys, ``resume`` and ``intents`` see only submissions with the same base URL and
             the same namespace.
         ack: "auto": a result counts as taken when a wait has returned it; "manual": when you call
@@ -134,7 +135,7 @@ class MidAPIClient:
         polling: how to look for results.
         rate_limit: how many submissions the account may make; None for no limit on our side. It is
             shared by all clients of the account in this event loop, or, with a journal's folder, on
-            this machine. If they have different limits, the smallest one holds.
+            this machine, or, with one in PostgreSQL, on all machines. If they have different limits, the smallest one holds.
         timeouts: how long to wait for connections, answers and results.
         ssl: your own TLS context.
         proxy: the URL of an HTTP proxy, ``http://user:password@host:port``; "" for none; the
@@ -966,6 +967,10 @@ def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
         return folder
     if not os.fspath(folder):
         raise InvalidRequestError({"journal": "is empty; give a folder, or None for memory"})
+    if isinstance(folder, str) and folder.startswith(("postgresql://", "postgres://")):
+        from .journal.postgres import PostgresJournal
+
+        return PostgresJournal(folder)
     from .journal.sqlite import SQLiteJournal
 
     return SQLiteJournal(folder)

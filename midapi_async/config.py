@@ -11,7 +11,7 @@ so are quotes, which Docker does not remove from an env file, with a warning:
 | ``MIDAPI_TIME_SCALE`` | ``time_scale`` of a client |
 | ``MIDAPI_ALLOW_HTTP``: 1, true, yes or on | ``allow_http`` of a client |
 | ``MIDAPI_PROXY`` | ``proxy`` of a client; ``HTTPS_PROXY`` and the like are not read |
-| ``MIDAPI_JOURNAL`` | ``journal`` of a client: a folder |
+| ``MIDAPI_JOURNAL`` | ``journal`` of a client: a folder, or a ``postgresql://`` URL |
 | ``MIDAPI_PUBLIC_URL`` | ``public_url`` of ``CallbackReceiver.from_env`` |
 | ``MIDAPI_CALLBACK_PORT`` | its ``port`` |
 | ``MIDAPI_WEBHOOK_KEY``, or the file that ``MIDAPI_WEBHOOK_KEY_FILE`` names | its ``webhook_key`` |

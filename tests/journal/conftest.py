@@ -7,8 +7,10 @@ import pytest
 
 from midapi_async.journal import Journal
 from midapi_async.journal.memory import MemoryJournal
+from midapi_async.journal.postgres import PostgresJournal
 from midapi_async.journal.sqlite import SQLiteJournal
 from tests.journal.world import late_locks_end, quick_folder
+from tests.support.postgres import Server, new_schema
 
 
 @pytest.fixture
@@ -18,12 +20,15 @@ def folder() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite without prompts"])
+@pytest.fixture(params=["memory", "sqlite", "sqlite without prompts", "postgres"])
 async def any_journal(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Journal]:
     """Each kind of journal."""
     journal: Journal
     if request.param == "memory":
         journal = MemoryJournal()
+    elif request.param == "postgres":
+        server: Server = request.getfixturevalue("postgres")
+        journal = PostgresJournal(server.url, schema=new_schema())
     else:
         journal = SQLiteJournal(folder, store_prompts=request.param == "sqlite")
     yield journal

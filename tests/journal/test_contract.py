@@ -74,10 +74,18 @@ class TestPostgresJournalWithoutPrompts(TestPostgresJournal):
         return PostgresJournal(self.url, schema=self.schema, store_prompts=False)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_l10_the_loop_that_was_sending_is_closed(kind: str, folder: Path) -> None:
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def journal_of_loops(request: pytest.FixtureRequest, folder: Path) -> Journal:
+    """A journal of each kind, which event loops use in turn."""
+    if request.param == "postgres":
+        server: Server = request.getfixturevalue("postgres")
+        return PostgresJournal(server.url, schema=new_schema())
+    return MemoryJournal() if request.param == "memory" else SQLiteJournal(folder)
+
+
+def test_l10_the_loop_that_was_sending_is_closed(journal_of_loops: Journal) -> None:
     """What it was sending is unknown to the next loop, though the process lives."""
-    journal: Journal = MemoryJournal() if kind == "memory" else SQLiteJournal(folder)
+    journal = journal_of_loops
     sending, resting = an_intent(), an_intent()
 
     async def begin() -> None:
@@ -98,10 +106,9 @@ def test_l10_the_loop_that_was_sending_is_closed(kind: str, folder: Path) -> Non
 
 
 @pytest.mark.fault("L10")
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_l10_the_results_of_a_loop_that_is_closed(kind: str, folder: Path) -> None:
+def test_l10_the_results_of_a_loop_that_is_closed(journal_of_loops: Journal) -> None:
     """The next loop takes over those that were not taken, finished or not."""
-    journal: Journal = MemoryJournal() if kind == "memory" else SQLiteJournal(folder)
+    journal = journal_of_loops
     states = [State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED, State.UNKNOWN]
     intents = {state: an_intent() for state in states}
     taken, refused = an_intent(), an_intent()

@@ -99,7 +99,7 @@ async def test_nothing_happens_before_the_first_use(folder: Path) -> None:
 
 @pytest.mark.fault("L20")
 @pytest.mark.parametrize(
-    "url", ["redis://user:secret@host/0", "postgresql://host/db", "SQLite:///journal", "file:/x"]
+    "url", ["redis://user:secret@host/0", "mysql://host/db", "SQLite:///journal", "file:/x"]
 )
 async def test_a_url_is_no_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str

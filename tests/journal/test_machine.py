@@ -23,9 +23,11 @@ from midapi_async.config import RateLimit
 from midapi_async.errors import JournalError
 from midapi_async.journal import Busy, Claimed, Intent, Journal, Standing, State
 from midapi_async.journal.memory import MemoryJournal, _MemoryTable
+from midapi_async.journal.postgres import PostgresJournal
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
 from tests.journal.world import claim, crash, intent, quick_folder
+from tests.support.postgres import Server, new_schema
 
 Work = Coroutine[object, object, object]
 sides = st.sampled_from([0, 1])
@@ -56,7 +58,13 @@ class Model(_MemoryTable):
 
 
 class Journals(RuleBasedStateMachine):
-    """What is done to one of the two is done to the model; both must answer the same."""
+    """What is done to one of the two is done to the model; both must answer the same.
+
+    Attributes:
+        postgres: a server whose journals are tested; None for those in a folder.
+    """
+
+    postgres: Server | None = None
 
     intents = Bundle("intents")
 
@@ -64,10 +72,15 @@ class Journals(RuleBasedStateMachine):
         super().__init__()
         self.loop = VirtualLoop()
         self.exits = ExitStack()
-        folder = self.exits.enter_context(quick_folder())
         self.model = MemoryJournal()
         self.table = self.model._table = Model()
-        self.journals = [SQLiteJournal(folder), SQLiteJournal(folder)]
+        self.journals: list[SQLiteJournal] | list[PostgresJournal]
+        if self.postgres is not None:
+            url, schema = self.postgres.url, new_schema()
+            self.journals = [PostgresJournal(url, schema=schema) for _ in range(2)]
+        else:
+            folder = self.exits.enter_context(quick_folder())
+            self.journals = [SQLiteJournal(folder) for _ in range(2)]
         self.slots: dict[str, tuple[str, str]] = {}
         self.wanted: dict[str, Intent] = {}
 
@@ -227,7 +240,7 @@ class Journals(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Close everything, and see that nothing is damaged."""
-        assert self.loop.run_until_complete(self.journals[0].check()) == []
+        assert list(self.loop.run_until_complete(self.journals[0].check())) == []
         for journal in self.journals:
             self.loop.run_until_complete(journal.aclose())
         self.loop.close()
@@ -253,9 +266,9 @@ def _comparable(answer: object) -> object:
     return answer
 
 
-def _run(examples: int) -> None:
+def _run(examples: int, machine: type[Journals] = Journals) -> None:
     run_state_machine_as_test(
-        Journals,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
@@ -271,6 +284,15 @@ def _run(examples: int) -> None:
 def test_a_shared_folder_behaves_like_one_memory() -> None:
     """A folder shared by two journals behaves as one memory would, whoever crashes or closes."""
     _run(25)
+
+
+@pytest.mark.fault("S15")
+@pytest.mark.parametrize(
+    "examples", [4, pytest.param(400, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])]
+)
+def test_a_shared_schema_behaves_like_one_memory(postgres: Server, examples: int) -> None:
+    """The same on PostgreSQL: two journals, as on two machines."""
+    _run(examples, type("PostgresJournals", (Journals,), {"postgres": postgres}))
 
 
 @pytest.mark.fault("S15")

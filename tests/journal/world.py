@@ -15,6 +15,7 @@ from midapi_async import TextToImage
 from midapi_async._wire.bodies import fingerprint
 from midapi_async.config import RateLimit
 from midapi_async.journal import Claim, Claimed, Intent, Journal, Standing, State
+from midapi_async.journal.postgres import PostgresJournal
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.journal.sqlite.store import Store
 from midapi_async.journal.sqlite.table import SQLiteTable
@@ -95,8 +96,15 @@ async def ids(journal: Journal, *states: State, scope: str = SCOPE) -> list[str]
     return [row.intent_id for row in await journal.rows(scope, states=states)]
 
 
-async def crash(journal: SQLiteJournal) -> None:
+async def crash(journal: SQLiteJournal | PostgresJournal) -> None:
     """Leave a journal as a killed process leaves it: its owners' files stay, their locks do not."""
+    if isinstance(journal, PostgresJournal):
+        session = journal._session()
+        await session.do(lambda _: None, writes=False)
+        session._lose_owner()  # the server is not told, and sees that the connection has ended
+        session._drop_worker()
+        await asyncio.to_thread(time.sleep, 0.05)
+        return
     if journal._writer is not None:
         await journal._writer.run(_die)
     await journal.aclose()

@@ -49,7 +49,8 @@ class SQLiteJournal(TableJournal):
             raise InvalidRequestError(
                 {
                     "journal": f"there is no journal for {url[1]}: URLs; give the path of a folder "
-                    "on a local disk, or a Journal object, or leave it out for memory"
+                    "on a local disk, a postgresql:// URL or a Journal object, or leave it out for "
+                    "memory"
                 }
             )
         # Absolute, so that the program may change its working directory.
