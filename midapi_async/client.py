@@ -135,7 +135,8 @@ class MidAPIClient:
         polling: how to look for results.
         rate_limit: how many submissions the account may make; None for no limit on our side. It is
             shared by all clients of the account in this event loop, or, with a journal's folder, on
-            this machine, or, with one in PostgreSQL, on all machines. If they have different limits, the smallest one holds.
+            this machine, or, with one in PostgreSQL, on all machines. If they have different
+            limits, the smallest one holds.
         timeouts: how long to wait for connections, answers and results.
         ssl: your own TLS context.
         proxy: the URL of an HTTP proxy, ``http://user:password@host:port``; "" for none; the

@@ -16,6 +16,7 @@ from midapi_async._wire.bodies import fingerprint
 from midapi_async.config import RateLimit
 from midapi_async.journal import Claim, Claimed, Intent, Journal, Standing, State
 from midapi_async.journal.postgres import PostgresJournal
+from midapi_async.journal.postgres.table import PostgresTable
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.journal.sqlite.store import Store
 from midapi_async.journal.sqlite.table import SQLiteTable
@@ -101,13 +102,19 @@ async def crash(journal: SQLiteJournal | PostgresJournal) -> None:
     if isinstance(journal, PostgresJournal):
         session = journal._session()
         await session.do(lambda _: None, writes=False)
+        me = session._me
         session._lose_owner()  # the server is not told, and sees that the connection has ended
-        session._drop_worker()
-        await asyncio.to_thread(time.sleep, 0.05)
+        while me in await session.do(living, writes=False):
+            await asyncio.to_thread(time.sleep, 0.005)
         return
     if journal._writer is not None:
         await journal._writer.run(_die)
     await journal.aclose()
+
+
+def living(table: PostgresTable) -> list[str]:
+    """The owners whose locks are held."""
+    return table._living()
 
 
 def _die(store: Store) -> None:

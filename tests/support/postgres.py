@@ -108,7 +108,7 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        ready = [programs() / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-q"]
+        ready = [str(programs() / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         until = time.monotonic() + 30
         while subprocess.run(ready, check=False, timeout=10).returncode:
             log = (self.folder.parent / "log").read_text("utf-8", "replace")

@@ -320,9 +320,14 @@ class Session:
         if self._worker is None or self._worker.is_closed():
             self._drop_worker()
             self._worker = await self._connect()
-            self._worker.add_log_listener(self._warned)
-            await self._ask("execute", _PLANS)
-            secret = await schema.prepare(self._worker, self._name)
+            try:
+                async with asyncio.timeout(_ANSWER_TIMEOUT):
+                    self._worker.add_log_listener(self._warned)
+                    await self._worker.execute(_PLANS)
+                    secret = await schema.prepare(self._worker, self._name)
+            except BaseException:
+                self._drop_worker()
+                raise
             if self._table is None:
                 self._table = PostgresTable(
                     self._name, self.loop, secret, hides_prompts=not self._store_prompts

@@ -1,0 +1,564 @@
+"""The journal on PostgreSQL through what happens to servers, connections and processes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from midapi_async import InvalidRequestError, MidAPIClient
+from midapi_async.config import RateLimit
+from midapi_async.errors import JournalError
+from midapi_async.journal import Claimed, Standing, State
+from midapi_async.journal.postgres import PostgresJournal
+from midapi_async.journal.postgres import journal as journal_module
+from midapi_async.journal.postgres import schema as schema_module
+from midapi_async.journal.postgres import session as session_module
+from midapi_async.journal.postgres.session import Session
+from tests.journal.world import SCOPE, claim, claimed, intent, standing
+from tests.support import secrets
+from tests.support.postgres import (
+    SUPERUSER,
+    Server,
+    as_user,
+    free_port,
+    new_folder,
+    new_schema,
+    programs,
+    server,
+)
+
+pytestmark = pytest.mark.real_time
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def schema() -> str:
+    """A schema that is not there yet."""
+    return new_schema()
+
+
+@pytest.fixture
+async def make(postgres: Server, schema: str) -> AsyncIterator[Callable[[], PostgresJournal]]:
+    """Makes journals on one schema, and closes them."""
+    made: list[PostgresJournal] = []
+
+    def make() -> PostgresJournal:
+        made.append(PostgresJournal(postgres.url, schema=schema))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.aclose()
+
+
+Make = Callable[[], PostgresJournal]
+
+
+@contextmanager
+def program(what: str, url: str, schema: str) -> Iterator[subprocess.Popen[str]]:
+    """A program of `postgres_processes.py`."""
+    command = [sys.executable, "-m", "tests.journal.postgres_processes", what, url, schema]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def line(process: subprocess.Popen[str]) -> str:
+    """What a program says next."""
+    assert process.stdout is not None
+    return (await asyncio.to_thread(process.stdout.readline)).strip()
+
+
+# ─── many at once ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.fault("S06")
+async def test_eight_clients_never_get_more_slots_than_there_are(make: Make) -> None:
+    """80 claims at once over eight connections, four times: 20 slots each time, 19 are too few."""
+    journals, limit = [make() for _ in range(8)], RateLimit(20, per=60.0)
+    for account in "abcd":
+        calls = [claim(each, intent(), limit, account=account) for each in journals * 10]
+        answers = await asyncio.gather(*calls)
+        assert sum(isinstance(each, Claimed) for each in answers) == 20
+
+
+@pytest.mark.fault("S15")
+async def test_processes_race_for_keys(postgres: Server, schema: str) -> None:
+    """Exactly one of three gets each key."""
+    with ExitStack() as stack:
+        racers = [stack.enter_context(program("race", postgres.url, schema)) for _ in range(3)]
+        assert [await line(each) for each in racers] == ["ready"] * 3
+        for each in racers:
+            print(file=each.stdin, flush=True)
+        wins = [(await line(each)).split() for each in racers]
+        for each in racers:
+            print(file=each.stdin, flush=True)
+            each.wait(20)
+    assert sorted(int(each) for some in wins for each in some) == list(range(60))
+
+
+async def test_ten_first_starts_at_once(postgres: Server, make: Make, schema: str) -> None:
+    """The schema is made once."""
+    await asyncio.gather(*(claimed(make(), intent(key=f"k{n}")) for n in range(10)))
+    assert len(await make().rows(SCOPE)) == 10
+    assert len(await postgres.execute(f'SELECT * FROM "{schema}".meta')) == 1
+
+
+async def test_one_text_that_cannot_be_stored(make: Make) -> None:
+    """It fails alone, also among others in one transaction."""
+    journal = make()
+    await journal.rows()
+    good, bad = intent(key="good"), intent(key="bad", metadata={"note": "\0"})
+    answers = await asyncio.gather(
+        *(claim(journal, each) for each in (good, bad, intent())), return_exceptions=True
+    )
+    assert [type(each) for each in answers] == [Claimed, JournalError, Claimed]
+    with pytest.raises(JournalError):
+        await journal.find(key=(SCOPE, "\0"))
+
+
+# ─── owners ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.fault("S14")
+@pytest.mark.parametrize("what", ["hold", "fork"])
+async def test_a_killed_process(postgres: Server, make: Make, schema: str, what: str) -> None:
+    """What it was sending is UNKNOWN at once, also if a child of it lives on."""
+    with program(what, postgres.url, schema) as process:
+        said = await line(process)
+        assert said.startswith("claimed")
+        journal = make()
+        if what == "hold":
+            assert (await standing(journal, intent(key="k"))).intent.state is State.SENDING
+            process.kill()
+        process.wait(10)
+        killed = time.monotonic()
+        while (await standing(journal, intent(key="k"))).intent.state is State.SENDING:
+            assert time.monotonic() - killed < 2
+            await asyncio.sleep(0.005)
+        print(f"its lock was free after {time.monotonic() - killed:.3f} s")
+        if what == "fork":
+            os.kill(int(said.split()[1]), signal.SIGKILL)
+
+
+async def end_owner(postgres: Server, journal: PostgresJournal) -> None:
+    """End the connection that is a journal's owner, at the server."""
+    process = journal._session()._owner.get_server_pid()
+    await postgres.execute("SELECT pg_terminate_backend($1, 5000)", process)
+
+
+@pytest.mark.fault("S27")
+async def test_a_lost_owner_does_not_send(postgres: Server, make: Make) -> None:
+    """The last check before its POST finds that the row is not its own any more."""
+    journal, other, limit = make(), make(), RateLimit(5, per=60.0)
+    sending = intent(key="k")
+    before = await claimed(journal, sending)
+    await end_owner(postgres, journal)
+    answer = await claim(journal, sending, limit)
+    assert isinstance(answer, Standing)
+    assert answer.intent.state is State.UNKNOWN
+    assert (await standing(other, intent(key="k"))).intent.state is State.UNKNOWN
+    after = await claimed(journal, intent())
+    assert after.owner not in {"", before.owner}
+    late = await journal.advance(sending.intent_id, State.ACCEPTED, task_id="t")
+    assert (late.state, late.task_id) == (State.ACCEPTED, "t")
+
+
+async def test_a_lost_owner_that_does_not_know_it(
+    postgres: Server, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server checks the lock with each write, whatever the client believes."""
+    journal, sending = make(), intent(key="k")
+    await claimed(journal, sending)
+    await journal._session()._owner.execute("SELECT pg_advisory_unlock_all()")
+    answer = await claim(journal, sending)
+    assert isinstance(answer, Standing)
+    assert answer.intent.state is State.UNKNOWN
+    assert isinstance(await claim(journal, intent()), Claimed)
+
+
+async def test_a_pool_of_the_programs_own(postgres: Server, schema: str) -> None:
+    """Two of its connections are used; it can be used for other things, and closed afterwards."""
+    async with asyncpg.create_pool(postgres.url, min_size=0, max_size=3) as pool:
+        journal = PostgresJournal(pool, schema=schema)
+        row = await claimed(journal, intent(key="k"))
+        assert await pool.fetchval("SELECT count(*) FROM pg_stat_activity") > 0
+        assert "a pool open" in repr(journal)
+        await journal.aclose()
+        assert (await standing(journal, intent(key="k"))).intent.intent_id == row.intent_id
+        await journal.aclose()
+
+
+# ─── waking ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.fault("C12")
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_callback_wakes_a_waiter_elsewhere(
+    make: Make, monkeypatch: pytest.MonkeyPatch, *, is_lost: bool
+) -> None:
+    """At once by a notification; if that is lost, when it looks the next time."""
+    monkeypatch.setattr(journal_module, "_POLL_INTERVAL", 0.5 if is_lost else 60.0)
+    if is_lost:
+        monkeypatch.setattr(Session, "_announce", lambda _: None)
+    here, there = make(), make()
+    row = await claimed(here, intent())
+    await here.advance(row.intent_id, State.ACCEPTED, task_id="t")
+    async with aclosing(there.changes()) as changes:
+        await anext(changes)
+        waiting = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0)
+        begun = time.monotonic()
+        await here.advance(row.intent_id, State.CALLED_BACK)
+        await asyncio.wait_for(waiting, 5.0)
+        assert is_lost or time.monotonic() - begun < 1.0
+    found = await there.find(intent_id=row.intent_id)
+    assert found is not None
+    assert found.state is State.CALLED_BACK
+
+
+async def test_a_write_that_is_not_committed_yet_is_not_missed(
+    postgres: Server, make: Make, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has counted already when somebody looks, and commits only after that."""
+    monkeypatch.setattr(journal_module, "_POLL_INTERVAL", 0.1)
+    journal = make()
+    row = await claimed(journal, intent())
+    connection = await asyncpg.connect(postgres.url)
+    async with aclosing(journal.changes()) as changes:
+        await anext(changes)
+        async with connection.transaction():
+            await connection.execute(f'UPDATE "{schema}".intents SET taken = true')
+            await connection.execute(f"SELECT nextval('\"{schema}\".writes')")
+            await asyncio.wait_for(anext(changes), 5.0)
+        for _ in range(10):
+            await asyncio.wait_for(anext(changes), 5.0)
+            found = await journal.find(intent_id=row.intent_id)
+            if found is not None and found.taken:
+                break
+        else:
+            pytest.fail("the change was missed")
+    await connection.close()
+
+
+# ─── connections and servers that end ────────────────────────────────────────────────────────────
+
+
+class Proxy:
+    """Stands between a journal and a server, and can lose a request or an answer.
+
+    Args:
+        port: the server's.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.port = 0
+        self.cut: Callable[[], None] | None = None
+        self.loses_request = False
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Proxy"]:
+        """Pass on everything meanwhile."""
+        listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = listener.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            listener.close()
+            self.drop()
+            await asyncio.sleep(0.05)
+
+    def drop(self) -> None:
+        """Cut all connections."""
+        for each in self._open:
+            each.transport.abort()
+        self._open.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._open |= {writer, to_writer}
+        with suppress(OSError):
+            await asyncio.gather(
+                self._pass_on(reader, to_writer), self._pass_on(to_reader, writer, is_answer=True)
+            )
+        for each in (writer, to_writer):
+            each.transport.abort()
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool = False
+    ) -> None:
+        while data := await reader.read(65536):
+            if is_answer is not self.loses_request and self.cut is not None:
+                cut, self.cut = self.cut, None
+                self.drop()
+                cut()
+                return
+            writer.write(data)
+            await writer.drain()
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def cut_at_a_write(
+    monkeypatch: pytest.MonkeyPatch, proxy: Proxy, cut: Callable[[], None]
+) -> AsyncIterator[list[str]]:
+    """The answer to the next write is lost, and `cut` is called."""
+    seen: list[str] = []
+    ask = Session._ask
+
+    async def armed(session: Session, method: str, statement: str, *values: object) -> Any:
+        if "write_1" in statement and not seen:
+            seen.append(statement)
+            proxy.cut = cut
+        return await ask(session, method, statement, *values)
+
+    monkeypatch.setattr(Session, "_ask", armed)
+    yield seen
+    assert seen, "nothing was written"
+    monkeypatch.setattr(Session, "_ask", ask)
+
+
+@pytest.mark.fault("S14")
+@pytest.mark.parametrize("lost", ["request", "answer"])
+async def test_a_connection_is_cut_at_a_commit(
+    postgres: Server, schema: str, make: Make, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Committed or not, the claim succeeds, once; both connections and the owner are new."""
+    async with Proxy(postgres.port).running() as proxy:
+        proxy.loses_request = lost == "request"
+        url = f"postgresql://{SUPERUSER}@127.0.0.1:{proxy.port}/postgres"
+        journal, limit, mine = PostgresJournal(url, schema=schema), RateLimit(2, per=60.0), intent()
+        await journal.rows()
+        async with cut_at_a_write(monkeypatch, proxy, lambda: None):
+            answer = await claim(journal, mine, limit)
+        assert isinstance(answer, Claimed)
+        assert answer.free == 1  # one slot was taken, not two
+        row = await make().find(intent_id=mine.intent_id)
+        assert row is not None
+        assert row.state is State.SENDING
+        async with cut_at_a_write(monkeypatch, proxy, lambda: None):
+            after = await journal.advance(
+                mine.intent_id, State.ACCEPTED, slot=answer.slot, task_id="t"
+            )
+        assert (after.state, after.task_id) == (State.ACCEPTED, "t")
+        await journal.aclose()
+
+
+@pytest.mark.one_python
+@pytest.mark.fault("S14")
+async def test_the_server_is_killed_during_a_claim(
+    schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its row was written or not, the claim succeeds when the server is back, once."""
+    with server(is_durable=True) as killed:
+
+        def kill() -> None:
+            killed.kill()
+            killed.start()
+
+        async with Proxy(killed.port).running() as proxy:
+            url = f"postgresql://{SUPERUSER}@127.0.0.1:{proxy.port}/postgres"
+            journal, limit = PostgresJournal(url, schema=schema), RateLimit(20, per=60.0)
+            confirmed = [await claimed(journal, intent(key="first"))]
+            for n in range(4):
+                mine = intent(key=f"k{n}")
+                proxy.loses_request = n % 2 == 1
+                async with cut_at_a_write(monkeypatch, proxy, kill):
+                    assert isinstance(await claim(journal, mine, limit), Claimed)
+                confirmed.append(mine)
+            found = {row.intent_id: row.state for row in await journal.rows()}
+            assert found.keys() == {each.intent_id for each in confirmed}
+            assert found[confirmed[-1].intent_id] is State.SENDING
+            slots = await killed.execute(f'SELECT intent_id FROM "{schema}".slots')
+            assert len(slots) == len(confirmed)
+            await journal.aclose()
+
+
+async def test_a_server_that_is_away(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that never worked says so at once; one that did waits for some seconds."""
+    monkeypatch.setattr(session_module, "TIMEOUT", 1.0)
+    port = free_port()
+    password = secrets.known("a-password-of-postgres")
+    journal = PostgresJournal(f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{port}/postgres")
+    begun = time.monotonic()
+    with pytest.raises(JournalError, match="cannot be reached") as caught:
+        await journal.rows()
+    assert time.monotonic() - begun < 0.9
+    secrets.assert_none_in(journal, caught.value)
+    assert secrets.found_in_locals(caught.value) == []
+    await journal.aclose()
+    await claimed(working := make())
+    working._database = f"postgresql://{SUPERUSER}@127.0.0.1:{port}/postgres"
+    working._session()._target = working._database
+    working._session()._drop_worker()
+    with pytest.raises(JournalError, match="cannot be reached"):
+        await working.rows()
+
+
+# ─── refused ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def pgbouncer(port: int, mode: str) -> Iterator[str]:
+    """A real pooler before a server; its address."""
+    with new_folder() as folder:
+        own = free_port()
+        (folder / "users").write_text(f'"{SUPERUSER}" ""\n')
+        (folder / "ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={port}\n[pgbouncer]\nlisten_addr=127.0.0.1\n"
+            f"listen_port={own}\nunix_socket_dir=\nauth_type=trust\nauth_file={folder}/users\n"
+            f"pool_mode={mode}\n"
+        )
+        command = as_user("/usr/sbin/pgbouncer", "-q", folder / "ini")
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(command, stdout=log, stderr=log, cwd="/") as process,
+        ):
+            ready = [str(programs() / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(own)]
+            until = time.monotonic() + 10
+            while subprocess.run(ready, check=False).returncode and time.monotonic() < until:
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.05)
+            try:
+                yield f"postgresql://{SUPERUSER}@127.0.0.1:{own}/postgres"
+            finally:
+                process.kill()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_pooler_in_transaction_mode_is_refused(
+    postgres: Server, schema: str, number: int
+) -> None:
+    """LISTEN and locks get lost there; also when it has several connections open already."""
+    with pgbouncer(postgres.port, "transaction") as url:
+        others = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(number)]
+        for each in others:
+            await each.execute("BEGIN")
+        for each in others:
+            await each.execute("ROLLBACK")
+        journal = PostgresJournal(url, schema=schema)
+        with pytest.raises(JournalError, match="pool_mode = session"):
+            await journal.rows()
+        await journal.aclose()
+        for each in others:
+            await each.close()
+
+
+async def test_a_pooler_in_session_mode(postgres: Server, schema: str) -> None:
+    """It changes nothing."""
+    with pgbouncer(postgres.port, "session") as url:
+        one, two = (PostgresJournal(url, schema=schema) for _ in range(2))
+        row = await claimed(one, intent(key="k"))
+        assert (await standing(two, intent(key="k"))).intent == row
+        await one.aclose()
+        assert (await standing(two, intent(key="k"))).intent.state is State.UNKNOWN
+        await two.aclose()
+
+
+@pytest.mark.one_python
+async def test_a_standby_is_refused(schema: str) -> None:
+    """And what a standby was to confirm, and did not, is an error: nothing is sent then."""
+    with server(wal_level="replica", max_wal_senders="4") as primary, new_folder() as folder:
+        copy = as_user(programs() / "pg_basebackup", "-d", primary.url, "-D", folder / "data", "-R")
+        await asyncio.to_thread(
+            subprocess.run, [*copy, "-c", "fast", "--no-sync"], check=True, cwd="/", timeout=60
+        )
+        standby = Server(folder / "data", {"hot_standby": "on"})
+        try:
+            await asyncio.to_thread(standby.start)
+            journal = PostgresJournal(standby.url, schema=schema)
+            with pytest.raises(JournalError, match="is a standby"):
+                await journal.rows()
+            await journal.aclose()
+        finally:
+            standby.kill()
+        await not_confirmed(primary, schema)
+
+
+async def not_confirmed(primary: Server, schema: str) -> None:
+    """A write that waits for a standby, and is told to wait no longer."""
+    journal = PostgresJournal(primary.url, schema=schema)
+    await claimed(journal, intent())
+    await primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await primary.execute("SELECT pg_reload_conf()")
+    await asyncio.sleep(0.3)
+    claiming = asyncio.ensure_future(claim(journal, intent(key="k")))
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    while not await primary.execute(cancel):
+        await asyncio.to_thread(time.sleep, 0.05)
+    with pytest.raises(JournalError, match="did not confirm"):
+        await claiming
+    await primary.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    await primary.execute("SELECT pg_reload_conf()")
+    await journal.aclose()
+
+
+async def test_a_role_that_may_not_create(postgres: Server, schema: str) -> None:
+    """It is told what to do; and where the schema is made for it, it needs no more."""
+    await postgres.execute(f'CREATE ROLE "{schema}" LOGIN')
+    url = postgres.url.replace(SUPERUSER, schema)
+    journal = PostgresJournal(url, schema=schema)
+    with pytest.raises(JournalError, match="GRANT CREATE ON DATABASE"):
+        await journal.rows()
+    await postgres.execute(f'CREATE SCHEMA "{schema}" AUTHORIZATION "{schema}"')
+    await claimed(journal, intent())
+    await journal.aclose()
+
+
+async def test_a_schema_of_a_newer_release(postgres: Server, make: Make, schema: str) -> None:
+    """It is refused, also by a journal that had it open before."""
+    journal = make()
+    await claimed(journal)
+    version = schema_module.VERSION
+    await postgres.execute(f'UPDATE "{schema}".meta SET version = {version + 1}')
+    await postgres.execute(f'ALTER FUNCTION "{schema}".write_1 RENAME TO write_2')
+    with pytest.raises(JournalError, match="newer release of midapi_async"):
+        await make().rows()
+    with pytest.raises(JournalError, match="update midapi_async"):
+        await claimed(journal)
+
+
+async def test_a_server_that_is_too_old(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here, so the newest release is too old for once."""
+    monkeypatch.setattr(session_module, "_OLDEST_SERVER", 99)
+    with pytest.raises(JournalError, match="older than 99"):
+        await make().rows()
+
+
+@pytest.mark.parametrize("database", [7, "mysql://host/x", "host"])
+def test_what_is_no_database(database: object) -> None:
+    """It is refused before anything is opened."""
+    with pytest.raises(InvalidRequestError, match="postgresql:// URL or a pool"):
+        PostgresJournal(database)
+    with pytest.raises(InvalidRequestError, match="small letters"):
+        PostgresJournal("postgresql://host/x", schema='a"b')
+
+
+async def test_a_client_takes_the_url(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, schema: str
+) -> None:
+    """As an argument or in MIDAPI_JOURNAL."""
+    for given in (postgres.url, None):
+        if given is None:
+            monkeypatch.setenv("MIDAPI_JOURNAL", postgres.url)
+        client = MidAPIClient("key", journal=given)
+        assert isinstance(client._journal, PostgresJournal)
+        assert repr(client._journal) == "<PostgresJournal 127.0.0.1/postgres closed>"
