@@ -94,6 +94,7 @@ class PostgresJournal(TableJournal):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_POLL_INTERVAL):
                             await changed.wait()
+                        break
                     await self._resolve_orphans()
                     now, oldest, newest = await session.do(lambda table: table.mark(), writes=False)
                     if now != writes:

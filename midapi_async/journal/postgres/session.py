@@ -42,7 +42,7 @@ _KEEPALIVES = (
     "SET tcp_user_timeout = 10000"
 )
 # The tables may grow faster than the server's statistics, on which it would choose other plans.
-_PLANS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
+_PLANS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
 _CONFLICTS = frozenset({schema.CONFLICT, "23505", "40001", "40P01"})
 _POOLER = (
     "a pooler in transaction mode stands before the PostgreSQL server: locks and notifications do "
@@ -382,12 +382,13 @@ class Session:
             await self._owner.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", me)
             process = await self._owner.fetchval("SELECT pg_backend_pid()")
         # A pooler in transaction mode gives both connections the same process, or loses this.
-        is_shared = process == await self._ask("fetchval", "SELECT pg_backend_pid()")
+        if process == await self._ask("fetchval", "SELECT pg_backend_pid()"):
+            raise JournalError(_POOLER)
         await self._ask("execute", "SELECT pg_notify($1, '')", me)
         with suppress(TimeoutError):
             async with asyncio.timeout(_ANSWER_TIMEOUT / 5):
                 await heard.wait()
-        if is_shared or not heard.is_set():
+        if not heard.is_set():
             raise JournalError(_POOLER)
         statement = schema.sql("INSERT INTO SCHEMA.owners (owner) VALUES ($1)", self._name)
         await self._ask("execute", statement, me)
