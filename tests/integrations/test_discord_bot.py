@@ -117,8 +117,9 @@ async def test_a_bot_leaves_the_orders_of_others_alone(world: World) -> None:
         place = {"discord_application": "5", "discord_user": "6", "discord_channel": "7"}
         other = await client.generate("a fox", metadata=place)
         none = await client.generate("a fox", metadata={"shop": "8"})
-        async with world.bot(client):
+        async with world.bot(client) as bot:
             await settled(100)
+            assert bot.audit == []
         assert {each.task_id for each in await client.resume()} == {other.task_id, none.task_id}
     assert channel.messages == []
 
@@ -269,6 +270,24 @@ async def test_a_working_message_that_was_deleted_is_replaced(world: World) -> N
     assert len(channel.messages) == 1
 
 
+async def test_progress_that_discord_takes_late_does_not_replace_the_result(world: World) -> None:
+    """The result waits for an edit that is under way."""
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot() as bot:
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        hold = world.discord.hold("PATCH /webhooks/*/messages/@original")
+        await hold.arrived.wait()
+        await world.discord.until(lambda: world.posts)
+        world.sandbox.finish(world.sandbox.ledger.accepted[0].task_id)
+        while not [row for row in await bot.cog.client.intents.rows() if row.details]:
+            await asyncio.sleep(1)
+        await settled(5)
+        hold.release()
+        await settled(20)
+    assert len(asked.message.files) == 4
+    assert asked.message.text.startswith("**a fox**")
+
+
 async def test_an_answer_that_comes_too_late_buys_nothing(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -362,8 +381,10 @@ async def test_a_message_whose_answer_was_lost_long_ago_is_not_sent_again(world:
         await settled(990)
         world.discord.lose_answer("POST /channels/*/messages")
         await world.discord.until(lambda: channel.last.files, 100)
-        world.discord.fail("GET /channels/*/messages/*", 503, times=8)
+        for route in ("POST /channels/*/messages", "GET /channels/*/messages/*"):
+            world.discord.fail(route, 503, times=8)
         await world.discord.until(lambda: len(bot.audit) == 2, 5000)
+        await settled(5)
     assert len([each for each in channel.messages if each.files]) == 1
     assert bot.audit[-1].outcome == "delivered"
 

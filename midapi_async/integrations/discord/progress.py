@@ -26,7 +26,7 @@ _log = logging.getLogger("midapi_async.discord")
 # Seconds of the loop. Discord allows about five edits in five seconds for one interaction.
 EDIT_INTERVAL = 4.0
 PAUSE_AFTER_ERROR = 15.0
-LAST_EDIT = 10.0  # for an edit that is under way when the order is ready
+LAST_EDIT = 60.0  # for an edit that is under way when the result is there
 
 
 class _Doing:
