@@ -279,8 +279,8 @@ async def test_progress_that_discord_takes_late_does_not_replace_the_result(worl
         await hold.arrived.wait()
         await world.discord.until(lambda: world.posts)
         world.sandbox.finish(world.sandbox.ledger.accepted[0].task_id)
-        while not [row for row in await bot.cog.client.intents.rows() if row.details]:
-            await asyncio.sleep(1)
+        (row,) = await bot.cog.client.intents.rows()
+        await bot.cog.client.task(row.task_id or "").wait()
         await settled(5)
         hold.release()
         await settled(20)

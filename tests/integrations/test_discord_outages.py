@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from midapi_async.sandbox import Sandbox, take
-from tests.integrations.discord_stand_in import SEND_MESSAGES, USUAL, DiscordStandIn, Interaction
+from tests.integrations.discord_stand_in import (
+    READ_MESSAGE_HISTORY,
+    SEND_MESSAGES,
+    USUAL,
+    DiscordStandIn,
+    Interaction,
+)  # fmt: skip
 from tests.integrations.discord_world import Bot, World
 
 EDIT = "PATCH /webhooks/*/messages/@original"
@@ -106,21 +112,28 @@ async def test_result_outlasts_a_rate_limit_that_does_not_end(world: World) -> N
     assert world.posts == 1
 
 
-async def test_result_is_posted_once_if_its_answer_is_lost(world: World) -> None:
-    """After 15 minutes results go to the channel; Discord drops the second one by its nonce."""
+@pytest.mark.parametrize(
+    ("bot_may", "posts"), [(USUAL, [200]), (USUAL & ~READ_MESSAGE_HISTORY, [200, 200])]
+)
+async def test_result_is_posted_once_if_its_answer_is_lost(
+    world: World, bot_may: int, posts: list[int]
+) -> None:
+    """After 15 minutes results go to the channel, where the bot looks whether it was posted.
+
+    Where it may not look, it posts it again, and Discord drops the second one by its nonce.
+    """
     discord = world.discord
     guild, ada = discord.guild(), discord.user("ada")
+    channel = discord.channel(guild, "art", bot_may=bot_may)
     async with world.bot() as bot:
         world.sandbox.faults.on("task", nth=1, do=take(LONG))
-        asked = await discord.slash(ada, guild, "imagine", prompt="a red fox")
+        asked = await discord.slash(ada, channel, "imagine", prompt="a red fox")
         discord.lose_answer(POST)
-        await discord.until(
-            lambda: any(each.files for each in guild.channels[0].messages), 2 * LONG
-        )
+        await discord.until(lambda: any(each.files for each in channel.messages), 2 * LONG)
         assert await taken(world, bot) == [True]
-    assert [each.status for each in discord.sent(POST)] == [200, 200]
-    result = guild.channels[0].last
-    assert [bool(each.files) for each in guild.channels[0].messages] == [False, True]
+    assert [each.status for each in discord.sent(POST)] == posts
+    result = channel.last
+    assert [bool(each.files) for each in channel.messages] == [False, True]
     assert result.pinged == {ada.id}
     assert asked.message.text != ""
 
