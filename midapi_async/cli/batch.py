@@ -202,7 +202,7 @@ class _Run:
             CommandError: it did not get to the end.
         """
         try:
-            with sigterm_as_ctrl_c(), _said_already():
+            with sigterm_as_ctrl_c(), _quiet(verbose=self.output.verbose):
                 await self._buy()
         except asyncio.CancelledError:
             # This runs in the main task, which only Ctrl-C cancels; the second one ends it at once.
@@ -447,19 +447,25 @@ class _Run:
         return command_error(error, self._journal)
 
 
+# Lines of the log, by logger, that would come for each of many rows. What they say is shown: how
+# many rows wait to be sent again, and how many have prompts with several jobs.
+_OF_EACH_ROW = {"midapi_async": "runs several jobs", "midapi_async.submission": "is sent again in"}
+
+
 @contextmanager
-def _said_already() -> Iterator[None]:
-    """Without the client's warning of prompts with several jobs: `read_rows` has counted them."""
+def _quiet(*, verbose: bool) -> Iterator[None]:
+    """Without the lines of the log that come for each of many rows, except with --verbose."""
 
-    def is_news(record: logging.LogRecord) -> bool:
-        return "runs several jobs" not in record.getMessage()
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return verbose or _OF_EACH_ROW[record.name] not in record.getMessage()
 
-    log = logging.getLogger("midapi_async")
-    log.addFilter(is_news)
+    for name in _OF_EACH_ROW:
+        logging.getLogger(name).addFilter(is_wanted)
     try:
         yield
     finally:
-        log.removeFilter(is_news)
+        for name in _OF_EACH_ROW:
+            logging.getLogger(name).removeFilter(is_wanted)
 
 
 def _cannot_write(error: OSError, folder: Path) -> CommandError:

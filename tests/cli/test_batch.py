@@ -309,6 +309,18 @@ def test_it_can_stop_at_an_unknown_row(midapi: Midapi, midapi_sandbox: SandboxTh
     assert f"{error['intent_id']} TASK_ID --folder out/journal" in error["message"]
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_rows_that_are_sent_again_have_no_lines_of_their_own(
+    midapi: Midapi, midapi_sandbox: SandboxThread, *, verbose: bool
+) -> None:
+    """There may be many, and the display counts them; with --verbose each one has its lines."""
+    midapi_sandbox.faults.on("submit", nth=1, do=answer_code(455))
+    options = ["--verbose"] if verbose else []
+    ran = midapi("batch", rows(2), "--output", "out", *options)
+    assert ran.code == 0
+    assert ("is sent again in" in ran.err) is verbose
+
+
 @pytest.mark.midapi_sandbox(credits=20)
 def test_without_credits_it_ends_and_goes_on_later(
     midapi: Midapi, midapi_sandbox: SandboxThread
