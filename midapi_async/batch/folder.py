@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -48,9 +49,11 @@ class BatchFolder:
     succeeded: set[str] = attrs.field(factory=set, repr=False)
     failed: dict[str, tuple[object, ...]] = attrs.field(factory=dict, repr=False)
     _prompts: dict[str, str] = attrs.field(factory=dict, repr=False)  # by task id
+    _counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(COUNTS, 0))
     # Lines of metadata.jsonl that could not be written when those of their results were.
     _owed: list[bytes] = attrs.field(factory=list, repr=False)
     _facts: _Line = attrs.field(factory=dict, repr=False)  # of batch.json
+    _turn: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
     _lock: int = -1
     _files: dict[str, int] = attrs.field(factory=dict, repr=False)
 
@@ -84,7 +87,7 @@ class BatchFolder:
                 folder._facts["progress"] = before["progress"]
                 folder._write_batch()
             else:
-                folder.note(dict.fromkeys(COUNTS, 0))
+                folder.note({})
         except BaseException:
             folder.close()
             raise
@@ -97,40 +100,48 @@ class BatchFolder:
             if (key := str(line["key"])) not in self.succeeded:
                 pictures += map(_encoded, self._pictures_of(line))
             self.succeeded.add(key)
-        self.tidy()
+        self._tidy()
         for line in lines_of(self.path / ERRORS):
             self.failed[str(line["key"])] = _identity(line)
         if (self.path / METADATA).read_bytes() != b"".join(pictures):
             self._rewrite(METADATA, pictures)
 
-    def add(self, lines: Sequence[_Line]) -> None:
+    def add(self, lines: Sequence[_Line], counts: Mapping[str, int]) -> None:
         """Append the lines of rows that have ended, and sync them. What is there is left as it is.
+
+        Args:
+            lines: what `line_of` says of each.
+            counts: how many rows of this run have ended with these, by `COUNTS`.
 
         Raises:
             OSError: they cannot be written. Then no part of a line is left behind, and the same
                 lines can be added again.
         """
-        results, errors, pictures = list[bytes](), list[bytes](), list[bytes]()
-        succeeded, failed = set[str](), dict[str, tuple[object, ...]]()
+        with self._turn:
+            self._add(lines)
+            self._counts = dict(counts)
+
+    def _add(self, lines: Sequence[_Line]) -> None:
+        results, errors = dict[str, bytes](), list[bytes]()
+        pictures, failed = list[bytes](), dict[str, tuple[object, ...]]()
         for line in lines:
             key = str(line["key"])
             if "error" not in line:
-                if key not in self.succeeded and key not in succeeded:
-                    succeeded.add(key)
-                    results.append(_encoded(line))
+                if key not in self.succeeded and key not in results:
+                    results[key] = _encoded(line)
                     pictures += map(_encoded, self._pictures_of(line))
             elif line["key"] is None or self.failed.get(key) != _identity(line):
                 failed[key] = _identity(line)
                 errors.append(_encoded(line))
-        self._append(RESULTS, results)
-        self.succeeded |= succeeded
+        self._append(RESULTS, [*results.values()])
+        for key in results:
+            self.succeeded.add(key)
+            self.failed.pop(key, None)
         self._owed += pictures
         self._append(METADATA, self._owed)
         self._owed.clear()
         self._append(ERRORS, errors)
         self.failed |= failed
-        for key in succeeded & self.failed.keys():
-            del self.failed[key]
 
     def _pictures_of(self, line: _Line) -> Iterator[_Line]:
         """The lines of ``metadata.jsonl`` for one of ``results.jsonl``: one for each picture.
@@ -156,11 +167,16 @@ class BatchFolder:
             raise
 
     def note(self, progress: Mapping[str, object]) -> None:
-        """Write into ``batch.json`` how far the run is: other processes cannot know it better."""
-        states = (str(state) for state, *_ in self.failed.values())
-        lines = _counted(len(self.succeeded), states)
-        self._facts["progress"] = {**progress, "at": _now(), "lines": lines}
-        self._write_batch()
+        """Write into ``batch.json`` how far the run is: other processes cannot know it better.
+
+        Args:
+            progress: what is to be said beside the counts.
+        """
+        with self._turn:
+            states = (str(state) for state, *_ in self.failed.values())
+            lines = _counted(len(self.succeeded), states)
+            self._facts["progress"] = {**progress, **self._counts, "at": _now(), "lines": lines}
+            self._write_batch()
 
     def _write_batch(self) -> None:
         _replace(self.path / BATCH, [_encoded(self._facts)])
@@ -175,6 +191,10 @@ class BatchFolder:
 
     def tidy(self) -> None:
         """Keep the last line of each key in ``errors.jsonl`` that is not in ``results.jsonl``."""
+        with self._turn:
+            self._tidy()
+
+    def _tidy(self) -> None:
         kept: dict[str, _Line] = {}
         count = 0
         for line in lines_of(self.path / ERRORS):

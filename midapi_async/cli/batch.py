@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from midapi_async import (
     State,
     SubmissionUnknown,
 )
+from midapi_async._runtime.background import OwnedTasks
 from midapi_async.batch.folder import (
     COUNTS,
     ERRORS,
@@ -190,8 +192,7 @@ class _Run:
     error: Exception | None = None
     is_interrupted: bool = False
     exit_code: int = FAILED
-    # Of the items whose lines are written.
-    _counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(COUNTS, 0))
+    _counts: Counter[str] = attrs.field(factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _has_warned: bool = False
 
@@ -250,20 +251,20 @@ class _Run:
 
     async def _record_all(self, batch: Batch) -> None:
         """Record each item as it comes, and from time to time how far all of it is."""
-        keeper = asyncio.create_task(self._keep_up(batch))
+        keeper = OwnedTasks()
+        keeper.start(self._keep_up(batch))
         try:
             is_over = False
             while not is_over:
                 items, is_over = await self._next_items(batch)
                 lines = [self._line(each) for each in items if not self._is_known(each)]
+                self._counts.update(map(_outcome, items))
+                # With no lines too: then the counts are news.
+                await self._write(lines)
                 if lines:
-                    await self._write(lines)
                     self._changed.set()
-                for each in items:
-                    self._count(each)
         finally:
-            keeper.cancel()
-            await asyncio.wait({keeper})
+            await keeper.finish()
             with suppress(OSError):  # a full disk
                 await _to_end(self.folder.note, self._noted(batch.progress))
         if self.error is not None:
@@ -281,7 +282,7 @@ class _Run:
         deadline = None
         while True:
             try:
-                return await _to_end(self.folder.add, lines)
+                return await _to_end(self.folder.add, lines, self._counts)
             except OSError as error:
                 now = asyncio.get_running_loop().time()
                 if error.errno not in _FULL or (deadline is not None and now > deadline):
@@ -309,16 +310,10 @@ class _Run:
             return items, True
         return items, False
 
-    def _count(self, item: BatchItem) -> None:
-        is_unknown = isinstance(item.error, SubmissionUnknown)
-        name = "succeeded" if item.error is None else "unknown" if is_unknown else "failed"
-        self._counts[name] += 1
-
     def _noted(self, progress: BatchProgress) -> dict[str, object]:
         """What the folder says of the run, for other processes."""
         end = progress.expected_end
         return {
-            **self._counts,
             "rate": round(progress.rate, 1),
             "expected_end": end and end.isoformat(timespec="seconds"),
             "credits_spent": progress.spent,
@@ -407,7 +402,7 @@ class _Run:
             "running": running,
             "not_submitted": max(0, len(self.rows) - ended - running),
             "credits_spent": progress.spent,
-            "stopped": progress.stopped,
+            "stopped": progress.stopped and in_commands(progress.stopped),
             "output": str(path),
             "pictures": str(path / PICTURES),
             "results": str(path / RESULTS),
@@ -477,6 +472,13 @@ def _cannot_write(error: OSError, folder: Path) -> CommandError:
         f"{where} cannot be written: {reason}. Nothing that was bought is lost: the same command "
         "goes on when that is mended",
     )
+
+
+def _outcome(item: BatchItem) -> str:
+    """Which of the `COUNTS` a row belongs to."""
+    if isinstance(item.error, SubmissionUnknown):
+        return "unknown"
+    return "succeeded" if item.error is None else "failed"
 
 
 async def _to_end(function: Callable[..., _T], *arguments: object) -> _T:

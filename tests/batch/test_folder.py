@@ -27,6 +27,7 @@ from midapi_async import (
 )
 from midapi_async.batch import folder as module
 from midapi_async.batch.folder import (
+    COUNTS,
     BatchFolder,
     counts_of,
     line_of,
@@ -36,6 +37,7 @@ from midapi_async.batch.folder import (
 )
 from tests.cli.conftest import only
 
+NONE = dict.fromkeys(COUNTS, 0)
 ORIGIN = "https://api.midapi.ai"
 
 
@@ -156,8 +158,8 @@ def test_each_key_has_one_line(tmp_path: Path) -> None:
     """In the same run and in the next one; a repeated failure is no news."""
     for _ in range(2):
         with opened(tmp_path) as folder:
-            folder.add([done("a"), failed("b")])
-            folder.add([done("a"), done("c"), failed("b")])
+            folder.add([done("a"), failed("b")], NONE)
+            folder.add([done("a"), done("c"), failed("b")], NONE)
     assert keys(tmp_path / "results.jsonl") == ["a", "c"]
     assert keys(tmp_path / "errors.jsonl") == ["b"]
     assert [line["file_name"] for line in metadata(tmp_path)] == [
@@ -179,13 +181,13 @@ def metadata(path: Path) -> list[dict[str, Any]]:
 def test_the_errors_of_a_key_that_succeeds_are_removed(tmp_path: Path) -> None:
     """At the end of a run; of each other key, the last line stays, and none without a key."""
     with opened(tmp_path) as folder:
-        folder.add([failed("a"), failed("b"), failed(None)])
+        folder.add([failed("a"), failed("b"), failed(None)], NONE)
     with opened(tmp_path) as folder:
-        folder.add([done("a"), failed("b", "t2"), failed(None)])
+        folder.add([done("a"), failed("b", "t2"), failed(None)], NONE)
         assert keys(tmp_path / "errors.jsonl") == ["a", "b", "b", None]
         folder.tidy()
         assert keys(tmp_path / "errors.jsonl") == ["b"]
-        folder.add([failed("d")])
+        folder.add([failed("d")], NONE)
     assert [line["task_id"] for line in lines_of(tmp_path / "errors.jsonl")] == ["t2", "t1"]
     assert counts(tmp_path) == (1, 2, 0)
 
@@ -195,11 +197,11 @@ def test_the_errors_of_a_key_that_succeeds_are_removed(tmp_path: Path) -> None:
 def test_what_a_kill_has_left_of_a_line_is_cut_off(tmp_path: Path, name: str, left: bytes) -> None:
     """The next line begins a line; lines of others are skipped by what reads them."""
     with opened(tmp_path) as folder:
-        folder.add([done("a"), failed("b")])
+        folder.add([done("a"), failed("b")], NONE)
     with (tmp_path / name).open("ab") as file:
         file.write(left)
     with opened(tmp_path) as folder:
-        folder.add([done("a"), failed("b"), done("c")])
+        folder.add([done("a"), failed("b"), done("c")], NONE)
     assert keys(tmp_path / "results.jsonl") == ["a", "c"]
     assert keys(tmp_path / "errors.jsonl") == ["b"]
     assert [line["key"] for line in metadata(tmp_path)] == ["a", "c"]
@@ -208,7 +210,7 @@ def test_what_a_kill_has_left_of_a_line_is_cut_off(tmp_path: Path, name: str, le
 def test_a_kill_between_two_files_is_repaired(tmp_path: Path) -> None:
     """The results are written first; the next run writes what they say into metadata.jsonl."""
     with opened(tmp_path) as folder:
-        folder.add([done("a"), done("b")])
+        folder.add([done("a"), done("b")], NONE)
     (tmp_path / "metadata.jsonl").unlink()
     with opened(tmp_path):
         assert [line["key"] for line in metadata(tmp_path)] == ["a", "b"]
@@ -222,10 +224,10 @@ def test_metadata_is_for_pictures_with_the_users_notes(tmp_path: Path) -> None:
     """Videos have no line. A picture that was made larger has the prompt of the one before."""
     with opened(tmp_path) as folder:
         video = {**done("v"), "files": ["pictures/v_0.mp4"]}
-        folder.add([video, done("a", "füchse\u2028", place="here")])
-        folder.add([upscaled("u", "task-a"), upscaled("o", "another")])
+        folder.add([video, done("a", "füchse\u2028", place="here")], NONE)
+        folder.add([upscaled("u", "task-a"), upscaled("o", "another")], NONE)
     with opened(tmp_path) as folder:
-        folder.add([upscaled("w", "task-u")])
+        folder.add([upscaled("w", "task-u")], NONE)
     lines = metadata(tmp_path)
     assert [line["text"] for line in lines] == ["füchse\u2028", "füchse\u2028", "", "füchse\u2028"]
     assert lines[0] == {
@@ -243,7 +245,7 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(
 ) -> None:
     """A full disk takes a part of it; the same line can be written later."""
     with opened(tmp_path) as folder:
-        folder.add([done("a")])
+        folder.add([done("a")], NONE)
         before = (tmp_path / "results.jsonl").read_bytes()
         real = os.write
 
@@ -257,9 +259,9 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(
         with monkeypatch.context() as patch:
             patch.setattr("midapi_async.batch.folder.os.write", full)
             with pytest.raises(OSError, match="No space"):
-                folder.add([done("b")])
+                folder.add([done("b")], NONE)
         assert (tmp_path / "results.jsonl").read_bytes() == before
-        folder.add([done("b")])
+        folder.add([done("b")], NONE)
     assert keys(tmp_path / "results.jsonl") == ["a", "b"]
 
 
@@ -278,10 +280,10 @@ def test_lines_can_be_added_again_after_a_failure(
     monkeypatch.setattr("midapi_async.batch.folder.os.write", write)
     with opened(tmp_path) as folder:
         with pytest.raises(OSError, match="No space") as caught:
-            folder.add([done("a"), failed("b")])
+            folder.add([done("a"), failed("b")], NONE)
         assert caught.value.filename == str(tmp_path / which)
         is_full.clear()
-        folder.add([done("a"), failed("b")])
+        folder.add([done("a"), failed("b")], NONE)
         assert keys(tmp_path / "results.jsonl") == ["a"]
         assert keys(tmp_path / "errors.jsonl") == ["b"]
         assert [line["key"] for line in metadata(tmp_path)] == ["a"]
@@ -292,7 +294,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_old_errors(
 ) -> None:
     """The file is replaced whole or not at all."""
     with opened(tmp_path) as folder:
-        folder.add([failed("a"), done("a")])
+        folder.add([failed("a"), done("a")], NONE)
 
         def full(_: int) -> None:
             raise OSError(28, "No space left on device")
@@ -340,16 +342,17 @@ def test_a_folder_belongs_to_one_service(tmp_path: Path) -> None:
 def test_the_progress_is_that_of_the_last_run(tmp_path: Path) -> None:
     """Lines of other files do not count; those since the last note do, as after a kill."""
     with opened(tmp_path) as folder:
-        folder.add([done("a"), failed("b")])
+        folder.add([done("a"), failed("b")], {"succeeded": 1, "failed": 1, "unknown": 0})
         assert counts(tmp_path) == (1, 1, 0)
-        folder.note({"succeeded": 1, "failed": 1, "unknown": 0})
-        folder.add([done("b"), bad("c", SubmissionUnknown("i1"))])
+        folder.note({})
+        assert counts(tmp_path) == (1, 1, 0)
+        folder.add([done("b"), bad("c", SubmissionUnknown("i1"))], NONE)
         assert counts(tmp_path) == (2, 0, 1)
     with opened(tmp_path):  # the same again
         assert counts(tmp_path) == (2, 0, 1)
     other = BatchFolder.open(tmp_path, base_url=ORIGIN, rows=3, source="other.csv")
     assert counts(tmp_path) == (0, 0, 0)
-    other.add([done("d")])
+    other.add([done("d")], NONE)
     other.close()
     assert counts(tmp_path) == (1, 0, 0)
 

@@ -432,7 +432,7 @@ def test_a_full_disk_ends_it_and_loses_nothing(
     """It waits for room first; then the same command adds the lines that are missing."""
     real = BatchFolder.add
 
-    def full(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
+    def full(folder: BatchFolder, lines: list[dict[str, Any]], counts: dict[str, int]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/results.jsonl")
 
     with monkeypatch.context() as patch:
@@ -468,11 +468,11 @@ def test_it_goes_on_when_there_is_room_again(
     """With one warning. A disk that is broken ends it at once."""
     real, failed = BatchFolder.add, list[int]()
 
-    def twice(folder: BatchFolder, lines: list[dict[str, Any]]) -> None:
+    def twice(folder: BatchFolder, lines: list[dict[str, Any]], counts: dict[str, int]) -> None:
         if len(failed) < 2:
             failed.append(number)
             raise OSError(number, "is bad", "out/results.jsonl")
-        real(folder, lines)
+        real(folder, lines, counts)
 
     monkeypatch.setattr(BatchFolder, "add", twice)
     monkeypatch.setattr(batch, "_AGAIN", 0.01)
@@ -489,7 +489,8 @@ def test_the_status_of_a_batch_that_runs(midapi: Midapi) -> None:
     """Whoever runs it has noted how fast it is, and what it waits for."""
     folder = BatchFolder.open(Path("out"), base_url="https://x.invalid", rows=9, source="r.csv")
     end = datetime.now(UTC) + timedelta(seconds=90)
-    noted = {"succeeded": 4, "failed": 1, "unknown": 0, "rate": 4.0, "expected_end": f"{end}"}
+    folder.add([], {"succeeded": 4, "failed": 1, "unknown": 0})
+    noted = {"rate": 4.0, "expected_end": f"{end}"}
     folder.note({**noted, "paused": "no network", "stopped": "no credits"})
     ran = midapi("batch", "--output", "out", "--status")
     found = midapi("batch", "--output", "out", "--status", "--json").json
