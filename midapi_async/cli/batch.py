@@ -26,7 +26,6 @@ from midapi_async import (
     State,
     SubmissionUnknown,
 )
-from midapi_async._runtime.background import OwnedTasks
 from midapi_async.batch.folder import (
     COUNTS,
     ERRORS,
@@ -251,8 +250,7 @@ class _Run:
 
     async def _record_all(self, batch: Batch) -> None:
         """Record each item as it comes, and from time to time how far all of it is."""
-        keeper = OwnedTasks()
-        keeper.start(self._keep_up(batch))
+        keeper = asyncio.create_task(self._keep_up(batch))
         try:
             is_over = False
             while not is_over:
@@ -264,7 +262,9 @@ class _Run:
                 if lines:
                     self._changed.set()
         finally:
-            await keeper.finish()
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
             with suppress(OSError):  # a full disk
                 await _to_end(self.folder.note, self._noted(batch.progress))
         if self.error is not None:
