@@ -458,6 +458,12 @@ PLACE = """() => {
 }"""
 
 
+# Groups that are higher, or lower, with their pictures than they were without.
+WRONG = """[...document.querySelectorAll("article.group")].filter(
+    group => Math.abs(group.getBoundingClientRect().height - parseFloat(group.style.minHeight)) > .1
+).map(group => group.textContent)"""
+
+
 def settle(page: "Page") -> None:
     """Wait until what the page does after scrolling is done."""
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -494,6 +500,7 @@ def test_20_000_pictures_can_be_scrolled(
                && i.getBoundingClientRect().bottom > 0).every(i => i.naturalWidth === 32)""",
         )
         assert page.evaluate("document.images.length") < 200
+        assert page.evaluate(WRONG) == []
     assert page.evaluate("document.documentElement.scrollHeight") == height
 
 
@@ -543,6 +550,11 @@ def test_arrows_go_through_20_000_pictures(open_page: Open, large: Path) -> None
     assert 0 < bounds[0] < bounds[1] < bounds[2]
     number = int(focused(page).split(",")[0].split()[1])
     assert number == int(start.split(",")[0].split()[1]) + 30
+
+    page.evaluate("scrollTo(0, 0)")
+    settle(page)
+    page.keyboard.press("ArrowRight")
+    assert focused(page).startswith(f"number {number}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
