@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.one_python]
 # Playwright gives each browser an empty profile of its own, which it deletes.
 OPTIONS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
 ]
 DESKTOP, PHONE = (1440, 900), (390, 844)
 COLOURS = ((180, 60, 40), (40, 120, 90), (60, 80, 180), (200, 170, 60))
