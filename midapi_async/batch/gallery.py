@@ -72,21 +72,23 @@ def _lines(path: Path, bad: list[str]) -> Iterator[_JSON]:
             only if it ends: it may be half written.
     """
     try:
-        data = path.read_bytes()
+        file = path.open("rb")
     except FileNotFoundError:
         return
-    whole, _, _ = data.rpartition(b"\n")
-    for line in whole.split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            yield value
-        else:
-            bad.append(path.name)
+    with file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict):
+                yield value
+            else:
+                bad.append(path.name)
 
 
 def _object(value: object) -> _JSON:
