@@ -95,7 +95,7 @@ async def test_a_page_of_rows_in_every_state(tmp_path: Path) -> None:
     faults.on("submit", when=lambda call: call.body["prompt"] == "prompt 3", do=lose_answer())
     rows = [BatchRequest(prompt, key=prompt) for prompt in prompts(COUNT)]
     async with Sandbox(api_key=API_KEY, faults=faults) as sandbox:
-        async with client_of(sandbox.url, journal=SQLiteJournal(tmp_path)) as client:
+        async with client_of(sandbox.url, journal=tmp_path) as client:
             await run(client, rows[4:5])
         journal = SQLiteJournal(tmp_path)
         assert await journal.prune(4e9) == 1
