@@ -116,7 +116,7 @@ BEGIN
             RAISE EXCEPTION 'it was read too long ago' USING ERRCODE = '{CONFLICT}';
         END IF;
     END LOOP;
-    IF json_array_length(change->'seen') > 0 THEN
+    IF change->'seen' IS NOT NULL THEN
         SELECT count(*) INTO seen FROM (
             SELECT 1 FROM json_to_recordset(change->'seen') AS x(intent_id text, version bigint)
             JOIN SCHEMA.intents AS i USING (intent_id, version) ORDER BY intent_id FOR UPDATE OF i
@@ -128,8 +128,10 @@ BEGIN
     IF {_LOCK_IS_FREE.format("me")} THEN
         RAISE EXCEPTION 'the owner''s lock is free' USING ERRCODE = '{OWNER_LOST}';
     END IF;
-    DELETE FROM SCHEMA.intents
-        WHERE intent_id IN (SELECT json_array_elements_text(change->'removed'));
+    IF change->'removed' IS NOT NULL THEN
+        DELETE FROM SCHEMA.intents
+            WHERE intent_id IN (SELECT json_array_elements_text(change->'removed'));
+    END IF;
     FOR row IN SELECT * FROM json_populate_recordset(null::SCHEMA.intents, change->'rows') LOOP
         IF row.version = 1 THEN
             INSERT INTO SCHEMA.intents (version, {", ".join(_COLUMNS)})
@@ -141,7 +143,9 @@ BEGIN
             WHERE i.intent_id = row.intent_id;
         END IF;
     END LOOP;
-    DELETE FROM SCHEMA.slots WHERE slot IN (SELECT json_array_elements_text(change->'free'));
+    IF change->'free' IS NOT NULL THEN
+        DELETE FROM SCHEMA.slots WHERE slot IN (SELECT json_array_elements_text(change->'free'));
+    END IF;
     INSERT INTO SCHEMA.slots
         SELECT * FROM json_populate_recordset(null::SCHEMA.slots, change->'slots')
         ON CONFLICT (slot) DO UPDATE

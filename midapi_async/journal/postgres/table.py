@@ -345,7 +345,7 @@ class PostgresTable(Table):
         if not (rows or slots or free or accounts or self._removed):
             return None
         seen = self._seen.union(row["intent_id"] for row in rows) & self._stored.keys()
-        return to_json({
+        changes = {
             "read_at": self.read_at,
             "seen": [{"intent_id": name, "version": self._stored[name][1]} for name in seen],
             # A key, or a task id, is given up before another row takes it.
@@ -354,7 +354,8 @@ class PostgresTable(Table):
             "slots": [{"account": of, **attrs.asdict(slot)} for _, (slot, of) in slots],
             "free": free,
             "accounts": accounts,
-        })  # fmt: skip
+        }
+        return to_json({name: value for name, value in changes.items() if value})
 
     def _columns(self, row: Intent, version: int) -> dict[str, Any]:
         details = row.details
