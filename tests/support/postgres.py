@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -75,10 +75,21 @@ class Server:
     Args:
         folder: where its data is, or will be.
         settings: of postgresql.conf.
+        address: where it listens.
+        enter: what goes before a command that runs at its host.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, str],
+        *,
+        address: str = "127.0.0.1",
+        enter: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self.address = address
+        self.enter = enter
         self.port = free_port()
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
@@ -92,23 +103,24 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.address,
             "port": str(self.port),
             "unix_socket_directories": "",
             "max_connections": "60",
             "shared_buffers": "32MB",
             "logging_collector": "off",
+            "dynamic_shared_memory_type": "mmap",  # in its folder: a killed server leaves it behind
             **self.settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        command = as_user(programs() / "postgres", "-D", self.folder, *options)
+        command = [*self.enter, *as_user(programs() / "postgres", "-D", self.folder, *options)]
         with (self.folder.parent / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
         self.wait()
 
     def wait(self) -> None:
         """Wait until it answers."""
-        ready = [str(programs() / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [str(programs() / "pg_isready"), "-q", "-h", self.address, "-p", str(self.port)]
         until = time.monotonic() + 30
         while subprocess.run(ready, check=False, timeout=10).returncode:
             log = (self.folder.parent / "log").read_text("utf-8", "replace")
@@ -138,7 +150,7 @@ class Server:
     @property
     def url(self) -> str:
         """Its address."""
-        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://{SUPERUSER}@{self.address}:{self.port}/postgres"
 
     async def execute(self, statement: str, *values: object) -> list[Any]:
         """Run a statement and return its rows."""

@@ -1,0 +1,1 @@
+"""Several machines share one PostgreSQL journal, while processes, servers and cables fail."""
