@@ -19,4 +19,5 @@ class Bot(commands.Bot):
 
 
 if __name__ == "__main__":
-    Bot("!", intents=discord.Intents(guilds=True)).run(os.environ["DISCORD_TOKEN"])
+    bot = Bot(commands.when_mentioned, intents=discord.Intents(guilds=True))
+    bot.run(os.environ["DISCORD_TOKEN"])

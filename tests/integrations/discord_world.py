@@ -27,7 +27,7 @@ class Bot(commands.Bot):
     """The bot of the README, with options for the cog."""
 
     def __init__(self, client: MidAPIClient, **options: Any) -> None:
-        super().__init__("!", intents=discord.Intents(guilds=True))
+        super().__init__(commands.when_mentioned, intents=discord.Intents(guilds=True))
         self.audit: list[Audit] = []
         self.cog = Midjourney(client, **{"limits": FREE, "audit": self.audit.append, **options})
 

@@ -201,7 +201,34 @@ async def test_orders_that_a_killed_bot_was_sending_are_in_the_log(
                 await client.generate("a fox", metadata=place)
     async with world.bot():
         await settled(5)
-    assert "1 orders are unknown" in caplog.text
+    assert "unknown orders: 1." in caplog.text
+
+
+@pytest.mark.parametrize("decision", ["adopt", "resubmit", "dismiss"])
+async def test_the_operator_decides_about_an_unknown_order(
+    world: World, tmp_path: Path, decision: str
+) -> None:
+    """By another program, while the bot runs, as `midapi journal` does."""
+    world.journal = tmp_path
+    world.sandbox.faults.on("submit", do=faults.lose_answer(), first=1)
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    channel = guild.channels[0]
+    async with world.bot():
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a red fox")
+        await world.discord.until(lambda: asked.followups, 200)
+        async with world.client() as other:
+            (row,) = await other.intents.unknown()
+            if decision == "adopt":
+                await other.intents.adopt(row, world.sandbox.ledger.accepted[0].task_id)
+            elif decision == "resubmit":
+                await other.intents.resubmit(row)
+            else:
+                await other.intents.dismiss(row)
+        await settled(180)
+        results = [each for each in channel.messages if each.files]
+        assert len(results) == (decision != "dismiss")
+        assert all(each.pinged == {ada.id} for each in results)
+    assert world.posts == (2 if decision == "resubmit" else 1)
 
 
 async def test_an_error_of_the_loop_that_delivers_is_not_the_end(
@@ -538,7 +565,7 @@ class Own(commands.Bot):
     """A bot without the cog, as in docs/discord.md."""
 
     def __init__(self, client: MidAPIClient) -> None:
-        super().__init__("!", intents=discord.Intents(guilds=True))
+        super().__init__(commands.when_mentioned, intents=discord.Intents(guilds=True))
         self.midapi = client
 
     async def setup_hook(self) -> None:

@@ -38,7 +38,9 @@ async def run(
             file = tmp_path / "program.py"
             file.write_text(program, "utf-8")
             names: dict[str, Any] = runpy.run_path(str(file), run_name="imported")
-            bot: commands.Bot = names[name]("!", intents=discord.Intents(guilds=True))
+            bot: commands.Bot = names[name](
+                commands.when_mentioned, intents=discord.Intents(guilds=True)
+            )
             return bot
 
         yield made

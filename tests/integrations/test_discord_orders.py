@@ -216,23 +216,23 @@ async def test_a_closed_client_says_that_the_bot_is_restarted(world: World) -> N
 
 @pytest.fixture
 async def slow(stand_in: DiscordStandIn) -> AsyncIterator[World]:
-    """Jobs of 20 minutes."""
-    async with Sandbox(durations={("*", "*"): 1200}) as sandbox:
+    """Jobs that take longer than an interaction lives."""
+    async with Sandbox(durations={("*", "*"): 1000}) as sandbox:
         yield World(stand_in, sandbox)
 
 
 async def test_a_job_of_20_minutes_goes_to_the_channel_with_a_mention(slow: World) -> None:
     """The working message leads there."""
     guild, ada = slow.discord.guild(), slow.discord.user("ada")
-    channel = guild.channels[0]
+    channel, prompt = guild.channels[0], "a fox [[sandbox: seconds=1200]]"
     async with slow.bot():
-        asked = await slow.discord.slash(ada, guild, "imagine", prompt="a fox", speed="relaxed")
+        asked = await slow.discord.slash(ada, guild, "imagine", prompt=prompt, speed="relaxed")
         await slow.discord.until(lambda: channel.last.files, 2000)
         await settled(2)
     result = channel.last
     assert result is not asked.message
     assert result.pinged == {ada.id}
-    assert result.text.startswith(f"{ada.mention} **a fox**")
+    assert result.text.startswith(f"{ada.mention} **a fox ")
     assert f"/{channel.id}/{result.id}" in asked.message.text
     assert "longer than most orders" in [each.text for each in asked.message.versions][-2]
     assert len(asked.message.versions) <= 6
@@ -561,7 +561,7 @@ async def test_cooldowns_and_jobs_at_once(world: World) -> None:
         ordered.append(await world.discord.slash(ada, guild, "imagine", prompt="a fox"))
         await asyncio.sleep(10)
         ordered.append(await world.discord.slash(ada, guild, "imagine", prompt="a fox"))
-        assert told(ordered[3])[0].startswith("2 orders are under way")
+        assert told(ordered[3])[0].startswith("The limit of 2 orders under way")
         both = await asyncio.gather(
             world.discord.slash(bob, guild, "imagine", prompt="a fox"),
             world.discord.slash(ada, guild, "imagine", prompt="a fox"),
@@ -582,12 +582,12 @@ async def test_jobs_and_pictures_are_counted_across_a_restart(world: World) -> N
     async with world.bot(limits=limits):
         second = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
         await world.discord.until(lambda: second.followups)
-        assert told(second)[0].startswith("1 orders are under way")
+        assert told(second)[0].startswith("The limit of 1 orders under way")
         await settled(60)
         await imagined(world, ada)
         third = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
         await world.discord.until(lambda: third.followups)
-        assert told(third)[0].startswith("8 pictures in 24 hours")
+        assert told(third)[0].startswith("The limit of 8 pictures")
     assert world.posts == 2
 
 

@@ -194,7 +194,7 @@ class Midjourney(commands.Cog, name=COG):
             rows = await self.client.intents.unknown()
             if rows := [row for row in rows if self._is_ours(Place.found_in(row.metadata))]:
                 _log.warning(
-                    "%d orders are unknown: MidAPI may have accepted them or not, and they are not "
+                    "unknown orders: %d. MidAPI may have accepted them or not, and they are not "
                     "sent again. `midapi journal list unknown` shows them, and what you can do",
                     len(rows),
                 )

@@ -168,8 +168,8 @@ class Strings:
     task_status: str = "Task {task} is {status}."
     wait: str = "You can order again {when}."
     repeated: str = "That was ordered a moment ago."
-    too_many_jobs: str = "{limit} orders are under way, which is the limit. Wait for one of them."
-    too_many_pictures: str = "{limit} pictures in 24 hours are the limit, and they are used up."
+    too_many_jobs: str = "The limit of {limit} orders under way is reached. Wait for one of them."
+    too_many_pictures: str = "The limit of {limit} pictures in 24 hours is used up."
     several_jobs: str = (
         "A prompt with {…, …} or --repeat makes several orders of one, which is not allowed here."
     )
