@@ -189,6 +189,12 @@ class BatchFolder:
             os.close(self._lock)
             self._lock = -1
 
+    @property
+    def ended(self) -> int:
+        """How many tasks of the folder have succeeded and need nothing more."""
+        states = [state for state, *_ in self.failed.values()]
+        return len(self.succeeded) + states.count("not_downloaded")
+
     def tidy(self) -> None:
         """Keep the last line of each key in ``errors.jsonl`` that is not in ``results.jsonl``."""
         with self._turn:

@@ -16,7 +16,6 @@ from ._errors import CommandError
 from ._folder import folder_of, opened_journal
 from ._terminal import out, out_json
 
-_RUNNING = (State.SENDING, State.RESTING, State.ACCEPTED, State.CALLED_BACK)
 _PASSING = ("rate", "expected_end", "paused")  # what is said only while it runs
 
 
@@ -44,9 +43,8 @@ async def _print(
         async with opened_journal(folder_of(folder / JOURNAL)) as journal:
             counts = (await journal.stats()).counts
     known = sum(facts[name] for name in ("succeeded", "failed", "unknown"))
-    running = sum(counts.get(each, 0) for each in _RUNNING)
-    running += max(0, counts.get(State.SUCCEEDED, 0) - facts["ended"])  # their files are fetched
-    running = min(running, max(0, batch["rows"] - known))
+    sending = counts.get(State.SENDING, 0) + counts.get(State.RESTING, 0)
+    running = min(sending + unfetched(counts, facts["ended"]), max(0, batch["rows"] - known))
     is_live = facts["process"] is not None
     found = {
         "rows": batch["rows"],
@@ -70,6 +68,17 @@ async def _print(
     else:
         for line in _lines(folder, found):
             out(line)
+
+
+def unfetched(counts: Mapping[State, int], ended: int) -> int:
+    """How many tasks are bought and have no line in the folder yet.
+
+    Args:
+        counts: of the journal.
+        ended: how many tasks in the folder have succeeded and need nothing more.
+    """
+    succeeded = max(0, counts.get(State.SUCCEEDED, 0) - ended)
+    return counts.get(State.ACCEPTED, 0) + counts.get(State.CALLED_BACK, 0) + succeeded
 
 
 def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:

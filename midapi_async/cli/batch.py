@@ -23,7 +23,6 @@ from midapi_async import (
     InvalidRequestError,
     JournalError,
     MidAPIError,
-    State,
     SubmissionUnknown,
 )
 from midapi_async.batch.folder import (
@@ -42,7 +41,7 @@ from midapi_async.config import settings
 
 from ._batch_display import BatchDisplay
 from ._batch_rows import STDIN, FileOptions, Rows, read_rows
-from ._batch_status import print_status
+from ._batch_status import print_status, unfetched
 from ._common import Output, run_async
 from ._errors import FAILED, CommandError, command_error, in_commands, usage_error
 from ._folder import opened_journal
@@ -390,8 +389,7 @@ class _Run:
         if self.is_interrupted or self.error is not None:
             with suppress(JournalError):  # a full disk
                 async with opened_journal(self._journal) as journal:
-                    counts = (await journal.stats()).counts
-                running = sum(counts.get(each, 0) for each in (State.ACCEPTED, State.CALLED_BACK))
+                    running = unfetched((await journal.stats()).counts, self.folder.ended)
         ended = progress.done + progress.failed + progress.unknown
         return {
             "rows": self.rows.count,
@@ -412,7 +410,7 @@ class _Run:
 
     def _interruption(self, facts: dict[str, object]) -> str:
         running = facts["running"]
-        goes_on = f" Still running at MidAPI, and paid for: {running}." if running else ""
+        goes_on = f" Paid for, and not fetched yet: {running}." if running else ""
         done = f"{facts['succeeded']} of {self.rows.said} succeeded, {facts['failed']} failed"
         return f"{done}.{goes_on} The same command goes on from here"
 

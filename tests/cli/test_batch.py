@@ -590,7 +590,7 @@ def test_ctrl_c_says_how_far_it_got_and_the_same_command_goes_on(
     assert error["message"].startswith(f"Interrupted. {error['succeeded']} of 9 rows succeeded")
     assert "The same command goes on from here" in error["message"]
     assert error["running"] + error["succeeded"] == len(midapi_sandbox.ledger.accepted)
-    assert f"Still running at MidAPI, and paid for: {error['running']}" in error["message"]
+    assert f"Paid for, and not fetched yet: {error['running']}" in error["message"]
     assert error["not_submitted"] == 9 - len(midapi_sandbox.ledger.accepted)
     midapi_sandbox.finish(midapi_sandbox.ledger.accepted[2].task_id)
     assert midapi("batch", "rows.txt", "--output", "out").code == 0

@@ -32,7 +32,7 @@ PYTHON = re.compile(
     r"client\.\w|\w\(\)|\bPath\(|\bawait\b|\bits handle\b|intents\.|\b[a-z_]+=(?:[,\s'A-Z0-9{]|$)"
     r"|\b(?:webhook_key|public_url) |\b[A-Z][A-Za-z]+\([a-z_]+="
 )
-APART = {"cli", "sandbox", "testing.py"}
+APART = {"cli", "integrations", "sandbox", "testing.py"}
 SQL = {"table.py", "schema.py", "store.py", "contract.py"}
 # Only a program can cause these: it copies an object, or passes a wrong one.
 OF_PROGRAMS = (
