@@ -595,6 +595,18 @@ def test_the_dark_is_dark(open_page: Open, small: Path) -> None:
     assert page.evaluate(get) == "rgb(247, 247, 245)"
 
 
+@pytest.mark.parametrize("width", [320, 500, 700, 820, 1000, 1130, 1300])
+def test_no_width_needs_scrolling_sideways(open_page: Open, small: Path, width: int) -> None:
+    """Nor is anything of the bar cut off."""
+    page = open_page(small, (width, 700))
+    tile(page, "a red fox, picture 1 of 4").focus()
+    page.keyboard.press("s")
+    right = """Math.max(...[...document.querySelectorAll("button, input, main *")].filter(
+        each => !each.closest("#states")).map(each => each.getBoundingClientRect().right))"""
+    assert page.evaluate(right) <= page.evaluate("document.documentElement.clientWidth")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_a_phone_shows_it_without_scrolling_sideways(open_page: Open, small: Path) -> None:
     """Two pictures in a line, and everything to touch is 44 pixels large."""
     page = open_page(small, PHONE)

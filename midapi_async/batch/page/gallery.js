@@ -557,15 +557,21 @@ function step(by) {
   const at = positionOf(large);
   if (at !== null && items[at + by]) show(items[at + by]);
 }
-$("view").addEventListener("close", () => {
+function leave() {
   const item = large;
   large = null;
   $("stage").replaceChildren(); // a video stops
+  $("view").close(); // this focuses the picture that was opened; the one that was shown last is better
   if (positionOf(item) !== null) focusItem(item);
+}
+$("view").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  leave();
 });
+$("view").addEventListener("close", () => large && leave()); // a browser may leave out the cancel
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
-$("view-close").addEventListener("click", () => $("view").close());
+$("view-close").addEventListener("click", leave);
 $("view-star").addEventListener("click", () => toggle(large));
 $("view").addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("video")) return;
@@ -594,7 +600,9 @@ function showNotes() {
   $("notes").textContent = notes.join(" ");
 }
 function showHelp() {
-  if (!$("help").open) $("help").showModal();
+  if ($("help").open) return;
+  $("help").showModal();
+  $("help-close").focus();
 }
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("view").open || $("help").open) return;
