@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Never, Self, Unpack, overlo
 import attrs
 
 from ._runtime.observer import is_plain_function
-from ._runtime.secret import hidden
+from ._runtime.secret import Secret, hidden
 from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
@@ -198,7 +198,8 @@ class MidAPIClient:
         upload_url: str | None = None,
         uploader: Callable[[Path | bytes], Awaitable[str]] | None = None,
     ) -> None:
-        api_key, proxy = hidden(api_key), hidden(proxy)  # for tracebacks with local variables
+        # For tracebacks with local variables; a journal's URL may contain a password.
+        api_key, proxy, journal = hidden(api_key), hidden(proxy), hidden(journal)
         self._settings = settings(
             api_key,
             base_url,
@@ -960,6 +961,11 @@ def _check_options(
 
 def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
     folder = given if given is not None else environment("MIDAPI_JOURNAL") or None
+    if isinstance(folder, str) and folder.startswith(("postgresql:", "postgres:")):
+        given = folder = Secret(folder)  # it may contain a password
+        from .journal.postgres import PostgresJournal
+
+        return PostgresJournal(folder)
     if folder is None:
         return MemoryJournal()
     if not isinstance(folder, str | os.PathLike):
@@ -968,13 +974,9 @@ def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
         return folder
     if not os.fspath(folder):
         raise InvalidRequestError({"journal": "is empty; give a folder, or None for memory"})
-    if isinstance(folder, str) and folder.startswith(("postgresql://", "postgres://")):
-        from .journal.postgres import PostgresJournal
-
-        return PostgresJournal(folder)
     from .journal.sqlite import SQLiteJournal
 
-    return SQLiteJournal(folder)
+    return SQLiteJournal(str(folder) if isinstance(folder, str) else folder)  # no `Secret`
 
 
 _HINTS = {

@@ -13,10 +13,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from midapi_async import InvalidRequestError
+from midapi_async.journal.sqlite import SQLiteJournal
 
 from ._common import Output, run_async
 from ._errors import CommandError
-from ._folder import Folder, folder_of, opened_journal
+from ._folder import Folder, place_of
 from ._terminal import out, out_json, say
 
 _OUTPUT = Output()
@@ -39,14 +40,16 @@ def backup(
     The copy is the journal at one moment. Keys that are used after that moment are forgotten by
     it, and would be paid again: restore it only if the original is lost. Submissions that were
     under way at that moment are unknown after a restore, so nothing is sent again by itself.
-    The file contains the prompts, and only you can read it.
+    The file contains the prompts, and only you can read it. For a journal on PostgreSQL this prints
+    the command for pg_dump.
 
     Args:
         file: The tar file to make.
         force: Replace the file if it exists.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
-    source = folder_of(folder)
+    source = place_of(folder)
+    if isinstance(source, str):
+        raise _for_databases(source)
     target = _target(file, source, force=force)
     return run_async(_back_up(source, target, output), output)
 
@@ -78,8 +81,11 @@ async def _back_up(source: Path, target: Path, output: Output) -> None:
     try:
         # Beside the target, so that it can be renamed; the journal is closed before it is removed.
         with tempfile.TemporaryDirectory(prefix=".midapi-backup-", dir=target.parent) as draft:
-            async with opened_journal(source) as opened:
+            opened = SQLiteJournal(source)
+            try:
                 await opened.backup(draft)
+            finally:
+                await opened.aclose()
             size = _pack(Path(draft), target)
     except OSError as error:
         raise _unwritten(target, error) from None
@@ -91,6 +97,16 @@ async def _back_up(source: Path, target: Path, output: Output) -> None:
     say(_WARNING)
     say("To restore it into a new folder NEW:")
     say(restore)
+
+
+def _for_databases(url: str) -> InvalidRequestError:
+    """How to back up a journal that is in a database."""
+    from midapi_async.journal.postgres.journal import read_url
+
+    _, place, schema = read_url(url)
+    command = f"pg_dump --format=custom --schema={schema} --file=FILE {shlex.quote(place)}"
+    problem = f"is for a folder; for a database use PostgreSQL's own tools, as in: {command}. "
+    return InvalidRequestError({"backup": problem + _WARNING})
 
 
 def _pack(draft: Path, target: Path) -> int:

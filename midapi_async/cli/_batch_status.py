@@ -13,7 +13,7 @@ from midapi_async.batch.folder import GALLERY, JOURNAL, counts_of, process_of, r
 from ._batch_display import left_until, speed
 from ._common import Output, run_async
 from ._errors import CommandError
-from ._folder import folder_of, opened_journal
+from ._folder import opened_journal, place_of
 from ._terminal import out, out_json
 
 _PASSING = ("rate", "expected_end", "paused")  # what is said only while it runs
@@ -40,7 +40,7 @@ async def _print(
 ) -> None:
     counts: Mapping[State, int] = {}
     if (folder / JOURNAL).is_dir():  # else it has not begun
-        async with opened_journal(folder_of(folder / JOURNAL)) as journal:
+        async with opened_journal(place_of(str(folder / JOURNAL))) as journal:
             counts = (await journal.stats()).counts
     known = sum(facts[name] for name in ("succeeded", "failed", "unknown"))
     sending = counts.get(State.SENDING, 0) + counts.get(State.RESTING, 0)

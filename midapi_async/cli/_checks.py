@@ -21,12 +21,14 @@ from yarl import URL
 from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, errors, sign_callback
 from midapi_async.callbacks import Body, Headers
 from midapi_async.callbacks.inbox import PROBE_INTERVAL, PROBES
-from midapi_async.journal import Journal
+from midapi_async.journal import Journal, State
 from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _env
 from ._connect import Outcome, certificate_days, resolve, send
+from ._env import Place
 from ._errors import in_commands
+from ._folder import opened_journal
 from ._terminal import seconds
 from .credits import amount
 
@@ -131,7 +133,8 @@ async def journal(folder: Path | None) -> Finding:
     """Checks whether a journal's folder can be used; no folder is made."""
     if folder is None:
         text = "in memory: keys and tasks are forgotten when a program ends"
-        return Finding("journal", "warning", text, "To keep them, set MIDAPI_JOURNAL to a folder.")
+        hint = "To keep them, set MIDAPI_JOURNAL to a folder, or to a postgresql:// URL."
+        return Finding("journal", "warning", text, hint)
     try:
         opened = SQLiteJournal(folder)
     except errors.InvalidRequestError as error:
@@ -157,6 +160,16 @@ async def journal(folder: Path | None) -> Finding:
         return Finding("journal", "warning", text, f"chmod 700 {folder}")
     text = f"{folder} is private, on a local disk, and not damaged; intents: {count}"
     return Finding("journal", "ok", text)
+
+
+async def unknown(opened: Journal) -> list[Finding]:
+    """An alarm if the journal contains submissions that a person must decide about."""
+    count = (await opened.stats()).counts.get(State.UNKNOWN, 0)
+    if not count:
+        return []
+    text = f"{count} of which it cannot be known whether they were paid; they are not sent again"
+    hint = "Look for them in MidAPI's own log: midapi journal list unknown"
+    return [Finding("unknown submissions", "warning", text, hint)]
 
 
 # ─── callbacks ───────────────────────────────────────────────────────────────────────────────────
@@ -226,7 +239,7 @@ def callback_settings(
 
 
 async def callbacks(
-    to: CallbackSettings, service: URL, folder: Path | None = None, proxy: URL | None = None
+    to: CallbackSettings, service: URL, place: Place | None = None, proxy: URL | None = None
 ) -> list[Finding]:
     """Sends a callback to our own public URL, and checks whether the receiver takes it.
 
@@ -235,7 +248,7 @@ async def callbacks(
     Args:
         to: how callbacks are to be received.
         service: MidAPI's URL. One of https is on the Internet; another reaches private addresses.
-        folder: of the application's journal.
+        place: where the application's journal is; it exists, if that is a database.
         proxy: the proxy through which the Internet is reached, or None.
     """
     to.proxy = proxy if service.scheme == "https" else None
@@ -253,9 +266,8 @@ async def callbacks(
                 to.own = own
             except errors.ReceiverError as error:
                 reason = str(error)
-        if to.own is None and folder is not None and folder.exists():
-            to.journal = SQLiteJournal(folder)
-            exits.push_async_callback(to.journal.aclose)
+        if to.own is None and place is not None and (isinstance(place, str) or place.exists()):
+            to.journal = await exits.enter_async_context(opened_journal(place))
         url = URL(to.own.url if to.own else to.public_url or local)
         found = await _reach(to, url, signs[0], is_public=service.scheme == "https")
     if to.own is not None:

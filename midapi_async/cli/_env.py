@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 from midapi_async import InvalidRequestError
+from midapi_async._runtime.secret import Secret
 from midapi_async.config import DEFAULT_BASE_URL, environment, secret_from_env, secret_from_file
+
+# Where a journal is: a folder, or a database's URL, which may contain a password.
+Place: TypeAlias = Path | Secret
 
 
 def has_api_key() -> bool:
@@ -26,10 +31,13 @@ def api_key_in(file: Path) -> str:
     return key
 
 
-def without_api_key(text: str) -> str:
-    """The text without the value of MIDAPI_API_KEY, in case an error's text contains it."""
+def without_secrets(text: str) -> str:
+    """The text without the API key and the journal's password, in case an error contains them."""
     key = environment("MIDAPI_API_KEY").rpartition(" ")[2]  # there may be a Bearer before it
-    return text.replace(key, "…") if len(key) > 3 else text
+    before, at, _ = environment("MIDAPI_JOURNAL").rpartition("@")  # as in …//user:password@host
+    for secret in (key, before.partition("//")[2].partition(":")[2] if at else ""):
+        text = text.replace(secret, "…") if len(secret) > 3 else text
+    return text
 
 
 def base_url(given: str | None = None) -> str:
@@ -53,10 +61,12 @@ def time_scale() -> float:
     return float(environment("MIDAPI_TIME_SCALE") or 1.0)
 
 
-def journal_folder() -> Path | None:
-    """The folder of the journal, or None."""
-    folder = environment("MIDAPI_JOURNAL")
-    return Path(folder) if folder else None
+def journal(given: str | None = None) -> Place | None:
+    """Where the given journal is, else the environment's; None for memory. Unchecked."""
+    text = given or environment("MIDAPI_JOURNAL")
+    if text.startswith(("postgresql:", "postgres:")):
+        return Secret(text)
+    return Path(text) if text else None
 
 
 def public_url() -> str | None:
@@ -66,7 +76,7 @@ def public_url() -> str | None:
 
 def asks_for_callbacks() -> bool:
     """Whether MidAPI is asked for callbacks, unless the port turns out to be taken."""
-    listens = environment("MIDAPI_CALLBACK_PORT") or journal_folder() is not None
+    listens = environment("MIDAPI_CALLBACK_PORT") or journal() is not None
     return public_url() is not None and bool(listens)
 
 

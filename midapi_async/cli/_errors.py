@@ -68,7 +68,7 @@ def command_error(error: Exception, journal: Path | None = None) -> CommandError
         error: the exception.
         journal: the folder of a journal that the environment does not name, or None.
     """
-    kind, text = type(error).__name__, _env.without_api_key(str(error))
+    kind, text = type(error).__name__, _env.without_secrets(str(error))
     if isinstance(error, InvalidRequestError):
         return CommandError(
             kind, _for_shells(error, text, journal), facts=_facts(error), exit_code=USAGE
@@ -161,7 +161,7 @@ def unknown_text(
     """What to say about a submission that may or may not have been accepted."""
     why = f" ({reason})" if reason else ""
     named = f" Callbacks named task {' and task '.join(candidates)} for it." if candidates else ""
-    if journal is not None or _env.journal_folder() is not None:
+    if journal is not None or _env.journal() is not None:
         where = "" if journal is None else f" --folder {shlex.quote(str(journal))}"
         then = (
             f"journal adopt {intent_id} TASK_ID{where}. If not: midapi journal resubmit "

@@ -1,8 +1,9 @@
-"""The folder of a journal, for ``midapi journal``: open it, find intents in it, show them."""
+"""The journal of ``midapi journal``: open it, find intents in it, show them."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,24 +17,31 @@ from midapi_async import Intent, InvalidRequestError, Journal, State
 from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _env
+from ._env import Place
 
+JOURNAL_HELP = (
+    "The journal's folder, or its postgresql:// URL; MIDAPI_JOURNAL if not given. If the URL has a "
+    "password, use MIDAPI_JOURNAL: other users of this machine can see command lines."
+)
 Folder = Annotated[
-    Path | None,
-    Parameter(show_default=False, help="The journal's folder; MIDAPI_JOURNAL if not given."),
+    str | None, Parameter(("--folder", "--journal"), show_default=False, help=JOURNAL_HELP)
 ]
 ID_HELP = "As `midapi journal list` shows it; the first digits are enough."
 _FILES = ("journal.sqlite", "journal.lock")  # each shows that there is, or was, a journal
 
 
-def folder_of(given: Path | None) -> Path:
-    """The folder of a journal that exists: no command here makes one.
+def place_of(given: str | None) -> Place:
+    """Where a journal is: no command here makes one.
 
     Raises:
-        InvalidRequestError: there is no such folder, or no journal in it.
+        InvalidRequestError: there is no such folder, or no journal in it. A database is asked when
+            it is opened.
     """
-    folder = given or _env.journal_folder()
+    folder = _env.journal(given)
     if folder is None:
         raise InvalidRequestError({"folder": "is missing: give --folder, or set MIDAPI_JOURNAL"})
+    if isinstance(folder, str):
+        return folder
     SQLiteJournal(folder)  # says that a URL is no folder
     if not folder.is_dir():
         # The first submission with MIDAPI_JOURNAL makes it.
@@ -44,10 +52,38 @@ def folder_of(given: Path | None) -> Path:
     return folder
 
 
+def shown_place(place: Place) -> str:
+    """Where a journal is, for people: a URL without its password."""
+    if isinstance(place, str):
+        from midapi_async.journal.postgres.journal import read_url
+
+        return read_url(place)[1]
+    return str(place)
+
+
+def option_of(given: str | None) -> str:
+    """The option that names a given journal to the next command; nothing for the environment's."""
+    if given is None:
+        return ""
+    place = place_of(given)
+    name = "--folder" if isinstance(place, Path) else "--journal"
+    return f" {name} {shlex.quote(shown_place(place))}"
+
+
 @asynccontextmanager
-async def opened_journal(folder: Path) -> AsyncIterator[SQLiteJournal]:
-    """The journal in a folder, closed at the end of the block."""
-    opened = SQLiteJournal(folder)
+async def opened_journal(place: Place) -> AsyncIterator[Journal]:
+    """The journal in a folder or a database, closed at the end of the block.
+
+    Raises:
+        InvalidRequestError: there is no journal in that database.
+    """
+    opened: Journal
+    if isinstance(place, str):
+        from . import _database  # it needs asyncpg
+
+        opened = await _database.existing_journal(place)
+    else:
+        opened = SQLiteJournal(place)
     try:
         yield opened
     finally:

@@ -52,7 +52,7 @@ async def receiving(
     choices: list[tuple[CallbackReceiver | None, str]] = []
     if receiver is not None and listens:
         choices.append((receiver, ""))
-    if receiver is not None and journal is None and _env.journal_folder() is not None:
+    if receiver is not None and journal is None and _env.journal() is not None:
         instead = "The program there takes them for this command if it shares MIDAPI_JOURNAL"
         choices.append((CallbackReceiver(_env.public_url()), instead if listens else ""))
     choices.append((None, "MidAPI is asked for no callbacks, and the result is found by polling"))

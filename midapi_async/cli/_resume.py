@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from cyclopts import Parameter
 
 from midapi_async import (
     Intent,
+    Journal,
     MidAPIClient,
     MidAPIError,
     State,
@@ -26,12 +26,12 @@ from midapi_async.config import settings
 from midapi_async.events import Event, Looked
 from midapi_async.handle import check_seconds
 from midapi_async.journal import BOUGHT
-from midapi_async.journal.sqlite import SQLiteJournal
 
 from . import _env
 from ._common import Output, make_folder, run_async
+from ._env import Place
 from ._errors import FAILED, command_error
-from ._folder import Folder, folder_of, opened_journal
+from ._folder import Folder, opened_journal, option_of, place_of
 from ._interrupt import interrupted
 from ._options import Naming, Service
 from ._progress import Progress
@@ -67,16 +67,14 @@ def resume(
         timeout: Seconds to wait; 0 fetches only what is finished. If not given, each task has 3600
             from its submission.
         namespace: Fetch only what clients with this namespace submitted; all if not given.
-        folder: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     if timeout is not None:
         timeout = check_seconds(timeout, "timeout", least=0.0)
     naming.check()
-    source = folder_of(folder)
+    source = place_of(folder)
     if to is not None:
         make_folder(to)
-    where = "" if folder is None else f" --folder {shlex.quote(str(folder))}"
-    run = _Run(to, naming, timeout, service, output, where)
+    run = _Run(to, naming, timeout, service, output, option_of(folder))
     code = run_async(_resume(run, source, namespace), output)
     return FAILED if run.left or any(each.has_failed for each in run.fetched) else code
 
@@ -132,7 +130,7 @@ class _Run:
         timeout: seconds to wait, or None.
         service: which MidAPI to use.
         output: what to print.
-        where: the option that names the journal's folder to the next command.
+        where: the option that names the journal to the next command.
         fetched: results that are complete.
         taken: how many of them are marked as taken.
         left: what is left for later.
@@ -225,7 +223,7 @@ class _Run:
             say(f"{_tasks(unfinished)} not finished: run this again later.")
 
 
-async def _resume(run: _Run, source: Path, namespace: str | None) -> None:
+async def _resume(run: _Run, source: Place, namespace: str | None) -> None:
     """Fetch the results of one namespace, or of all.
 
     Raises:
@@ -241,7 +239,7 @@ async def _resume(run: _Run, source: Path, namespace: str | None) -> None:
 
 
 async def _resume_in(
-    run: _Run, journal: SQLiteJournal, clients: AsyncExitStack, namespace: str | None
+    run: _Run, journal: Journal, clients: AsyncExitStack, namespace: str | None
 ) -> None:
     origin = str(settings("not-used", run.service.base_url).base_url.origin())
     progress = Progress("The command", scale=_env.time_scale())
@@ -334,7 +332,7 @@ def _tasks(count: int, *, are: bool = True) -> str:
     return f"{count} {noun} {verb}" if are else f"{count} {noun}"
 
 
-async def _rows(journal: SQLiteJournal, *states: State) -> AsyncIterator[Intent]:
+async def _rows(journal: Journal, *states: State) -> AsyncIterator[Intent]:
     """Every intent in these states that is not taken."""
     after = None
     while page := await journal.rows(states=sorted(states), taken=False, after=after):

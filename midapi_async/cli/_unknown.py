@@ -7,18 +7,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from midapi_async import CallbackReceiver, Intent, MidAPIClient, MidAPIError, TaskHandle
-from midapi_async.journal.sqlite import SQLiteJournal
+from midapi_async import CallbackReceiver, Intent, Journal, MidAPIClient, MidAPIError, TaskHandle
 
 from . import _env
 from ._common import Output, run_async
+from ._env import Place
 from ._errors import CommandError, command_error, usage_error
-from ._folder import ID_HELP, Folder, facts_of, find_rows, folder_of, opened_journal
+from ._folder import ID_HELP, Folder, facts_of, find_rows, opened_journal, place_of
 from ._interrupt import interrupted
 from ._options import Connection
 from ._terminal import one_line, out, out_json, say
@@ -40,7 +39,7 @@ def settle(
 ) -> int:
     """Wait until a callback shows that an unknown submission was accepted.
 
-    The callback must reach a program that has the folder open, such as a bot.
+    The callback must reach a program that has the journal open, such as a bot.
 
     Args:
         timeout: Seconds to wait.
@@ -112,19 +111,19 @@ def dismiss(*intent_ids: IntentIds, folder: Folder = None, output: Output = _OUT
 
 def _run(
     acts: Sequence[tuple[str, Act]],
-    folder: Path | None,
+    folder: str | None,
     connection: Connection,
     output: Output,
     *,
     needs_key: bool = False,
 ) -> int:
-    acting = _act_on_all(acts, folder_of(folder), connection, output, needs_key=needs_key)
+    acting = _act_on_all(acts, place_of(folder), connection, output, needs_key=needs_key)
     return run_async(acting, output)
 
 
 async def _act_on_all(
     acts: Sequence[tuple[str, Act]],
-    folder: Path,
+    place: Place,
     connection: Connection,
     output: Output,
     *,
@@ -134,7 +133,7 @@ async def _act_on_all(
 
     Args:
         acts: the first digits of each intent's id, and what to do with it.
-        folder: of the journal.
+        place: where the journal is.
         connection: how to reach MidAPI.
         output: what to print.
         needs_key: whether MidAPI is asked for something.
@@ -145,7 +144,7 @@ async def _act_on_all(
     """
     done: list[Intent] = []
     failed: dict[str, CommandError] = {}
-    async with opened_journal(folder) as opened, AsyncExitStack() as stack:
+    async with opened_journal(place) as opened, AsyncExitStack() as stack:
         # Nothing is changed before all intents are found and all clients are open.
         rows = await find_rows(opened, [intent_id for intent_id, _ in acts])
         clients: dict[str, MidAPIClient] = {}
@@ -180,11 +179,11 @@ async def _act_on_all(
 
 
 def _client_of(
-    row: Intent, opened: SQLiteJournal, connection: Connection, *, needs_key: bool
+    row: Intent, opened: Journal, connection: Connection, *, needs_key: bool
 ) -> MidAPIClient:
     """A client for the service and namespace of an intent.
 
-    Callbacks for what it submits reach the bot, which finds their intent in the same folder.
+    Callbacks for what it submits reach the bot, which finds their intent in the same journal.
     """
     origin, _, namespace = row.scope.partition(" ")
     public_url = _env.public_url()

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import suppress
 from typing import Annotated
 
 import attrs
 from cyclopts import Parameter
 from yarl import URL
 
+from midapi_async import JournalError
+
 from . import _checks, _env
 from ._checks import Finding
 from ._common import Output, run_async
+from ._env import Place
 from ._errors import FAILED
+from ._folder import JOURNAL_HELP, opened_journal
 from ._options import Service
 from ._terminal import one_line, out, out_json, say
 
@@ -27,7 +31,7 @@ def doctor(
     host: Annotated[str, Parameter(show_default=False)] = "127.0.0.1",
     port: int | None = None,
     webhook_key: str | None = None,
-    journal: Annotated[Path | None, Parameter(show_default=False)] = None,
+    journal: Annotated[str | None, Parameter(show_default=False, help=JOURNAL_HELP)] = None,
     service: Service = _SERVICE,
     output: Output = _OUTPUT,
 ) -> int:
@@ -43,7 +47,6 @@ def doctor(
         host: The address on which the receiver listens; 127.0.0.1 if not given.
         port: Its port; MIDAPI_CALLBACK_PORT if not given.
         webhook_key: The key set at MidAPI; MIDAPI_WEBHOOK_KEY, or its _FILE, if not given.
-        journal: The journal's folder; MIDAPI_JOURNAL if not given.
     """
     findings: list[Finding] = []
     url = service.base_url
@@ -60,17 +63,17 @@ def doctor(
         proxy, found = _checks.proxy_settings(service.proxy)
         add(*found)
         add(*await _checks.account(service.proxy, api_key=service.api_key(), base_url=url))
-        add(store := await _checks.journal(folder))
+        usable, found = await _journal(place)
+        add(*found)
         if isinstance(settings, list):
             add(*settings)
         elif any(each.name == "base_url" for each in findings):
             add(Finding("callbacks", "warning", "not checked, because base_url is wrong"))
         else:
             to = URL(_env.base_url(url))
-            usable = None if store.verdict == "failed" else folder
             add(*await _checks.callbacks(settings, to, usable, proxy))
 
-    folder = journal or _env.journal_folder()
+    place = _env.journal(journal)
     code = run_async(check(), output)
     failed = sum(each.verdict == "failed" for each in findings)
     if output.as_json:
@@ -79,3 +82,21 @@ def doctor(
         problems = "problem" if failed == 1 else "problems"
         say(f"{failed} {problems} must be fixed." if failed else "No problems found.")
     return FAILED if failed else code
+
+
+async def _journal(place: Place | None) -> tuple[Place | None, list[Finding]]:
+    """The place if there is a journal that can be used, and what is to be said about it."""
+    if isinstance(place, str):
+        from . import _database  # it needs asyncpg
+
+        found = await _database.check(place)
+        exists = found[0].verdict == "ok"
+    else:
+        found = [await _checks.journal(place)]
+        exists = place is not None and found[0].verdict != "failed" and place.exists()
+    if place is None or not exists:
+        return None, found
+    with suppress(JournalError):  # it was all right a moment ago
+        async with opened_journal(place) as opened:
+            found += await _checks.unknown(opened)
+    return place, found

@@ -1,6 +1,6 @@
-"""``midapi journal``: show a journal's folder, and act on unknown submissions.
+"""``midapi journal``: show what is in a journal, and act on unknown submissions.
 
-All of this also works while a bot has the folder open.
+All of this also works while a bot has the journal open.
 """
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from pathlib import Path
 from typing import Annotated
 
 import attrs
@@ -19,15 +18,17 @@ from midapi_async import Intent, InvalidRequestError, JournalError, State
 
 from ._backup import backup
 from ._common import Output, run_async
+from ._env import Place
 from ._errors import FAILED
 from ._folder import (
     ID_HELP,
     Folder,
     facts_of,
     find_rows,
-    folder_of,
     opened_journal,
+    place_of,
     rows_of,
+    shown_place,
     time_of,
 )
 from ._listing import listing, terminal_width
@@ -37,7 +38,7 @@ from ._unknown import adopt, dismiss, resubmit, settle
 
 journal = App(
     name="journal",
-    help="Show and change what is in a journal's folder, also while a bot has it open.",
+    help="Show and change what is in a journal, also while a bot has it open.",
     sort_key=8,
 )
 journal.command(backup)
@@ -71,12 +72,12 @@ def list_intents(
     """
     if limit is not None and limit < 1:
         raise InvalidRequestError({"limit": f"must be 1 or more, got {limit}"})
-    return run_async(_list(folder_of(folder), states, limit, output), output)
+    return run_async(_list(place_of(folder), states, limit, output), output)
 
 
-async def _list(folder: Path, states: tuple[State, ...], limit: int | None, output: Output) -> None:
+async def _list(place: Place, states: tuple[State, ...], limit: int | None, output: Output) -> None:
     count, rows = 0, deque[Intent](maxlen=limit)
-    async with opened_journal(folder) as opened:
+    async with opened_journal(place) as opened:
         async for row in rows_of(opened, *states):
             count += 1
             rows.append(row)
@@ -104,11 +105,11 @@ def show(
     output: Output = _OUTPUT,
 ) -> int:
     """Show everything that is known about one intent."""
-    return run_async(_show(folder_of(folder), intent_id, output), output)
+    return run_async(_show(place_of(folder), intent_id, output), output)
 
 
-async def _show(folder: Path, intent_id: str, output: Output) -> None:
-    async with opened_journal(folder) as opened:
+async def _show(place: Place, intent_id: str, output: Output) -> None:
+    async with opened_journal(place) as opened:
         [row] = await find_rows(opened, [intent_id])
     facts = facts_of(row)
     if output.as_json:
@@ -140,11 +141,11 @@ def prune(
     """
     if not 0 <= days < 100_000:
         raise InvalidRequestError({"days": f"must be from 0 to 100000, got {days:g}"})
-    return run_async(_prune(folder_of(folder), days, output), output)
+    return run_async(_prune(place_of(folder), days, output), output)
 
 
-async def _prune(folder: Path, days: float, output: Output) -> None:
-    async with opened_journal(folder) as opened:
+async def _prune(place: Place, days: float, output: Output) -> None:
+    async with opened_journal(place) as opened:
         removed = await opened.prune(before=time.time() - days * _DAY)
     if output.as_json:
         out_json({"removed": removed})
@@ -156,12 +157,12 @@ async def _prune(folder: Path, days: float, output: Output) -> None:
 def check(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
     """Check the journal for damage, and count what is in it. Exit code 1 if it is damaged."""
     problems: list[str] = []
-    code = run_async(_check(folder_of(folder), problems, output), output)
+    code = run_async(_check(place_of(folder), problems, output), output)
     return FAILED if problems else code
 
 
-async def _check(folder: Path, problems: list[str], output: Output) -> None:
-    async with opened_journal(folder) as opened:
+async def _check(place: Place, problems: list[str], output: Output) -> None:
+    async with opened_journal(place) as opened:
         problems += await opened.check()
         try:
             stats = await opened.stats()
@@ -169,7 +170,7 @@ async def _check(folder: Path, problems: list[str], output: Output) -> None:
             if not problems:
                 raise
             stats = None  # the damage is reported; what is left cannot be counted
-    facts: dict[str, object] = {"path": str(opened.path), "problems": problems}
+    facts: dict[str, object] = {"path": shown_place(place), "problems": problems}
     if stats is not None:
         facts |= attrs.asdict(stats)
         facts["counts"] = {str(state): count for state, count in stats.counts.items()}
@@ -178,9 +179,9 @@ async def _check(folder: Path, problems: list[str], output: Output) -> None:
         out_json(facts)
         return
     size = "" if stats is None else f", {stats.size:,} bytes"
-    out(f"{opened.path}: {'damaged' if problems else 'intact'}{size}")
+    out(f"{shown_place(place)}: {'damaged' if problems else 'intact'}{size}")
     if stats is not None:
-        for state, count in stats.counts.items():
+        for state, count in sorted(stats.counts.items()):
             out(f"{count} {state}")
         out(f"{stats.spent_keys} used keys of removed intents")
         out(f"{stats.owners} running programs")
@@ -195,11 +196,11 @@ def stats(*, folder: Folder = None, output: Output = _OUTPUT) -> int:
     The names in the JSON stay as they are. Exit code 0 means that the journal was read, whatever
     the figures are; 1, that it cannot be read; 2, that there is none.
     """
-    return run_async(_stats(folder_of(folder), output), output)
+    return run_async(_stats(place_of(folder), output), output)
 
 
-async def _stats(folder: Path, output: Output) -> None:
-    async with opened_journal(folder) as opened:
+async def _stats(place: Place, output: Output) -> None:
+    async with opened_journal(place) as opened:
         stats = await opened.stats()
     now = time.time()
 
@@ -207,7 +208,7 @@ async def _stats(folder: Path, output: Output) -> None:
         return None if since is None else round(max(0.0, now - since), 1)
 
     facts: dict[str, object] = {
-        "path": str(opened.path),
+        "path": shown_place(place),
         "states": {state.value: stats.counts.get(state, 0) for state in State},
         "last_24h": {state.value: stats.last_day.get(state, 0) for state in State},
         "unknown": stats.counts.get(State.UNKNOWN, 0),

@@ -75,7 +75,7 @@ async def _carry_out(
 ) -> None:
     progress = Progress(f"Task {task_id}", scale=_env.time_scale())
     async with AsyncExitStack() as exits:
-        if waits and _env.public_url() is not None and _env.journal_folder() is not None:
+        if waits and _env.public_url() is not None and _env.journal() is not None:
             # "manual": this must not mark the result as taken from a bot that shares the journal.
             opening = receiving(service, progress.take, ack="manual")
             client, _ = await exits.enter_async_context(opening)

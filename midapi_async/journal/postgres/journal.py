@@ -8,10 +8,9 @@ import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from yarl import URL
-
-from ..._runtime.secret import Secret
+from ..._runtime.secret import Secret, hidden
 from ...errors import InvalidRequestError, JournalError, shown
 from ..base import Reads, TableJournal
 from ..table import Table
@@ -39,7 +38,8 @@ class PostgresJournal(TableJournal):
     Args:
         database: a URL such as ``postgresql://user:password@host/database``, or a pool of asyncpg,
             which must be able to give two connections for as long as the journal is open.
-        schema: the name of the schema with the journal's tables.
+        schema: the name of the schema with the journal's tables. A URL may name it, too, with
+            ``?schema=``.
         store_prompts: False stores no requests, only hashes of them that are meaningless without
             the journal's own key; then ``request`` of the rows is None.
 
@@ -52,8 +52,10 @@ class PostgresJournal(TableJournal):
     def __init__(
         self, database: object, *, schema: str = "midapi", store_prompts: bool = True
     ) -> None:
-        is_url = isinstance(database, str) and database.startswith(("postgresql:", "postgres:"))
-        if not is_url and not hasattr(database, "acquire"):
+        database, self._place = hidden(database), "a pool"  # a URL may contain a password
+        if isinstance(database, str):
+            database, self._place, schema = read_url(database, schema)
+        elif not hasattr(database, "acquire"):
             raise InvalidRequestError(
                 {"database": f"must be a postgresql:// URL or a pool, got {shown(database)}"}
             )
@@ -61,17 +63,13 @@ class PostgresJournal(TableJournal):
             raise InvalidRequestError(
                 {"schema": f"must be small letters, digits and _, got {shown(schema)}"}
             )
-        self._database: Any = Secret(database) if is_url else database
+        self._database: Any = database
         self._schema = schema
         self._store_prompts = store_prompts
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
 
     def __repr__(self) -> str:
-        where = "a pool"
-        if isinstance(self._database, str):
-            with suppress(ValueError):
-                url = URL(self._database)
-                where = f"{url.host or ''}{url.path}"
+        where = self._place.partition("//")[2] or self._place
         return f"<PostgresJournal {where} {'open' if self._sessions else 'closed'}>"
 
     async def step(
@@ -132,3 +130,45 @@ class PostgresJournal(TableJournal):
                 f"{self!r} was opened in the parent process: make a new one after a fork"
             )
         return session
+
+
+def read_url(url: str, schema: str = "midapi") -> tuple[Secret, str, str]:
+    """What a ``postgresql://`` URL says.
+
+    Args:
+        url: it may name several hosts, and a schema in ``?schema=``.
+        schema: the schema if the URL names none.
+
+    Returns:
+        The URL for asyncpg; the same without user, password and parameters, to be shown; the
+        schema.
+
+    Raises:
+        InvalidRequestError: it is no such URL. The error does not show it.
+    """
+    url = hidden(url)
+    if (found := _read_url(url, schema)) is not None:
+        return found
+    raise InvalidRequestError(
+        {
+            "database": "is no URL like postgresql://user:password@host:5432/database; in the "
+            "password, write special characters as %40 for @, %2F for /, %23 for #, %3F for ?"
+        }
+    )
+
+
+def _read_url(url: str, schema: str) -> tuple[Secret, str, str] | None:
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        hosts = parts.netloc.rpartition("@")[2]
+        ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+        if any(port and not (port.isdecimal() and int(port) < 65_536) for port in ports):
+            return None
+    except ValueError:
+        return None
+    if not url.startswith(("postgresql://", "postgres://")) or parts.fragment or "@" in parts.path:
+        return None  # the latter two may be parts of a password
+    rest = urlencode([pair for pair in query if pair[0] != "schema"], quote_via=quote)
+    target, schema = f"{url.partition('?')[0]}?{rest}", dict(query).get("schema", schema)
+    return Secret(target.rstrip("?")), f"postgresql://{hosts}{parts.path}", schema

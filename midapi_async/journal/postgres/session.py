@@ -13,8 +13,8 @@ import random
 import secrets
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from copy import copy
 from functools import cache
@@ -446,6 +446,30 @@ class Session:
                 transport = connection._transport  # noqa: SLF001 - asyncpg shows it nowhere
                 os.dup2(nothing, transport.get_extra_info("socket").fileno())
         os.close(nothing)
+
+
+@asynccontextmanager
+async def connected(target: str) -> AsyncIterator[Any]:
+    """A connection for questions about the server, closed at the end of the block.
+
+    Raises:
+        JournalError: there is no answer, or a question is refused.
+    """
+    try:
+        with _errors_as_ours():
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                try:
+                    connection = await asyncpg.connect(target)
+                except Exception as error:
+                    _forget_traces(error)
+                    raise
+            try:
+                async with asyncio.timeout(_ANSWER_TIMEOUT):
+                    yield connection
+            finally:
+                connection.terminate()
+    except _Retry as retry:
+        raise JournalError(str(retry)) from retry.__cause__
 
 
 class _Retry(Exception):

@@ -1,0 +1,149 @@
+"""A journal on PostgreSQL, for the commands: whether there is one, and the checks of its server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from midapi_async import InvalidRequestError, errors
+from midapi_async.journal.postgres import PostgresJournal, schema
+from midapi_async.journal.postgres.journal import read_url
+from midapi_async.journal.postgres.session import connected
+
+from ._checks import Finding
+from ._errors import in_commands
+
+_EXISTS = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
+_CREATE = "GRANT CREATE ON DATABASE … TO …, or CREATE SCHEMA … AUTHORIZATION …"
+
+
+async def existing_journal(url: str) -> PostgresJournal:
+    """The journal in a database; none is made.
+
+    Raises:
+        InvalidRequestError: there is none.
+        JournalError: the database cannot be asked.
+    """
+    opened, (target, place, name) = PostgresJournal(url), read_url(url)
+    async with connected(target) as connection:
+        exists = await connection.fetchval(_EXISTS, name)
+    if not exists:
+        problem = f"{place} contains no journal (schema {name}); the first submission makes it"
+        raise InvalidRequestError({"journal": problem})
+    return opened
+
+
+async def check(url: str) -> list[Finding]:
+    """Checks a database, its server, and the journal in it; no journal is made.
+
+    If the first finding has failed, the journal cannot be used.
+    """
+    try:
+        opened, (target, place, name) = PostgresJournal(url), read_url(url)
+        async with connected(target) as connection:
+            found = await _server(connection, place)
+            exists, rights = await _rights(connection, name)
+        if not exists and not rights:
+            text = f"{place} contains no journal yet (schema {name}); the first use makes it"
+            found.insert(0, Finding("journal", "warning", text, "Is this the right database?"))
+        elif rights:
+            found.insert(0, rights)
+        else:
+            found.insert(0, await _journal(opened, f"{place}, schema {name}"))
+    except errors.InvalidRequestError as error:
+        return [Finding("journal", "failed", "; ".join(error.problems.values()))]
+    except errors.JournalError as error:
+        return [Finding("journal", "failed", in_commands(str(error)))]
+    return found
+
+
+async def _journal(opened: PostgresJournal, place: str) -> Finding:
+    """Opens the journal, which finds poolers, standbys and other releases."""
+    try:
+        count = sum((await opened.stats()).counts.values())
+    finally:
+        await opened.aclose()
+    text = f"{place} can be used (version {schema.VERSION} of the tables); intents: {count}"
+    return Finding("journal", "ok", text)
+
+
+async def _rights(connection: Any, name: str) -> tuple[bool, Finding | None]:  # noqa: ANN401 - asyncpg has no types
+    """Whether the schema has a journal, and what the role may not do there."""
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        text = "the server is a standby, which only answers questions"
+        return False, Finding("journal", "failed", text, "Give the address of the primary.")
+    who = await connection.fetchval("SELECT current_user")
+    if not await connection.fetchval(_EXISTS, name):
+        can = await connection.fetchval(
+            "SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE "
+            "nspname = $1), has_database_privilege(current_database(), 'CREATE'))",
+            name,
+        )
+        text = f"the role {who} may not create the schema {name}, or tables in it"
+        return False, None if can else Finding("journal", "failed", text, f"Once: {_CREATE}")
+    may = await connection.fetchrow(
+        "SELECT bool_and(has_schema_privilege(n.oid, 'USAGE')) AND bool_and(CASE relkind WHEN 'S' "
+        "THEN has_sequence_privilege(c.oid, 'USAGE') ELSE has_table_privilege(c.oid, 'SELECT') "
+        "AND (relname = 'meta' OR has_table_privilege(c.oid, 'INSERT') AND "
+        "has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')) END) AS "
+        "can_use FROM pg_namespace AS n JOIN pg_class AS c ON relnamespace = n.oid AND relkind IN "
+        "('r', 'S') WHERE nspname = $1",
+        name,
+    )
+    if may["can_use"]:
+        return True, None
+    text = f"the role {who} may not read and write all tables of the schema {name}"
+    return True, Finding("journal", "failed", text, "Use the role that made them, or GRANT these.")
+
+
+async def _server(connection: Any, place: str) -> list[Finding]:  # noqa: ANN401 - asyncpg has no types
+    """What is to be known about a server that answers."""
+    facts = await connection.fetchrow(
+        "SELECT current_setting('server_version') AS version, pg_backend_pid() AS process, "
+        "inet_server_addr() IS NULL AS is_local, current_setting('fsync') AS fsync, "
+        "current_setting('full_page_writes') AS pages, current_setting('autovacuum') AS vacuum, "
+        "current_setting('synchronous_standby_names') AS names, "
+        "(SELECT count(*) FROM pg_stat_replication) AS standbys, "
+        "(SELECT count(*) FROM pg_stat_replication WHERE state IS NULL OR sync_state <> 'async') "
+        "AS confirming"
+    )
+    found = [Finding("PostgreSQL", "ok", f"{place} answers; release {facts['version']}")]
+    if "off" in {facts["fsync"], facts["pages"]}:
+        text = "fsync or full_page_writes is off: a power failure can lose or damage the journal"
+        found.append(Finding("durability", "warning", text, "Set both to on."))
+    if facts["vacuum"] == "off":
+        text = "autovacuum is off: the tables that change often grow without end"
+        found.append(Finding("vacuum", "warning", text, "Set autovacuum to on."))
+    found.append(_replication(facts))
+    if connection.get_server_pid() != facts["process"]:
+        text = "a pooler stands before the server: only it can notice that a client's cable is cut"
+        hint = "Give the server's own address, or set the pooler's keepalives to about 10 s."
+        return [*found, Finding("keepalives", "warning", text, hint)]
+    if facts["is_local"]:
+        return [*found, Finding("keepalives", "ok", "not needed: the server is on this machine")]
+    await connection.execute("SET tcp_keepalives_idle = 5")
+    if await connection.fetchval("SELECT current_setting('tcp_keepalives_idle')") == "5":
+        return [*found, Finding("keepalives", "ok", "a cable that is cut is noticed after 10 s")]
+    text = "the system of this server has no keepalives: it may take hours to notice a cut cable"
+    return [*found, Finding("keepalives", "warning", text, "Run the server on Linux.")]
+
+
+def _replication(facts: Mapping[str, Any]) -> Finding:
+    """Whether what was committed survives a failover."""
+    if facts["names"]:
+        if facts["confirming"] or not facts["standbys"]:
+            text = (
+                f"synchronous ({facts['names']}): a failover to a synchronous standby loses nothing"
+            )
+            return Finding("replication", "ok", text)
+        text = "synchronous, but no synchronous standby is connected: each submission waits for it"
+        return Finding("replication", "warning", text, "Repair the standby.")
+    if not facts["standbys"]:
+        text = "no standby is connected: with the server's disk, all keys would be lost"
+        return Finding("replication", "ok", text)
+    text = (
+        "asynchronous: a failover loses the last commits, and a key that was claimed in them can "
+    )
+    text += "be claimed, and paid, again"
+    hint = "Set synchronous_standby_names, and fail over only to a standby that is named there."
+    return Finding("replication", "warning", text, hint)

@@ -1,0 +1,277 @@
+"""The commands with a journal on PostgreSQL, over a real server."""
+
+import asyncio
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from midapi_async import MidAPIClient, SubmissionUnknown
+from midapi_async.journal.postgres.session import connected
+from midapi_async.sandbox import SandboxThread, lose_answer
+from tests.cli.conftest import Midapi, Ran, only
+from tests.journal.test_postgres import pgbouncer
+from tests.support import secrets
+from tests.support.postgres import Server, as_user, free_port, new_folder, new_schema, programs
+from tests.support.postgres import server as started
+
+pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
+
+PASSWORD = secrets.known("a p@ss/word")  # some characters must be written in another way in a URL
+ROLE = "pictures"
+
+
+@pytest.fixture
+def url(postgres: Server) -> Iterator[str]:
+    """The address of a new database; its role has a password and no other rights."""
+    name, hba = new_schema(), postgres.folder / "pg_hba.conf"
+    if ROLE not in (rules := hba.read_text()):
+        hba.write_text(f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n{rules}")
+        role = f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'"
+        asyncio.run(postgres.execute(f"DO $$BEGIN {role}; PERFORM pg_reload_conf(); END$$"))
+    asyncio.run(postgres.execute(f"CREATE DATABASE {name} OWNER {ROLE}"))
+    yield f"postgresql://{ROLE}:{quote(PASSWORD, safe='')}@127.0.0.1:{postgres.port}/{name}"
+    asyncio.run(postgres.execute(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def midapi(midapi: Midapi, midapi_sandbox: SandboxThread) -> Midapi:
+    """The command line; nothing that it prints contains the password."""
+
+    def run(*arguments: object) -> Ran:
+        ran = midapi(*arguments)
+        for text in (ran.out, ran.err):
+            assert not secrets.found_in(text), text
+            assert quote(PASSWORD, safe="") not in text, text
+        return ran
+
+    return run
+
+
+@pytest.fixture
+def unknown(url: str, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with a finished intent and an unknown one, named in the environment."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", url)
+    midapi_sandbox.faults.on("submit", nth=2, do=lose_answer())
+
+    async def fill() -> str:
+        async with MidAPIClient(ack="manual") as client:
+            await client.generate_and_wait("a red fox", key="one")
+            with pytest.raises(SubmissionUnknown) as caught:
+                await client.generate_and_wait("a red fox", key="two", metadata={"a": "b"})
+            return caught.value.intent_id
+
+    return asyncio.run(fill())
+
+
+def place_of(url: str) -> str:
+    """The URL as it is shown."""
+    return f"postgresql://{url.rpartition('@')[2]}"
+
+
+def test_the_commands_read_a_database(midapi: Midapi, unknown: str, url: str) -> None:
+    """By MIDAPI_JOURNAL; by the option; what they call it has no password."""
+    lines = midapi("journal", "list").lines
+    assert [line.split()[1] for line in lines[1:]] == ["succeeded", "unknown"]
+    facts = midapi("journal", "show", unknown[:8], "--json").json
+    assert (facts["state"], facts["key"], facts["metadata"]) == ("unknown", "two", {"a": "b"})
+    ran = midapi("journal", "check")
+    assert ran.lines[0].startswith(f"{place_of(url)}: intact, ")
+    assert ran.lines[1:3] == ["1 succeeded", "1 unknown"]
+    for option in ("--journal", "--folder"):
+        stats = midapi("journal", "stats", "--json", option, url).json
+        assert (stats["path"], stats["unknown"], stats["untaken"]) == (place_of(url), 1, 1)
+    assert midapi("journal", "prune").out == "0 removed\n"
+
+
+def test_the_commands_act_on_a_database(
+    midapi: Midapi, unknown: str, url: str, midapi_sandbox: SandboxThread
+) -> None:
+    """Resume, settle, resubmit, adopt and dismiss."""
+    ran = midapi("journal", "resume", "--journal", url)
+    assert (ran.code, len(ran.lines)) == (0, 4)
+    assert ran.err.count(f"midapi journal list unknown --journal {place_of(url)}") == 1
+    assert midapi("journal", "resume").lines == []
+    assert midapi("journal", "settle", unknown, "--timeout", "0.1").code == 1
+    task_id = midapi("journal", "resubmit", unknown).out.strip()
+    assert midapi("task", task_id, "--wait").code == 0
+    assert [each.task_id for each in midapi_sandbox.ledger.accepted][-1] == task_id
+    midapi_sandbox.faults.on("submit", do=lose_answer())
+    lost = midapi("generate", "a blue whale", "--key", "3").err
+    again = only(midapi("journal", "list", "unknown").lines[1:]).split()[0]
+    assert f"If it is there: midapi journal adopt {again} TASK_ID. " in lost
+    task_id = midapi_sandbox.ledger.accepted[-1].task_id
+    assert midapi("journal", "adopt", again, task_id).out.strip() == task_id
+    bought = len(midapi_sandbox.ledger.accepted)
+    assert midapi("generate", "a blue whale", "--key", "3", "--no-wait").out.strip() == task_id
+    assert len(midapi_sandbox.ledger.accepted) == bought
+    midapi_sandbox.faults.on("submit", do=lose_answer())
+    midapi("generate", "a blue whale", "--key", "4")
+    again = only(midapi("journal", "list", "unknown").lines[1:]).split()[0]
+    assert midapi("journal", "dismiss", again).err == f"Intent {again} is dismissed.\n"
+
+
+def test_backup_says_what_to_run(midapi: Midapi, unknown: str, url: str, elsewhere: Path) -> None:
+    """The command that it prints works, with the password in its own variable."""
+    ran = midapi("journal", "backup", "journal.dump", "--journal", f"{url}?schema=midapi")
+    assert ran.code == 2
+    command = ran.error.partition("as in: ")[2].partition(". Restore")[0]
+    assert "would be paid again" in ran.error
+    program, *arguments = shlex.split(command.replace("FILE", "journal.dump"))
+    user = {"PGPASSWORD": PASSWORD, "PGUSER": ROLE}
+    subprocess.run([programs() / program, *arguments], env=user, check=True, timeout=60)
+    assert (elsewhere / "journal.dump").stat().st_size > 1000
+
+
+def test_no_command_makes_a_journal(midapi: Midapi, url: str) -> None:
+    """A database without one is the wrong one."""
+    for command in ("list", "check", "stats", "prune", "resume"):
+        ran = midapi("journal", command, "--journal", url)
+        assert ran.code == 2
+        assert ran.error.startswith(f"journal: {place_of(url)} contains no journal (schema midapi)")
+    assert doctor(midapi, url)["journal"]["verdict"] == "warning"
+    assert asyncio.run(_database_has(url, "midapi")) is False
+
+
+async def _database_has(url: str, schema: str) -> bool:
+    async with connected(url) as connection:
+        found = await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema)
+        return bool(found)
+
+
+def doctor(midapi: Midapi, url: str) -> dict[str, dict[str, str]]:
+    """The findings, each by its name."""
+    checks = midapi("doctor", "--json", "--journal", url).json["checks"]
+    return {each["name"]: each for each in checks}
+
+
+# ─── what can be wrong ───────────────────────────────────────────────────────────────────────────
+
+
+def test_each_problem_is_said_in_plain_words(midapi: Midapi, url: str, postgres: Server) -> None:
+    """By a command that submits, one that reads, and the doctor; the password is never shown."""
+    right, rest = url.split("@")
+    wrong = secrets.known("some-other-password")
+    for bad, text in (
+        (f"{right}@127.0.0.1:{free_port()}/db", "cannot be reached"),
+        (f"postgresql://{ROLE}:{wrong}@{rest}", "check the user and the password in its URL"),
+        (f"postgresql://nobody:{wrong}@{rest}", "check the user and the password in its URL"),
+        (f"{url}x", "create that database, or correct its URL"),
+        (f"{url}?schema=No-Name", "must be small letters, digits and _"),
+        (f"postgresql://{ROLE}:{PASSWORD}@{rest}", "write special characters as %40 for @"),
+        (f"{url}?sslmode=no", "sslmode"),
+        (f"{url}?sslmode=require", "SSL"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MIDAPI_JOURNAL", bad)
+            for command in ("generate", "a red fox", "--no-wait"), ("journal", "list"):
+                ran = midapi(*command)
+                assert ran.code in {1, 2}
+                assert text in ran.error, command
+        found = doctor(midapi, bad)["journal"]
+        assert (found["verdict"], text in found["text"]) == ("failed", True), found
+
+
+def test_doctor_describes_a_server(
+    midapi: Midapi, url: str, postgres: Server, midapi_sandbox: SandboxThread
+) -> None:
+    """Release, durability, replication, keepalives; an empty journal, then one with an alarm."""
+    found = doctor(midapi, url)
+    assert found["journal"]["text"] == (
+        f"{place_of(url)} contains no journal yet (schema midapi); the first use makes it"
+    )
+    assert found["PostgreSQL"]["text"].startswith(f"{place_of(url)} answers; release ")
+    assert found["durability"]["verdict"] == "warning"  # the tests' own server has fsync = off
+    assert "no standby is connected" in found["replication"]["text"]
+    assert found["keepalives"]["verdict"] == "ok"
+    midapi_sandbox.faults.on("submit", do=lose_answer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIDAPI_JOURNAL", url)
+        midapi("generate", "a red fox", "--key", "1")
+        ran = midapi("doctor")
+    assert f"✓ journal: {place_of(url)}, schema midapi can be used (version" in ran.out
+    assert "! unknown submissions: 1 of which it cannot be known" in ran.out
+    assert "midapi journal list unknown" in ran.out
+
+
+def test_doctor_names_missing_rights(midapi: Midapi, url: str, postgres: Server) -> None:
+    """To make the schema; to use that of another role."""
+    name = url.rpartition("/")[2]
+    theirs = postgres.url.replace("/postgres", f"/{name}")
+    asyncio.run(_execute(theirs, f"ALTER DATABASE {name} OWNER TO CURRENT_USER"))
+    found = doctor(midapi, url)["journal"]
+    assert (found["verdict"], found["text"]) == (
+        "failed",
+        f"the role {ROLE} may not create the schema midapi, or tables in it",
+    )
+    assert "GRANT CREATE ON DATABASE" in found["hint"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIDAPI_JOURNAL", url)
+        assert "GRANT CREATE ON DATABASE" in midapi("generate", "a red fox", "--no-wait").error
+        patch.setenv("MIDAPI_JOURNAL", theirs)
+        assert midapi("generate", "a red fox", "--no-wait").code == 0
+    found = doctor(midapi, url)["journal"]
+    assert (found["verdict"], found["text"]) == (
+        "failed",
+        f"the role {ROLE} may not read and write all tables of the schema midapi",
+    )
+    rights = "GRANT {} IN SCHEMA midapi TO pictures"
+    asyncio.run(_execute(theirs, "GRANT USAGE ON SCHEMA midapi TO pictures"))
+    asyncio.run(_execute(theirs, rights.format("ALL ON ALL TABLES")))
+    asyncio.run(_execute(theirs, rights.format("ALL ON ALL SEQUENCES")))
+    assert doctor(midapi, url)["journal"]["verdict"] == "ok"
+
+
+async def _execute(url: str, statement: str) -> None:
+    async with connected(url) as connection:
+        await connection.execute(statement)
+
+
+def test_doctor_finds_poolers(midapi: Midapi, postgres: Server) -> None:
+    """One in transaction mode cannot be used; one in session mode hides cables that are cut."""
+    schema = f"?schema={new_schema()}"
+    with pgbouncer(postgres.port, "session") as url:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MIDAPI_JOURNAL", url + schema)
+            midapi("generate", "a red fox", "--no-wait")
+        found = doctor(midapi, url + schema)
+        assert found["journal"]["verdict"] == "ok"
+        assert "a pooler stands before the server" in found["keepalives"]["text"]
+    with pgbouncer(postgres.port, "transaction") as url:
+        found = doctor(midapi, url + schema)
+    assert found["journal"]["verdict"] == "failed"
+    assert "a pooler with pool_mode = session" in found["journal"]["text"]
+
+
+def test_doctor_tells_how_a_standby_follows(midapi: Midapi) -> None:
+    """Asynchronous, synchronous, away; the standby itself is no place for a journal."""
+    with started(wal_level="replica", max_wal_senders="3") as primary, new_folder() as folder:
+        copy = as_user(programs() / "pg_basebackup", "-d", primary.url, "-D", folder / "data")
+        copy += ["-R", "--checkpoint=fast"]
+        subprocess.run(copy, check=True, capture_output=True, cwd="/", timeout=60)
+        standby = Server(folder / "data", {"hot_standby": "on"})
+        standby.start()
+        try:
+            found = doctor(midapi, primary.url)["replication"]
+            assert (found["verdict"], "can be claimed, and paid, again" in found["text"]) == (
+                "warning",
+                True,
+            )
+            asyncio.run(_follow(primary, "'*'"))
+            found = doctor(midapi, primary.url)["replication"]
+            assert (found["verdict"], found["text"][:15]) == ("ok", "synchronous (*)")
+            asyncio.run(_follow(primary, "'another'"))
+            found = doctor(midapi, primary.url)["replication"]
+            assert "no synchronous standby is connected" in found["text"]
+            found = doctor(midapi, standby.url)["journal"]
+            assert (found["verdict"], "is a standby" in found["text"]) == ("failed", True)
+        finally:
+            standby.kill()
+
+
+async def _follow(primary: Server, names: str) -> None:
+    await primary.execute(f"ALTER SYSTEM SET synchronous_standby_names = {names}")
+    await primary.execute("SELECT pg_reload_conf(), pg_sleep(0.2)")
