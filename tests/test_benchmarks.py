@@ -173,6 +173,15 @@ def test_journal_compares_with_a_bare_commit(tmp_path: Path) -> None:
     assert min(written["callbacks"].values()) > 0
 
 
+def test_machines_compares_with_an_insert(tmp_path: Path) -> None:
+    """On a real server, with every kind of figure."""
+    _, written = measured("machines.py", folder=tmp_path)
+    figures = written["figures"]
+    assert min(figures.values()) > 0
+    assert 0.5 < figures["claim / INSERT + COMMIT"] < 20
+    assert figures["wake elsewhere, p50 ms"] <= figures["wake elsewhere, p99 ms"] < 5000
+
+
 def test_imports_are_compared_by_their_cpu(tmp_path: Path) -> None:
     """Our import includes the reference's, and little more."""
     _, written = measured("imports.py", folder=tmp_path)

@@ -54,6 +54,7 @@ class TestSQLiteJournalWithoutPrompts(TestSQLiteJournal):
         return SQLiteJournal(self.folder, store_prompts=False)
 
 
+@pytest.mark.one_python
 class TestPostgresJournal(SharedJournalContract):
     """Two objects on one schema are two owners, as processes on two machines are."""
 
@@ -63,15 +64,6 @@ class TestPostgresJournal(SharedJournalContract):
 
     def make_journal(self) -> Journal:
         return PostgresJournal(self.url, schema=self.schema)
-
-
-class TestPostgresJournalWithoutPrompts(TestPostgresJournal):
-    """What was asked for is not in the database, and all else holds."""
-
-    stores_prompts = False
-
-    def make_journal(self) -> Journal:
-        return PostgresJournal(self.url, schema=self.schema, store_prompts=False)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])

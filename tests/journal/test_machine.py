@@ -286,6 +286,7 @@ def test_a_shared_folder_behaves_like_one_memory() -> None:
     _run(25)
 
 
+@pytest.mark.one_python
 @pytest.mark.fault("S15")
 @pytest.mark.parametrize(
     "examples", [4, pytest.param(400, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])]

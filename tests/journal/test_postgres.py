@@ -14,10 +14,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from midapi_async import InvalidRequestError, MidAPIClient
+from midapi_async import InvalidRequestError, MidAPIClient, TextToImage
 from midapi_async.config import RateLimit
 from midapi_async.errors import JournalError
-from midapi_async.journal import Claimed, Standing, State
+from midapi_async.journal import Busy, Claimed, Standing, State
+from midapi_async.journal.contract import details_of
 from midapi_async.journal.postgres import PostgresJournal
 from midapi_async.journal.postgres import journal as journal_module
 from midapi_async.journal.postgres import schema as schema_module
@@ -94,6 +95,7 @@ async def test_eight_clients_never_get_more_slots_than_there_are(make: Make) -> 
         assert sum(isinstance(each, Claimed) for each in answers) == 20
 
 
+@pytest.mark.one_python
 @pytest.mark.fault("S15")
 async def test_processes_race_for_keys(postgres: Server, schema: str) -> None:
     """Exactly one of three gets each key."""
@@ -127,6 +129,43 @@ async def test_one_text_that_cannot_be_stored(make: Make) -> None:
     assert [type(each) for each in answers] == [Claimed, JournalError, Claimed]
     with pytest.raises(JournalError):
         await journal.find(key=(SCOPE, "\0"))
+
+
+@pytest.mark.fault("S06")
+async def test_the_servers_clock_is_set_back(postgres: Server, make: Make, schema: str) -> None:
+    """By an hour: a pause after a 429 and the slots do not last an hour longer."""
+    journal, limit = make(), RateLimit(2, per=60.0)
+    slots = [await claim(journal, intent(), limit) for _ in range(2)]
+    assert isinstance(slots[0], Claimed)
+    await journal.release(slots[0].slot, sent=True, pause=5.0)
+    for table, columns in (
+        ("accounts", ("paused_until", "halves_from", "grows_at", "written_at")),
+        ("slots", ("started", "ends_at")),
+    ):
+        later = ", ".join(f"{column} = {column} + 3600" for column in columns)
+        await postgres.execute(f'UPDATE "{schema}".{table} SET {later}')
+    for least, most in ((4.0, 5.0), (3.0, 4.5)):
+        answer = await claim(journal, intent(), limit)
+        assert isinstance(answer, Busy)
+        assert least < answer.retry_in <= most
+        await asyncio.sleep(0.6)
+    slot = await claim(make(), intent(), RateLimit(9, per=0.1), account="other")
+    assert isinstance(slot, Claimed)
+
+
+async def test_without_prompts(postgres: Server, schema: str) -> None:
+    """No request and no params of a task are stored; a request can still be compared."""
+    journal = PostgresJournal(postgres.url, schema=schema, store_prompts=False)
+    row = await claimed(journal, intent(key="k"))
+    assert (row.request, row.fingerprint[:7]) == (None, "sealed:")
+    assert (await standing(journal, intent(key="k"))).same
+    assert not (await standing(journal, intent(TextToImage("a wolf"), key="k"))).same
+    await journal.advance(row.intent_id, State.ACCEPTED, task_id="t")
+    await journal.advance(row.intent_id, State.SUCCEEDED, details=details_of("t"))
+    [stored] = await postgres.execute(f'SELECT request, details FROM "{schema}".intents')
+    assert stored["request"] is None
+    assert "fox" not in stored["details"]
+    await journal.aclose()
 
 
 # ─── owners ──────────────────────────────────────────────────────────────────────────────────────
@@ -368,7 +407,9 @@ async def test_the_server_is_killed_during_a_claim(
     schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether its row was written or not, the claim succeeds when the server is back, once."""
-    with server(is_durable=True) as killed:
+    # Only the processes end: what they have written is the system's, synced or not.
+    monkeypatch.setattr(session_module, "TIMEOUT", 60.0)
+    with server() as killed:
 
         def kill() -> None:
             killed.kill()

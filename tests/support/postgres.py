@@ -1,6 +1,7 @@
 """A real PostgreSQL server for tests: installed if it is missing, started here, gone afterwards."""
 
 import asyncio
+import fcntl
 import os
 import pwd
 import secrets
@@ -21,7 +22,7 @@ import asyncpg
 from midapi_async.journal.postgres.session import Session
 from midapi_async.testing import VirtualLoop
 
-PACKAGES = ("postgresql-15", "pgbouncer")
+PACKAGES = ("postgresql", "pgbouncer")
 SUPERUSER = "tests"
 
 
@@ -49,6 +50,8 @@ def install() -> None:
     """Install both with apt-get; one process at a time."""
     assert os.environ.get("CI") or os.geteuid() == 0, f"install {' and '.join(PACKAGES)} first"
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    lock = open(Path(tempfile.gettempdir()) / "midapi-tests-install", "w")  # noqa: SIM115, PTH123 - held to the end
+    fcntl.flock(lock, fcntl.LOCK_EX)
     wait = ["-o", "DPkg::Lock::Timeout=300", "-qq"]
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
@@ -166,7 +169,7 @@ def server(*, is_durable: bool = False, **settings: str) -> Iterator[Server]:
     """A new server.
 
     Args:
-        is_durable: whether it writes to a disk, synced, so that it can be killed.
+        is_durable: whether it writes to a disk, synced.
         **settings: of postgresql.conf.
     """
     if not is_durable:

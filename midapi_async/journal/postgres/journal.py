@@ -17,6 +17,7 @@ from ..table import Table
 
 try:
     from .session import Session
+    from .table import PostgresTable
 except ImportError as error:
     raise InvalidRequestError(
         {"journal": "PostgreSQL needs asyncpg: pip install 'midapi-async[postgres]'"}
@@ -67,6 +68,7 @@ class PostgresJournal(TableJournal):
         self._schema = schema
         self._store_prompts = store_prompts
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
+        self._watchers: dict[asyncio.AbstractEventLoop, set[asyncio.Event]] = {}
 
     def __repr__(self) -> str:
         where = self._place.partition("//")[2] or self._place
@@ -80,10 +82,10 @@ class PostgresJournal(TableJournal):
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """See `Journal.changes`."""
-        session, changed = self._session(), asyncio.Event()
-        session.watchers.add(changed)
+        changed, watchers = asyncio.Event(), self._watchers_here()
+        watchers.add(changed)
         try:
-            writes, oldest, fence = await session.do(lambda table: table.mark(), writes=False)
+            writes, oldest, fence = await self._session().do(_mark, writes=False)
             is_settled = oldest >= fence
             while True:
                 changed.clear()
@@ -94,7 +96,7 @@ class PostgresJournal(TableJournal):
                             await changed.wait()
                         break
                     await self._resolve_orphans()
-                    now, oldest, newest = await session.do(lambda table: table.mark(), writes=False)
+                    now, oldest, newest = await self._session().do(_mark, writes=False)
                     if now != writes:
                         # The write may not be committed yet: not all transactions of this moment
                         # may have ended.
@@ -104,7 +106,7 @@ class PostgresJournal(TableJournal):
                         is_settled = oldest >= fence
                         break
         finally:
-            session.watchers.discard(changed)
+            watchers.discard(changed)
 
     async def disown(self) -> None:
         """See `Journal.disown`."""
@@ -120,9 +122,13 @@ class PostgresJournal(TableJournal):
         loop = asyncio.get_running_loop()
         for each in [each for each in self._sessions if each.is_closed()]:
             del self._sessions[each]
+            self._watchers.pop(each, None)
         if loop not in self._sessions:
             self._sessions[loop] = Session(
-                self._database, self._schema, store_prompts=self._store_prompts
+                self._database,
+                self._schema,
+                self._watchers_here(),
+                store_prompts=self._store_prompts,
             )
         session = self._sessions[loop]
         if any(each.process != os.getpid() for each in self._sessions.values()):
@@ -130,6 +136,10 @@ class PostgresJournal(TableJournal):
                 f"{self!r} was opened in the parent process: make a new one after a fork"
             )
         return session
+
+    def _watchers_here(self) -> set[asyncio.Event]:
+        return self._watchers.setdefault(asyncio.get_running_loop(), set())
+
 
 
 def read_url(url: str, schema: str = "midapi") -> tuple[Secret, str, str]:
@@ -172,3 +182,7 @@ def _read_url(url: str, schema: str) -> tuple[Secret, str, str] | None:
     rest = urlencode([pair for pair in query if pair[0] != "schema"], quote_via=quote)
     target, schema = f"{url.partition('?')[0]}?{rest}", dict(query).get("schema", schema)
     return Secret(target.rstrip("?")), f"postgresql://{hosts}{parts.path}", schema
+
+
+def _mark(table: PostgresTable) -> tuple[int, int, int]:
+    return table.mark()

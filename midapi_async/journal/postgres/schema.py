@@ -69,7 +69,8 @@ CREATE INDEX intents_open ON SCHEMA.intents (scope, owner) WHERE {OPEN};
 CREATE INDEX intents_ended ON SCHEMA.intents ({ENDED}) WHERE owner <> '';
 CREATE TABLE SCHEMA.accounts (
     account text PRIMARY KEY, version bigint NOT NULL, paused_until float8 NOT NULL,
-    allowed integer, halves_from float8 NOT NULL, grows_at float8 NOT NULL
+    allowed integer, halves_from float8 NOT NULL, grows_at float8 NOT NULL,
+    written_at float8 NOT NULL
 ) {_BUSY};
 CREATE TABLE SCHEMA.slots (
     slot text PRIMARY KEY, account text NOT NULL, intent_id text NOT NULL, owner text NOT NULL,
@@ -106,7 +107,7 @@ BEGIN
             UPDATE SCHEMA.accounts AS a
             SET version = account.version, paused_until = account.paused_until,
                 allowed = account.allowed, halves_from = account.halves_from,
-                grows_at = account.grows_at
+                grows_at = account.grows_at, written_at = account.written_at
             WHERE a.account = account.account AND a.version = account.version - 1;
             IF NOT FOUND THEN
                 RAISE EXCEPTION 'the account has changed' USING ERRCODE = '{CONFLICT}';

@@ -35,6 +35,7 @@ TIMEOUT = 10.0  # seconds that a caller waits while the server cannot be reached
 _ANSWER_TIMEOUT = 10.0  # seconds for the server's answer to a statement
 _OLDEST_SERVER = 14
 _PRUNE_EVERY = 6 * 3600.0  # seconds
+_MOST_TOGETHER = 128  # jobs of one transaction
 _OPTIMISTIC_TRIES = 3  # optimistic ones, before the accounts are locked first
 # A dead cable: the server drops the owner's lock after about 10 s.
 _KEEPALIVES = (
@@ -109,16 +110,24 @@ class Session:
     Args:
         target: a URL, or an asyncpg pool.
         name: of the database schema.
+        watchers: are set after each write, here or elsewhere.
         store_prompts: whether requests are stored.
     """
 
-    def __init__(self, target: Any, name: str, *, store_prompts: bool) -> None:  # noqa: ANN401 - asyncpg has no types
+    def __init__(
+        self,
+        target: Any,  # noqa: ANN401 - asyncpg has no types
+        name: str,
+        watchers: set[asyncio.Event],
+        *,
+        store_prompts: bool,
+    ) -> None:
         self._target = target
         self._name = name
         self._store_prompts = store_prompts
         self.loop = asyncio.get_running_loop()
         self.process = os.getpid()
-        self.watchers: set[asyncio.Event] = set()
+        self._watchers = watchers
         self._jobs: list[Job[Any]] = []
         self._tasks = OwnedTasks()
         self._working = self._announcing = False
@@ -159,8 +168,8 @@ class Session:
             while self._jobs:
                 # Questions lock nothing, and so they are not asked together with what writes.
                 for writes in (False, True):
-                    jobs = [job for job in self._jobs if job.writes is writes]
-                    self._jobs = [job for job in self._jobs if job.writes is not writes]
+                    jobs = [job for job in self._jobs if job.writes is writes][:_MOST_TOGETHER]
+                    self._jobs = [job for job in self._jobs if job not in jobs]
                     if jobs:
                         await self._serve(jobs)
         finally:
@@ -213,7 +222,7 @@ class Session:
                 if not retry.is_conflict:
                     # It may have been written although no answer came. A POST that it allows was
                     # not sent yet, so a row that was written belongs to the next attempt.
-                    reads = (read for job in jobs for read in job.reads)
+                    reads = (read for job in jobs if job.writes for read in job.reads)
                     unsure = {read[1]: self._me for read in reads if read[0] == "id"} | unsure
                     self._drop_worker()
                     await asyncio.sleep(0.1 + random.random() / 5)
@@ -256,7 +265,7 @@ class Session:
                 "the standby server did not confirm a write, and a failover would lose it: nothing "
                 "is sent; check the replication"
             )
-        for changed in self.watchers:
+        for changed in self._watchers:
             changed.set()
         if table.wakes:
             self._announce()
@@ -307,7 +316,7 @@ class Session:
 
     def _heard(self, _connection: object, _process: int, _channel: str, sender: str) -> None:
         if sender != self._me:
-            for changed in self.watchers:
+            for changed in self._watchers:
                 changed.set()
 
     # ─── connections ─────────────────────────────────────────────────────────────────────────────

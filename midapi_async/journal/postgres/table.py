@@ -91,6 +91,8 @@ class PostgresTable(Table):
         self._adopted: set[str] = set()
         self._stored_slots: dict[str, tuple[Slot, str]] = {}
         self._stored_accounts: dict[str, tuple[Account, int]] = {}
+        # Accounts with times that were right before the server's clock was set back.
+        self._set_back: dict[str, Account] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -99,7 +101,7 @@ class PostgresTable(Table):
         self._rows = {name: row for name, (row, _) in self._stored.items()}
         self._new: dict[str, str] = {}  # the accounts of new rows
         self._slots = dict(self._stored_slots)
-        self._accounts: dict[str, Account] = {}
+        self._accounts = dict(self._set_back)
         self._removed: list[str] = []
         self._seen: set[str] = set()  # rows on which what is written depends
         self.statements: list[tuple[Any, ...]] = []
@@ -126,11 +128,20 @@ class PostgresTable(Table):
         self.read_at = self.read_at or self._now
         self._take_rows(json.loads(found["rows"] or "[]"))
         for each in json.loads(found["slots"] or "[]"):
-            account = each.pop("account")
-            self._stored_slots[each["slot"]] = Slot(**each), account
+            of = each.pop("account")
+            self._stored_slots[each["slot"]] = Slot(**each), of
         for each in json.loads(found["accounts"] or "[]"):
             name, version = each.pop("account"), each.pop("version")
-            self._stored_accounts[name] = Account(**each), version
+            ahead = max(each.pop("written_at") - self.now(), 0.0)
+            account = Account(**each)
+            self._stored_accounts[name] = account, version
+            if ahead:
+                self._set_back[name] = attrs.evolve(
+                    account,
+                    paused_until=account.paused_until - ahead,
+                    halves_from=account.halves_from - ahead,
+                    grows_at=account.grows_at - ahead,
+                )
         self._alive |= json.loads(found["alive"] or "{}")
         if not self._alive.get(self._me, True):
             raise OwnerLost
@@ -341,7 +352,8 @@ class PostgresTable(Table):
         for name in sorted(names | self._accounts.keys()):
             before_, version = self._stored_accounts.get(name, (Account(), 0))
             values = attrs.asdict(self._accounts.get(name, before_))
-            accounts.append({"account": name, "version": version + 1, **values})
+            values |= {"account": name, "version": version + 1, "written_at": self.now()}
+            accounts.append(values)
         if not (rows or slots or free or accounts or self._removed):
             return None
         seen = self._seen.union(row["intent_id"] for row in rows) & self._stored.keys()
