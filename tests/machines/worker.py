@@ -77,9 +77,7 @@ async def work(options: dict[str, Any]) -> None:
         API_KEY,
         base_url=options["midapi"],
         journal=options["journal"],
-        receiver=CallbackReceiver(
-            options["callbacks"], host=options["host"], port=options["port"]
-        ),
+        receiver=CallbackReceiver(options["callbacks"], host=options["host"], port=options["port"]),
         rate_limit=RateLimit(20),
         timeouts=Timeouts(wait=None),
         time_scale=options["scale"],
@@ -105,5 +103,5 @@ if __name__ == "__main__":
         level=logging.WARNING, format=f"{os.getpid()} %(levelname)s %(name)s: %(message)s"
     )
     # A fast sandbox must be on loopback; here it is on another host of the same machine.
-    config.is_loopback = lambda _: True
+    vars(config)["is_loopback"] = lambda _: True
     asyncio.run(work(json.loads(sys.argv[1])))

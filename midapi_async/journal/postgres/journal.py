@@ -141,7 +141,6 @@ class PostgresJournal(TableJournal):
         return self._watchers.setdefault(asyncio.get_running_loop(), set())
 
 
-
 def read_url(url: str, schema: str = "midapi") -> tuple[Secret, str, str]:
     """What a ``postgresql://`` URL says.
 
