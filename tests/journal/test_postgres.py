@@ -587,7 +587,7 @@ async def test_a_server_that_is_too_old(make: Make, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("database", [7, "mysql://host/x", "host"])
 def test_what_is_no_database(database: object) -> None:
     """It is refused before anything is opened."""
-    with pytest.raises(InvalidRequestError, match="postgresql:// URL or a pool"):
+    with pytest.raises(InvalidRequestError, match=r"postgresql://"):
         PostgresJournal(database)
     with pytest.raises(InvalidRequestError, match="small letters"):
         PostgresJournal("postgresql://host/x", schema='a"b')
@@ -602,4 +602,5 @@ async def test_a_client_takes_the_url(
             monkeypatch.setenv("MIDAPI_JOURNAL", postgres.url)
         client = MidAPIClient("key", journal=given)
         assert isinstance(client._journal, PostgresJournal)
-        assert repr(client._journal) == "<PostgresJournal 127.0.0.1/postgres closed>"
+        where = postgres.url.rpartition("@")[2].partition("?")[0]
+        assert repr(client._journal) == f"<PostgresJournal {where} closed>"
