@@ -346,10 +346,13 @@ def test_the_progress_is_that_of_the_last_run(tmp_path: Path) -> None:
         assert counts(tmp_path) == (1, 1, 0)
         folder.note({})
         assert counts(tmp_path) == (1, 1, 0)
-        folder.add([done("b"), bad("c", SubmissionUnknown("i1"))], NONE)
-        assert counts(tmp_path) == (2, 0, 1)
+        now = {"succeeded": 2, "failed": 1, "unknown": 1}
+        folder.add([done("b"), failed("e"), bad("c", SubmissionUnknown("i1"))], now)
+        assert counts(tmp_path) == (2, 1, 1)
+        folder.note({})
+        assert counts(tmp_path) == (2, 1, 1)
     with opened(tmp_path):  # the same again
-        assert counts(tmp_path) == (2, 0, 1)
+        assert counts(tmp_path) == (2, 1, 1)
     other = BatchFolder.open(tmp_path, base_url=ORIGIN, rows=3, source="other.csv")
     assert counts(tmp_path) == (0, 0, 0)
     other.add([done("d")], NONE)

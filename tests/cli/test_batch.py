@@ -321,6 +321,21 @@ def test_rows_that_are_sent_again_have_no_lines_of_their_own(
     assert ("is sent again in" in ran.err) is verbose
 
 
+@pytest.mark.parametrize("code", [401, 402, 433])
+def test_what_concerns_all_rows_ends_it(
+    midapi: Midapi, midapi_sandbox: SandboxThread, code: int
+) -> None:
+    """A refused key, no credits, a spending cap: exit code 1, and how far it got."""
+    midapi_sandbox.faults.on("submit", nth=2, do=answer_code(code))
+    ran = midapi("batch", rows(3), "--output", "out", "--running", "1", "--json")
+    error = ran.json["error"]
+    assert (ran.code, error["code"]) == (1, code)
+    assert (error["succeeded"], error["not_submitted"]) == (1, 2)
+    assert errors() == []
+    assert midapi("batch", "rows.txt", "--output", "out").code == 0
+    assert set(bought(midapi_sandbox).values()) == {1}
+
+
 @pytest.mark.midapi_sandbox(credits=20)
 def test_without_credits_it_ends_and_goes_on_later(
     midapi: Midapi, midapi_sandbox: SandboxThread
