@@ -125,7 +125,8 @@ def batch(
 
     Args:
         file: CSV or JSON Lines with columns or members named like the options of midapi generate
-            (also key and metadata.NAME), or plain text with one prompt on each line; - reads stdin.
+            (also prompt, kind, which is one of its commands, key, and metadata.NAME), or plain text
+            with one prompt on each line; - reads stdin.
         folder: Where everything goes; made if it is missing. The same folder can take several
             files. Needed unless --dry-run is given.
         dry_run: Check each row, and list those that are not valid with their line numbers. Nothing
