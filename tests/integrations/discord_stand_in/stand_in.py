@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 import attrs
 import discord
 import yarl
@@ -63,7 +65,8 @@ class DiscordStandIn:
         assert stand_in.mistakes == []
 
     It runs in the loop of the test, so a `VirtualLoop` will do: all its times are the loop's. While
-    it is open, discord.py's addresses point to it.
+    it is open, discord.py's addresses point to it. discord.py itself takes some times from the real
+    clock, which does not jump: the timeout of a view, and whether an interaction has expired.
 
     It refuses what Discord refuses, with Discord's error codes, and keeps each such refusal in
     `mistakes` (see `rules.NOT_A_MISTAKE` for what is none). An interaction that is not answered
@@ -112,9 +115,7 @@ class DiscordStandIn:
         frames: TracebackType | None,
     ) -> None:
         self._patches.close()
-        for plan in self._state.plans:
-            if plan.hold is not None:
-                plan.hold.release()
+        self.calm()
         for connection in list(self.gateway.connections):
             connection.drop()
         assert self._runner is not None
@@ -134,6 +135,14 @@ class DiscordStandIn:
     @contextlib.asynccontextmanager
     async def running(self, bot: discord.Client) -> AsyncIterator[None]:
         """Log a bot in, wait until it is ready, and close it at the end."""
+        sockets: list[aiohttp.ClientWebSocketResponse] = []
+        connect = bot.http.ws_connect
+
+        async def remember(url: str, **options: Any) -> aiohttp.ClientWebSocketResponse:
+            sockets.append(await connect(url, **options))
+            return sockets[-1]
+
+        bot.http.ws_connect = remember  # type: ignore[method-assign]
         try:
             await bot.login(self.token)
             connected = asyncio.create_task(bot.connect())
@@ -147,9 +156,7 @@ class DiscordStandIn:
             finally:
                 await bot.close()
                 await asyncio.wait({connected})
-                # discord.py leaves this one, which waits for guilds after each new session.
-                if (waiting := bot._connection._ready_task) is not None:
-                    waiting.cancel()
+                _end_leftovers(bot, sockets)
             connected.result()
         finally:
             await bot.close()
@@ -460,6 +467,13 @@ class DiscordStandIn:
         self._state.plans.append(Plan(route, times, hold=hold))
         return hold
 
+    def calm(self) -> None:
+        """Drop all that was planned by the four methods above."""
+        for plan in self._state.plans:
+            plan.times = 0
+            if plan.hold is not None:
+                plan.hold.release()
+
     def drop_gateway(self) -> None:
         """Cut all connections to the gateway. discord.py resumes."""
         for connection in list(self.gateway.connections):
@@ -485,6 +499,22 @@ class DiscordStandIn:
             self.forget_sessions()
         for connection in list(self.gateway.connections):
             await connection.send({"op": 9, "d": resumable, "s": None, "t": None})
+
+
+def _end_leftovers(bot: discord.Client, sockets: Sequence[aiohttp.ClientWebSocketResponse]) -> None:
+    """End what discord.py leaves behind when it is closed while it reconnects."""
+    for socket in sockets:
+        socket._response.close()
+    # The task that waits for guilds after each new session.
+    if (waiting := bot._connection._ready_task) is not None:
+        waiting.cancel()
+    # The heartbeats of a connection that was lost just before; 41 s later they miss their loop.
+    for thread in threading.enumerate():
+        if (
+            isinstance(thread, discord.gateway.KeepAliveHandler)
+            and thread.ws._connection is bot._connection
+        ):
+            thread.stop()
 
 
 def _size_of(value: object) -> object:
