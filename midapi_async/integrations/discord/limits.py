@@ -25,6 +25,10 @@ _RUNNING = frozenset({State.SENDING, State.RESTING, State.ACCEPTED, State.CALLED
 _MOST_REMEMBERED = 10_000  # times of last orders
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _ids(given: Collection[int]) -> frozenset[int]:
     return frozenset(given)
 
@@ -48,7 +52,7 @@ class Limits:
             allowed channel are allowed, too.
     """
 
-    user_cooldown: float = 5.0
+    user_cooldown: float = 3.0
     guild_cooldown: float = 0.0
     jobs_per_user: int | None = 3
     jobs_per_guild: int | None = None
@@ -97,6 +101,7 @@ class Order:
         guild: where; None for a direct message.
         pictures: how many it makes.
         live: its interaction.
+        began: when, on the loop's clock.
         is_final: set when its result is there.
         progress_ended: set when its working message is edited no longer.
     """
@@ -106,6 +111,7 @@ class Order:
     guild: int | None
     pictures: int
     live: Live
+    began: float = attrs.field(factory=_now)
     is_final: asyncio.Event = attrs.field(factory=asyncio.Event)
     progress_ended: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -152,8 +158,7 @@ class Guard:
             ("user", user, limits.jobs_per_user),
             ("guild", guild, limits.jobs_per_guild),
         ):
-            running = sum(getattr(order, kind) == id_ for order in self.orders.values())
-            if most is not None and id_ is not None and running >= most:
+            if most is not None and id_ is not None and len(self._mine(kind, id_)) >= most:
                 return strings.too_many_jobs.format(limit=most)
         return None
 
@@ -198,10 +203,16 @@ class Guard:
                 metadata=Place.note(kind, id_),
                 since=time.time() - _DAY,
             )
-            mine = [each for each in self.orders.values() if getattr(each, kind) == id_]
+            mine = self._mine(kind, id_)
             if text := self._exceeded(rows, mine, order, most_jobs, most_pictures):
                 return text
         return None
+
+    def _mine(self, kind: str, id_: int) -> list[Order]:
+        """The orders of a user, or of a guild; a task that was lost does not count for ever."""
+        start = _now() - _DAY
+        every = self.orders.values()
+        return [each for each in every if getattr(each, kind) == id_ and each.began > start]
 
     def _exceeded(
         self,
@@ -250,7 +261,3 @@ def _has_role(interaction: discord.Interaction, role: int) -> bool:
     # A role is known only of a guild in which the bot is, too.
     user = interaction.user
     return isinstance(user, discord.Member) and user.get_role(role) is not None
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -38,9 +38,7 @@ class _Doing:
     """
 
     def __init__(self, client: MidAPIClient, request: Request | str | None, texts: Strings) -> None:
-        expected = None if request is None else client.expected(request)
-        self._p90 = None if expected is None else expected.p90
-        self._usually = "a minute" if expected is None else _rounded(expected.median)
+        self._expected = client.expected("a picture" if request is None else request)
         self._texts = texts
         self._since = int(time.time())
         self._line = texts.sending
@@ -67,10 +65,10 @@ class _Doing:
             case events.Retrying(reason=reason):
                 self._say(texts.retrying.format(reason=harmless(reason, MOST_REASON)))
             case events.Accepted():
-                self._say(texts.generating.format(usually=self._usually))
-                if self._p90 is not None and self._late is None:
+                self._say(texts.generating.format(usually=_rounded(self._expected.median)))
+                if self._late is None:
                     loop = asyncio.get_running_loop()
-                    self._late = loop.call_later(self._p90, self._say, texts.late)
+                    self._late = loop.call_later(self._expected.p90, self._say, texts.late)
             case events.Failed(error=SubmissionUnknown(can_settle=True)):
                 self._say(texts.settling)
             case events.Failed(error=TaskFailed()):
