@@ -572,6 +572,29 @@ async def test_another_caller_of_a_rows_key_still_gets_it_when_the_batch_stops()
         assert len(submits(server)) == 2
 
 
+# ─── how fast it is ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_whole_limit_of_the_account_is_in_use(tmp_path: Path) -> None:
+    """98 % of count / (per + time of a POST), and never more than count in a window."""
+    loop, sell = asyncio.get_running_loop(), selling()
+    arrivals: list[float] = []
+
+    def submit(request: Received) -> Answer:
+        arrivals.append(loop.time())
+        return later(sell(request), 1.0)
+
+    async with (
+        ScriptedServer(then=mid(submit, sell, ok(100))) as server,
+        client_of(server, journal=tmp_path, rate_limit=RateLimit(20, per=10)) as client,
+    ):
+        await run(client, prompts(80), batch="b")
+    assert all(late - early >= 10 for early, late in zip(arrivals, arrivals[20:], strict=False))
+    # Each arrival of the first window beside the one in its place of the last window.
+    seconds = sum(arrivals[60:]) / 20 - sum(arrivals[:20]) / 20
+    assert 60 / seconds >= 0.98 * 20 / (10 + 1)
+
+
 # ─── a tenth of all requests goes wrong ──────────────────────────────────────────────────────────
 
 
