@@ -112,7 +112,8 @@ class Row:
         handle: of the first try, if it is known before the row is carried out.
         is_new: whether this run is buying it, or has bought it.
         is_news: whether its outcome is one that no earlier run has seen.
-        was_bought: whether its task is known.
+        was_bought: whether a task of it is known.
+        is_running: whether the one of this try is.
     """
 
     index: int
@@ -126,6 +127,7 @@ class Row:
     is_new: bool = False
     is_news: bool = False
     was_bought: bool = False
+    is_running: bool = False
 
 
 def hash_of(request: Request) -> str:

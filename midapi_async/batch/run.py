@@ -387,7 +387,7 @@ class Batch:
             self._stop(f"a bug: {error!r}.", error)
             return
         finally:
-            self._running -= row.was_bought
+            self._running -= row.is_running
             self._waited_for -= row.is_new
             self._changed.set()
         if item is not None:
@@ -407,6 +407,8 @@ class Batch:
                 return item
             row.failure = error
             row.attempt += 1
+            self._running -= row.is_running
+            row.is_running = False
 
     async def _outcome_of_try(self, row: Row) -> BatchItem | None:
         handle = details = failure = None
@@ -415,11 +417,10 @@ class Batch:
             handle = await self._handle(row)
             if handle is None:
                 return None
-            if not row.was_bought:
-                row.was_bought = True
-                self._submitted += 1
-                self._running += 1
-                self._report()
+            self._submitted += not row.was_bought
+            self._running += 1
+            row.was_bought = row.is_running = True
+            self._report()
             details = await handle.wait()
             if self._options.download_to is not None:
                 paths = tuple(await self._client.download(details, self._options.download_to))

@@ -1,5 +1,6 @@
 """`generate_many(retry_failed=True)`: a failed row is bought again under a key of its own, once."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from midapi_async import (
     InvalidRequestError,
     KeyConflict,
     MemoryJournal,
+    RateLimit,
     SubmissionUnknown,
     TaskExpired,
     TaskFailed,
@@ -192,9 +194,28 @@ async def test_results_that_midapi_has_deleted_are_not_bought_again() -> None:
         [item] = await run(client, prompts(1), batch="b", retry_failed=True)
         assert isinstance(item.error, TaskExpired)
         await client.generate_and_wait("prompt 0", key=f"{item.key}/2")
-        items = await run(client, prompts(2), batch="b", retry_failed=True)
-        assert outcomes(items) == [type(None), TaskExpired]
+        async with client.generate_many(prompts(2), batch="b", retry_failed=True) as batch:
+            items = [item async for item in batch]
+        assert {item.index: type(item.error) for item in items} == {0: type(None), 1: TaskExpired}
+        assert (batch.progress.submitted, batch.progress.done, batch.progress.failed) == (1, 1, 1)
         assert len(sandbox.ledger.accepted) == 3
+
+
+async def test_a_row_that_waits_to_be_bought_again_is_not_running(folder: Path) -> None:
+    """It counts as submitted once, whichever try it is."""
+    faults = Faults().on("task", during=(0, 600), do=fail_task())
+    async with Sandbox(api_key=API_KEY, faults=faults) as sandbox:
+        await run_anew(sandbox, folder, prompts(3), batch="b")
+        await asyncio.sleep(600)
+        async with (
+            client_of(sandbox.url, journal=folder, rate_limit=RateLimit(1, per=600)) as client,
+            client.generate_many(prompts(3), batch="b", retry_failed=True) as batch,
+        ):
+            await asyncio.sleep(10)
+            assert (batch.progress.submitted, batch.progress.running) == (3, 1)
+            assert [item.error async for item in batch] == [None] * 3
+            end = batch.progress
+            assert (end.submitted, end.running, end.done, end.failed) == (3, 0, 3, 0)
 
 
 # ─── keys ────────────────────────────────────────────────────────────────────────────────────────
