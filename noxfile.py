@@ -91,6 +91,20 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def machines(session: nox.Session) -> None:
+    """Let four workers on three hosts share a PostgreSQL journal while everything fails: an hour.
+
+    The hosts are network namespaces, so it needs Linux and root. Arguments go to
+    tests/machines/play.py: ``--keys``, ``--faults``, ``--stop``, ``--seed``.
+    """
+    session.install("-e", ".[dev]")
+    tests = ("tests/machines", "tests/journal/test_postgres.py", "tests/journal/test_failover.py")
+    session.run("pytest", "--slow", "-s", *tests)
+    play = ("unshare", "--net", "python", "-m", "tests.machines.play")
+    session.run(*play, *session.posargs, external=True)
+
+
+@nox.session
 def load(session: nox.Session) -> None:
     """Hold the receiver to its word among 5,000 slow senders and 1,000 hints a second."""
     session.install("-e", ".[dev]")

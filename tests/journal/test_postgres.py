@@ -111,6 +111,19 @@ async def test_processes_race_for_keys(postgres: Server, schema: str) -> None:
     assert sorted(int(each) for some in wins for each in some) == list(range(60))
 
 
+async def test_a_conflict_is_tried_again_however_late(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows that the server works, so nobody gets an error for it."""
+    journals = [make() for _ in range(8)]
+    await claimed(journals[0])
+    await asyncio.gather(*(each.rows() for each in journals))
+    monkeypatch.setattr(session_module, "TIMEOUT", 0.0)
+    limit = RateLimit(100, per=60.0)
+    answers = await asyncio.gather(*(claim(each, intent(), limit) for each in journals * 3))
+    assert all(isinstance(each, Claimed) for each in answers)
+
+
 async def test_ten_first_starts_at_once(postgres: Server, make: Make, schema: str) -> None:
     """The schema is made once."""
     await asyncio.gather(*(claimed(make(), intent(key=f"k{n}")) for n in range(10)))

@@ -5,11 +5,36 @@ so nothing is left behind, however a run ends.
 """
 
 import os
+import platform
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+from tests.support.postgres import install
+
 NETWORK = "10.99.0.0/24"
+PROGRAMS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
+
+
+def why_not() -> str | None:
+    """Why there can be no such hosts here. Packages that are missing are installed."""
+    if sys.platform != "linux":
+        return "network namespaces are Linux's"
+    if os.geteuid() != 0:
+        return "only root may make network namespaces"
+    missing = {package for name, package in PROGRAMS.items() if shutil.which(name) is None}
+    missing |= set() if faketime().exists() else {"libfaketime"}
+    if missing:
+        install(*sorted(missing))
+    made = subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True)
+    return made.stderr.decode() if made.returncode else None
+
+
+def faketime() -> Path:
+    """The library that gives a process another wall clock."""
+    return Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
 
 
 def own_namespace() -> str:

@@ -12,10 +12,12 @@ import logging
 import os
 import sys
 import time
+from contextlib import aclosing
 from typing import Any
 
 from midapi_async import (
     CallbackReceiver,
+    JournalError,
     MidAPIClient,
     MidAPIError,
     RateLimit,
@@ -32,6 +34,14 @@ KEYS_AT_ONCE = 60
 def say(**what: object) -> None:
     """One line; it is written at once."""
     os.write(1, f"{json.dumps(what)}\n".encode())
+
+
+class Shortly(logging.Formatter):
+    """One line for each record; for an exception its class and its text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{record.levelname} {record.name}: {record.getMessage()}"
+        return f"{line}: {record.exc_info[1]!r}"[:300] if record.exc_info else line[:300]
 
 
 async def order(client: MidAPIClient, key: str) -> None:
@@ -73,7 +83,7 @@ async def work(options: dict[str, Any]) -> None:
         async with turn:
             await order(client, key)
 
-    async with MidAPIClient(
+    client = MidAPIClient(
         API_KEY,
         base_url=options["midapi"],
         journal=options["journal"],
@@ -82,7 +92,15 @@ async def work(options: dict[str, Any]) -> None:
         timeouts=Timeouts(wait=None),
         time_scale=options["scale"],
         allow_http=True,
-    ) as client:
+    )
+    while True:
+        try:
+            await client.open()
+            break
+        except JournalError as error:  # there is no server at the moment
+            say(error=f"open: {error}")
+            await asyncio.sleep(0.3)
+    async with aclosing(client):
         say(ready=time.time())
         while line := await lines.readline():
             command = json.loads(line)
@@ -99,9 +117,9 @@ async def work(options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=logging.WARNING, format=f"{os.getpid()} %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(Shortly())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # A fast sandbox must be on loopback; here it is on another host of the same machine.
     vars(config)["is_loopback"] = lambda _: True
     asyncio.run(work(json.loads(sys.argv[1])))

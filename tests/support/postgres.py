@@ -42,19 +42,19 @@ def programs() -> Path:
         found += [Path(each) for each in [shutil.which("initdb")] if each]
         if found and shutil.which("pgbouncer", path="/usr/sbin:/usr/bin"):
             return found[-1].resolve().parent
-        install()
+        install(*PACKAGES)
     raise AssertionError("PostgreSQL and pgbouncer are missing, and could not be installed")
 
 
-def install() -> None:
-    """Install both with apt-get; one process at a time."""
-    assert os.environ.get("CI") or os.geteuid() == 0, f"install {' and '.join(PACKAGES)} first"
+def install(*packages: str) -> None:
+    """Install packages with apt-get; one process at a time."""
+    assert os.environ.get("CI") or os.geteuid() == 0, f"install {' and '.join(packages)} first"
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     lock = open(Path(tempfile.gettempdir()) / "midapi-tests-install", "w")  # noqa: SIM115, PTH123 - held to the end
     fcntl.flock(lock, fcntl.LOCK_EX)
     wait = ["-o", "DPkg::Lock::Timeout=300", "-qq"]
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         subprocess.run([*sudo, "apt-get", *wait, *command], env=quiet, check=True, timeout=600)
 
 

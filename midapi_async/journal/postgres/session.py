@@ -216,7 +216,9 @@ class Session:
             except OwnerLost:
                 self._lose_owner()
             except _Retry as retry:
-                is_late = time.monotonic() >= give_up_at
+                # A conflict says nothing about the server: the last try has the accounts locked.
+                is_last = not retry.is_conflict or tries > _OPTIMISTIC_TRIES
+                is_late = is_last and time.monotonic() >= give_up_at
                 if is_late or not (was_open or retry.is_conflict):
                     raise JournalError(str(retry)) from retry.__cause__
                 if not retry.is_conflict:

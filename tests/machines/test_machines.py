@@ -1,0 +1,28 @@
+"""Four workers on three hosts and one PostgreSQL journal: the short form of `nox -s machines`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.machines.network import why_not
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.real_time
+@pytest.mark.one_python
+@pytest.mark.timeout(400)
+@pytest.mark.fault("S14")
+@pytest.mark.fault("S15")
+@pytest.mark.fault("C12")
+def test_workers_on_several_hosts_with_every_fault_once() -> None:
+    """Each key is paid once, and both hosts that ordered it get its task."""
+    if (reason := why_not()) is not None:
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+    short = "--keys=160 --quiet=0.5 --faults=5 --stop=3 --cut=3 --use=0 --patience=60"
+    command = ["unshare", "--net", sys.executable, "-m", "tests.machines.play", *short.split()]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=380)
