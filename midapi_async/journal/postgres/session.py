@@ -8,6 +8,7 @@ for what other processes announce.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import secrets
@@ -30,6 +31,7 @@ from . import schema
 from .table import Missing, OwnerLost, PostgresTable, Read
 
 T = TypeVar("T")
+_log = logging.getLogger("midapi_async.journal")
 
 TIMEOUT = 10.0  # seconds that a caller waits while the server cannot be reached
 _ANSWER_TIMEOUT = 10.0  # seconds for the server's answer to a statement
@@ -136,7 +138,7 @@ class Session:
         self._owner: Any = None
         self._me = ""
         self._table: PostgresTable | None = None
-        self._is_unconfirmed = self._is_alive = False
+        self._is_unconfirmed = self._is_alive = self._has_plans = False
         self._prune_at = 0.0
         # Its end is reached by `aclose`, or else when a runner ends the loop.
         self._life = self._until_closed()
@@ -174,13 +176,16 @@ class Session:
                         await self._serve(jobs)
         finally:
             self._working = False
-        if time.monotonic() >= self._prune_at and self._table is not None:
+        if time.monotonic() >= self._prune_at and self._me:
             self._prune_at = time.monotonic() + _PRUNE_EVERY
             self._tasks.start(self._prune())
 
     async def _prune(self) -> None:
-        while await self.do(lambda table: table.prune(table.today() - KEPT), writes=True):
-            pass
+        try:
+            while await self.do(lambda table: table.prune(table.today() - KEPT), writes=True):
+                pass
+        except JournalError:
+            _log.warning("the journal could not be pruned; trying again later", exc_info=True)
 
     async def _serve(self, jobs: Sequence[Job[Any]]) -> None:
         try:
@@ -237,7 +242,7 @@ class Session:
         """Fetch, apply the rules and write; return whether there was anything to write."""
         missing: set[Read] = {read for job in jobs for read in job.reads}
         while True:
-            await self._fetch(missing, table)
+            await self._fetch(missing, table, writes=jobs[0].writes)
             table.restart()
             missing = set()
             for job in jobs:
@@ -272,9 +277,9 @@ class Session:
         if table.wakes:
             self._announce()
 
-    async def _fetch(self, reads: set[Read], table: PostgresTable) -> None:
+    async def _fetch(self, reads: set[Read], table: PostgresTable, *, writes: bool) -> None:
         named = {read for read in reads if not read[0].startswith("SELECT")}
-        if named or not table.read_at:
+        if named or (not table.read_at and writes):  # the time of a write is the server's
             statement = schema.sql(schema.LOAD, self._name)
             found = await self._ask("fetchrow", statement, *table.load_arguments(named))
             table.loaded(named, found)
@@ -334,7 +339,6 @@ class Session:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
                     self._worker.add_log_listener(self._warned)
-                    await self._worker.execute(_PLANS)
                     secret = await schema.prepare(self._worker, self._name)
             except BaseException:
                 self._drop_worker()
@@ -352,6 +356,9 @@ class Session:
             except BaseException:
                 self._lose_owner()
                 raise
+        if not self._has_plans:
+            await self._ask("execute", _PLANS)
+            self._has_plans = True
         return self._table
 
     async def _connect(self) -> Any:  # noqa: ANN401 - asyncpg has no types
@@ -387,7 +394,6 @@ class Session:
         """Hold a lock with a new name; hear what other processes announce. Return the name."""
         me, heard = f"{os.getpid()}-{secrets.token_hex(16)}", asyncio.Event()
         async with asyncio.timeout(_ANSWER_TIMEOUT):
-            await self._owner.execute(_KEEPALIVES)
             await self._owner.add_listener(self._channel, self._heard)
             await self._owner.add_listener(me, lambda *_: heard.set())
             await self._owner.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", me)
@@ -401,6 +407,8 @@ class Session:
                 await heard.wait()
         if not heard.is_set():
             raise JournalError(_POOLER)
+        # Only now: through such a pooler another program would get a connection with our settings.
+        await self._owner.execute(_KEEPALIVES)
         statement = schema.sql("INSERT INTO SCHEMA.owners (owner) VALUES ($1)", self._name)
         await self._ask("execute", statement, me)
         return me
@@ -410,7 +418,7 @@ class Session:
             self._is_unconfirmed = True
 
     def _drop_worker(self) -> None:
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._has_plans = self._worker, None, False
         if worker is not None:
             worker.terminate()
 
