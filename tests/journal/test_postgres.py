@@ -282,6 +282,24 @@ async def test_a_lost_owner_that_does_not_know_it(
     assert answer.intent.state is State.UNKNOWN
 
 
+async def test_a_lost_owner_that_only_waits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds that nobody listens for it any more, and has a new owner that does."""
+    monkeypatch.setattr(journal_module, "_POLL_INTERVAL", 0.05)
+    journal, other = make(), make()
+    row = await claimed(other)
+    async with aclosing(journal.changes()) as changes:
+        await anext(changes)
+        session, begun = journal._session(), time.monotonic()
+        before = session._me
+        await session._owner.execute("SELECT pg_advisory_unlock_all()")
+        waiting = asyncio.ensure_future(anext(changes))
+        while session._me in {"", before}:
+            assert time.monotonic() - begun < 5
+            await asyncio.sleep(0.01)
+        await other.advance(row.intent_id, State.REFUSED)
+        await asyncio.wait_for(waiting, 5)
+
+
 async def test_a_pool_of_the_programs_own(postgres: Server, schema: str) -> None:
     """Two of its connections are used; it can be used for other things, and closed afterwards."""
     async with asyncpg.create_pool(postgres.url, min_size=0, max_size=3) as pool:

@@ -85,7 +85,7 @@ CREATE TABLE SCHEMA.notes (
 CREATE TABLE SCHEMA.owners (owner text PRIMARY KEY, since timestamptz DEFAULT clock_timestamp());
 """
 
-_LOCK_IS_FREE = "pg_try_advisory_xact_lock_shared(hashtextextended({}, 0))"
+LOCK_IS_FREE = "pg_try_advisory_xact_lock_shared(hashtextextended({}, 0))"
 # Locks are taken in one order, accounts, then rows by their ids, so that writers do not deadlock.
 # A claim is refused that was decided more than a second ago: its time would be wrong.
 _WRITE = f"""
@@ -126,7 +126,7 @@ BEGIN
             RAISE EXCEPTION 'a row has changed' USING ERRCODE = '{CONFLICT}';
         END IF;
     END IF;
-    IF {_LOCK_IS_FREE.format("me")} THEN
+    IF {LOCK_IS_FREE.format("me")} THEN
         RAISE EXCEPTION 'the owner''s lock is free' USING ERRCODE = '{OWNER_LOST}';
     END IF;
     IF change->'removed' IS NOT NULL THEN
@@ -183,7 +183,7 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
     (SELECT json_agg(found) FROM found)::text AS rows,
     (SELECT json_agg(used) FROM used)::text AS slots,
     (SELECT json_agg(a) FROM SCHEMA.accounts AS a WHERE account = ANY($6))::text AS accounts,
-    (SELECT json_object_agg(owner, NOT {_LOCK_IS_FREE.format("owner")}) FROM concerned)::text
+    (SELECT json_object_agg(owner, NOT {LOCK_IS_FREE.format("owner")}) FROM concerned)::text
         AS alive
 """
 # The locks of living owners. (A shared lock is somebody's who has just found that it was free.)

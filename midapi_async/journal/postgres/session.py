@@ -45,7 +45,11 @@ _KEEPALIVES = (
     "SET tcp_user_timeout = 10000"
 )
 # The tables may grow faster than the server's statistics, on which it would choose other plans.
-_PLANS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
+# And the server gives up what we do not wait for any more.
+_SETTINGS = (
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; "
+    "SET lock_timeout = 8000; SET client_connection_check_interval = 5000"
+)
 _CONFLICTS = frozenset({schema.CONFLICT, "23505", "40001", "40P01"})
 _POOLER = (
     "a pooler in transaction mode stands before the PostgreSQL server: locks and notifications do "
@@ -59,6 +63,7 @@ _ADVICE = {
     "42P01": "another release has changed the schema, or it was removed; update midapi_async",
     "42883": "another release has changed the schema; update midapi_async",
     "53": "the server has no more room or connections: make some free",
+    "55P03": "another process holds a row; look for it in pg_stat_activity",
     "25006": "this server only answers questions: give the address of the primary",
     "26000": _POOLER,  # its prepared statements are another connection's
     "42P05": _POOLER,
@@ -138,7 +143,7 @@ class Session:
         self._owner: Any = None
         self._me = ""
         self._table: PostgresTable | None = None
-        self._is_unconfirmed = self._is_alive = self._has_plans = False
+        self._is_unconfirmed = self._is_alive = self._has_settings = False
         self._prune_at = 0.0
         # Its end is reached by `aclose`, or else when a runner ends the loop.
         self._life = self._until_closed()
@@ -317,7 +322,8 @@ class Session:
                 with suppress(*_CONNECTION_ERRORS):
                     async with asyncio.timeout(_ANSWER_TIMEOUT):
                         notify = "SELECT pg_notify($1, $2)"
-                        await self._owner.execute(notify, self._channel, self._me)
+                        if self._owner is not None:
+                            await self._owner.execute(notify, self._channel, self._me)
         finally:
             self._announcing = False
 
@@ -356,9 +362,9 @@ class Session:
             except BaseException:
                 self._lose_owner()
                 raise
-        if not self._has_plans:
-            await self._ask("execute", _PLANS)
-            self._has_plans = True
+        if not self._has_settings:
+            await self._ask("execute", _SETTINGS)
+            self._has_settings = True
         return self._table
 
     async def _connect(self) -> Any:  # noqa: ANN401 - asyncpg has no types
@@ -418,7 +424,7 @@ class Session:
             self._is_unconfirmed = True
 
     def _drop_worker(self) -> None:
-        worker, self._worker, self._has_plans = self._worker, None, False
+        worker, self._worker, self._has_settings = self._worker, None, False
         if worker is not None:
             worker.terminate()
 

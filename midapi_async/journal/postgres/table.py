@@ -519,10 +519,14 @@ class PostgresTable(Table):
 
     def mark(self) -> tuple[int, int, int]:
         """A number that grows with each write, and which transactions it may have overtaken."""
-        [(writes, oldest, next_one)] = self._query(
-            "SELECT last_value, pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8 "
-            "FROM SCHEMA.writes, pg_current_snapshot() AS s"
+        [(writes, oldest, next_one, is_dead)] = self._query(
+            "SELECT last_value, pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8, "
+            f"{schema.LOCK_IS_FREE.format('$1::text')} "
+            "FROM SCHEMA.writes, pg_current_snapshot() AS s",
+            self._me,
         )
+        if is_dead:  # and so nobody listens for us
+            raise OwnerLost
         return writes, oldest, next_one
 
 
