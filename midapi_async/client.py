@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Never, Self, Unpack, overlo
 import attrs
 
 from ._runtime.observer import is_plain_function
-from ._runtime.secret import Secret, hidden
+from ._runtime.secret import hidden
 from ._runtime.signals import before_signals
 from ._runtime.urls import is_loopback, url_problem
 from ._session import Session
@@ -34,7 +34,15 @@ from ._tracking.verdict import kind_of
 from ._wire.bodies import make_request
 from .callbacks import CallbackReceiver
 from .callbacks.inbox import ClientInbox
-from .config import PollPolicy, RateLimit, RetryPolicy, Timeouts, environment, settings
+from .config import (
+    PollPolicy,
+    RateLimit,
+    RetryPolicy,
+    Timeouts,
+    database_url,
+    environment,
+    settings,
+)
 from .errors import ClientClosed, InvalidRequestError, SubmissionUnknown, naming, shown
 from .events import Event
 from .files import (
@@ -961,11 +969,11 @@ def _check_options(
 
 def _journal(given: Journal | str | os.PathLike[str] | None) -> Journal:
     folder = given if given is not None else environment("MIDAPI_JOURNAL") or None
-    if isinstance(folder, str) and folder.startswith(("postgresql:", "postgres:")):
-        given = folder = Secret(folder)  # it may contain a password
+    if (url := database_url(folder)) is not None:
+        given = folder = url
         from .journal.postgres import PostgresJournal
 
-        return PostgresJournal(folder)
+        return PostgresJournal(url)
     if folder is None:
         return MemoryJournal()
     if not isinstance(folder, str | os.PathLike):

@@ -50,6 +50,13 @@ def environment(name: str) -> str:
     return _bare(os.environ.get(name, ""), name)
 
 
+def database_url(place: object) -> Secret | None:
+    """A journal's place, if it is the URL of a PostgreSQL database: it may contain a password."""
+    if isinstance(place, str) and place.startswith(("postgresql:", "postgres:")):
+        return Secret(place)
+    return None
+
+
 def _bare(value: str, name: str) -> str:
     """A value without the blanks, byte order mark and quotes that tools put around it."""
     text = value.strip().strip("\ufeff").strip()

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from midapi_async import InvalidRequestError
-from midapi_async._runtime.secret import Secret
-from midapi_async.config import DEFAULT_BASE_URL, environment, secret_from_env, secret_from_file
+from midapi_async.config import (
+    DEFAULT_BASE_URL,
+    database_url,
+    environment,
+    secret_from_env,
+    secret_from_file,
+)
 
 # Where a journal is: a folder, or a database's URL, which may contain a password.
-Place: TypeAlias = Path | Secret
+Place: TypeAlias = Path | str
 
 
 def has_api_key() -> bool:
@@ -64,9 +69,7 @@ def time_scale() -> float:
 def journal(given: str | None = None) -> Place | None:
     """Where the given journal is, else the environment's; None for memory. Unchecked."""
     text = given or environment("MIDAPI_JOURNAL")
-    if text.startswith(("postgresql:", "postgres:")):
-        return Secret(text)
-    return Path(text) if text else None
+    return database_url(text) or (Path(text) if text else None)
 
 
 def public_url() -> str | None:

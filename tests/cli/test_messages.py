@@ -33,7 +33,7 @@ PYTHON = re.compile(
     r"|\b(?:webhook_key|public_url) |\b[A-Z][A-Za-z]+\([a-z_]+="
 )
 APART = {"cli", "integrations", "sandbox", "testing.py"}
-SQL = {"table.py", "schema.py", "store.py", "contract.py"}
+SQL = {"table.py", "schema.py", "store.py", "session.py", "contract.py"}
 # Only a program can cause these: it copies an object, or passes a wrong one.
 OF_PROGRAMS = (
     "cannot be copied or pickled",
