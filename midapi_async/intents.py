@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Collection, Mapping
 from types import EllipsisType
 from typing import Never, Unpack
@@ -29,7 +30,13 @@ class Intents:
         raise TypeError("client.intents cannot be copied or pickled: use it at the client itself")
 
     async def get(self, intent_id: str) -> Intent | None:
-        """The intent with this id; None if there is none in this namespace. Sends nothing."""
+        """The intent with this id; None if there is none in this namespace. Sends nothing.
+
+        Raises:
+            InvalidRequestError: the id is not a str.
+        """
+        if not isinstance(intent_id, str):
+            raise InvalidRequestError({"intent_id": f"must be a str, got {shown(intent_id)}"})
         with naming(intent_id=intent_id):
             self._session.check()
             row = await self._session.journal.find(intent_id=intent_id)
@@ -48,7 +55,22 @@ class Intents:
             states: only those in one of these states; empty for any.
             metadata: only those with all of these notes.
             since: only those written at this time or later, in epoch seconds.
+
+        Raises:
+            InvalidRequestError: naming each argument that is wrong.
         """
+        problems = {}
+        if not isinstance(states, Collection) or not all(
+            isinstance(each, State) for each in states
+        ):
+            problems["states"] = f"must be a collection of State, got {shown(states)}"
+        if metadata is not None and not isinstance(metadata, Mapping):
+            problems["metadata"] = f"must be a mapping of str to str, got {shown(metadata)}"
+        is_number = isinstance(since, int | float) and not isinstance(since, bool)
+        if since is not None and not (is_number and math.isfinite(since)):
+            problems["since"] = f"must be epoch seconds, got {shown(since)}"
+        if problems:
+            raise InvalidRequestError(problems)
         self._session.check()
         pages = pages_of(self._session, states=states, metadata=metadata, since=since)
         return [row async for page in pages for row in page]

@@ -117,6 +117,7 @@ TABLE: dict[str, Entry] = {
         ["files.example", 5, [5], [""], ["https://a.example"], ["a:80"], ["*.a"], {"a": 1}],
     ),
     "MidAPIClient.on_event": (settings_with("on_event"), [5, "x", [print]]),
+    "observe.on_event": (lambda c, wrong: c.observe(wrong), [None, *NO_STR[:-2], asyncio.sleep]),
     "expected.request": (lambda c, wrong: c.expected(wrong), [None, *NO_STR]),
     "prepare.request": (lambda c, wrong: c.prepare(wrong), [None, *NO_STR]),
     "upload.source": (
@@ -177,6 +178,13 @@ TABLE: dict[str, Entry] = {
     "open_result.url": (lambda c, wrong: c.open_result(wrong), [None, *NO_URL]),
     "download_url.url": (lambda c, wrong: c.download_url(wrong), [None, *NO_URL]),
     "wait.timeout": (lambda c, wrong: c.task("t1").wait(wrong), NO_NUMBER),
+    "get.intent_id": (lambda c, wrong: c.intents.get(wrong), [None, *NO_STR]),
+    "rows.states": (
+        lambda c, wrong: c.intents.rows(states=wrong),
+        [None, 5, "unknown", ["unknown"], [None], object()],
+    ),
+    "rows.metadata": (lambda c, wrong: c.intents.rows(metadata=wrong), NO_MAPPING),
+    "rows.since": (lambda c, wrong: c.intents.rows(since=wrong), NO_NUMBER),
     "settle.intent_id": (lambda c, wrong: c.intents.settle(wrong), [None, *BAD_TEXT]),
     "settle.timeout": (lambda c, wrong: c.intents.settle("i1", wrong), NO_NUMBER),
     "adopt.intent_id": (lambda c, wrong: c.intents.adopt(wrong, "t1"), [None, *BAD_TEXT]),
