@@ -539,7 +539,31 @@ async def test_a_second_click_after_a_restart_while_it_runs(world: World) -> Non
         assert told(second) == ["This is being made already."]
         await settled(60)
         assert [each.outcome for each in bot.audit] == ["shown", "delivered"]
-    assert message.channel.last.pinged == {ada.id}
+        result = message.channel.last
+        assert result.pinged == {ada.id}
+        third = await world.discord.click(ada, message, "V1")
+        await world.discord.until(lambda: third.followups)
+        assert f"/{result.channel.id}/{result.id}" in told(third)[0]
+
+
+async def test_a_second_click_on_what_became_a_direct_message(world: World) -> None:
+    """It leads there who got it; anybody else is shown the picture."""
+    guild = world.discord.guild(has_bot=False)
+    ada, bob = (world.discord.user(name, has_installed=True) for name in ("ada", "bob"))
+    async with world.bot():
+        message = await imagined(world, ada)
+        await world.discord.click(ada, message, "U1")
+        await settled(10)
+    async with world.bot():
+        await world.discord.until(lambda: world.discord.dm(ada).messages, 100)
+        await settled(5)
+        again = await world.discord.click(ada, message, "U1")
+        other = await world.discord.click(bob, message, "U1")
+        await world.discord.until(lambda: other.message.files, 100)
+        await settled(5)
+    assert "https://discord.com/channels/@me/" in told(again)[0]
+    assert other.message.channel is guild.channels[0]
+    assert world.posts == 2
 
 
 async def test_a_click_on_a_submission_of_which_nothing_is_known(world: World) -> None:

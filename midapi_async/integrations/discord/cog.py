@@ -40,7 +40,7 @@ from midapi_async import (
 )
 
 from .commands import commands_of
-from .deliver import DISCORD_ERRORS, NOBODY, Live, deliver, find_result, reason_of, tell
+from .deliver import DISCORD_ERRORS, NOBODY, Live, deliver, find_sent, reason_of, tell
 from .limits import Audit, Guard, Limits, Order
 from .places import Place, place_of
 from .progress import progress
@@ -53,6 +53,7 @@ REPEAT = 10.0  # seconds for which the same button does nothing more for the sam
 _MOST_PRESSES = 1_000
 _MOST_ANCESTORS = 20  # results between a picture and the prompt that it was made from
 SETTLING = 120.0  # seconds to wait for the callback of a lost answer; longer for slow orders
+LONGEST_SEARCH = 10.0  # seconds, for a result that somebody wants to see again
 LAST_WORDS = 5.0  # seconds to tell that an order ends because the bot ends
 RESTART_LOOP = 30.0  # seconds, after an error of the loop that delivers
 DELIVERIES = 16  # at once; each has the files of one result on the disk
@@ -403,9 +404,13 @@ class Midjourney(commands.Cog, name=COG):
             text = self.strings.of_error(TaskFailed(handle.task_id, final))
         elif (first := place_of(handle)) is not None:
             message = None
-            with suppress(*DISCORD_ERRORS):
-                message = await find_result(self._bot, first, row.intent_id)
-            if message is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_SEARCH):
+                    message = await find_sent(self._bot, first, row.intent_id)
+            # Nobody else can open a direct message.
+            if message is not None and (
+                message.channel.id == first.channel or place.user == first.user
+            ):
                 text = self.strings.existing.format(link=first.url_of(message))
         if text is not None:
             await tell(self._bot, place, live, text)

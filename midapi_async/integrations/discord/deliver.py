@@ -134,7 +134,7 @@ async def deliver(
         if message is not None:
             await _end_working_message(bot, place, live, None)
     else:
-        find = partial(_find_sent, bot, place, handle.intent_id or "")
+        find = partial(find_sent, bot, place, handle.intent_id or "")
         message = await find() if live is None else None
         if message is None:
             async with _fetched(client, details) as paths:
@@ -392,16 +392,16 @@ def _send_text(place: Place, text: str, route: _Route, _: object) -> Awaitable[d
 # ─── messages that are there already ─────────────────────────────────────────────────────────────
 
 
-async def _find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
+async def find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
     """The message of a result that was sent before, as far as the bot may look; None if none is.
 
-    Waits while Discord is away.
+    It waits while Discord is away.
     """
     pause, may_look = FIRST_PAUSE, not (place.is_guest or place.channel is None)
     while True:
         try:
             if may_look:
-                message = await find_result(bot, place, intent_id)
+                message = await _find_working(bot, place, intent_id)
                 if message is None:
                     channel = bot.get_partial_messageable(place.channel or 0, guild_id=place.guild)
                     message = await _find_in(channel, place.message, bot, intent_id)
@@ -429,7 +429,7 @@ async def _find_in(
     return None
 
 
-async def find_result(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
+async def _find_working(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
     """The working message of an order, if it has become the result; None if not.
 
     Raises:
