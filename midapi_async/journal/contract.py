@@ -715,6 +715,9 @@ class JournalContract:
         assert await journal.rows(SCOPE, task_ids=tasks) == rows[1:3]
         assert await journal.rows(SCOPE, keys=keys, task_ids=tasks) == rows[2:3]
         assert await journal.rows(SCOPE, keys=()) == []
+        await in_state(journal, State.REFUSED, "key-9")
+        second = await in_state(journal, State.ACCEPTED, "key-9")
+        assert await journal.rows(SCOPE, keys=["key-9"]) == [second]
         assert await journal.rows(SCOPE, task_ids=()) == []
 
     async def test_closing_twice_and_going_on(self, journal: Journal) -> None:
@@ -1365,7 +1368,7 @@ def _matches(row: Intent, filters: Mapping[str, object], mine: set[str]) -> bool
 _FILTERS: Mapping[str, Callable[[Intent, Any], bool]] = {
     "scope": lambda row, scope: row.scope == scope,
     "states": lambda row, states: row.state in states,
-    "keys": lambda row, keys: row.key in keys,
+    "keys": lambda row, keys: row.holds_key and row.key in keys,
     "task_ids": lambda row, task_ids: row.task_id in task_ids,
     "key_prefix": lambda row, prefix: row.key is not None and row.key.startswith(prefix),
     "metadata": lambda row, notes: notes.items() <= row.metadata.items(),

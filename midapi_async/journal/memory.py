@@ -160,7 +160,7 @@ class _MemoryTable(Table):
             row.owner  # a tombstone has none
             and (scope is None or row.scope == scope)
             and (not states or row.state in states)
-            and (keys is None or row.key in keys)
+            and (keys is None or (row.holds_key and row.key in keys))
             and (task_ids is None or row.task_id in task_ids)
             and (prefix is None or (row.key is not None and row.key.startswith(prefix)))
             and (metadata is None or metadata.items() <= row.metadata.items())

@@ -18,7 +18,7 @@ class RowFilter(TypedDict, total=False):
 
     Attributes:
         states: only rows in one of these states; empty for any.
-        keys: only rows with one of these keys.
+        keys: only rows that hold one of these keys, so at most one for each key of a scope.
         task_ids: only rows with one of these task ids.
         key_prefix: only rows whose key begins with this.
         metadata: only rows with all of these notes.

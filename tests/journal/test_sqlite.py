@@ -154,6 +154,22 @@ async def test_few_pages_of_the_database_stay_in_memory(sqlite: SQLiteJournal) -
     assert await sqlite.step(cache_size, writes=False) == -4000
 
 
+async def test_rows_of_keys_are_found_by_an_index(sqlite: SQLiteJournal) -> None:
+    """Else each page of a batch that runs again reads the whole journal."""
+    asked: list[str] = []
+
+    def plan(rows: Table) -> str:
+        assert isinstance(rows, table.SQLiteTable)
+        rows.connection.set_trace_callback(asked.append)
+        rows.rows(SCOPE, {"keys": ["a", "b"], "states": [State.SUCCEEDED]})
+        rows.connection.set_trace_callback(None)
+        return str(rows.connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall())
+
+    found = await sqlite.step(plan, writes=False)
+    assert "intents_key" in found
+    assert "SCAN intents" not in found
+
+
 async def test_a_token_is_unique(sqlite: SQLiteJournal) -> None:
     """A second intent with it is not written."""
     first = await claimed(sqlite)

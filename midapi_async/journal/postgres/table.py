@@ -284,7 +284,7 @@ class PostgresTable(Table):
         conditions: Mapping[str, object | None] = {
             "scope = {}": scope,
             "state = ANY({})": tuple(map(str, states)) if states else None,
-            "key = ANY({})": tuple(keys) if keys is not None else None,
+            "holds_key AND key = ANY({})": tuple(keys) if keys is not None else None,
             "task_id = ANY({})": tuple(task_ids) if task_ids is not None else None,
             "starts_with(key, {})": which.get("key_prefix"),
             "metadata @> {}::text::jsonb": to_json(dict(metadata)) if metadata else None,

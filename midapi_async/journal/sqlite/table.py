@@ -165,6 +165,8 @@ class SQLiteTable(Table):
         if which.get("mine"):
             # Not `me`, which would make an owner and needs the lock; without an owner: no rows.
             only("owner = ?", self._owners.known(self.loop))
+        if which.get("keys") is not None:
+            only("holds_key")  # the index of keys has only these
         if after is not None:
             only("intents.number > (SELECT number FROM intents WHERE intent_id = ?)", after)
         for column, names in (("key", which.get("keys")), ("task_id", which.get("task_ids"))):
