@@ -663,7 +663,7 @@ class MidAPIClient:
         return {
             row.key or "": handle_of(row, session, replayed=True)
             for row in rows or ()
-            if row.holds_key and row.details is not None
+            if row.details is not None
         }
 
     async def prepare(self, request: Request) -> Request:

@@ -409,6 +409,10 @@ def _as_frozen(extra: Mapping[str, JSON]) -> Mapping[str, JSON]:
 _NO_EXTRA = _ReadOnly()
 
 
+def _as_text(extra: Mapping[str, JSON]) -> str:
+    return json.dumps(extra) if extra else ""
+
+
 def _extra_last(_: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
     """The order of the fields in a `repr`."""
     return sorted(fields, key=lambda field: field.name == "extra")
@@ -422,7 +426,7 @@ class _Request:
 
     # Compared as text, in which 1, 1.0 and True differ.
     extra: Mapping[str, JSON] = attrs.field(
-        default=_NO_EXTRA, kw_only=True, converter=_as_frozen, eq=json.dumps
+        default=_NO_EXTRA, kw_only=True, converter=_as_frozen, eq=_as_text
     )
 
     def __attrs_post_init__(self) -> None:

@@ -137,9 +137,9 @@ def fingerprint(request: Request) -> str:
     """
     hashes = _hashes(request)
     chosen = {
-        field.name: getattr(request, field.name)
+        field.name: value
         for field in attrs.fields(type(request))
-        if getattr(request, field.name) != field.default
+        if (value := getattr(request, field.name)) != field.default
     }
     if any(hashes):
         files = zip(hashes, chosen["file_urls"], strict=True)
