@@ -40,8 +40,8 @@ def backup(
     The copy is the journal at one moment. Keys that are used after that moment are forgotten by
     it, and would be paid again: restore it only if the original is lost. Submissions that were
     under way at that moment are unknown after a restore, so nothing is sent again by itself.
-    The file contains the prompts, and only you can read it. For a journal on PostgreSQL this prints
-    the command for pg_dump.
+    The file contains the prompts, and only you can read it. For a journal in a database this prints
+    the command to run instead.
 
     Args:
         file: The tar file to make.

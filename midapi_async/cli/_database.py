@@ -37,9 +37,12 @@ async def check(url: str) -> list[Finding]:
     """Checks a database, its server, and the journal in it; no journal is made.
 
     If the first finding has failed, the journal cannot be used.
+
+    Raises:
+        InvalidRequestError: the URL is wrong.
     """
+    opened, (target, place, name) = PostgresJournal(url), read_url(url)
     try:
-        opened, (target, place, name) = PostgresJournal(url), read_url(url)
         async with connected(target) as connection:
             found = await _server(connection, place)
             exists, rights = await _rights(connection, name)
@@ -50,8 +53,6 @@ async def check(url: str) -> list[Finding]:
             found.insert(0, rights)
         else:
             found.insert(0, await _journal(opened, f"{place}, schema {name}"))
-    except errors.InvalidRequestError as error:
-        return [Finding("journal", "failed", "; ".join(error.problems.values()))]
     except errors.JournalError as error:
         return [Finding("journal", "failed", in_commands(str(error)))]
     return found

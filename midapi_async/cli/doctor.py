@@ -10,7 +10,7 @@ import attrs
 from cyclopts import Parameter
 from yarl import URL
 
-from midapi_async import JournalError
+from midapi_async import InvalidRequestError, JournalError
 
 from . import _checks, _env
 from ._checks import Finding
@@ -87,9 +87,12 @@ def doctor(
 async def _journal(place: Place | None) -> tuple[Place | None, list[Finding]]:
     """The place if there is a journal that can be used, and what is to be said about it."""
     if isinstance(place, str):
-        from . import _database  # it needs asyncpg
+        try:
+            from . import _database  # it needs asyncpg
 
-        found = await _database.check(place)
+            found = await _database.check(place)
+        except InvalidRequestError as error:
+            found = [Finding("journal", "failed", "; ".join(error.problems.values()))]
         exists = found[0].verdict == "ok"
     else:
         found = [await _checks.journal(place)]

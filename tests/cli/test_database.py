@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -15,7 +16,15 @@ from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import Midapi, Ran, only
 from tests.journal.test_postgres import pgbouncer
 from tests.support import secrets
-from tests.support.postgres import Server, as_user, free_port, new_folder, new_schema, programs
+from tests.support.postgres import (
+    Server,
+    as_user,
+    free_port,
+    in_memory,
+    new_folder,
+    new_schema,
+    programs,
+)
 from tests.support.postgres import server as started
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
@@ -248,11 +257,14 @@ def test_doctor_finds_poolers(midapi: Midapi, postgres: Server) -> None:
 
 def test_doctor_tells_how_a_standby_follows(midapi: Midapi) -> None:
     """Asynchronous, synchronous, away; the standby itself is no place for a journal."""
-    with started(wal_level="replica", max_wal_senders="3") as primary, new_folder() as folder:
+    with (
+        started(wal_level="replica", max_wal_senders="3") as primary,
+        new_folder(in_memory()) as folder,
+    ):
         copy = as_user(programs() / "pg_basebackup", "-d", primary.url, "-D", folder / "data")
-        copy += ["-R", "--checkpoint=fast"]
+        copy += ["-R", "--checkpoint=fast", "--no-sync"]
         subprocess.run(copy, check=True, capture_output=True, cwd="/", timeout=60)
-        standby = Server(folder / "data", {"hot_standby": "on"})
+        standby = Server(folder / "data", {"hot_standby": "on", "fsync": "off"})
         standby.start()
         try:
             found = doctor(midapi, primary.url)["replication"]
@@ -275,3 +287,18 @@ def test_doctor_tells_how_a_standby_follows(midapi: Midapi) -> None:
 async def _follow(primary: Server, names: str) -> None:
     await primary.execute(f"ALTER SYSTEM SET synchronous_standby_names = {names}")
     await primary.execute("SELECT pg_reload_conf(), pg_sleep(0.2)")
+
+
+def test_the_driver_is_missing(midapi: Midapi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra `postgres` each command says what to install."""
+    for name in [name for name in sys.modules if "postgres" in name or name.endswith("_database")]:
+        if name.startswith("midapi_async."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("midapi_async.cli._database", raising=False)
+    monkeypatch.delattr("midapi_async.journal.postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    monkeypatch.setenv("MIDAPI_JOURNAL", "postgresql://db.example/pictures")
+    for command in ("generate", "a red fox"), ("journal", "list"), ("journal", "backup", "file"):
+        assert "pip install 'midapi-async[postgres]'" in midapi(*command).error
+    found = doctor(midapi, "postgresql://db.example/pictures")["journal"]
+    assert (found["verdict"], found["text"][:24]) == ("failed", "PostgreSQL needs asyncpg")
