@@ -12,7 +12,7 @@ import attrs
 import discord
 from discord.ext import commands
 
-from midapi_async import Intent, MemoryJournal, MidAPIClient
+from midapi_async import Intent, Journal, MemoryJournal, MidAPIClient
 from midapi_async.integrations.discord import Audit, Limits, Midjourney
 from midapi_async.sandbox import Sandbox
 from tests.integrations.discord_stand_in import DiscordStandIn
@@ -38,11 +38,11 @@ class Bot(commands.Bot):
 
 @attrs.define
 class World:
-    """Discord, MidAPI, and the journal, which outlives a bot; in memory, or a folder."""
+    """Discord, MidAPI, and the journal, which outlives a bot; in memory, a folder, or another."""
 
     discord: DiscordStandIn
     sandbox: Sandbox
-    journal: Path | MemoryJournal = attrs.field(factory=MemoryJournal)
+    journal: Path | Journal = attrs.field(factory=MemoryJournal)
 
     def client(self, **options: Any) -> MidAPIClient:
         """A client as a bot has one."""
