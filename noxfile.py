@@ -92,10 +92,10 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def machines(session: nox.Session) -> None:
-    """Let four workers on three hosts share a PostgreSQL journal while everything fails: an hour.
+    """Let four workers on three hosts share a PostgreSQL journal while everything fails.
 
-    The hosts are network namespaces, so it needs Linux and root. Arguments go to
-    tests/machines/play.py: ``--keys``, ``--faults``, ``--stop``, ``--seed``.
+    It takes half an hour. The hosts are network namespaces, so it needs Linux and root. Arguments
+    go to tests/machines/play.py: ``--keys``, ``--faults``, ``--seed``.
     """
     session.install("-e", ".[dev]")
     tests = ("tests/machines", "tests/journal/test_postgres.py", "tests/journal/test_failover.py")

@@ -1,6 +1,6 @@
 """Four workers on three hosts order the same keys, while everything fails that can.
 
-    unshare --net python -m tests.machines.play [--keys 10000] [--faults 60] [--stop 120] [--seed 0]
+    unshare --net python -m tests.machines.play [--keys 10000] [--faults 30] [--stop 120] [--seed 0]
 
 Each host is a network namespace, and has its own wall clock, up to an hour off. This process is
 MidAPI (the sandbox), and the load balancer that gives its callbacks to the hosts in turn. Another
@@ -34,7 +34,6 @@ from tests.machines.network import NETWORK, Host, Network, faketime
 from tests.support.postgres import Server, new_folder, programs
 
 ROOT = Path(__file__).parents[2]
-SCALE = 20.0
 WINDOW, COUNT = 10.0, 20
 CLOCKS = (0, -3540, 3540)  # seconds that the wall clock of each host is off
 QUIET = 9.0  # seconds after the last fault in which a late POST, or a callback, may still come
@@ -178,6 +177,7 @@ class World:
     chance: random.Random
     done: Counter[str] = attrs.field(factory=Counter)
     slots: list[float] = attrs.field(factory=list)
+    quiet_from: int = 0
     quiet_until: float = 0.0
     latencies: list[float] = attrs.field(factory=list)
 
@@ -259,7 +259,10 @@ class World:
         for worker in self.workers:
             await worker.start(self.settings)
         # The first part runs undisturbed, so that the use of the limit can be measured.
-        quiet = max(self.options.keys * self.options.quiet, 2 * COUNT)
+        for worker in self.workers:
+            await asyncio.wait_for(worker.ready.wait(), 60)
+        self.quiet_from = len(self.sandbox.ledger.accepted) + COUNT
+        quiet = max(self.options.keys * self.options.quiet, self.quiet_from)
         measuring = asyncio.create_task(self._measure_slots())
         while len(self.sandbox.ledger.accepted) < quiet:
             await asyncio.sleep(0.1)
@@ -271,7 +274,12 @@ class World:
             *("kill_a_worker", "kill_the_server", "cut_a_cable"),
             *("stop_a_worker", "stop_a_server_process"),
         )
+        rest = (self.options.keys - quiet) * 0.9 / max(1, self.options.faults)
         for number in range(self.options.faults):
+            # Not before its turn: something must be under way when it comes.
+            while len(self.sandbox.ledger.accepted) < quiet + number * rest:
+                await asyncio.sleep(0.05)
+                self._assert_workers_live()
             name = names[number % len(names)]
             at = len(self.sandbox.ledger.accepted)
             await getattr(self, name)()
@@ -389,15 +397,16 @@ class World:
     def print_use(self) -> None:
         """How much of the limit was used while nothing failed."""
         moments = [a.at for a in self.sandbox.ledger.accepted if a.at <= self.quiet_until]
-        moments = moments[COUNT * 2 :]
+        moments = moments[self.quiet_from :]
         if len(moments) < COUNT * 2 or not self.slots:
             return
         rate = (len(moments) - 1) / (moments[-1] - moments[0])
-        post = statistics.fmean(self.slots) * SCALE
+        scale = self.options.scale
+        post = statistics.fmean(self.slots) * scale
         used = rate * (WINDOW + post) / COUNT
         print(
-            f"{used:.1%} of the limit was used (a POST with its claim took {post / SCALE:.4f} s "
-            f"in a window of {WINDOW / SCALE} s; {rate * SCALE:.1f} POSTs/s)"
+            f"{used:.1%} of the limit was used (a POST with its claim took {post / scale:.4f} s "
+            f"in a window of {WINDOW / scale} s; {rate * scale:.1f} POSTs/s)"
         )
         if self.options.use:
             assert used >= self.options.use
@@ -449,15 +458,18 @@ async def main(options: argparse.Namespace) -> None:
             folder / "data", {"log_min_messages": "fatal"},
             address=database.address, enter=database.enter,
         )  # fmt: skip
-        server.create()
+        await asyncio.to_thread(server.create)
         with (server.folder / "pg_hba.conf").open("a") as file:
             file.write(f"host all all {NETWORK} trust\n")
         server.start()
         stack.callback(server.kill)
         sandbox = Sandbox(
-            host=network.address, credits=1e9, time_scale=SCALE, durations={("*", "*"): 15.0},
+            host=network.address,
+            credits=1e9,
+            time_scale=options.scale,
+            durations={("*", "*"): 15.0},
             seed=options.seed,
-        )  # fmt: skip
+        )
         await stack.enter_async_context(sandbox)
         workers = [Worker(n, hosts[n % 3], []) for n in range(4)]
         orders(workers, options.keys)
@@ -469,7 +481,7 @@ async def main(options: argparse.Namespace) -> None:
             "midapi": sandbox.url,
             "journal": server.url,
             "callbacks": f"http://{network.address}:{port}/midapi",
-            "scale": SCALE,
+            "scale": options.scale,
         }
         chance = random.Random(options.seed)
         world = World(
@@ -491,10 +503,11 @@ async def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keys", type=int, default=10_000)
-    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--scale", type=float, default=4.0, help="how fast MidAPI's time passes")
     parser.add_argument("--stop", type=float, default=120.0, help="seconds that a process stands")
     parser.add_argument("--cut", type=float, default=30.0, help="seconds that a cable is cut")
-    parser.add_argument("--quiet", type=float, default=0.25, help="the part without faults")
+    parser.add_argument("--quiet", type=float, default=0.1, help="the part without faults")
     parser.add_argument("--use", type=float, default=0.98, help="of the limit, at least")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds without progress")
     parser.add_argument("--seed", type=int, default=0)
