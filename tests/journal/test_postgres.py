@@ -678,6 +678,22 @@ async def test_a_schema_of_a_newer_release(postgres: Server, make: Make, schema:
         await claimed(journal)
 
 
+async def test_a_schema_of_an_older_release(
+    postgres: Server, make: Make, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several that start at once one brings it up to date, and nothing is lost."""
+    old = make()
+    row = await claimed(old, intent(key="k"))
+    step = "CREATE TABLE SCHEMA.more (x integer)"
+    monkeypatch.setattr(schema_module, "STEPS", (*schema_module.STEPS, step))
+    new = [make() for _ in range(4)]
+    found = await asyncio.gather(*(standing(each, intent(key="k")) for each in new))
+    assert [each.intent for each in found] == [row] * 4
+    assert await postgres.execute(f'SELECT * FROM "{schema}".more') == []
+    [meta] = await postgres.execute(f'SELECT version FROM "{schema}".meta')
+    assert meta["version"] == len(schema_module.STEPS)
+
+
 async def test_a_server_that_is_too_old(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none here, so the newest release is too old for once."""
     monkeypatch.setattr(session_module, "_OLDEST_SERVER", 99)

@@ -14,7 +14,6 @@ from typing import Any
 
 from ...errors import JournalError
 
-VERSION = 1
 CONFLICT = "MJ001"  # SQLSTATE: a row or an account has changed since it was read
 OWNER_LOST = "MJ002"  # SQLSTATE: this owner's lock is free
 
@@ -200,31 +199,53 @@ def sql(text: str, schema: str) -> str:
     return text.replace("SCHEMA.", f'"{schema}".')
 
 
+# What makes each version out of the one before; the first one out of nothing. A release that needs
+# another `write_1` calls it `write_2`: processes of the older release then end with an error.
+STEPS = (_TABLES + _WRITE,)
+VERSION = len(STEPS)
+
+
 async def prepare(connection: Any, schema: str) -> bytes:  # noqa: ANN401 - asyncpg has no types
-    """Create the schema if it is missing; return the secret that is in it.
+    """Create the schema, or bring it up to date; return the secret that is in it.
 
     Raises:
-        JournalError: another release has written it.
+        JournalError: a newer release has written it.
     """
-    # Asked in a table: a cache of the server's may still say that there is none.
-    exists = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
-    if not await connection.fetchval(exists, schema):
+    version, secret = await _found(connection, schema)
+    if version < len(STEPS):
         async with connection.transaction():
-            # Of many processes that start at once the first one creates it, and all others wait.
+            # Of many processes that start at once the first one does it, and all others wait.
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"midapi_async {schema}"
             )
-            if not await connection.fetchval(exists, schema):
-                namespace = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
-                if not await connection.fetchval(namespace, schema):
-                    await connection.execute(f'CREATE SCHEMA "{schema}"')
-                await connection.execute(sql(_TABLES + _WRITE, schema))
-                meta = sql("INSERT INTO SCHEMA.meta VALUES ($1, $2)", schema)
-                await connection.execute(meta, VERSION, secrets.token_bytes(32))
-    version, secret = await connection.fetchrow(sql("SELECT * FROM SCHEMA.meta", schema))
-    if version > VERSION:
+            version, secret = await _found(connection, schema)
+            is_there = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
+            if not version and not await connection.fetchval(is_there, schema):
+                await connection.execute(f'CREATE SCHEMA "{schema}"')
+            for step in STEPS[version:]:
+                await connection.execute(sql(step, schema))
+            if not version:
+                secret = secrets.token_bytes(32)
+                meta = sql("INSERT INTO SCHEMA.meta VALUES (0, $1)", schema)
+                await connection.execute(meta, secret)
+            if version < len(STEPS):
+                update = sql("UPDATE SCHEMA.meta SET version = $1", schema)
+                await connection.execute(update, len(STEPS))
+    if version > len(STEPS):
         raise JournalError(
             f"the journal in the schema {schema!r} was written by a newer release of midapi_async "
-            f"(schema {version}, this one knows {VERSION}): update midapi_async"
+            f"(schema {version}, this one knows {len(STEPS)}): update midapi_async"
         )
-    return bytes(secret)
+    return secret
+
+
+async def _found(connection: Any, schema: str) -> tuple[int, bytes]:  # noqa: ANN401 - asyncpg has no types
+    """The version of the schema, 0 if it has no journal yet, and its secret."""
+    # Asked in a table: a cache of the server's may still say that there is none.
+    exists = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
+    if not await connection.fetchval(exists, schema):
+        return 0, b""
+    version, secret = await connection.fetchrow(
+        sql("SELECT version, secret FROM SCHEMA.meta", schema)
+    )
+    return version, bytes(secret)
