@@ -419,13 +419,17 @@ RECORD = """async () => {  // a short film of nothing, as bytes
     const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64});
     const draw = setInterval(() => canvas.getContext("2d").fillRect(0, 0, 64, 64), 20);
     canvas.getContext("2d");
-    const recorder = new MediaRecorder(canvas.captureStream(20), {mimeType: "video/webm"});
-    const data = new Promise(done => recorder.ondataavailable = event => done(event.data));
-    recorder.start();
-    setTimeout(() => recorder.stop(), 300);
-    const bytes = await (await data).arrayBuffer();
+    const stream = canvas.captureStream(20);
+    let bytes = [];
+    while (bytes.length < 200) {  // a busy machine may have recorded no picture yet
+        const recorder = new MediaRecorder(stream, {mimeType: "video/webm"});
+        const data = new Promise(done => recorder.ondataavailable = event => done(event.data));
+        recorder.start();
+        setTimeout(() => recorder.stop(), 500);
+        bytes = [...new Uint8Array(await (await data).arrayBuffer())];
+    }
     clearInterval(draw);
-    return [...new Uint8Array(bytes)];
+    return bytes;
 }"""
 
 
@@ -438,7 +442,7 @@ def test_videos_play_when_they_are_asked_to(open_page: Open, tmp_path: Path) -> 
     page = open_page(tmp_path, expected="ERR_FILE_NOT_FOUND")
     (tmp_path / files[0]).write_bytes(bytes(page.evaluate(RECORD)))
     page.reload()
-    assert page.get_by_text("The file is missing or cannot be shown").is_visible()
+    page.get_by_text("The file is missing or cannot be shown").wait_for()
     page.locator("main video").click()
     video = page.get_by_role("dialog").locator("video")
     state = video.evaluate("v => [v.muted, v.controls, v.autoplay, v.paused]")
