@@ -35,7 +35,13 @@ from midapi_async.integrations.discord import (
     result_view,
 )
 from midapi_async.sandbox import Sandbox, faults
-from tests.integrations.discord_stand_in import USUAL, VIEW_CHANNEL, DiscordStandIn, File
+from tests.integrations.discord_stand_in import (
+    SEND_MESSAGES,
+    USUAL,
+    VIEW_CHANNEL,
+    DiscordStandIn,
+    File,
+)  # fmt: skip
 from tests.integrations.discord_stand_in.things import Message, User
 from tests.integrations.discord_world import World, settled, told
 
@@ -544,6 +550,24 @@ async def test_a_second_click_after_a_restart_while_it_runs(world: World) -> Non
         third = await world.discord.click(ada, message, "V1")
         await world.discord.until(lambda: third.followups)
         assert f"/{result.channel.id}/{result.id}" in told(third)[0]
+
+
+async def test_a_second_click_shows_what_could_not_be_delivered(world: World) -> None:
+    """The working message was deleted, and neither the channel nor the user takes another one."""
+    guild, ada = world.discord.guild(), world.discord.user("ada", takes_dms=False)
+    channel = world.discord.channel(guild, "art", bot_may=USUAL & ~SEND_MESSAGES)
+    async with world.bot() as bot:
+        asked = await world.discord.slash(ada, channel, "imagine", prompt="a fox")
+        await world.discord.until(lambda: asked.message.files, 100)
+        first = await world.discord.click(ada, asked.message, "U1")
+        first.message.deleted_at = 1.0
+        await world.discord.until(lambda: bot.audit[-1].outcome == "undelivered", 100)
+        second = await world.discord.click(ada, asked.message, "U1")
+        await world.discord.until(lambda: second.message.files, 100)
+        await settled(5)
+        assert all(row.taken for row in await bot.cog.client.intents.rows())
+    assert world.posts == 2
+    world.discord.mistakes.clear()
 
 
 async def test_a_second_click_on_what_became_a_direct_message(world: World) -> None:

@@ -93,6 +93,7 @@ class Midjourney(commands.Cog, name=COG):
         self._presses: dict[tuple[int, str], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_owner = False
+        self._in_delivery: set[str | None] = set()  # ids of intents
         self._deliveries = asyncio.Semaphore(DELIVERIES)
         # discord.py adds these to the bot's tree; they are made here because of their texts.
         self.__cog_app_commands__ = [*commands_of(self)]
@@ -202,6 +203,7 @@ class Midjourney(commands.Cog, name=COG):
 
     async def _deliver(self, handle: TaskHandle, place: Place) -> None:
         order = self._guard.orders.get(handle.key or "")
+        self._in_delivery.add(handle.intent_id)
         try:
             if order is not None:
                 order.is_final.set()
@@ -218,6 +220,7 @@ class Midjourney(commands.Cog, name=COG):
         except ClientClosed:
             return  # it is delivered after the restart
         finally:
+            self._in_delivery.discard(handle.intent_id)
             if order is not None:
                 self._guard.end(order)
         outcome = "undelivered" if message is None else "delivered"
@@ -380,7 +383,7 @@ class Midjourney(commands.Cog, name=COG):
                 *(place.user, error, intent_id),
             )
         elif outcome == "failed":
-            _log.warning("an order in Discord has bought nothing: %s", error)
+            _log.warning("an order in Discord has failed: %s", error)
         reason = str(error)
         await self._audit(
             place, action, outcome, request=request, intent_id=intent_id, reason=reason
@@ -398,11 +401,11 @@ class Midjourney(commands.Cog, name=COG):
         await self._audit(place, action, "shown", handle=handle)
         row = await self.client.intents.get(handle.intent_id or "")
         text, final = None, handle.final
-        if final is None or row is None or not row.taken:
+        if final is None or row is None or row.intent_id in self._in_delivery:
             text = self.strings.running
         elif final.status is TaskStatus.FAILED:
             text = self.strings.of_error(TaskFailed(handle.task_id, final))
-        elif (first := place_of(handle)) is not None:
+        elif row.taken and (first := place_of(handle)) is not None:
             message = None
             with suppress(TimeoutError):
                 async with asyncio.timeout(LONGEST_SEARCH):
