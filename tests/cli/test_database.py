@@ -1,11 +1,13 @@
 """The commands with a journal on PostgreSQL, over a real server."""
 
 import asyncio
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from midapi_async import MidAPIClient, SubmissionUnknown
 from midapi_async.journal.postgres.session import connected
 from midapi_async.sandbox import SandboxThread, lose_answer
-from tests.cli.conftest import Midapi, Ran, only
+from tests.cli.conftest import REPOSITORY, Midapi, Ran, only
 from tests.journal.test_postgres import pgbouncer
 from tests.support import secrets
 from tests.support.postgres import (
@@ -302,3 +304,20 @@ def test_the_driver_is_missing(midapi: Midapi, monkeypatch: pytest.MonkeyPatch) 
         assert "pip install 'midapi-async[postgres]'" in midapi(*command).error
     found = doctor(midapi, "postgresql://db.example/pictures")["journal"]
     assert (found["verdict"], found["text"][:24]) == ("failed", "PostgreSQL needs asyncpg")
+
+
+def test_the_queries_for_operators(unknown: str, url: str, postgres: Server) -> None:
+    """Those of docs/postgresql.md run, each as it is, and find the unknown submission."""
+    page = (REPOSITORY / "docs" / "postgresql.md").read_text("utf-8")
+    blocks = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    queries = [each for block in blocks for each in block.split(";\n") if "SELECT" in each]
+    theirs = postgres.url.replace("/postgres", f"/{url.rpartition('/')[2]}")
+
+    async def ask(query: str) -> list[Any]:
+        async with connected(theirs) as connection:
+            return list(await connection.fetch(query))
+
+    found = [asyncio.run(ask(query)) for query in queries]
+    assert len(found) == 7
+    assert found[0][0]["intent_id"] == unknown
+    assert {"intents", "slots"} <= {row["relname"] for row in found[5]}
