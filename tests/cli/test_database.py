@@ -11,8 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from yarl import URL
 
-from midapi_async import MidAPIClient, SubmissionUnknown
+from midapi_async import CallbackReceiver, MidAPIClient, SubmissionUnknown
+from midapi_async.cli import _checks
 from midapi_async.journal.postgres.session import connected
 from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import REPOSITORY, Midapi, Ran, only
@@ -289,6 +291,19 @@ def test_doctor_tells_how_a_standby_follows(midapi: Midapi) -> None:
 async def _follow(primary: Server, names: str) -> None:
     await primary.execute(f"ALTER SYSTEM SET synchronous_standby_names = {names}")
     await primary.execute("SELECT pg_reload_conf(), pg_sleep(0.2)")
+
+
+async def test_a_running_application_takes_the_probe(
+    url: str, postgres: Server, midapi_sandbox: SandboxThread
+) -> None:
+    """The doctor's note is in the database, so an application on any host can read it."""
+    port = free_port()
+    receiver = CallbackReceiver(None, port=port)
+    async with MidAPIClient(receiver=receiver, journal=url):
+        settings = _checks.callback_settings(f"http://127.0.0.1:{port}", "127.0.0.1", None, None)
+        assert isinstance(settings, _checks.CallbackSettings)
+        found = await _checks.callbacks(settings, URL(midapi_sandbox.url), url)
+    assert found[-1].text.startswith("it has arrived at your application, and was answered in")
 
 
 def test_the_driver_is_missing(midapi: Midapi, monkeypatch: pytest.MonkeyPatch) -> None:
