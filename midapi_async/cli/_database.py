@@ -99,15 +99,27 @@ async def _rights(connection: Any, name: str) -> tuple[bool, Finding | None]:  #
 
 async def _server(connection: Any, place: str) -> list[Finding]:  # noqa: ANN401 - asyncpg has no types
     """What is to be known about a server that answers."""
+    await connection.execute("SET tcp_keepalives_idle = 5")
     facts = await connection.fetchrow(
         "SELECT current_setting('server_version') AS version, pg_backend_pid() AS process, "
         "inet_server_addr() IS NULL AS is_local, current_setting('fsync') AS fsync, "
+        "current_setting('tcp_keepalives_idle') AS keepalives, "
         "current_setting('full_page_writes') AS pages, current_setting('autovacuum') AS vacuum, "
         "current_setting('synchronous_standby_names') AS names, "
         "(SELECT count(*) FROM pg_stat_replication) AS standbys, "
         "(SELECT count(*) FROM pg_stat_replication WHERE state IS NULL OR sync_state <> 'async') "
         "AS confirming"
     )
+    return judged({**facts, "named_process": connection.get_server_pid()}, place)
+
+
+def judged(facts: Mapping[str, Any], place: str) -> list[Finding]:
+    """What is to be said about a server.
+
+    Args:
+        facts: what it has answered.
+        place: what to call it.
+    """
     found = [Finding("PostgreSQL", "ok", f"{place} answers; release {facts['version']}")]
     if "off" in {facts["fsync"], facts["pages"]}:
         text = "fsync or full_page_writes is off: a power failure can lose or damage the journal"
@@ -116,14 +128,13 @@ async def _server(connection: Any, place: str) -> list[Finding]:  # noqa: ANN401
         text = "autovacuum is off: the tables that change often grow without end"
         found.append(Finding("vacuum", "warning", text, "Set autovacuum to on."))
     found.append(_replication(facts))
-    if connection.get_server_pid() != facts["process"]:
+    if facts["named_process"] != facts["process"]:
         text = "a pooler stands before the server: only it can notice that a client's cable is cut"
         hint = "Give the server's own address, or set the pooler's keepalives to about 10 s."
         return [*found, Finding("keepalives", "warning", text, hint)]
     if facts["is_local"]:
         return [*found, Finding("keepalives", "ok", "not needed: the server is on this machine")]
-    await connection.execute("SET tcp_keepalives_idle = 5")
-    if await connection.fetchval("SELECT current_setting('tcp_keepalives_idle')") == "5":
+    if facts["keepalives"] == "5":
         return [*found, Finding("keepalives", "ok", "a cable that is cut is noticed after 10 s")]
     text = "the system of this server has no keepalives: it may take hours to notice a cut cable"
     return [*found, Finding("keepalives", "warning", text, "Run the server on Linux.")]
@@ -132,7 +143,7 @@ async def _server(connection: Any, place: str) -> list[Finding]:  # noqa: ANN401
 def _replication(facts: Mapping[str, Any]) -> Finding:
     """Whether what was committed survives a failover."""
     if facts["names"]:
-        if facts["confirming"] or not facts["standbys"]:
+        if facts["confirming"]:
             text = (
                 f"synchronous ({facts['names']}): a failover to a synchronous standby loses nothing"
             )

@@ -15,6 +15,7 @@ from yarl import URL
 
 from midapi_async import CallbackReceiver, MidAPIClient, SubmissionUnknown
 from midapi_async.cli import _checks
+from midapi_async.cli._database import judged
 from midapi_async.journal.postgres.session import connected
 from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import REPOSITORY, Midapi, Ran, only
@@ -208,6 +209,49 @@ def test_doctor_describes_a_server(
     assert f"✓ journal: {place_of(url)}, schema midapi can be used (version" in ran.out
     assert "! unknown submissions: 1 of which it cannot be known" in ran.out
     assert "midapi journal list unknown" in ran.out
+
+
+USUAL = {
+    "version": "15.20",
+    "process": 7,
+    "named_process": 7,
+    "is_local": False,
+    "keepalives": "5",
+    "fsync": "on",
+    "pages": "on",
+    "vacuum": "on",
+    "names": "",
+    "standbys": 0,
+    "confirming": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "finding", "text"),
+    [
+        ({"fsync": "off"}, "! durability", "a power failure can lose"),
+        ({"pages": "off"}, "! durability", "a power failure can lose"),
+        ({"vacuum": "off"}, "! vacuum", "grow without end"),
+        ({"is_local": True, "keepalives": "0"}, "✓ keepalives", "on this machine"),
+        ({"keepalives": "0"}, "! keepalives", "hours to notice a cut cable"),
+        ({"named_process": 8}, "! keepalives", "a pooler stands before the server"),
+        ({"standbys": 1}, "! replication", "a failover loses the last commits"),
+        ({"names": "*"}, "! replication", "no synchronous standby is connected"),
+        ({"names": "*", "standbys": 1}, "! replication", "no synchronous standby is connected"),
+        ({"names": "*", "standbys": 1, "confirming": 1}, "✓ replication", "loses nothing"),
+    ],
+)
+def test_what_the_doctor_says_about_a_server(
+    change: dict[str, Any], finding: str, text: str
+) -> None:
+    """Each fact by itself; all others are as they should be."""
+    marks = {"ok": "✓", "warning": "!"}
+    found = {
+        f"{marks[each.verdict]} {each.name}": each.text
+        for each in judged({**USUAL, **change}, "the server")
+    }
+    assert text in found[finding]
+    assert sum(name.startswith("!") for name in found) == finding.startswith("!")
 
 
 def test_doctor_names_missing_rights(midapi: Midapi, url: str, postgres: Server) -> None:
