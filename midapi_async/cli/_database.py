@@ -45,12 +45,14 @@ async def check(url: str) -> list[Finding]:
     try:
         async with connected(target) as connection:
             found = await _server(connection, place)
-            exists, rights = await _rights(connection, name)
-        if not exists and not rights:
+            exists, problem = await _rights(connection, name)
+            if exists and not problem:
+                problem = await _version(connection, name)
+        if not exists and not problem:
             text = f"{place} contains no journal yet (schema {name}); the first use makes it"
             found.insert(0, Finding("journal", "warning", text, "Is this the right database?"))
-        elif rights:
-            found.insert(0, rights)
+        elif problem:
+            found.insert(0, problem)
         else:
             found.insert(0, await _journal(opened, f"{place}, schema {name}"))
     except errors.JournalError as error:
@@ -58,10 +60,22 @@ async def check(url: str) -> list[Finding]:
     return found
 
 
+async def _version(connection: Any, name: str) -> Finding | None:  # noqa: ANN401 - asyncpg has no types
+    """What to say about tables of an older release: opening the journal would change them."""
+    version = await connection.fetchval(schema.sql("SELECT version FROM SCHEMA.meta", name))
+    if version >= schema.VERSION:
+        return None
+    text = f"the tables of the schema {name} have version {version}; the first use by this release "
+    text += f"makes version {schema.VERSION} of them, and programs of older releases then stop"
+    return Finding("journal", "warning", text, "Update midapi_async on all hosts at once.")
+
+
 async def _journal(opened: PostgresJournal, place: str) -> Finding:
     """Opens the journal, which finds poolers, standbys and other releases."""
     try:
         count = sum((await opened.stats()).counts.values())
+    except errors.JournalError as error:
+        return Finding("journal", "failed", in_commands(str(error)))
     finally:
         await opened.aclose()
     text = f"{place} can be used (version {schema.VERSION} of the tables); intents: {count}"

@@ -287,6 +287,18 @@ async def _execute(url: str, statement: str) -> None:
         await connection.execute(statement)
 
 
+def test_doctor_changes_no_tables(midapi: Midapi, unknown: str, url: str) -> None:
+    """Those of an older release would be changed by opening the journal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("midapi_async.journal.postgres.schema.VERSION", 99)
+        found = doctor(midapi, url)["journal"]
+    assert found["verdict"] == "warning"
+    assert "have version 1; the first use by this release makes version 99" in found["text"]
+    asyncio.run(_execute(url, "UPDATE midapi.meta SET version = 99"))
+    found = doctor(midapi, url)["journal"]
+    assert (found["verdict"], "update midapi_async" in found["text"]) == ("failed", True)
+
+
 def test_doctor_finds_poolers(midapi: Midapi, postgres: Server) -> None:
     """One in transaction mode cannot be used; one in session mode hides cables that are cut."""
     schema = f"?schema={new_schema()}"
