@@ -282,6 +282,21 @@ def test_doctor_names_missing_rights(midapi: Midapi, url: str, postgres: Server)
     assert doctor(midapi, url)["journal"]["verdict"] == "ok"
 
 
+def test_a_schema_or_a_password_elsewhere_is_enough(
+    midapi: Midapi, url: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/postgresql.md says: a role needs only a schema, and its URL no password."""
+    name = url.rpartition("/")[2]
+    theirs = postgres.url.replace("/postgres", f"/{name}")
+    asyncio.run(_execute(theirs, f"ALTER DATABASE {name} OWNER TO CURRENT_USER"))
+    asyncio.run(_execute(theirs, f"CREATE SCHEMA midapi AUTHORIZATION {ROLE}"))
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    monkeypatch.setenv("MIDAPI_JOURNAL", f"postgresql://{ROLE}@{url.rpartition('@')[2]}")
+    assert "contains no journal yet" in midapi("doctor").out
+    assert midapi("generate", "a red fox", "--no-wait").code == 0
+    assert midapi("journal", "stats", "--json").json["open"] == 1
+
+
 async def _execute(url: str, statement: str) -> None:
     async with connected(url) as connection:
         await connection.execute(statement)
