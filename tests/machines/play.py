@@ -20,8 +20,8 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -202,9 +202,16 @@ class World:
 
     async def stop_a_server_process(self) -> None:
         """One that serves a worker, or one of the server's own."""
+        await self._stop(await self._server_process())
+
+    async def kill_a_server_process(self) -> None:
+        """The server then ends all connections and reads its log again."""
+        os.kill(await self._server_process(), signal.SIGKILL)
+
+    async def _server_process(self) -> int:
         assert self.server.process is not None
         children = await self._run("pgrep", "-P", str(self.server.process.pid))
-        await self._stop(int(self.chance.choice(children.split())))
+        return int(self.chance.choice(children.split()))
 
     async def _stop(self, process: int) -> None:
         with suppress(ProcessLookupError):
@@ -222,20 +229,45 @@ class World:
             "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION midapi.hold()"
         )
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        connection = await asyncpg.connect(self.server.url, timeout=10)
-        try:
-            await connection.execute(hold)
-            for _ in range(100):
-                if await connection.fetchval(waiting):
-                    self.done["killed before a commit"] += 1
-                    break
-                await asyncio.sleep(0.02)
-        finally:
-            connection.terminate()
+        # Another fault may be in the way: then it is killed at any moment.
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            async with asyncio.timeout(5), self._connected() as connection:
+                await connection.execute(hold)
+                while not await connection.fetchval(waiting):  # noqa: ASYNC110 - the server's state
+                    await asyncio.sleep(0.02)
+                self.done["killed before a commit"] += 1
+        assert self.server.process is not None
+        children = await self._run("pgrep", "-P", str(self.server.process.pid))
+        self.server.process.kill()
+        for child in children.split():  # one that is stopped would not see it
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
         await asyncio.to_thread(self.server.kill)
         await asyncio.sleep(self.chance.uniform(0.0, 1.0))
         await asyncio.to_thread(self.server.start)
-        await self.server.execute("DROP TRIGGER hold ON midapi.intents")
+        is_dropped = False
+        while not is_dropped:
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                async with asyncio.timeout(5), self._connected() as connection:
+                    await connection.execute("DROP TRIGGER IF EXISTS hold ON midapi.intents")
+                    is_dropped = True
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        connection = await asyncpg.connect(self.server.url)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    def _have_a_server(self) -> None:
+        """It ends by itself if it is hit again while it recovers; an operator starts it again."""
+        try:
+            self.server.wait()
+        except AssertionError:
+            self.done["server started again"] += 1
+            self.server.kill()
+            self.server.start()
 
     async def cut_a_cable(self) -> None:
         """Of a worker's host, of the server's, or of MidAPI's."""
@@ -272,7 +304,7 @@ class World:
         measuring.cancel()
         names = (
             *("kill_a_worker", "kill_the_server", "cut_a_cable"),
-            *("stop_a_worker", "stop_a_server_process"),
+            *("stop_a_worker", "kill_a_server_process", "stop_a_server_process"),
         )
         rest = (self.options.keys - quiet) * 0.9 / max(1, self.options.faults)
         for number in range(self.options.faults):
@@ -280,10 +312,16 @@ class World:
             while len(self.sandbox.ledger.accepted) < quiet + number * rest:
                 await asyncio.sleep(0.05)
                 self._assert_workers_live()
-            name = names[number % len(names)]
+            now = [names[number % len(names)]]
+            if self.chance.random() < self.options.twice:
+                now.append(self.chance.choice([name for name in names if name not in now]))
             at = len(self.sandbox.ledger.accepted)
-            await getattr(self, name)()
-            self.done[name] += 1
+            async with asyncio.TaskGroup() as group:
+                for name in now:
+                    group.create_task(getattr(self, name)())
+            await asyncio.to_thread(self._have_a_server)
+            self.done.update(now)
+            name = " and ".join(now)
             await asyncio.sleep(self.chance.uniform(0.2, 1.0))
             self._assert_workers_live()
             passed = time.monotonic() - begun
@@ -339,16 +377,13 @@ class World:
 
     async def _measure_slots(self) -> None:
         """How long a POST takes with its claim, by the server's clock."""
-        connection = await asyncpg.connect(self.server.url)
         seconds = "SELECT avg(ends_at - started) FROM midapi.slots WHERE NOT is_open"
-        try:
+        async with self._connected() as connection:
             while True:
                 await asyncio.sleep(0.25)
-                with suppress(asyncpg.PostgresError):
+                with suppress(asyncpg.PostgresError):  # the schema may not be there yet
                     if (found := await connection.fetchval(seconds)) is not None:
                         self.slots.append(float(found))
-        finally:
-            connection.terminate()
 
     async def end(self) -> None:
         """Let the workers end in peace."""
@@ -507,6 +542,7 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=float, default=4.0, help="how fast MidAPI's time passes")
     parser.add_argument("--stop", type=float, default=120.0, help="seconds that a process stands")
     parser.add_argument("--cut", type=float, default=30.0, help="seconds that a cable is cut")
+    parser.add_argument("--twice", type=float, default=0.3, help="how often two faults meet")
     parser.add_argument("--quiet", type=float, default=0.1, help="the part without faults")
     parser.add_argument("--use", type=float, default=0.98, help="of the limit, at least")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds without progress")
