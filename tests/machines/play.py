@@ -435,7 +435,8 @@ class World:
         moments = moments[self.quiet_from :]
         if len(moments) < COUNT * 2 or not self.slots:
             return
-        rate = (len(moments) - 1) / (moments[-1] - moments[0])
+        whole = (len(moments) - 1) // COUNT * COUNT  # they come in bursts: whole windows of them
+        rate = whole / (moments[whole] - moments[0])
         scale = self.options.scale
         post = statistics.fmean(self.slots) * scale
         used = rate * (WINDOW + post) / COUNT
