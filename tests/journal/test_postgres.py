@@ -216,6 +216,38 @@ async def test_without_prompts(postgres: Server, schema: str) -> None:
     await journal.aclose()
 
 
+async def test_a_caller_that_leaves_before_its_turn(make: Make) -> None:
+    """Nothing is written for it; what has begun is finished."""
+    journal, begun, waiting = make(), intent(), intent()
+    await journal.rows()
+    while len(journal._session()._tasks):
+        await journal._session()._tasks.join()  # it prunes when it was opened
+    calls = [asyncio.ensure_future(claim(journal, begun))]
+    for _ in range(3):  # before Python 3.12 its work begins a turn later
+        await asyncio.sleep(0)
+    calls.append(asyncio.ensure_future(claim(journal, waiting)))
+    await asyncio.sleep(0)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    assert await journal.find(intent_id=waiting.intent_id) is None
+    assert await journal.find(intent_id=begun.intent_id) is not None
+
+
+async def test_a_row_that_cannot_be_read(postgres: Server, make: Make, schema: str) -> None:
+    """Of a damaged database, or a newer release; a request that nobody knows is only missing."""
+    journal = make()
+    row = await claimed(journal, intent(key="k"))
+    await postgres.execute(f"""UPDATE "{schema}".intents SET request = '{{"odd": 1}}'""")
+    found = await journal.find(intent_id=row.intent_id)
+    assert found is not None
+    assert found.request is None
+    await postgres.execute(f"UPDATE \"{schema}\".intents SET state = 'odd'")
+    for call in (journal.rows(), journal.find(intent_id=row.intent_id), claim(journal, row)):
+        with pytest.raises(JournalError, match="cannot be read"):
+            await call
+
+
 # ─── owners ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -280,6 +312,16 @@ async def test_a_lost_owner_that_does_not_know_it(
     answer = await claim(journal, sending)
     assert isinstance(answer, Standing)
     assert answer.intent.state is State.UNKNOWN
+
+
+async def test_a_lost_owner_that_only_reads(make: Make) -> None:
+    """What it was sending is UNKNOWN for itself, too."""
+    journal = make()
+    row = await claimed(journal)
+    await journal._session()._owner.execute("SELECT pg_advisory_unlock_all()")
+    found = await journal.find(intent_id=row.intent_id)
+    assert found is not None
+    assert found.state is State.UNKNOWN
 
 
 async def test_a_lost_owner_that_only_waits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
