@@ -159,6 +159,33 @@ async def test_a_row_changes_between_reading_and_writing(
     assert (row.state, row.task_id) == (State.ACCEPTED, "t")
 
 
+async def test_a_process_that_stands_still_with_the_account_locked(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait 5 s at most: then the server ends its connection, and it tries again."""
+    monkeypatch.setattr(session_module, "_OPTIMISTIC_TRIES", 0)
+    journal, other, lock = make(), make(), Session._lock_accounts
+    await claimed(journal)
+    await claimed(other)
+
+    async def stop(session: Session, jobs: Any) -> None:
+        await lock(session, jobs)
+        if session is journal._session():
+            monkeypatch.setattr(Session, "_lock_accounts", lock)
+            await session._ask("execute", "SET LOCAL idle_in_transaction_session_timeout = 300")
+            stopped.set()
+            await asyncio.sleep(1.0)
+
+    stopped = asyncio.Event()
+    monkeypatch.setattr(Session, "_lock_accounts", stop)
+    claiming = asyncio.ensure_future(claim(journal, intent()))
+    await stopped.wait()
+    begun = time.monotonic()
+    assert isinstance(await claim(other, intent()), Claimed)
+    assert 0.2 < time.monotonic() - begun < 0.9
+    assert isinstance(await claiming, Claimed)
+
+
 async def test_ten_first_starts_at_once(postgres: Server, make: Make, schema: str) -> None:
     """The schema is made once."""
     await asyncio.gather(*(claimed(make(), intent(key=f"k{n}")) for n in range(10)))

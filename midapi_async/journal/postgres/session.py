@@ -520,7 +520,9 @@ def _errors_as_ours() -> Iterator[None]:
         advice = next((text for start, text in _ADVICE.items() if state.startswith(start)), "")
         text = f"the journal cannot be used: {error.args[0]} ({state})"
         text += f"; {advice}" if advice else ""
-        if state in _CONFLICTS or (state[:2] in {"08", "57"} and state != "57014"):
+        # 25P03: this process stood still in a transaction, and the server ended the connection.
+        is_lost = state == "25P03" or (state[:2] in {"08", "57"} and state != "57014")
+        if state in _CONFLICTS or is_lost:
             raise _Retry(text, is_conflict=state in _CONFLICTS) from error
         raise JournalError(text) from error
     except _CONNECTION_ERRORS as error:
