@@ -78,6 +78,8 @@ async def certificate_days(url: URL) -> float | None:
             _, writer = await asyncio.open_connection(url.raw_host, url.port, ssl=context)
         ends = ssl.cert_time_to_seconds(writer.get_extra_info("peercert")["notAfter"])
         writer.transport.abort()
+        with suppress(OSError):  # the other side may reset the connection; else that is logged
+            await writer.wait_closed()
         return (ends - time.time()) / 86_400
     return None
 
