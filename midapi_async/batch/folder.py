@@ -31,6 +31,7 @@ NAME = "batch"  # of the batch; its keys are found in this folder's own journal 
 _VERSION = 1
 _IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".avif", ".heic")  # not the videos
 COUNTS = ("succeeded", "failed", "unknown")
+_TEXTS = ("key", "state", "task_id", "intent_id", "prompt")  # or null
 _FACTS = ("code", "http_status", "status", "problems", "reason", "url")  # of an error
 _Line = dict[str, Any]
 
@@ -289,7 +290,7 @@ def _body(request: Request) -> _Line:
 
 def _identity(line: _Line) -> tuple[object, ...]:
     """What makes two errors of a row the same one."""
-    return (line["state"], line["error"]["type"], line["task_id"], line["intent_id"])
+    return (line["state"], str(line["error"]["type"]), line.get("task_id"), line.get("intent_id"))
 
 
 def _is_superseded(line: _Line, succeeded: set[str]) -> bool:
@@ -308,10 +309,31 @@ def lines_of(path: Path) -> Iterator[_Line]:
         for raw in file:
             try:
                 line = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if raw.endswith(b"\n") and isinstance(line, dict) and "key" in line:
+            if raw.endswith(b"\n") and _is_ours(line):
                 yield line
+
+
+def _is_ours(line: object) -> bool:
+    """Whether a value of one of the files has the members that are read again from it."""
+
+    def is_text(*values: object) -> bool:
+        return all(value is None or isinstance(value, str) for value in values)
+
+    if not isinstance(line, dict) or not is_text(*map(line.get, _TEXTS)):
+        return False
+    if "error" in line:
+        error = line["error"]
+        return {"key", "state"} <= line.keys() and isinstance(error, dict) and "type" in error
+    files, request = line.get("files"), line.get("request")
+    return (
+        isinstance(line.get("key"), str)
+        and {"task_id", "prompt"} <= line.keys()
+        and isinstance(line.get("metadata"), dict)
+        and (isinstance(files, list) and None not in files and is_text(*files))
+        and (request is None or (isinstance(request, dict) and is_text(request.get("taskId"))))
+    )
 
 
 # ─── what it says of itself ──────────────────────────────────────────────────────────────────────
@@ -330,14 +352,30 @@ def read_batch(path: Path) -> _Line:
         facts = None
     except OSError as error:
         facts, problem = None, f"cannot be read: {error.strerror}"
-    except ValueError:
+    except (ValueError, RecursionError):
         facts, problem = None, "has a batch.json that is not valid JSON"
     if not isinstance(facts, dict) or "version" not in facts:
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     if facts["version"] != _VERSION:
         problem = "was written by another version of midapi, which is needed to go on with it"
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
+    if not _is_complete(facts):
+        problem = "has a batch.json that is damaged: remove that file, then run the batch again"
+        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     return facts
+
+
+def _is_complete(batch: _Line) -> bool:
+    """Whether ``batch.json`` has the members that are read again from it."""
+    progress = batch.get("progress")
+    lines = progress.get("lines") if isinstance(progress, dict) else None
+    counts = [batch.get("rows")]
+    for found in (progress, lines):
+        counts += map(found.get, COUNTS) if isinstance(found, dict) else [None]
+    texts = map(batch.get, ("base_url", "input", "started"))
+    return all(isinstance(each, int) for each in counts) and all(
+        isinstance(each, str) for each in texts
+    )
 
 
 def counts_of(path: Path, batch: Mapping[str, Any]) -> dict[str, int]:

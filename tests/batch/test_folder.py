@@ -207,6 +207,41 @@ def test_what_a_kill_has_left_of_a_line_is_cut_off(tmp_path: Path, name: str, le
     assert [line["key"] for line in metadata(tmp_path)] == ["a", "c"]
 
 
+@pytest.mark.parametrize("name", ["results.jsonl", "errors.jsonl"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": 1}',
+        '{"key": "x"}',
+        '{"key": ["x"]}',
+        '{"key": null}',
+        r'{"key": "\ud800"}',
+        '{"key": "x", "error": 1, "state": "failed"}',
+        '{"key": "x", "error": {}, "state": null}',
+        '{"key": "x", "error": {"type": ["X"]}, "state": "failed", "task_id": {}}',
+        '{"key": "x", "files": [1], "metadata": {}, "prompt": "a", "request": {}, "task_id": "t"}',
+        '{"key": "x", "files": "a", "metadata": [], "prompt": "a", "request": 1, "task_id": "t"}',
+        json.dumps({**done("x"), "request": {"taskId": []}}),
+        "[" * 100_000,
+        '{"key": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        "9" * 5000,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_lines_of_others_are_skipped(tmp_path: Path, name: str, line: str) -> None:
+    """Whatever they hold: the folder is opened, read and added to."""
+    with opened(tmp_path) as folder:
+        folder.add([done("a"), failed("b")], NONE)
+    with (tmp_path / name).open("a") as file:
+        file.write(f"{line}\n")
+    assert counts(tmp_path) == (1, 1, 0)
+    with opened(tmp_path) as folder:
+        folder.add([done("a"), failed("b"), done("c")], NONE)
+        folder.tidy()
+    assert keys(tmp_path / "results.jsonl") == ["a", "c"]
+    assert keys(tmp_path / "errors.jsonl") == ["b"]
+
+
 def test_a_kill_between_two_files_is_repaired(tmp_path: Path) -> None:
     """The results are written first; the next run writes what they say into metadata.jsonl."""
     with opened(tmp_path) as folder:
@@ -366,7 +401,11 @@ def test_the_progress_is_that_of_the_last_run(tmp_path: Path) -> None:
         (None, r"it has no batch\.json"),
         (b"{", "is not valid JSON"),
         (b"[1]", r"it has no batch\.json"),
+        (b"[" * 100_000, "is not valid JSON"),
         (b'{"version": 2, "base_url": ""}', "another version"),
+        (b'{"version": 1}', "is damaged"),
+        (b'{"version": 1, "base_url": "", "rows": 1, "input": "", "progress": 3}', "is damaged"),
+        (b'{"version": 1, "base_url": "", "rows": 1, "input": "", "started": ""}', "is damaged"),
     ],
 )
 def test_a_folder_that_is_not_a_batchs(tmp_path: Path, content: bytes | None, problem: str) -> None:
