@@ -41,13 +41,35 @@ def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside, SIGTERM does what Ctrl-C does: the first one cancels, the second one ends at once."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+def signals_as_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM and a terminal that is closed do what Ctrl-C does to the current task.
+
+    The first signal cancels it, a second SIGTERM ends it at once. SIGHUP may come several times: a
+    shell and the system both send it.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def end(number: int, _: object) -> None:
+        if number != signal.SIGTERM and task is not None and task.cancelling():
+            return
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.raise_signal(signal.SIGINT)
+        elif task is None or task.cancelling():
+            raise KeyboardInterrupt
+        else:  # a shell makes what it starts with "&" ignore SIGINT
+            task.cancel()
+            loop.call_soon_threadsafe(lambda: None)  # to wake it
+
+    numbers = [signal.SIGTERM]
+    # Windows has no SIGHUP; nohup ignores it.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def interrupted(message: str = "", **facts: object) -> CommandError:

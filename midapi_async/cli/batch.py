@@ -45,7 +45,7 @@ from ._batch_status import print_status, unfetched
 from ._common import Output, run_async
 from ._errors import FAILED, CommandError, command_error, in_commands, usage_error
 from ._folder import opened_journal
-from ._interrupt import interrupted, sigterm_as_ctrl_c
+from ._interrupt import interrupted, signals_as_ctrl_c
 from ._options import UploadService, is_stdin
 from ._receiving import receiving
 from ._terminal import one_line, out_json, say, seconds
@@ -202,7 +202,7 @@ class _Run:
             CommandError: it did not get to the end.
         """
         try:
-            with sigterm_as_ctrl_c(), _quiet(verbose=self.output.verbose):
+            with signals_as_ctrl_c(), _quiet(verbose=self.output.verbose):
                 await self._buy()
         except asyncio.CancelledError:
             # This runs in the main task, which only Ctrl-C cancels; the second one ends it at once.

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -645,6 +646,59 @@ def test_a_process_that_is_ended_goes_on_where_it_was(
     assert set(keys.values()) == set(bought(midapi_sandbox).values()) == {1}
     named = Path("out/metadata.jsonl").read_text().splitlines()
     assert len(named) == len({json.loads(line)["file_name"] for line in named}) == 4 * len(keys)
+
+
+@pytest.mark.one_python
+@pytest.mark.midapi_sandbox(time_scale=60)
+@pytest.mark.parametrize(
+    ("numbers", "ignored"),
+    [
+        pytest.param([signal.SIGHUP], (), id="a terminal is closed"),
+        pytest.param([signal.SIGHUP] * 3, (), id="and this is said three times"),
+        pytest.param([signal.SIGTERM], [signal.SIGINT], id="started by a script with &"),
+        pytest.param([signal.SIGHUP, signal.SIGTERM], [signal.SIGHUP], id="started with nohup"),
+    ],
+)
+def test_other_signals_wait_for_answers_as_ctrl_c_does(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    numbers: list[signal.Signals],
+    ignored: list[signal.Signals],
+) -> None:
+    """No row becomes unknown."""
+    midapi_sandbox.faults.on("submit", do=delay(60))
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    process = spawn("batch", rows(3), "--output", "out", "--running", "2")
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    wait_until(lambda: len(midapi_sandbox.ledger.accepted) == 2)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
+    ran = finish(process)
+    assert ran.code == 130
+    assert "unknown" not in ran.err
+    assert "Paid for, and not fetched yet: 2. The same command goes on from here" in ran.err
+    assert len(midapi_sandbox.ledger.accepted) == 2
+
+
+@pytest.mark.one_python
+@pytest.mark.midapi_sandbox(time_scale=1, auto=False)
+def test_a_second_sigterm_ends_at_once_where_ctrl_c_is_ignored(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """As a second Ctrl-C would."""
+    midapi_sandbox.faults.on("submit", do=delay(60))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = spawn("batch", rows(1), "--output", "out")
+    signal.signal(signal.SIGINT, before)
+    wait_until(lambda: midapi_sandbox.ledger.accepted)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    ran = finish(process)
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "midapi: Interrupted."
 
 
 @pytest.mark.midapi_sandbox(time_scale=1, auto=False)
