@@ -257,6 +257,7 @@ async def test_a_caller_that_leaves_before_its_turn(make: Make) -> None:
     for call in calls:
         call.cancel()
     await asyncio.wait(calls)
+    await journal.note(SCOPE, "after", "all that was", "to be written")
     assert await journal.find(intent_id=waiting.intent_id) is None
     assert await journal.find(intent_id=begun.intent_id) is not None
 
