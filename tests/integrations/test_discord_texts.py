@@ -106,7 +106,7 @@ def test_a_long_prompt_is_cut_and_says_so() -> None:
 def test_a_result_without_a_prompt_has_a_heading() -> None:
     """As after the order above it was pruned."""
     view = result_view(details(1), intent_id=INTENT, user_id=1, request=Upscale(TASK, 3))
-    assert checked(view) == "**Midjourney**, picture 4 upscaled\n-#  · <@1>"
+    assert checked(view) == "**Midjourney**, picture 4 upscaled\n-# Midjourney · <@1>"
 
 
 @pytest.mark.parametrize(

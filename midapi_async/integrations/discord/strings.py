@@ -78,7 +78,7 @@ class Strings:
         settings: under it: the ``{settings}`` as flags, and ``{by}``, who asked for it.
         upscaled: the heading of an upscaled picture; its ``{number}`` from 1.
         varied: the heading of variations of a picture; its ``{number}`` from 1.
-        untitled: in place of a prompt that is not known.
+        untitled: in place of a prompt that is not known, and of settings where there are none.
         parent: the text of the link to the message that a result was made from.
         link: the text of the link to a file that cannot be attached; its ``{number}`` from 1.
         elsewhere: what the working message becomes if the result has a message of its own.

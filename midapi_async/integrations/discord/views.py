@@ -154,7 +154,7 @@ def result_view(
         view.add_item(ui.MediaGallery(*items))
     by = f"<@{user_id}>"
     text = f"{by} {shown.heading(strings)}" if mention else shown.heading(strings)
-    text += "\n" + strings.settings.format(settings=shown.settings(), by=by)
+    text += "\n" + strings.settings.format(settings=shown.settings() or strings.untitled, by=by)
     if parent_url is not None:
         text += f" · [{strings.parent}]({parent_url})"
     for index, url in links:
