@@ -196,7 +196,7 @@ class TaskHandle:
             if cancels() > before:
                 self._is_recorded = False  # the caller did not get it
         taken = recorder.takes_at_once and self._is_recorded
-        await recorder.write(self.task_id, self.intent_id, details, taken=taken)
+        await recorder.try_to_write(self.task_id, self.intent_id, details, taken=taken)
 
     async def details(self, max_age: float = 0.0) -> TaskDetails:
         """What is known of the task, whatever its state; as ``MidAPIClient.details``.

@@ -1,6 +1,7 @@
 """What is known is not requested again: `details`, on a handle and on the client."""
 
 import asyncio
+import logging
 import traceback
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from midapi_async import (
     APIError,
     CallbackReceiver,
     ClientClosed,
+    Intent,
     InvalidRequestError,
+    JournalError,
     MemoryJournal,
     MidAPIError,
     PollPolicy,
@@ -207,6 +210,44 @@ async def test_a_look_of_details_is_kept_in_the_journal() -> None:
         assert len(looks(server)) == 2
     [row] = await journal.rows()
     assert (row.state, row.taken) == (State.SUCCEEDED, True)
+
+
+@pytest.mark.fault("S16")
+async def test_a_journal_that_fails_under_results_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever finds them, and again after it has worked; each caller has got its result."""
+
+    class Full(MemoryJournal):
+        is_full = True
+
+        async def advance(self, intent_id: str, *args: object, **names: object) -> Intent:
+            if self.is_full and names.get("details") is not None:
+                raise JournalError("no space left")
+            return await super().advance(intent_id, *args, **names)  # type: ignore[arg-type]
+
+    def warnings() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+    journal, ids = Full(), iter([f"{number:032x}" for number in range(6)])
+    answers = mid(lambda _: accepted(next(ids)), lambda request: looked(request.target[-32:]))
+    async with ScriptedServer(then=answers) as server, client_of(server, journal=journal) as client:
+
+        async def get(count: int) -> None:
+            for _ in range(count):
+                handle = await client.generate("a red fox")
+                assert (await client.details(handle.task_id)).is_final
+                assert (await handle).is_final
+            await client._opened().recorder.writes.join()
+
+        await get(3)
+        text = "results could not be recorded, and may be returned once more later: no space left"
+        assert warnings() == [text]
+        journal.is_full = False
+        await get(1)
+        journal.is_full = True
+        await get(2)
+        assert warnings() == [text, text]
 
 
 async def test_a_result_is_not_recorded_for_another_task_of_the_intent() -> None:

@@ -42,6 +42,7 @@ class ResultRecorder:
     _schedule: Schedule
     writes: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
     _new_durations: dict[Kind, list[float]] = attrs.field(factory=dict, init=False)
+    _has_failed: bool = attrs.field(default=False, init=False)
 
     async def write(
         self,
@@ -66,6 +67,22 @@ class ResultRecorder:
         if details is not None:
             final = State.FAILED if details.status is TaskStatus.FAILED else State.SUCCEEDED
         return await self._journal.advance(intent_id, final, details=details, taken=taken)
+
+    async def try_to_write(
+        self, task_id: str, intent_id: str | None, details: TaskDetails, *, taken: bool
+    ) -> None:
+        """As `write`, for the background: a journal that fails is logged, once until it works."""
+        try:
+            await self.write(task_id, intent_id, details, taken=taken)
+        except JournalError as error:
+            if not self._has_failed:
+                _log.warning(
+                    "results could not be recorded, and may be returned once more later: %s",
+                    error,
+                )
+            self._has_failed = True
+        else:
+            self._has_failed = False
 
     async def row_of(self, task_id: str, intent_id: str | None = None) -> Intent | None:
         """The row of a task of this service; None if there is none.

@@ -124,7 +124,7 @@ class Seen:
             and (details := final_in(record)) is not None
             and not has_foreign_token(record.params.get("callBackUrl"), row.token_hash)
         ):
-            write = self._recorder.write(task_id, row.intent_id, details, taken=False)
+            write = self._recorder.try_to_write(task_id, row.intent_id, details, taken=False)
             self._recorder.writes.start(write)
         return record
 
