@@ -21,6 +21,7 @@ import attrs
 
 from .._wire.bodies import request_to_json
 from ..errors import APIError, DownloadError, InvalidRequestError, SubmissionUnknown, WaitTimeout
+from ..files.folders import make_folder, sync_folder
 from ..journal.sqlite.locks import open_private, sync, try_lock
 from ..requests import Request, UploadedURL, paths_of, prompt_of
 from .items import BatchItem
@@ -73,7 +74,7 @@ class BatchFolder:
                 has it.
             OSError: a file in it cannot be read or written.
         """
-        _make(path)
+        make_folder(path, "output")
         lock = _locked(path)
         folder = cls(path, lock=lock)
         try:
@@ -434,25 +435,6 @@ def _number_in(descriptor: int) -> int:
 # ─── files ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _make(path: Path) -> None:
-    """Make the folder.
-
-    Raises:
-        InvalidRequestError: it cannot be made, or nothing can be written there.
-    """
-    problem = ""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            problem = "is not writable"
-    except (FileExistsError, NotADirectoryError):
-        problem = "is not a folder"
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        problem = f"cannot be used: {getattr(error, 'strerror', None) or error}"
-    if problem:
-        raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
-
-
 def _locked(path: Path) -> int:
     """A descriptor that holds the lock of the folder, until it is closed.
 
@@ -531,11 +513,7 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
         with suppress(OSError):
             new.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

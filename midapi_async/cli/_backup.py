@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from midapi_async import InvalidRequestError
+from midapi_async.files.folders import sync_folder
 from midapi_async.journal.sqlite import SQLiteJournal
 
 from ._common import Output, run_async
@@ -125,21 +126,12 @@ def _pack(draft: Path, target: Path) -> int:
         os.fsync(file.fileno())
         size = file.tell()
     packed.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return size
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the file's name survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritten(target: Path, error: OSError) -> CommandError:

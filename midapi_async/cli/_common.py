@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shlex
 from collections.abc import Coroutine
 from contextlib import contextmanager
@@ -100,24 +99,6 @@ async def wait(handle: TaskHandle, timeout: float | None) -> TaskDetails:
     except asyncio.CancelledError:
         # Not re-raised: this runs in the main task, which only Ctrl-C cancels.
         raise interrupted_wait(handle.task_id) from None
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for files, if it is missing.
-
-    Raises:
-        InvalidRequestError: files cannot be put there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except FileExistsError:
-        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"}) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None
-    if not writable:
-        raise InvalidRequestError({"folder": f"{str(folder)!r} is not writable"})
 
 
 def into(folder: Path) -> str:

@@ -24,11 +24,12 @@ from midapi_async import (
 )
 from midapi_async.config import settings
 from midapi_async.events import Event, Looked
+from midapi_async.files.folders import make_folder
 from midapi_async.handle import check_seconds
 from midapi_async.journal import BOUGHT
 
 from . import _env
-from ._common import Output, make_folder, run_async
+from ._common import Output, run_async
 from ._env import Place
 from ._errors import FAILED, command_error
 from ._folder import Folder, opened_journal, option_of, place_of

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from midapi_async import CallbackReceiver, MemoryJournal, MidAPIClient, TextToImage
+from midapi_async.files.folders import make_folder
 
 from . import _env
-from ._common import Output, download, make_folder, run_async, wait
+from ._common import Output, download, run_async, wait
 from ._errors import CommandError, usage_error
 from ._interrupt import submit
 from ._options import Service

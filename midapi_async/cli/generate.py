@@ -29,11 +29,12 @@ from midapi_async import (
     request_from_json,
     request_to_json,
 )
+from midapi_async.files.folders import make_folder
 from midapi_async.handle import check_seconds
 from midapi_async.requests import check_arguments, paths_of
 
 from . import _env
-from ._common import Output, download, into, make_folder, print_result, run_async, say_success, wait
+from ._common import Output, download, into, print_result, run_async, say_success, wait
 from ._errors import usage_error
 from ._files import is_file, picture_of, pictures_of, upload_pictures, with_files
 from ._interrupt import submit

@@ -17,6 +17,7 @@ from midapi_async import (
     TaskHandle,
     TaskStatus,
 )
+from midapi_async.files.folders import make_folder
 
 from . import _common, _env
 from ._common import Output, print_result, run_async, say_success
@@ -56,7 +57,7 @@ def task(
         timeout: Seconds to wait with --wait; 3600 if not given. The task goes on after that.
     """
     if download:
-        _common.make_folder(folder)
+        make_folder(folder)
     task_id, target = task_id_of(task), folder if download else None
     naming.check()
     looking = _carry_out(task_id, target, naming, service, output, waits=wait, timeout=timeout)

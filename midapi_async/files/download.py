@@ -22,6 +22,7 @@ from .._runtime.observer import is_plain_function
 from ..errors import DownloadError, InvalidRequestError, shown
 from ..tasks import TaskDetails
 from .fetch import AttemptFailed, Body, Fetch, Fetcher
+from .folders import make_folder, sync_folder
 from .names import check_name, existing, file_name, remove_other_sidecar, sidecar_of, write_sidecar
 from .progress import Progress, Reporter
 
@@ -86,7 +87,8 @@ async def download_files(
     # A file that fails does not stop the others.
     results = await asyncio.gather(*starmap(call.download, enumerate(kept)), return_exceptions=True)
     if None in kept:
-        await in_thread(_sync_folder, path)  # once for all files: it may take milliseconds
+        with contextlib.suppress(OSError):  # Windows, and some network drives
+            await in_thread(sync_folder, path)  # once for all files: it may take milliseconds
     paths = [each for each in results if isinstance(each, Path)]
     for error in results:
         if isinstance(error, DownloadError):
@@ -126,7 +128,7 @@ class _Call:
 
         For a thread.
         """
-        _make_folder(self._folder)
+        make_folder(self._folder, must_be_writable=False)  # all files may be there already
         if self._folder not in self._fetcher.folders:
             self._fetcher.folders.add(self._folder)
             _remove_old_parts(self._folder)
@@ -334,16 +336,6 @@ async def ended(job: asyncio.Future[T]) -> T:
     return job.result()
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InvalidRequestError({"folder": f"{str(folder)!r} is not a folder"}) from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidRequestError({"folder": f"{str(folder)!r} cannot be used: {reason}"}) from None
-
-
 def _remove_old_parts(folder: Path) -> None:
     """Remove what killed processes have left; a living one has written to its part file lately."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -352,13 +344,3 @@ def _remove_old_parts(folder: Path) -> None:
                 with contextlib.suppress(OSError):
                     if time.time() - each.stat(follow_symlinks=False).st_mtime > _OLD_PART:
                         Path(each).unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where that is possible (not on Windows)."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

@@ -423,15 +423,17 @@ def test_a_folder_that_is_not_a_batchs(tmp_path: Path, content: bytes | None, pr
 def test_a_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in its place, or in that of a folder above it; one that is read only."""
     with monkeypatch.context() as patch:
-        patch.setattr("midapi_async.batch.folder.os.access", lambda *_: False)
+        patch.setattr("midapi_async.files.folders.os.access", lambda *_: False)
         with pytest.raises(InvalidRequestError, match="is not writable"):
             BatchFolder.open(tmp_path, base_url=ORIGIN, rows=1, source="x")
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(InvalidRequestError, match="is not a folder"):
+    for path, problem in (
+        (tmp_path / "file", "is not a folder"),
+        (tmp_path / "file" / "out", "cannot be used: Not a directory"),
+        (Path("a\0b"), "cannot be used"),
+    ):
+        with pytest.raises(InvalidRequestError, match=problem):
             BatchFolder.open(path, base_url=ORIGIN, rows=1, source="x")
-    with pytest.raises(InvalidRequestError, match="cannot be used"):
-        BatchFolder.open(Path("a\0b"), base_url=ORIGIN, rows=1, source="x")
     with pytest.raises(InvalidRequestError, match=r"it has no batch\.json"):
         read_batch(tmp_path / "file")
     (tmp_path / "other" / "batch.json").mkdir(parents=True)
