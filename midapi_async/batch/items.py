@@ -168,57 +168,63 @@ def key_of_try(key: str, attempt: int) -> str:
 
 
 class Keys:
-    """Gives each row its key, and finds keys that two rows have.
+    """The keys of all rows: makes those that are not given, and refuses two that conflict.
 
     Args:
+        rows: how an error names two rows by their numbers, such as ``"lines {} and {}"``.
         batch: the batch's name; None if it has none.
     """
 
-    def __init__(self, batch: str | None) -> None:
+    def __init__(self, rows: str, batch: str | None = None) -> None:
+        self._both = rows
         self._batch = batch
         # Hashes instead of keys: a batch may have many rows.
         self._counts: dict[bytes, int] = {}
         self._rows: dict[bytes, int] = {}
         self._tries: dict[bytes, int] = {}  # rows "a/2", by the hash of "a"
 
-    def give(self, row: Row) -> None:
-        """Give a row a key, if it has none and the batch has a name.
+    def made(self, request_hash: str) -> str | None:
+        """A key for a row that has none; None if the batch has no name.
 
         The key is made of the name, the hash of the request and how often the same request has
         come before, so that rows may be added, removed and moved between two runs.
+        """
+        if self._batch is None:
+            return None
+        digest = bytes.fromhex(request_hash)[:16]
+        nth = self._counts[digest] = self._counts.get(digest, 0) + 1
+        return f"{self._batch}/{request_hash[:32]}/{nth}"
+
+    def add(self, row: int, key: str) -> None:
+        """Record the key of a row.
+
+        Args:
+            row: the row's number; the same key may be added again with the same number.
+            key: its key.
 
         Raises:
-            InvalidRequestError: an earlier row has the same key.
+            InvalidRequestError: an earlier row has the same key, or two rows have keys of which one
+                is that of a further try of the other row.
         """
-        if row.key is None:
-            if self._batch is None:
-                return
-            digest = bytes.fromhex(row.hash)[:16]
-            nth = self._counts[digest] = self._counts.get(digest, 0) + 1
-            row.key = f"{self._batch}/{row.hash[:32]}/{nth}"
-        short = _short(row.key)
-        first = self._rows.setdefault(short, row.index)
-        if first != row.index:
-            raise InvalidRequestError(
-                {
-                    "key": f"rows {first} and {row.index} (counted from 0) have the same key "
-                    f"{shown(row.key)}; each row needs one of its own"
-                }
-            )
+        short = _short(key)
+        first = self._rows.setdefault(short, row)
+        if first != row:
+            both = self._both.format(first, row)
+            problem = f"{both} have the same key {shown(key)}; each row needs its own key"
+            raise InvalidRequestError({"key": problem})
         # Further tries of a row "a" are bought as "a/2", "a/3", which no other row may have.
         other = self._tries.get(short)
-        if (is_try := _TRY.fullmatch(row.key)) is not None:
+        if (is_try := _TRY.fullmatch(key)) is not None:
             base = _short(is_try[1])
-            self._tries.setdefault(base, row.index)
+            self._tries.setdefault(base, row)
             other = self._rows.get(base, other)
         if other is not None:
-            raise InvalidRequestError(
-                {
-                    "key": f"rows {other} and {row.index} (counted from 0), one of them with the "
-                    f"key {shown(row.key)}, have keys of which one could be a further try of the "
-                    "other: with retry_failed, row 'a' is bought again as 'a/2'"
-                }
+            both = self._both.format(other, row)
+            problem = (
+                f"{both} have conflicting keys, one of them {shown(key)}: with retry_failed, row "
+                "'a' is bought again as 'a/2', so no other row may have such a key"
             )
+            raise InvalidRequestError({"key": problem})
 
 
 def _short(key: str) -> bytes:

@@ -14,9 +14,7 @@ path is relative to the folder of the file that names it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -27,8 +25,7 @@ import attrs
 
 from .._wire.bodies import make_request, request_from_json
 from ..errors import InvalidRequestError, shown
-from ..files.source import SourceError, look_at
-from ..files.upload import LARGEST
+from ..files.upload import file_problem
 from ..requests import (
     REQUESTS,
     ExtendVideo,
@@ -46,6 +43,7 @@ from ..requests import (
 )
 from .columns import BY_FOLDED, converted, header_problem, meant_by, own_name
 from .expand import expanded
+from .items import Keys
 from .records import Record, Records, RowProblem, csv_records, json_records, text_records
 from .template import Template, filled, folded, parsed_template, unknown_in
 
@@ -227,7 +225,7 @@ class _Reader:
         expand: whether a prompt may stand for several.
         folder: the folder that paths are relative to.
         check_files: whether pictures are looked into.
-        keys: the line of each key so far, by a hash of the key.
+        keys: the keys so far.
         files: what is wrong with each picture so far, or None.
     """
 
@@ -236,7 +234,7 @@ class _Reader:
     expand: bool
     folder: Path
     check_files: bool
-    keys: dict[bytes, int] = attrs.field(factory=dict)
+    keys: Keys = attrs.field(factory=lambda: Keys("lines {} and {}"))
     files: dict[Path, str | None] = attrs.field(factory=dict)
 
     def rows(self, records: Records) -> Iterator[FileRow | RowProblem]:
@@ -312,15 +310,10 @@ class _Reader:
         """Check a row against the earlier ones, and its pictures.
 
         Raises:
-            InvalidRequestError: another row has its key, or a picture cannot be used.
+            InvalidRequestError: its key conflicts with another row's, or a picture cannot be used.
         """
         if row.key is not None:
-            digest = hashlib.blake2b(row.key.encode(), digest_size=16).digest()
-            first = self.keys.setdefault(digest, row.line)
-            if first != row.line:
-                raise InvalidRequestError(
-                    {"key": f"{shown(row.key)} is already the key of line {first}"}
-                )
+            self.keys.add(row.line, row.key)
         if self.check_files:
             problems = [self._file_problem(path) for path in paths_of(row.request).values()]
             if text := "; ".join(filter(None, problems)):
@@ -329,13 +322,8 @@ class _Reader:
     def _file_problem(self, path: Path) -> str | None:
         """Why a file cannot be uploaded; None if it can."""
         if path not in self.files:
-            try:
-                look_at(path, LARGEST)
-            except SourceError as error:
-                hint = "; a path is relative to the folder of the file that names it"
-                self.files[path] = f"{error}{'' if os.path.lexists(path) else hint}"
-            else:
-                self.files[path] = None
+            hint = "; a path is relative to the folder of the file that names it"
+            self.files[path] = file_problem(path, hint)
         return self.files[path]
 
 

@@ -127,7 +127,7 @@ class Batch:
         self._buy_now = buy
         self._settle = settle
         self._succeeded = succeeded
-        self._keys = Keys(options.batch)
+        self._keys = Keys("rows {} and {} (counted from 0)", options.batch)
         self._money = Money(options.max_credits)
         self._turn = asyncio.Lock()  # one row at a time asks whether it may be paid for
         self._changed = asyncio.Event()  # something that `_admit` waits for
@@ -290,7 +290,8 @@ class Batch:
             self._ready.put_nowait(BatchItem(index=index, request=request, key=key, error=error))
             self._report()
             return
-        self._keys.give(row)
+        if row.key is None:
+            row.key = self._keys.made(row.hash)
         if row.key is None:
             if not self._warned_of_keys:
                 self._warned_of_keys = True
@@ -300,6 +301,7 @@ class Batch:
                 )
             self._rows.start(self._carry_out(row))
             return
+        self._keys.add(index, row.key)
         if not self._page:
             self._page = []  # the last one is another task's
             self._rows.start(self._carry_out_page(self._page))

@@ -12,7 +12,6 @@ import attrs
 from cyclopts import Group, Parameter
 
 from midapi_async import BatchRequest, InvalidRequestError, Upscale, Vary
-from midapi_async.batch.items import Keys, Row
 from midapi_async.batch.reading import FileRow, Format, format_of, picks_of, rows_of
 from midapi_async.batch.records import RowProblem
 from midapi_async.requests import has_several_jobs
@@ -125,16 +124,15 @@ def read_rows(source: str, options: FileOptions) -> Rows:
     form = options.format or format_of(source, data, options.template)
     rows = Rows(data, form, options, folder)
     problems: list[RowProblem] = []
-    keys, several, last = Keys(None), 0, -1
+    several, last = 0, -1
     for row in rows.read(check_files=True):
-        found = row if isinstance(row, RowProblem) else _with_its_key(row, keys)
-        if isinstance(found, RowProblem):
-            problems.append(found)
+        if isinstance(row, RowProblem):
+            problems.append(row)
             continue
-        rows.lines.append(found.line)
-        several += has_several_jobs(found.request)
-        rows.count += found.line != last
-        last = found.line
+        rows.lines.append(row.line)
+        several += has_several_jobs(row.request)
+        rows.count += row.line != last
+        last = row.line
     if problems:
         raise _invalid(source, problems, {*rows.lines})
     if not rows.lines:
@@ -145,17 +143,6 @@ def read_rows(source: str, options: FileOptions) -> Rows:
             "it is not known how many jobs MidAPI runs and bills for it. --expand makes rows of it"
         )
     return rows
-
-
-def _with_its_key(row: FileRow, keys: Keys) -> FileRow | RowProblem:
-    """A row, or what is wrong with its key beside those of the rows before it."""
-    try:
-        keys.give(Row(index=row.line, request=row.request, hash="", key=row.key))
-    except InvalidRequestError as error:
-        # It counts rows, from 0; here these are lines.
-        problem = str(error).replace("rows ", "lines ", 1).replace(" (counted from 0)", "", 1)
-        return RowProblem(row.line, problem)
-    return row
 
 
 def _invalid(source: str, problems: list[RowProblem], lines: set[int]) -> CommandError:

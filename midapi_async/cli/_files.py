@@ -19,8 +19,7 @@ from midapi_async import (
     ResultFile,
     UploadedURL,
 )
-from midapi_async.files.source import SourceError, look_at
-from midapi_async.files.upload import LARGEST
+from midapi_async.files.upload import file_problem
 from midapi_async.requests import paths_of, task_id_problem
 
 from ._errors import command_error, usage_error
@@ -38,7 +37,8 @@ def pictures_of(arguments: Sequence[str]) -> list[str | Path]:
         InvalidRequestError: naming each file that cannot be uploaded. Nothing was sent.
     """
     found = [_picture(each) for each in arguments]
-    problems = [_file_problem(each) for each in found if isinstance(each, Path)]
+    hint = "; give a file, or a URL that begins with https:// or http://"
+    problems = [file_problem(each, hint) for each in found if isinstance(each, Path)]
     if text := "; ".join(each for each in problems if each):
         raise InvalidRequestError({"picture": text})
     return found
@@ -47,17 +47,6 @@ def pictures_of(arguments: Sequence[str]) -> list[str | Path]:
 def _picture(argument: str) -> str | Path:
     is_url = argument.casefold().startswith(("http://", "https://"))
     return argument if is_url else Path("-" if is_stdin(argument) else argument)
-
-
-def _file_problem(path: Path) -> str | None:
-    """Why a file cannot be uploaded; None if it can."""
-    try:
-        look_at(path, LARGEST)
-    except SourceError as error:
-        is_there = os.path.lexists(path)
-        hint = "" if is_there else "; give a file, or a URL that begins with https:// or http://"
-        return f"{error}{hint}"
-    return None
 
 
 async def upload_pictures(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -440,3 +441,17 @@ def _url_problem(source: str, own: OwnUploader | None) -> str | None:
     if own is not None:
         return "is a URL, which your own uploader= cannot copy; give it to the request as it is"
     return url_problem(source)
+
+
+def file_problem(path: Path, hint_if_missing: str) -> str | None:
+    """Why a file cannot be uploaded; None if it can. Blocks: it reads the whole file.
+
+    Args:
+        path: the file.
+        hint_if_missing: what to add if there is no such file.
+    """
+    try:
+        look_at(path, LARGEST)
+    except SourceError as error:
+        return f"{error}{'' if os.path.lexists(path) else hint_if_missing}"
+    return None

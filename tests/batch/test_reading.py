@@ -359,7 +359,7 @@ def test_problems_of_permutations_name_their_row() -> None:
         (1, "prompt: stands for more than 10,000 prompts"),
         (2, "prompt: must have at most 2,000 characters, has 2,001"),
         (3, "key: must be a str of 1 to 200 printable characters"),
-        (5, "key: 'x/2' is already the key of line 4"),
+        (5, "key: lines 4 and 5 have the same key 'x/2'; each row needs its own key"),
     ]
 
 
@@ -420,9 +420,10 @@ def test_a_picked_picture_is_enlarged_or_varied(kind: type[Upscale | Vary]) -> N
 def test_equal_keys_are_refused_with_both_lines() -> None:
     """In every format, before anything is bought."""
     text = 'key,prompt\na,"x\ny"\nb,x\na,x\n'
-    assert problems(text) == [(5, "key: 'a' is already the key of line 2")]
+    same = "key: lines {} and {} have the same key {!r}; each row needs its own key"
+    assert problems(text) == [(5, same.format(2, 5, "a"))]
     text = lines({"prompt": "x", "key": "1"}, {"custom_id": 1, "body": {"prompt": "y"}})
-    assert problems(text, "jsonl") == [(2, "key: '1' is already the key of line 1")]
+    assert problems(text, "jsonl") == [(2, same.format(1, 2, "1"))]
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_every_bad_row_is_listed_and_nothing_is_bought(
     assert ran.error == "2 of 3 rows are not valid. Nothing was bought"
     first, second, _ = ran.err.splitlines()
     assert first.startswith("rows.csv:3: aspect_ratio: must be one of ")
-    assert second == "rows.csv:4: key: 'f' is already the key of line 2"
+    assert second.startswith("rows.csv:4: key: lines 2 and 4 have the same key 'f'")
     found = midapi("batch", "rows.csv", *options, "--json").json["error"]
     assert (found["type"], found["valid"]) == ("InvalidRows", 1)
     assert [each["line"] for each in found["problems"]] == [3, 4]
@@ -159,7 +159,7 @@ def test_a_key_that_could_be_another_try_is_refused_first(midapi: Midapi) -> Non
     Path("rows.csv").write_text("prompt,key\na fox,a\na hare,b\na whale,a/2\n")
     ran = midapi("batch", "rows.csv", "--dry-run")
     assert ran.code == 2
-    assert ran.err.startswith("rows.csv:4: key: lines 2 and 4, one of them with the key 'a/2', ")
+    assert ran.err.startswith("rows.csv:4: key: lines 2 and 4 have conflicting keys, one of them 'a/2', ")
     assert "with --retry-failed, row 'a' is bought again as 'a/2'" in ran.err
     Path("rows.csv").write_text('prompt,key\n"a {red, blue} fox",a\na hare,a\n')
     assert midapi("batch", "rows.csv", "--dry-run", "--expand").code == 2
