@@ -58,6 +58,11 @@ def shown(value: object, limit: int = 60) -> str:
         return f"a {type(value).__name__} that cannot be shown"
 
 
+def process_of(number: int | None, host: str | None = None) -> str:
+    """What to call a process: "process 4711", or "process 4711 on web-2"."""
+    return f"process {number or '?'}{f' on {host}' if host else ''}"
+
+
 class MidAPIError(Exception):
     """The base of every error that this package raises on purpose.
 
@@ -493,6 +498,7 @@ class WaitTimeout(MidAPIError, TimeoutError):
             None if nothing was bought.
         process: the id of the process that sends it; None if this client does, or if it is not
             known.
+        host: the name of that process's host, in a journal of several machines; else None.
         goes_on: whether the last look that was answered has shown the task generating.
         problem: why the last look or the last POST failed, in words; None if it did not.
     """
@@ -500,6 +506,7 @@ class WaitTimeout(MidAPIError, TimeoutError):
     task_id: str | None = None
     intent_id: str | None = None
     process: int | None = None
+    host: str | None = attrs.field(default=None, kw_only=True)
     goes_on: bool = False
     problem: str | None = None
 
@@ -512,7 +519,8 @@ class WaitTimeout(MidAPIError, TimeoutError):
             seen = ". It went on when it was last shown, but" if self.goes_on else ", and"
             return f"{text}{seen} its last look failed: {self.problem} W{again}"
         if self.intent_id is not None:
-            by = f", which process {self.process} sends," if self.process is not None else ""
+            sender = process_of(self.process, self.host)
+            by = f", which {sender} sends," if self.process is not None else ""
             return (
                 f"Submission {self.intent_id}{by} was not answered in time. It goes on, and may be "
                 "accepted and paid for: wait for it with the same key, or with "

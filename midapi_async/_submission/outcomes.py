@@ -26,6 +26,7 @@ from ..errors import (
     SubmissionUnknown,
     TaskExpired,
     about,
+    process_of,
 )
 from ..events import Accepted, Event, Failed
 from ..journal import BOUGHT, PENDING, Intent, Journal, Standing, State
@@ -304,8 +305,8 @@ class OutcomeRecorder:
         changed = asyncio.Event()
         self._wakeups.add(changed)
         self._watcher.add(changed.set)
-        text = "intent %s is still being sent by process %s; a call waits for that"
-        facts = row.intent_id, row.process or "?"
+        text = "intent %s is still being sent by %s; a call waits for that"
+        facts = row.intent_id, process_of(row.process, row.host)
         warning = self._clock.loop.call_later(self._longest_post, _log.warning, text, *facts)
         if row.state not in PENDING:
             warning.cancel()

@@ -20,7 +20,15 @@ from .._wire import protocol
 from .._wire.bodies import fingerprint
 from .._wire.protocol import Call
 from .._wire.tokens import new_token, token_hash
-from ..errors import ClientClosed, JournalError, KeyConflict, MidAPIError, WaitTimeout, about
+from ..errors import (
+    ClientClosed,
+    JournalError,
+    KeyConflict,
+    MidAPIError,
+    WaitTimeout,
+    about,
+    process_of,
+)
 from ..journal import PENDING, Intent, Journal, State
 from ..requests import Request, check_arguments
 from .outcomes import OutcomeRecorder
@@ -90,14 +98,14 @@ class Submitter:
             if known.state not in PENDING:
                 deadline = None
         waiting_for: str | None = None
-        process: int | None = None
+        sender: Intent | None = None
         submission: Submission | None = None
         scope = asyncio.timeout_at(None if deadline is None else deadline / self._clock.scale)
         try:
             async with scope:
                 while True:
                     submission = self._sender.start(intent, call, stop)
-                    waiting_for = process = None
+                    waiting_for = sender = None
                     try:
                         row = await self._sender.outcome(submission, stop)
                     finally:
@@ -111,7 +119,7 @@ class Submitter:
                         names = {"intent_id": holder.intent_id, "task_id": holder.task_id}
                         raise about(KeyConflict(key or ""), **names)
                     if holder.state in PENDING:
-                        waiting_for, process = holder.intent_id, holder.process
+                        waiting_for, sender = holder.intent_id, holder
                         holder = await self._wait_for_outcome(holder)
                     if holder.state is not State.REFUSED:
                         return self._recorder.require_task(holder), True
@@ -127,9 +135,7 @@ class Submitter:
             if isinstance(found, Intent):
                 return found, False
         cause = submission.problem if submission is not None else None
-        problem = None if cause is None else str(cause)
-        timeout = WaitTimeout(intent_id=waiting_for, process=process, problem=problem)
-        raise about(timeout, key=key) from cause
+        raise about(_timeout(waiting_for, sender, cause), key=key) from cause
 
     async def find(self, key: str) -> Intent | None:
         """The accepted intent that has a key; None if the key is free, or was refused.
@@ -177,7 +183,7 @@ class Submitter:
             raise ClientClosed
         if row.state in PENDING:
             raise self._recorder.unknown_error(
-                row, f"process {row.process or '?'} is still sending it"
+                row, f"{process_of(row.process, row.host)} is still sending it"
             )
         if row.state in unsettled:
             missing = "record could be read" if row.other_task_ids else "callback came"
@@ -243,3 +249,10 @@ class Submitter:
             supersedes=supersedes,
         )
         return intent, protocol.submit_call(request, callback_url)
+
+
+def _timeout(intent_id: str | None, sender: Intent | None, cause: Exception | None) -> WaitTimeout:
+    """The error for a submission that was not answered in time; another process may send it."""
+    process, host = (sender.process, sender.host) if sender is not None else (None, None)
+    problem = None if cause is None else str(cause)
+    return WaitTimeout(intent_id=intent_id, process=process, host=host, problem=problem)

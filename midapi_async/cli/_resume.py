@@ -23,6 +23,7 @@ from midapi_async import (
     WaitTimeout,
 )
 from midapi_async.config import settings
+from midapi_async.errors import process_of
 from midapi_async.events import Event, Looked
 from midapi_async.files.folders import make_folder
 from midapi_async.handle import check_seconds
@@ -318,8 +319,8 @@ def _say_what_there_is(
     else:
         say("Nothing to fetch.")
     if theirs:
-        processes = ", ".join(map(str, sorted({row.process or 0 for row in theirs})))
-        say(f"{_tasks(len(theirs))} left to a running program (process {processes}).")
+        processes = ", ".join(sorted({process_of(row.process, row.host) for row in theirs}))
+        say(f"{_tasks(len(theirs))} left to a running program ({processes}).")
     if elsewhere:
         say(f"{_tasks(elsewhere)} of another service: name it with --base-url.")
     if unknown:

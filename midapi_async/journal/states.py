@@ -137,6 +137,11 @@ class Intent:
         return int(number) if dash and number.isdecimal() else None
 
     @property
+    def host(self) -> str | None:
+        """The name of its owner's host, in a journal of several machines; else None."""
+        return self.owner.partition("-")[2].partition("-")[2] or None
+
+    @property
     def origin(self) -> str:
         """The service that the intent is for; a task id is unique there."""
         return self.scope.partition(" ")[0]

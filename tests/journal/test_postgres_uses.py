@@ -1,15 +1,17 @@
 """What is built on a journal works on PostgreSQL as well: batches and the cog for Discord."""
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from midapi_async import BatchItem, BatchRequest, MidAPIClient
+from midapi_async import BatchItem, BatchRequest, MidAPIClient, WaitTimeout
 from midapi_async.integrations.discord import Limits
 from midapi_async.journal.postgres import PostgresJournal
-from midapi_async.sandbox import Sandbox
+from midapi_async.sandbox import Sandbox, delay
 from tests.integrations.conftest import stand_in
 from tests.integrations.discord_stand_in import DiscordStandIn
 from tests.integrations.discord_world import World, settled, told
@@ -83,6 +85,23 @@ async def test_two_machines_run_one_batch_at_once(sandbox: Sandbox, url: str) ->
         found = [{item.key: item.intent_id async for item in each} for each in (first, second)]
     assert found[0] == found[1]
     assert len(found[0]) == len(sandbox.ledger.accepted) == len(rows)
+
+
+async def test_the_host_of_another_process_is_named(
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process id says little where there are several machines."""
+    monkeypatch.setattr("socket.gethostname", lambda: "web-2")
+    sandbox.faults.on("submit", do=delay(100))
+    async with machine(sandbox, url) as one, machine(sandbox, url) as two:
+        buys = asyncio.create_task(one.generate("a red fox", key="k"))
+        await asyncio.sleep(5)
+        with pytest.raises(WaitTimeout, match=f"process {os.getpid()} on web-2 sends") as caught:
+            await two.generate("a red fox", key="k", timeout=5)
+        assert (caught.value.process, caught.value.host) == (os.getpid(), "web-2")
+        [row] = await two.intents.rows()
+        assert (row.process, row.host) == (os.getpid(), "web-2")
+        await buys
 
 
 async def test_a_discord_bot_delivers_what_another_machine_ordered(

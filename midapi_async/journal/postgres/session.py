@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import secrets
+import socket
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -398,7 +399,9 @@ class Session:
 
     async def _become_owner(self) -> str:
         """Hold a lock with a new name; hear what other processes announce. Return the name."""
-        me, heard = f"{os.getpid()}-{secrets.token_hex(16)}", asyncio.Event()
+        # It is also the name of a channel, which may have 63 bytes.
+        me = f"{os.getpid()}-{secrets.token_hex(16)}-{socket.gethostname()}"[:63]
+        heard = asyncio.Event()
         async with asyncio.timeout(_ANSWER_TIMEOUT):
             await self._owner.add_listener(self._channel, self._heard)
             await self._owner.add_listener(me, lambda *_: heard.set())
