@@ -28,7 +28,7 @@ from midapi_async import (
 )
 from tests.support.secrets import API_KEY
 
-KEYS_AT_ONCE = 60
+KEYS_AT_ONCE = 100
 
 
 def say(**what: object) -> None:
@@ -49,6 +49,7 @@ async def order(client: MidAPIClient, key: str) -> None:
     while True:
         try:
             handle = await client.generate(f"prompt {key}", key=key)
+            since = time.monotonic()
             details = await handle
         except SubmissionUnknown as error:
             say(unknown=key, intent=error.intent_id)
@@ -57,7 +58,7 @@ async def order(client: MidAPIClient, key: str) -> None:
         except MidAPIError as error:
             say(error=f"{type(error).__name__}: {error}", key=key)
         else:
-            say(done=key, task=details.task_id, at=time.monotonic())
+            say(done=key, task=details.task_id, since=since, at=time.monotonic())
             return
         await asyncio.sleep(1.0)
 
@@ -70,6 +71,14 @@ async def resubmit(client: MidAPIClient, intent_id: str) -> None:
         say(error=f"resubmit: {type(error).__name__}: {error}", intent=intent_id)
     else:
         say(resubmitted=intent_id, task=handle.task_id)
+
+
+async def resume(client: MidAPIClient) -> None:
+    """Take what no worker before has recorded as taken."""
+    handles = await client.resume()
+    for handle in handles:
+        await handle
+    say(resumed=len(handles))
 
 
 async def work(options: dict[str, Any]) -> None:
@@ -106,6 +115,7 @@ async def work(options: dict[str, Any]) -> None:
             command = json.loads(line)
             works = [in_turn(client, key) for key in command.get("keys", ())]
             works += [resubmit(client, name) for name in command.get("resubmit", ())]
+            works += [resume(client)] * ("resume" in command)
             for each in works:
                 task = asyncio.create_task(each)
                 tasks.add(task)
