@@ -498,17 +498,17 @@ class WaitTimeout(MidAPIError, TimeoutError):
             None if nothing was bought.
         process: the id of the process that sends it; None if this client does, or if it is not
             known.
-        host: the name of that process's host, in a journal of several machines; else None.
         goes_on: whether the last look that was answered has shown the task generating.
         problem: why the last look or the last POST failed, in words; None if it did not.
+        host: the name of the process's host, in a journal of several machines; else None.
     """
 
     task_id: str | None = None
     intent_id: str | None = None
     process: int | None = None
-    host: str | None = attrs.field(default=None, kw_only=True)
     goes_on: bool = False
     problem: str | None = None
+    host: str | None = None
 
     def _text(self) -> str:
         if self.task_id is not None:
