@@ -111,7 +111,8 @@ class Result:
         wait: Wait for the result, which is the default; with --no-wait, print the task's id only.
         timeout: Seconds to wait for the result; 3600 if not given. The task goes on after that.
         key: Your own name for this request. The same key is never paid twice: the second time, you
-            get the first task again. Later calls know it only if MIDAPI_JOURNAL is set to a folder.
+            get the first task again. Later calls know it only if MIDAPI_JOURNAL is set, to a folder
+            or a postgresql:// URL.
         metadata: A note of your own, NAME=VALUE, which is not sent; --json repeats it. May be given
             several times.
         dry_run: Check the request and print the body that would be sent, as JSON. Nothing is sent,

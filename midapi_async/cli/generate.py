@@ -309,7 +309,11 @@ async def _carry_out(
             handle = await submit(
                 client, request, key=result.key, metadata=metadata, patience=result.timeout
             )
-            say(f"Task {handle.task_id} was submitted; such a task takes about {seconds(usual)}.")
+            if handle.replayed:
+                say(f"Task {handle.task_id} was submitted before with this key; nothing is bought.")
+            else:
+                task = f"Task {handle.task_id} was submitted"
+                say(f"{task}; such a task takes about {seconds(usual)}.")
             details = await wait(handle, result.timeout) if result.wait else None
         named = {"key": handle.key, "metadata": metadata, "intent_id": handle.intent_id}
         if details is None:

@@ -29,8 +29,8 @@ def upload(
 ) -> int:
     """Upload pictures or videos to refer to, and print the URL of each. This costs nothing.
 
-    The server keeps them for three days. If MIDAPI_JOURNAL is set to a folder, the same content is
-    not uploaded again until then. midapi generate uploads files by itself.
+    The server keeps them for three days. If MIDAPI_JOURNAL is set, the same content is not uploaded
+    again until then. midapi generate uploads files by itself.
 
     Args:
         files: The files, each of at most 10 MB; an http(s) URL is copied.

@@ -80,6 +80,8 @@ def test_a_key_is_paid_once_while_the_journal_exists(
     )
     assert first.json["task_id"] == second.json["task_id"]
     assert "kept in memory" not in second.err
+    assert f"Task {first.json['task_id']} was submitted; such a task takes" in first.err
+    assert "was submitted before with this key; nothing is bought." in second.err
     assert len(midapi_sandbox.ledger.accepted) == 1
     other = midapi("generate", "a whale", "--key", "order-17", "--json")
     assert other.code == 2
