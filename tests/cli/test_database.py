@@ -98,6 +98,7 @@ def test_the_commands_read_a_database(midapi: Midapi, unknown: str, url: str) ->
     for option in ("--journal", "--folder"):
         stats = midapi("journal", "stats", "--json", option, url).json
         assert (stats["path"], stats["unknown"], stats["untaken"]) == (place_of(url), 1, 1)
+        assert stats["running_programs"] == 0  # this command is none
     assert midapi("journal", "prune").out == "0 removed\n"
 
 

@@ -492,11 +492,13 @@ class PostgresTable(Table):
     def stats(self) -> JournalStats:
         """See `Table`."""
         # Each state, with how many rows it has, how many of those are new or not taken, and since
-        # when its oldest one is there, and its oldest task.
+        # when its oldest one is there, its oldest task, and whether any row is ours.
         found = self._query(
             "SELECT state, count(*), count(*) FILTER (WHERE created_at >= extract(epoch FROM "
             f"clock_timestamp())::float8 - {DAY}), count(*) FILTER (WHERE NOT taken), "
-            "min(created_at), min(accepted_at) FROM SCHEMA.intents WHERE owner <> '' GROUP BY state"
+            "min(created_at), min(accepted_at), bool_or(owner = $1) "
+            "FROM SCHEMA.intents WHERE owner <> '' GROUP BY state",
+            self._me,
         )
         of = {State(state): figures for state, *figures in found}
         [(pruned, size)] = self._query(
@@ -505,6 +507,9 @@ class PostgresTable(Table):
             "FROM SCHEMA.intents WHERE owner = ''",
             self._schema,
         )
+        living = set(self._living())
+        if not any(figures[5] for figures in of.values()):
+            living.discard(self._me)  # a command that only reads is not a running program
         return JournalStats(
             counts={state: figures[0] for state, figures in of.items()},
             last_day={state: figures[1] for state, figures in of.items() if figures[1]},
@@ -513,7 +518,7 @@ class PostgresTable(Table):
             oldest_task=min((of[state][4] for state in RUNNING & of.keys()), default=None),
             oldest_unknown=of[State.UNKNOWN][3] if State.UNKNOWN in of else None,
             spent_keys=pruned,
-            owners=len(self._living()),
+            owners=len(living),
             size=size,
         )
 
