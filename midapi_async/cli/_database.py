@@ -165,7 +165,7 @@ def _replication(facts: Mapping[str, Any]) -> Finding:
         text = "synchronous, but no synchronous standby is connected: each submission waits for it"
         return Finding("replication", "warning", text, "Repair the standby.")
     if not facts["standbys"]:
-        text = "no standby is connected: with the server's disk, all keys would be lost"
+        text = "no standby is connected; if the server loses its disk, all keys are lost"
         return Finding("replication", "ok", text)
     text = (
         "asynchronous: a failover loses the last commits, and a key that was claimed in them can "
