@@ -618,7 +618,7 @@ class Batch:
                 if is_quiet and not money.settled:
                     self._stop(
                         f"max_credits={money.limit:g}: {money.spent:g} credits are spent, and one "
-                        f"more row may cost {money.largest or 0:g}."
+                        f"more row may cost {round(money.largest or 0, 2):g}."
                     )
                 elif not (is_quiet and money.settled):
                     await self._changed.wait()

@@ -421,14 +421,17 @@ class _Run:
         counts = [f"{facts[name]} {name.replace('_', ' ')}" for name in names if facts[name]]
         counts = [f"{facts['succeeded']} succeeded", *counts]
         spent = facts["credits_spent"]
-        paid = f" {amount(spent)} credits spent." if isinstance(spent, float | int) else ""
+        paid = f" This run spent {amount(spent)} credits." if isinstance(spent, float | int) else ""
         yield f"{self.rows.said}: {', '.join(counts)}.{paid}"
         yield f"Pictures: {facts['pictures']}"
         yield f"Look at them: {facts['gallery']}"
         if facts["failed"]:
             yield f"Why rows have failed: {facts['errors']}"
-            yield "The same command tries those again that cost nothing; for the others, add"
-            yield "  --retry-failed"
+            if self.buying.retry_failed:
+                yield "The same command tries these again, and pays again if MidAPI takes them."
+            else:
+                yield "The same command tries those again that cost nothing; for the others, add"
+                yield "  --retry-failed"
         if facts["unknown"]:
             yield "Unknown rows may have been paid. Look for them in MidAPI's log, then decide:"
             yield f"  midapi journal list unknown --folder {shlex.quote(str(self._journal))}"

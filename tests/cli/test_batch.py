@@ -62,7 +62,7 @@ def test_a_file_of_prompts_becomes_a_folder(midapi: Midapi, midapi_sandbox: Sand
     ran = midapi("batch", rows(3), "--output", "out")
     assert (ran.code, ran.out) == (0, "")
     assert ran.err.splitlines() == [
-        "3 rows: 3 succeeded. 24 credits spent.",
+        "3 rows: 3 succeeded. This run spent 24 credits.",
         "Pictures: out/pictures",
         "Look at them: out/gallery.html",
     ]
@@ -261,11 +261,12 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     midapi: Midapi, midapi_sandbox: SandboxThread
 ) -> None:
     """The summary says how; a row that then succeeds is no error any more."""
-    midapi_sandbox.faults.on("task", nth=2, do=fail_task("the fox ran away"))
+    midapi_sandbox.faults.on("task", nth=[2, 4], do=fail_task("the fox ran away"))
     ran = midapi("batch", rows(3), "--output", "out")
     assert ran.code == 1
     assert "3 rows: 2 succeeded, 1 failed." in ran.err
     assert "Why rows have failed: out/errors.jsonl" in ran.err
+    assert ran.err.endswith("for the others, add\n  --retry-failed\n")
     error = only(errors())
     assert (error["state"], error["error"]["type"]) == ("failed", "TaskFailed")
     assert "the fox ran away" in error["error"]["message"]
@@ -273,8 +274,10 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     assert len(errors()) == 1
     assert len(midapi_sandbox.ledger.accepted) == 3
     ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
+    assert ran.err.endswith("and pays again if MidAPI takes them.\n")
+    ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
     assert ran.code == 0, ran.err
-    assert len(midapi_sandbox.ledger.accepted) == 4
+    assert len(midapi_sandbox.ledger.accepted) == 5
     assert (len(results()), errors()) == (3, [])
 
 
@@ -350,7 +353,7 @@ def test_without_credits_it_ends_and_goes_on_later(
     assert (error["type"], error["code"]) == ("InsufficientCreditsError", 402)
     assert (error["succeeded"], error["not_submitted"]) == (2, 2)
     assert error["stopped"]
-    assert "4 rows: 2 succeeded, 2 not submitted. 16 credits spent." in ran.err
+    assert "4 rows: 2 succeeded, 2 not submitted. This run spent 16 credits." in ran.err
     assert "The same command goes on from here." in ran.err
     assert len(results()) == 2
 

@@ -176,7 +176,7 @@ def test_a_real_terminal_shows_bars_and_then_the_summary(
     assert "\x1b[2K" in text  # a line was erased
     summary = text.rsplit("\x1b[2K", 1)[1].splitlines()
     assert summary[-3:] == [
-        "2 rows: 2 succeeded. 16 credits spent.",
+        "2 rows: 2 succeeded. This run spent 16 credits.",
         "Pictures: out/pictures",
         "Look at them: out/gallery.html",
     ]
