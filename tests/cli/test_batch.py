@@ -160,7 +160,7 @@ def test_a_key_that_could_be_another_try_is_refused_first(midapi: Midapi) -> Non
     ran = midapi("batch", "rows.csv", "--dry-run")
     assert ran.code == 2
     assert ran.err.startswith(
-        "rows.csv:4: key: lines 2 and 4 have conflicting keys, one of them 'a/2', "
+        "rows.csv:4: key: lines 2 and 4 have conflicting keys, one of them 'a/2': "
     )
     assert "with --retry-failed, row 'a' is bought again as 'a/2'" in ran.err
     Path("rows.csv").write_text('prompt,key\n"a {red, blue} fox",a\na hare,a\n')
