@@ -233,7 +233,11 @@ class TaskHandle:
         """
         with self._naming():
             self._session.check()
-            await self._session.recorder.write(self.task_id, self.intent_id, taken=True)
+            recorder = self._session.recorder
+            row = await recorder.row_of(self.task_id, self.intent_id)
+            if row is not None:
+                # The result, too: the journal may have been away when the task became final.
+                await recorder.write(self.task_id, row.intent_id, self._final, taken=True)
 
 
 def refuse_misnamed(misnamed: Mapping[str, object]) -> None:

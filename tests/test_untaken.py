@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -534,3 +535,30 @@ async def test_tasks_of_processes_that_ended_come(
                 left.update((await process.communicate())[0].decode().split())
             assert {handle.task_id for handle in await coming} == left
             assert len(left) == 4
+
+
+async def test_what_the_journal_missed_is_recorded_with_the_acknowledgement() -> None:
+    """Else a result that was taken would count as running for ever."""
+
+    class Away(MemoryJournal):
+        is_away = False
+
+        async def advance(self, *given: Any, **new: Any) -> Intent:
+            if self.is_away:
+                raise JournalError("it is locked")
+            return await super().advance(*given, **new)
+
+    journal = Away()
+    async with (
+        world_of() as world,
+        client_of(world.server, journal=journal, ack="manual") as client,
+    ):
+        task_id = (await client.generate("a")).task_id
+        journal.is_away = True
+        world.end(task_id)
+        (handle,) = await some(client, 1)
+        journal.is_away = False
+        await handle.ack()
+        (row,) = await client.intents.rows()
+    assert (row.state, row.taken) == (State.SUCCEEDED, True)
+    assert row.details == handle.final
