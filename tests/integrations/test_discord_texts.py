@@ -218,6 +218,35 @@ def test_every_text_can_be_replaced() -> None:
     assert _Cog.strings.of_error(InsufficientCreditsError(402)) == "Kein Guthaben mehr."
 
 
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        ({"heading": "**{frage}**"}, "heading"),
+        ({"wait": "Noch {when"}, "wait"),
+        ({"queued": "Noch {place.x}"}, "queued"),
+        ({"sending": "Senden", "out_of_credits": "Leer, {name}"}, "out_of_credits"),
+        ({"again": "x" * 81}, "again"),
+        ({"delete": ""}, "delete"),
+        ({"remix_title": "x" * 46}, "remix_title"),
+        ({"video": "x" * 101}, "video"),
+        ({"options": {"prompt": "x" * 101}}, "options.prompt"),
+    ],
+)
+def test_a_text_that_cannot_be_shown_is_refused_at_once(
+    texts: dict[str, Any], problem: str
+) -> None:
+    """Else a result that was paid for could not be shown."""
+    with pytest.raises(InvalidRequestError) as caught:
+        Strings(**texts)
+    assert list(caught.value.problems) == [problem]
+
+
+def test_texts_may_have_braces_where_nothing_is_filled_in() -> None:
+    """And leave out what would be."""
+    strings = Strings(several_jobs="{rot, blau}", running="{", unknown="Wer weiß?")
+    assert strings.of_error(SubmissionUnknown(INTENT)) == "Wer weiß?"
+
+
 def test_each_text_is_documented() -> None:
     text = inspect.getdoc(Strings) or ""
     assert not [each.name for each in attrs.fields(Strings) if f"\n    {each.name}:" not in text]

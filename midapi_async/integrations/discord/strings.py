@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import Formatter
+
 import attrs
 
 from midapi_async import (
@@ -32,6 +34,13 @@ from midapi_async import (
 MOST_PROMPT = 1_000
 MOST_REASON = 400
 _ELLIPSIS = "…"
+# Characters that Discord allows in a text that stands outside of a message, or on a button.
+_MOST = {
+    **dict.fromkeys(("imagine", "video", "credits", "task"), 100),
+    **dict.fromkeys(("remix_title", "remix_prompt"), 45),
+    **dict.fromkeys(("again", "remix", "delete"), 80),
+}
+_OF_ERRORS = frozenset({"reason", "intent", "task"})  # what each text about an error may name
 # Every character that begins or ends anything in Discord's Markdown, mentions and links included.
 _SPECIAL = frozenset("\\*_~`|<>#-+.:[]()@&!=/")
 
@@ -58,7 +67,8 @@ class Strings:
 
     The words in braces are filled in; a text may leave them out. Discord shows ``<t:…:R>`` as
     "2 minutes ago", in the reader's language. Discord allows 100 characters in a description, 45
-    in a title and 80 on a button.
+    in a title or a label and 80 on a button. A text that could not be shown is refused with
+    `InvalidRequestError`.
 
     Attributes:
         imagine: the description of ``/imagine``.
@@ -216,6 +226,27 @@ class Strings:
     )
     broken: str = "The bot has a problem of its own, which its log describes. {reason}"
 
+    def __attrs_post_init__(self) -> None:
+        problems = {
+            name: f"must have 1 to {most} characters, has {len(text)}"
+            for name, text, most in (
+                *((name, getattr(self, name), most) for name, most in _MOST.items()),
+                *((f"options.{name}", text, 100) for name, text in self.options.items()),
+            )
+            if not 1 <= len(text) <= most
+        }
+        of_errors = {name for _, name in _BY_ERROR}
+        for field in attrs.fields(Strings):
+            known = _OF_ERRORS if field.name in of_errors else _filled_in(field.default)
+            try:
+                if known:
+                    getattr(self, field.name).format(**dict.fromkeys(known, "x"))
+            except (LookupError, ValueError, AttributeError):
+                names = ", ".join(f"{{{name}}}" for name in sorted(known))
+                problems[field.name] = f"may have only {names} in braces"
+        if problems:
+            raise InvalidRequestError(problems)
+
     def of_error(self, error: MidAPIError) -> str:
         """An error in words for the one who has ordered; for the log there is ``str(error)``."""
         name = next((name for kind, name in _BY_ERROR if isinstance(error, kind)), "broken")
@@ -230,6 +261,15 @@ class Strings:
         return template.format(
             reason=harmless(reason, MOST_REASON), intent=error.intent_id, task=error.task_id
         ).strip()
+
+
+def _filled_in(text: object) -> frozenset[str]:
+    """The words of a default text that are filled in."""
+    if not isinstance(text, str):
+        return frozenset()  # the texts of options
+    return frozenset(
+        name for _, name, *_ in Formatter().parse(text) if name and name.isidentifier()
+    )
 
 
 # The first that fits: subclasses stand before their bases.
