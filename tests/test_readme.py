@@ -273,7 +273,7 @@ def test_each_program_is_run_by_one_of_these() -> None:
         starts = re.search(r"^(asyncio|VirtualLoop)\.run\(", program.text, re.MULTILINE)
         is_run = starts or is_test(program) or is_web(program) or is_bot(program)
         assert is_run or expected_output(program), program
-    assert {"python", "text", "sh", "console", ""} >= {block.language for block in BLOCKS}
+    assert {"python", "text", "sh", "console", "csv", ""} >= {block.language for block in BLOCKS}
 
 
 # ─── commands ────────────────────────────────────────────────────────────────────────────────────
