@@ -472,7 +472,7 @@ def _batch_before(path: Path, base_url: str) -> _Line:
 
 def _opened(path: Path) -> int:
     """A descriptor for appending to a file; what a killed process has left of a line is cut off."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     size = os.fstat(descriptor).st_size
     end = size
     while end:

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -203,3 +204,34 @@ def test_no_output_contains_the_api_key(midapi_sandbox: SandboxThread, elsewhere
     ran = finish(spawn("generate", "a fox", "--verbose", "--json"))
     assert ran.code == 0
     assert key not in ran.out + ran.err
+
+
+@pytest.mark.one_python
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--version"], 0, ""),
+        (["gallery", "."], 2, "has no results.jsonl"),
+        (["batch", "rows.txt", "--dry-run"], 0, "Every row is valid: 1 row."),
+        (["batch", "rows.txt", "--output", "out"], 1, "a journal folder needs the file locks"),
+        (["journal", "list", "--folder", "."], 1, "a journal folder needs the file locks"),
+    ],
+)
+def test_without_the_locks_of_unix_only_journal_folders_are_missing(
+    tmp_path: Path, arguments: list[str], code: int, text: str
+) -> None:
+    """As on Windows: every other command works, and these say what to do."""
+    (tmp_path / "rows.txt").write_text("a red fox")
+    program = (
+        "import sys; sys.modules['fcntl'] = None; import midapi_async.cli as cli; "
+        "sys.argv[0] = 'midapi'; sys.exit(cli.main())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "MIDAPI_API_KEY": "key"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, text in ran.stderr) == (code, True), ran.stderr

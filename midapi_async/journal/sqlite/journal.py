@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ...errors import InvalidRequestError, JournalError
 from ..base import Reads, TableJournal
 from ..table import Table
+from .locks import check_platform
 from .store import Job, Store
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class SQLiteJournal(TableJournal):
 
     Raises:
         InvalidRequestError: the folder is a URL.
+        JournalError: this is Windows.
     """
 
     is_durable = True
@@ -53,6 +55,7 @@ class SQLiteJournal(TableJournal):
                     "memory"
                 }
             )
+        check_platform()
         # Absolute, so that the program may change its working directory.
         self.path = Path(os.path.abspath(folder))  # noqa: PTH100 - keeps links, unlike resolve()
         self._store_prompts = store_prompts

@@ -23,19 +23,30 @@ from ...errors import JournalError
 
 try:
     import fcntl
-except ImportError as error:  # pragma: no cover - Windows
-    raise JournalError(
-        "a journal folder needs the file locks of Linux or macOS: leave journal= out to keep the "
-        "journal in memory, or run under WSL"
-    ) from error
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 LOCK_TIMEOUT = 10.0  # seconds
 _OWNER = re.compile(r"[0-9]+-[0-9a-f]{32}")  # process id and a random name
 
 
+def check_platform() -> None:
+    """Check that there are such locks.
+
+    Raises:
+        JournalError: there are none.
+    """
+    if fcntl is None:
+        raise JournalError(
+            "a journal folder needs the file locks of Linux or macOS: leave journal= out to keep "
+            "the journal in memory, or run under WSL"
+        )
+
+
 def open_private(path: Path, flags: int) -> int:
     """A descriptor of a file that only this user can read; child programs do not inherit it."""
+    check_platform()
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
