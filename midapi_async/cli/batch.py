@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -152,11 +153,25 @@ def batch(
         opened = BatchFolder.open(folder, base_url=origin, rows=len(rows), source=source)
         run = _Run(rows, opened, buying, service, output)
         try:
+            _check_journal(opened)
             return run_async(run.carry_out(), output) or run.exit_code
         finally:
             opened.close()
     except OSError as error:
         raise _cannot_write(error, folder) from None
+
+
+def _check_journal(folder: BatchFolder) -> None:
+    """Check that a folder with results still has the journal, which knows what was bought.
+
+    Raises:
+        InvalidRequestError: it has none, as after a copy of a part of it.
+    """
+    has_lines = folder.succeeded or folder.failed
+    if has_lines and not (folder.path / JOURNAL / "journal.sqlite").exists():
+        where = f"{str(folder.path)!r} has results, but no {JOURNAL}{os.sep}journal.sqlite"
+        problem = f"{where}: all rows would be bought again. Put it back, or use another folder"
+        raise InvalidRequestError({"output": problem})
 
 
 def _print_counts(rows: Rows, output: Output) -> None:

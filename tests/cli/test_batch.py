@@ -473,6 +473,23 @@ def test_a_full_disk_ends_it_and_loses_nothing(
     assert set(bought(midapi_sandbox).values()) == {1}
 
 
+def test_a_folder_that_has_lost_its_journal_buys_nothing(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """A copy without it would pay for every row again."""
+    assert midapi("batch", rows(2), "--output", "out").code == 0
+    Path("out/journal").rename("journal")
+    ran = midapi("batch", "rows.txt", "--output", "out")
+    assert ran.code == 2
+    assert "'out' has results, but no journal/journal.sqlite: all rows would be bought again" in (
+        ran.error
+    )
+    assert len(midapi_sandbox.ledger.accepted) == 2
+    Path("journal").rename("out/journal")
+    assert midapi("batch", "rows.txt", "--output", "out").code == 0
+    assert len(midapi_sandbox.ledger.accepted) == 2
+
+
 def test_a_file_that_cannot_be_opened(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """Nothing is sent, and the error names it."""
     Path("out/results.jsonl").mkdir(parents=True)
