@@ -1,4 +1,4 @@
-"""The columns of a CSV file: their names, and their cells as the fields have them."""
+"""The columns of a CSV file: their names, and their cells as values of request fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BY_FOLDED = {folded(name): name for name in NAMES}
 
 @lru_cache(maxsize=1000)
 def own_name(column: str) -> str:
-    """Our name for a column; its own name if we have none."""
+    """Our name for a column, or its name in the file if we have none."""
     first, dot, note = column.partition(".")
     if dot and folded(first) == "metadata":
         return f"metadata.{note}"
@@ -30,10 +30,10 @@ def own_name(column: str) -> str:
 
 @lru_cache(maxsize=1000)
 def meant_by(name: str) -> str | None:
-    """Our name that an unknown one is likely to mean, or None.
+    """Our name that an unknown name is probably a misspelling of, or None.
 
-    With a template, columns that are not used may be there. A setting that is misspelt may not: it
-    would be lost.
+    With a template, a file may have columns that nothing uses. A misspelt setting is an error all
+    the same: it would be ignored in silence.
     """
     close = difflib.get_close_matches(folded(name), BY_FOLDED, n=1, cutoff=0.8)
     return BY_FOLDED[close[0]] if close else None
@@ -47,13 +47,13 @@ def header_problem(columns: list[str], template: Template | None) -> str | None:
     problems = []
     for name in names:
         if folded(name) in seen:
-            problems.append(f"the column {shown(name)} is there twice")
+            problems.append(f"the column {shown(name)} occurs twice")
         seen.add(folded(name))
         if name in NAMES or name.startswith("metadata.") or folded(name) in used:
             continue
         if template is None:
             near = nearest(name, NAMES)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(NAMES)}"
+            hint = f"did you mean {near}?" if near else f"the known columns are {', '.join(NAMES)}"
             problems.append(
                 f"the column {shown(name)} is not known; {hint} "
                 "(the first row must name the columns; metadata.NAME keeps a note of yours)"
@@ -68,7 +68,7 @@ def header_problem(columns: list[str], template: Template | None) -> str | None:
 
 
 def converted(fields: Mapping[str, object]) -> dict[str, object]:
-    """The values of cells, which are texts, as the fields have them.
+    """The texts of cells as the values that the request fields take.
 
     Raises:
         InvalidRequestError: naming each cell that cannot be converted.

@@ -11,8 +11,8 @@ https://docs.midjourney.com/hc/en-us/articles/32757107922061-Repeat.
   bird`` and ``a pastel, yellow bird``, so the blanks before it go too.
 - ``--repeat 4`` or ``--r 4`` runs the same prompt four times.
 
-Midjourney allows 40 jobs for a prompt. Written out they are prompts like any others, so more are
-allowed here. Braces without a comma stay as they are, and so does a prompt whose braces do not
+Midjourney allows 40 jobs for a prompt. Here each job becomes a prompt of its own, so more are
+allowed. Braces without a comma stay as they are, and so does a prompt whose braces do not
 match.
 """
 
@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias
 MOST = 10_000  # prompts that one prompt may stand for
 _LONGEST = 20_000  # characters of a prompt with groups; a request's own may have 2,000
 _MOST_CHARACTERS = 20_000_000  # of all prompts that one stands for
-_DEEPEST = 10  # groups inside each other
+_DEEPEST = 10  # nesting of groups
 
 # A backslash keeps the character behind it from having a meaning.
 _PIECE = re.compile(r"\\.|[{},]|[^\\{},]+|\\", re.DOTALL)
@@ -41,11 +41,11 @@ class _Group(NamedTuple):
 
 
 _Parts: TypeAlias = "list[str | _Group]"
-_Place: TypeAlias = Literal["nothing", "option", "braces"]
+_Context: TypeAlias = Literal["nothing", "option", "braces"]
 
 
 def expanded(prompt: str) -> tuple[int, Iterator[str]]:
-    """How many prompts one stands for, and these prompts, each made when it is asked for.
+    """How many prompts a prompt stands for, and an iterator that makes each of them in turn.
 
     Args:
         prompt: with or without groups and ``--repeat``.
@@ -63,7 +63,7 @@ def expanded(prompt: str) -> tuple[int, Iterator[str]]:
         raise ValueError(f"stands for {count:,} prompts, too many for its length")
     total = count
     if "--" in prompt or "—" in prompt:
-        # An option may contain the flag or its number, so each prompt has a number of its own.
+        # An option may contain the flag or its number, so --repeat may differ between the prompts.
         total = 0
         for index in range(count):
             total += _without_repeat(_text(parts, index, "nothing"))[1]
@@ -96,7 +96,7 @@ def _without_repeat(prompt: str) -> tuple[str, int]:
     number = found[0].lstrip("0")
     if not number:
         raise ValueError("has --repeat 0")
-    # Python refuses to convert a number of 5,000 digits.
+    # int() raises ValueError above 4,300 digits.
     times = int(number) if len(number) <= len(str(MOST)) else MOST + 1
     return rest, times
 
@@ -141,7 +141,7 @@ def _count(parts: _Parts) -> int:
     return product
 
 
-def _text(parts: _Parts, index: int, within: _Place) -> str:
+def _text(parts: _Parts, index: int, within: _Context) -> str:
     r"""The text with this index, of those that a sequence stands for.
 
     Args:
@@ -163,6 +163,6 @@ def _text(parts: _Parts, index: int, within: _Place) -> str:
         while choice >= part.counts[chosen]:
             choice -= part.counts[chosen]
             chosen += 1
-        inside: _Place = "braces" if within == "braces" else "option"
+        inside: _Context = "braces" if within == "braces" else "option"
         texts.append(_text(part.options[chosen], choice, inside).strip())
     return "".join(reversed(texts))

@@ -1,4 +1,4 @@
-"""The output folder of a batch: pictures, a line for each row, the journal; one run at a time.
+"""The output folder of a batch, for one run at a time: pictures, a line for each row, the journal.
 
 ``results.jsonl`` has one line for each key that has succeeded, ``errors.jsonl`` the last line of
 each other key, ``metadata.jsonl`` a line for each picture, as the ``datasets`` library reads it.
@@ -44,7 +44,7 @@ class BatchFolder:
     Attributes:
         path: the folder.
         succeeded: the keys in ``results.jsonl``.
-        failed: what ``errors.jsonl`` says of each other key, without what may change.
+        failed: for each other key the `_identity` of its line in ``errors.jsonl``.
     """
 
     path: Path
@@ -52,10 +52,10 @@ class BatchFolder:
     failed: dict[str, tuple[object, ...]] = attrs.field(factory=dict, repr=False)
     _prompts: dict[str, str] = attrs.field(factory=dict, repr=False)  # by task id
     _counts: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(COUNTS, 0))
-    # Lines of metadata.jsonl that could not be written when those of their results were.
-    _owed: list[bytes] = attrs.field(factory=list, repr=False)
+    # Lines of metadata.jsonl that could not be written together with those of results.jsonl.
+    _unwritten_pictures: list[bytes] = attrs.field(factory=list, repr=False)
     _facts: _Line = attrs.field(factory=dict, repr=False)  # of batch.json
-    _turn: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
+    _mutex: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
     _lock: int = -1
     _files: dict[str, int] = attrs.field(factory=dict, repr=False)
 
@@ -85,7 +85,7 @@ class BatchFolder:
             run = {"base_url": base_url, "rows": rows, "input": source}
             folder._facts = {"version": _VERSION, **run, "started": _now()}
             if run.items() <= before.items() and "progress" in before:
-                # The same again: until it is known better, it is as far as it was.
+                # The same run again: its progress is that of the run before until `note` is called.
                 folder._facts["progress"] = before["progress"]
                 folder._write_batch()
             else:
@@ -96,7 +96,7 @@ class BatchFolder:
         return folder
 
     def _read(self) -> None:
-        """Read which keys have a line, and rewrite the files that do not fit to the results."""
+        """Read which keys have a line; correct the other files by ``results.jsonl``."""
         pictures: list[bytes] = []
         for line in lines_of(self.path / RESULTS):
             if (key := str(line["key"])) not in self.succeeded:
@@ -109,17 +109,19 @@ class BatchFolder:
             self._rewrite(METADATA, pictures)
 
     def add(self, lines: Sequence[_Line], counts: Mapping[str, int]) -> None:
-        """Append the lines of rows that have ended, and sync them. What is there is left as it is.
+        """Append the lines of rows that have ended, and sync them.
+
+        A key that has succeeded keeps its line.
 
         Args:
-            lines: what `line_of` says of each.
-            counts: how many rows of this run have ended with these, by `COUNTS`.
+            lines: the lines, from `line_of`.
+            counts: how many rows of this run have ended, for each of `COUNTS`.
 
         Raises:
             OSError: they cannot be written. Then no part of a line is left behind, and the same
                 lines can be added again.
         """
-        with self._turn:
+        with self._mutex:
             self._add(lines)
             self._counts = dict(counts)
 
@@ -139,18 +141,18 @@ class BatchFolder:
         for key in results:
             self.succeeded.add(key)
             self.failed.pop(key, None)
-        self._owed += pictures
-        self._append(METADATA, self._owed)
-        self._owed.clear()
+        self._unwritten_pictures += pictures
+        self._append(METADATA, self._unwritten_pictures)
+        self._unwritten_pictures.clear()
         self._append(ERRORS, errors)
         self.failed |= failed
 
     def _pictures_of(self, line: _Line) -> Iterator[_Line]:
         """The lines of ``metadata.jsonl`` for one of ``results.jsonl``: one for each picture.
 
-        They have the two columns that ``load_dataset("imagefolder")`` wants, and some that help to
-        find the row again. Videos have none: it cannot load them. A larger picture has the prompt
-        of the task that it was picked from.
+        They have the two columns that ``load_dataset("imagefolder")`` needs, and some that lead to
+        the row. Videos get no line, because it cannot load them. An upscaled picture has the prompt
+        of the task that it was made from.
         """
         text = line["prompt"] or self._prompts.get((line["request"] or {}).get("taskId", ""), "")
         self._prompts[str(line["task_id"])] = text
@@ -169,12 +171,12 @@ class BatchFolder:
             raise
 
     def note(self, progress: Mapping[str, object]) -> None:
-        """Write into ``batch.json`` how far the run is: other processes cannot know it better.
+        """Write into ``batch.json`` how far the run is, for other processes.
 
         Args:
-            progress: what is to be said beside the counts.
+            progress: what to write beside the counts.
         """
-        with self._turn:
+        with self._mutex:
             states = (str(state) for state, *_ in self.failed.values())
             lines = _counted(len(self.succeeded), states)
             self._facts["progress"] = {**progress, **self._counts, "at": _now(), "lines": lines}
@@ -193,13 +195,13 @@ class BatchFolder:
 
     @property
     def ended(self) -> int:
-        """How many tasks of the folder have succeeded and need nothing more."""
+        """How many tasks in the folder have succeeded and need nothing more."""
         states = [state for state, *_ in self.failed.values()]
         return len(self.succeeded) + states.count("not_downloaded")
 
     def tidy(self) -> None:
         """Keep the last line of each key in ``errors.jsonl`` that is not in ``results.jsonl``."""
-        with self._turn:
+        with self._mutex:
             self._tidy()
 
     def _tidy(self) -> None:
@@ -216,7 +218,7 @@ class BatchFolder:
             self._rewrite(ERRORS, whole)
 
     def _rewrite(self, name: str, lines: Sequence[bytes]) -> None:
-        """Replace one of the files at once, and go on with the new one."""
+        """Replace one of the files atomically, and append to the new one from now on."""
         _replace(self.path / name, lines)
         os.close(self._files.pop(name))
         self._files[name] = _opened(self.path / name)
@@ -226,11 +228,11 @@ class BatchFolder:
 
 
 def line_of(item: BatchItem, line: int | None, message: str = "") -> _Line:
-    """What ``results.jsonl`` or ``errors.jsonl`` says of a row.
+    """The line for a row in ``results.jsonl`` or ``errors.jsonl``.
 
     Args:
         item: what came of the row.
-        line: where it stands in its file; None if that is not known.
+        line: the row's line in the user's file, from 1; None if unknown.
         message: the error, for people who type commands.
     """
     details, error, prompt = item.details, item.error, prompt_of(item.request)
@@ -260,7 +262,7 @@ def line_of(item: BatchItem, line: int | None, message: str = "") -> _Line:
 
 
 def _state_of(error: Exception) -> str:
-    """What became of a row that has not succeeded, in a word."""
+    """The state of a row that has not succeeded, for its line."""
     if isinstance(error, SubmissionUnknown):
         return "unknown"
     if isinstance(error, InvalidRequestError):
@@ -290,39 +292,55 @@ def _body(request: Request) -> _Line:
 
 
 def _identity(line: _Line) -> tuple[object, ...]:
-    """What makes two errors of a row the same one."""
+    """What two errors of a row have in common if the second needs no new line."""
     return (line["state"], str(line["error"]["type"]), line.get("task_id"), line.get("intent_id"))
 
 
 def _is_superseded(line: _Line, succeeded: set[str]) -> bool:
-    """Whether an error is not worth a line any more."""
+    """Whether the line of an error is out of date."""
     # A row without a key has a new line in each run.
     return line["key"] is None or line["key"] in succeeded
 
 
 def lines_of(path: Path) -> Iterator[_Line]:
-    """The lines of a file of a batch, without a torn last line and what else is not one of ours."""
+    """The lines of one of the files of a batch; lines that are not ours are left out."""
+    return (line for line in json_lines(path, []) if _is_ours(line))
+
+
+def json_lines(path: Path, unreadable: list[str]) -> Iterator[_Line]:
+    """The objects in a JSON Lines file, without an incomplete last line; a missing file has none.
+
+    Args:
+        path: the file.
+        unreadable: the file's name is added for each line that cannot be read.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         for raw in file:
+            if not raw.endswith(b"\n"):
+                return
+            if not raw.strip():
+                continue
             try:
                 line = json.loads(raw)
             except (ValueError, RecursionError):
-                continue
-            if raw.endswith(b"\n") and _is_ours(line):
+                line = None
+            if isinstance(line, dict):
                 yield line
+            else:
+                unreadable.append(path.name)
 
 
-def _is_ours(line: object) -> bool:
-    """Whether a value of one of the files has the members that are read again from it."""
+def _is_ours(line: _Line) -> bool:
+    """Whether a line has the members that are read again, with their types."""
 
     def is_text(*values: object) -> bool:
         return all(value is None or isinstance(value, str) for value in values)
 
-    if not isinstance(line, dict) or not is_text(*map(line.get, _TEXTS)):
+    if not is_text(*map(line.get, _TEXTS)):
         return False
     if "error" in line:
         error = line["error"]
@@ -337,14 +355,14 @@ def _is_ours(line: object) -> bool:
     )
 
 
-# ─── what it says of itself ──────────────────────────────────────────────────────────────────────
+# ─── batch.json and batch.lock ───────────────────────────────────────────────────────────────────
 
 
 def read_batch(path: Path) -> _Line:
-    """What ``batch.json`` says.
+    """Read ``batch.json``.
 
     Raises:
-        InvalidRequestError: it is not there, or is not a batch's.
+        InvalidRequestError: it is missing, cannot be read, or is not that of a batch.
     """
     problem = "is not the output folder of a batch: it has no batch.json"
     try:
@@ -358,7 +376,7 @@ def read_batch(path: Path) -> _Line:
     if not isinstance(facts, dict) or "version" not in facts:
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     if facts["version"] != _VERSION:
-        problem = "was written by another version of midapi, which is needed to go on with it"
+        problem = "was written by another version of midapi: continue it with that version"
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     if not _is_complete(facts):
         problem = "has a batch.json that is damaged: remove that file, then run the batch again"
@@ -380,14 +398,14 @@ def _is_complete(batch: _Line) -> bool:
 
 
 def counts_of(path: Path, batch: Mapping[str, Any]) -> dict[str, int]:
-    """How many rows of the last run have succeeded, failed, and are unknown.
+    """How many rows of the last run have "succeeded", "failed" and are "unknown".
 
-    And as "ended", how many tasks in the folder have succeeded and need nothing more.
+    "ended" is how many tasks in the folder have succeeded and need nothing more.
 
     Args:
         path: the folder.
-        batch: what `read_batch` has returned. A run writes it every few seconds; what has got a
-            line since then is added here.
+        batch: what `read_batch` has returned. A run writes it every few seconds; rows that got
+            a line since then are added here.
     """
     succeeded = {str(line["key"]) for line in lines_of(path / RESULTS)}
     states = {
@@ -412,10 +430,10 @@ def _now() -> str:
 
 
 def process_of(path: Path) -> int | None:
-    """The process that runs the batch of a folder now; 0 if its number is not known, None if none.
+    """The id of the process that runs the batch of a folder now; 0 if unknown, None if none runs.
 
     Raises:
-        OSError: it cannot be found out.
+        OSError: the lock file cannot be opened.
     """
     try:
         descriptor = open_private(path / LOCK, os.O_RDWR)
@@ -449,29 +467,29 @@ def _locked(path: Path) -> int:
         problem = f"is in use: {who} runs this batch. Wait for it, or stop it with Ctrl-C"
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     os.ftruncate(descriptor, 0)
-    with suppress(OSError):  # a full disk: then nobody is told the number
+    with suppress(OSError):  # a full disk: then the process id is not known to others
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
 
 
 def _batch_before(path: Path, base_url: str) -> _Line:
-    """What ``batch.json`` says of the run before; nothing if there was none.
+    """``batch.json`` of the run before; empty if there was none.
 
     Raises:
-        InvalidRequestError: its rows were bought elsewhere.
+        InvalidRequestError: its rows were bought from another service.
     """
     if not (path / BATCH).exists():
         return {}
     before = read_batch(path)
     if before["base_url"] != base_url:
         seller = before["base_url"]
-        problem = f"was bought from {seller}, and this would use {base_url}: use another folder"
+        problem = f"has results from {seller}, but this run uses {base_url}: use another folder"
         raise InvalidRequestError({"output": f"{str(path)!r} {problem}"})
     return before
 
 
 def _opened(path: Path) -> int:
-    """A descriptor for appending to a file; what a killed process has left of a line is cut off."""
+    """A descriptor for appending to a file; an incomplete last line is cut off."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     size = os.fstat(descriptor).st_size
     end = size
@@ -488,7 +506,7 @@ def _opened(path: Path) -> int:
 
 
 def _append(descriptor: int, data: bytes) -> None:
-    """Append to a file, wholly or not at all, and sync it."""
+    """Append to a file and sync it; on an error nothing is appended."""
     size = os.fstat(descriptor).st_size
     try:
         rest = memoryview(data)
@@ -501,7 +519,7 @@ def _append(descriptor: int, data: bytes) -> None:
 
 
 def _replace(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a file whole, at once: a reader sees the old or the new one, also after a crash."""
+    """Replace a file atomically: a reader sees the old or the new one, also after a crash."""
     new = path.with_name(f"{path.name}.new")
     try:
         with new.open("wb") as file:
@@ -517,5 +535,5 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
-    """A line as ASCII, in which no character can end it."""
+    """A line as ASCII: no character in it is a line break for any reader."""
     return json.dumps(line).encode() + b"\n"

@@ -1,8 +1,8 @@
 """The gallery: one HTML page that shows the pictures of a batch's output folder.
 
-It is made from results.jsonl and errors.jsonl. The page needs no other file but the pictures and
-videos, which it names by relative paths, and no network. Anybody may have written the prompts: the
-page's Content Security Policy allows our script only, and the script makes no HTML of them.
+It is made from results.jsonl and errors.jsonl. The page needs no network, and no files but
+the pictures and videos, to which it has relative paths. Prompts are untrusted: the page's Content
+Security Policy allows our script only, and the script never inserts them as HTML.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .._runtime.urls import is_http_url
-from .folder import BATCH, ERRORS, GALLERY, RESULTS
+from .folder import BATCH, ERRORS, GALLERY, RESULTS, json_lines
 
 # A line of the two files. Each member is checked where it is read.
 _JSON: TypeAlias = dict[str, Any]
 
-# Members of a request that say nothing: they are what it has if the user sets nothing.
+# Settings that are not shown: the values that a request has if the user sets nothing.
 _DEFAULTS: Mapping[str, object] = {
     "speed": "fast",
     "enableTranslation": False,
@@ -50,7 +50,7 @@ def write_gallery(folder: Path) -> None:
     target = folder / GALLERY
     part = folder / f".{GALLERY}.{uuid.uuid4().hex}.part"
     try:
-        # In pieces: one call for all of it would hold up the event loop of the thread beside.
+        # In pieces: one long call would hold the GIL, and so the event loop in another thread.
         with part.open("x", encoding="utf-8", newline="") as file:
             file.writelines(_page(folder))
         part.replace(target)
@@ -60,35 +60,7 @@ def write_gallery(folder: Path) -> None:
         raise
 
 
-# ─── what the files say ──────────────────────────────────────────────────────────────────────────
-
-
-def _lines(path: Path, bad: list[str]) -> Iterator[_JSON]:
-    """The objects of a JSON Lines file; a file that is not there has none.
-
-    Args:
-        path: the file.
-        bad: the name of the file is added for each line that cannot be read. The last line counts
-            only if it ends: it may be half written.
-    """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
-            if isinstance(value, dict):
-                yield value
-            else:
-                bad.append(path.name)
+# ─── the data ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _object(value: object) -> _JSON:
@@ -111,7 +83,7 @@ def _number(value: object) -> int | float | None:
 
 
 def _path(value: object) -> str | None:
-    """A path of the page's own folder; None for one that leads out of it, or cannot be a URL."""
+    """A path inside the page's folder; None if it leads out of it, or cannot be part of a URL."""
     if not isinstance(value, str) or "\\" in value or not value.isprintable():
         return None
     parts = value.split("/")
@@ -181,7 +153,7 @@ def _tasks(folder: Path, bad: list[str]) -> list[_JSON]:
     """Every row once: a success beats an error, and of several errors the last one counts."""
     by_key: dict[object, _JSON] = {}
     for name in (ERRORS, RESULTS):
-        for row in _lines(folder / name, bad):
+        for row in json_lines(folder / name, bad):
             state = "succeeded" if name == RESULTS else _text(row.get("state")) or "failed"
             task = _task(row, state)
             by_key[task.get("key") or object()] = task
@@ -200,7 +172,7 @@ def _groups(tasks: list[_JSON]) -> list[_JSON]:
     def origin(task: _JSON) -> _JSON:
         seen: set[str] = set()
         while "parent" in task and task["parent"][0] in by_id:
-            if task["parent"][0] in seen:  # a file that nobody's batch has written
+            if task["parent"][0] in seen:  # a circle, which no batch has written
                 break
             seen.add(task["parent"][0])
             task = by_id[task["parent"][0]]
@@ -273,7 +245,7 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """How a Content Security Policy names the one script, or style, that it allows."""
+    """The source expression by which a Content Security Policy allows one script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""The rows of a batch: what is asked, what came of it, and the keys by which it is continued."""
+"""The rows of a batch: requests, results, and the keys by which a later run continues it."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class BatchItem:
     Attributes:
         index: the row's place among the requests, from 0.
         request: what was asked for; None if the row is not a valid request.
-        key: the row's key, yours or the batch's, whichever try the item is of; None without one.
+        key: the row's key, yours or made by the batch; the same for each try. None without a key.
         metadata: your own notes.
         intent_id: the id of its submission in the journal; None if that is not known.
         details: the task's details, if it has ended.
-        error: why there is no result; None if there is one. Its key is the one of the try.
+        error: why there is no result; None if there is one. ``error.key`` is the key of the try.
         paths: the files that were downloaded.
     """
 
@@ -72,15 +72,16 @@ class BatchProgress:
     Attributes:
         total: how many rows there are; None if the requests do not have a length.
         submitted: rows whose task was bought, by this run or an earlier one.
-        running: those of them that have not ended.
+        running: rows of ``submitted`` that have not ended.
         done: rows that have succeeded.
-        failed: rows that ended with an error, but for the unknown ones.
-        unknown: rows of which it cannot be known whether they were bought.
-        rate: rows a minute that have ended lately; those that needed no waiting do not count.
-        expected_end: when the last row will have ended at this rate; None if that is not known.
+        failed: rows that ended with an error, without those counted as unknown.
+        unknown: rows for which it cannot be known whether MidAPI accepted them.
+        rate: rows a minute that have ended, measured over the last 100; rows that had ended in an
+            earlier run do not count.
+        expected_end: when the last row will have ended at this rate, in UTC; None if unknown.
         spent: the credits that the account has lost since the batch began; None if nothing was
             submitted, or if the balance could not be read.
-        paused: why nothing is submitted for the moment; None if it does not pause.
+        paused: why nothing is submitted for the moment; None if the batch is not paused.
         stopped: why no further row is submitted; None if nothing has stopped the batch.
     """
 
@@ -99,7 +100,7 @@ class BatchProgress:
 
 @attrs.define(kw_only=True)
 class Row:
-    """A row that is being carried out.
+    """The state of a row while the batch works on it.
 
     Attributes:
         index: its place among the requests.
@@ -109,11 +110,11 @@ class Row:
         metadata: the user's notes.
         attempt: which try this is, from 1; see `key_of_try`.
         failure: why the try before it has no result; None for the first one.
-        handle: of the first try, if it is known before the row is carried out.
+        handle: of the first try, if an earlier run has finished it.
         is_new: whether this run is buying it, or has bought it.
-        is_news: whether its outcome is one that no earlier run has seen.
-        was_bought: whether a task of it is known.
-        is_running: whether the one of this try is.
+        is_news: whether its outcome is new: no earlier run has seen it.
+        was_bought: whether a task for any of its tries is known.
+        is_running: whether the task of this try is known and has not ended.
     """
 
     index: int
@@ -131,7 +132,7 @@ class Row:
 
 
 def hash_of(request: Request) -> str:
-    """A hash of a request. Files of this machine count by their content; this reads them.
+    """A hash of a request. Local files are hashed by content, so this reads them and blocks.
 
     Raises:
         InvalidRequestError: naming each file that cannot be read, or is no picture or video.

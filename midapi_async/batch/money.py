@@ -1,8 +1,7 @@
-"""The money guard: whether one more submission may cost more than the user allows; arithmetic only.
+"""Whether one more submission would exceed the user's limit of credits; arithmetic only.
 
-It knows the balance from time to time. In between it counts each submission with the largest cost
-that it has seen. If others use the account, their costs look like ours, and submitting stops
-earlier.
+The balance is read from time to time. In between each submission is counted with the largest cost
+seen so far. If others use the account, their costs count as ours, and submitting stops earlier.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ class Money:
     Attributes:
         limit: the most credits that the batch may spend; None for no limit.
         balance: the account's credits when they were last read; None before the first time.
-        spent: by how much they have fallen since the first time.
+        spent: by how much the balance has fallen since it was first read.
         largest: the largest cost of a submission that was seen; None before the first one.
         sending: submissions that were begun and have no outcome yet.
-        settled: those that were accepted, or may have been, since the balance was read.
-        was_tried: whether the balance was read, or reading it has failed.
+        settled: submissions that were accepted, or may have been, since the balance was read.
+        was_tried: whether reading the balance was tried, with or without success.
     """
 
     limit: float | None = None
@@ -59,7 +58,11 @@ class Money:
         self.sending += 1
 
     def end(self, *, may_cost: bool) -> None:
-        """It has ended: accepted, or unknown, or it cost nothing."""
+        """A submission has ended.
+
+        Args:
+            may_cost: whether it was accepted or is unknown; False if it cost nothing.
+        """
         self.sending -= 1
         self.settled += may_cost
 

@@ -8,8 +8,8 @@
 
 The names are the fields of the eight requests, ``kind`` (a name of `KINDS`; needed only where the
 fields fit several kinds), ``key``, ``metadata`` and ``metadata.NAME``. Several ``file_urls`` in one
-cell are separated by ``|`` or a line break. What is no URL there is a file of this machine, and its
-path is relative to the folder of the file that names it.
+cell are separated by ``|`` or a line break. Anything there that is not a URL is the path of a
+local file, relative to the folder of the file that names it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def format_of(name: str, data: bytes, template: str | None = None) -> Format:
         "prompt"
     }:
         return "csv"
-    # A header that is taken for a prompt would be bought, so one name is enough.
+    # A header that was taken for a prompt would be bought, so one known name is enough.
     first = re.split("[\r\n]", start.decode(errors="replace"), maxsplit=1)[0]
     names = {folded(name.strip(' "')) for name in re.split("[,;\t]", first)}
     is_header = first.startswith("sep=") or names & {"prompt", "taskid"} or names <= {*BY_FOLDED}
@@ -158,7 +158,7 @@ def rows_of(
         expand: make several requests of a prompt with ``{red, blue}`` or ``--repeat 4``. If its row
             has a key, they have the keys ``key/1``, ``key/2``, ….
         folder: the folder that paths in the file are relative to; None for the current folder.
-        check_files: also look into each picture that is a file of this machine.
+        check_files: also read each local file, and refuse what is not a picture or video.
 
     Raises:
         InvalidRequestError: the template is wrong.
@@ -184,14 +184,14 @@ def rows_of(
 
 
 def picks_of(data: bytes, kind: type[Upscale | Vary]) -> Iterator[FileRow | RowProblem]:
-    """A request for each picture that was picked in the gallery: the lines of ``picks.jsonl``.
+    """A request for each line of ``picks.jsonl``, the pictures that were starred in the gallery.
 
-    Its indexes count from 0, and are sent as they are. The other members say what the picture was,
-    for people; ``key`` is that of the row which made it.
+    ``task_id`` and ``index``, from 0, are sent as they are. The other members are for people;
+    ``key`` is the key of the row that made the picture.
 
     Args:
         data: the file.
-        kind: what to buy of each.
+        kind: what to buy for each picture.
     """
     lines: dict[tuple[str, object], int] = {}
     for record in json_records(data):
@@ -297,9 +297,7 @@ class _Reader:
         if self.template:
             fields = _without_others(fields, self.template) | {"prompt": prompt}
         elif self.form == "jsonl" and fields.keys() >= _PICKED:
-            raise ValueError(
-                "is a picture that was picked in the gallery: buy it with --upscale or --vary"
-            )
+            raise ValueError("is a line of picks.jsonl from the gallery: give --upscale or --vary")
         if "version" in fields:
             fields["version"] = _version(fields["version"])
         for name in {"file_urls", "fileUrls", "fileUrl"} & fields.keys():
@@ -336,10 +334,10 @@ def _unwrapped(values: dict[str, object]) -> dict[str, object]:
     if "body" in values:
         if not isinstance(body := values["body"], dict):
             raise InvalidRequestError({"body": f"must be an object, got {shown(body)}"})
-        # OpenAI's method and URL say nothing here.
+        # OpenAI's method and URL are ignored.
         outer = {k: v for k, v in values.items() if k not in {"body", "method", "url"}}
         if twice := outer.keys() & body.keys():
-            raise InvalidRequestError({min(twice): "is both in the row and in its body"})
+            raise InvalidRequestError({min(twice): "is given twice, in the row and in its body"})
         values = {**outer, **body}
     if "custom_id" in values:
         if "key" in values:
@@ -386,7 +384,7 @@ def _split(
             raise InvalidRequestError({f"metadata.{name}": problem})
         if value is not None:
             metadata[name] = value if isinstance(value, str) else json.dumps(value)
-    # Anything but a str is refused by `check_arguments`.
+    # A key that is not a str is refused later, by `check_arguments`.
     return cast("str | None", key), metadata, kind, fields
 
 
@@ -420,7 +418,7 @@ def _kind_for(names: frozenset[str]) -> type[Request]:
     wrong = {cls: len(names - _FIELDS[cls]) + len(_REQUIRED[cls] - names) for cls in REQUESTS}
     least = min(wrong.values())
     nearest_kinds = {kind: cls for kind, cls in KINDS.items() if wrong[cls] == least}
-    # A prompt alone fits several kinds if one counts what is optional; it means a text.
+    # A prompt alone fits several kinds; it means TextToImage.
     if least == 0 and "text" not in nearest_kinds and len(nearest_kinds) > 1:
         problem = f"is missing; it must be one of {', '.join(nearest_kinds)}"
         raise InvalidRequestError({"kind": problem})

@@ -15,7 +15,7 @@ from ..errors import shown
 
 _LONGEST_LINE = 1_000_000  # bytes; a prompt may have 2,000 characters
 _DELIMITERS = ",;\t"
-_TOLD_DELIMITER = re.compile(r'"?sep=([,;|\t])"?\s*')
+_DELIMITER_LINE = re.compile(r'"?sep=([,;|\t])"?\s*')
 # All but tab, line feed and carriage return. U+0080 to U+009F are signs of another encoding.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -25,7 +25,7 @@ class RowProblem:
     """Why a row cannot be bought.
 
     Attributes:
-        line: where the row begins in the file, from 1; or the very line that is wrong.
+        line: where the row begins in the file, from 1; or the line of it that is wrong.
         problem: what is wrong and what to do.
     """
 
@@ -34,7 +34,7 @@ class RowProblem:
 
 
 class Record(NamedTuple):
-    """What a row of a file says, before it is understood.
+    """The values of one row of a file, before they are interpreted.
 
     Attributes:
         line: where it begins, from 1.
@@ -105,9 +105,9 @@ def csv_records(data: bytes, header_problem: Callable[[list[str]], str | None]) 
 
     lines, above, delimiters = texts(), 0, _DELIMITERS
     for above, first in enumerate(lines, 1):
-        # Spreadsheet programs write a first line "sep=;" to tell each other the delimiter.
-        if above == 1 and (told := _TOLD_DELIMITER.fullmatch(first)):
-            delimiters = told[1]
+        # Spreadsheet programs write a first line "sep=;" that names the delimiter.
+        if above == 1 and (named := _DELIMITER_LINE.fullmatch(first)):
+            delimiters = named[1]
         elif bad_lines or first.strip():
             break
     else:
@@ -197,7 +197,8 @@ def _header(
         fitting = {each: names for each, names in several.items() if not header_problem(names)}
     if len(fitting) != 1:
         found = " and ".join("a tab" if each == "\t" else f'"{each}"' for each in several)
-        return f"is the header, and contains {found}: it is not clear which separates the columns"
+        problem = "it is not clear which of them separates the columns"
+        return f"is the header, and contains {found}: {problem}"
     delimiter, names = fitting.popitem()
     return header_problem(names) or (delimiter, names)
 
@@ -217,7 +218,7 @@ def _lines(data: bytes) -> Iterator[tuple[int, str, str | None]]:
         file.seek(3)
     for number, raw in enumerate(file, 1):
         if len(raw) > _LONGEST_LINE:
-            yield number, "", f"has {len(raw):,} bytes; at most {_LONGEST_LINE:,} can be a row"
+            yield number, "", f"has {len(raw):,} bytes; a row may have at most {_LONGEST_LINE:,}"
             continue
         problem = None
         try:

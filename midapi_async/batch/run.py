@@ -1,10 +1,10 @@
-"""`Batch`: carries out the rows of a batch, and yields what came of each.
+"""`Batch`: submits the rows of a batch, and yields the result or the error of each.
 
 One task reads the requests and starts a task for each row, as long as there is room for it: a row
-takes up room until the user has got its item. A row's task buys the row, waits for its result and
-downloads it. Rows that are read in the same moment are looked up in the journal as one page, and
-those that have succeeded in an earlier run need no task. Every decision that concerns all rows is
-made here: to pause, to stop, to pay.
+takes up room until the user has received its item. A row's task buys the row, waits for its result
+and downloads it. Rows that are read in the same moment are looked up in the journal as one page,
+and those that have succeeded in an earlier run need no task. Every decision that concerns all rows
+is made here: to pause, to stop, to pay.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ _log = logging.getLogger("midapi_async.batch")
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0  # service seconds; each pause is twice as long as the last
 RATE_OF = 100  # rows that the rate is measured with
 LARGEST_PAGE = 100  # rows that are looked up at once
-SMALLEST_PAGE = 8  # fewer are not worth it
-# No other row would fare better.
+SMALLEST_PAGE = 8  # with fewer rows, a lookup for each is as fast
+# Errors that every other row would get, too.
 _STOPPING = (AuthenticationError, InsufficientCreditsError, SpendingCapError, ClientClosed)
-# Errors of a call that bought nothing, which the row has not caused.
-_PASSING = (TransportError, RateLimitError, MaintenanceError, JournalError)
+# Transient errors: the row has not caused them, and bought nothing.
+_TRANSIENT = (TransportError, RateLimitError, MaintenanceError, JournalError)
 
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """The arguments of ``generate_many``; see there."""
+    """The checked arguments of ``generate_many``; their meaning is described there."""
 
     batch: str | None
     running: int
@@ -130,14 +130,14 @@ class Batch:
         self._keys = Keys("rows {} and {} (counted from 0)", options.batch)
         self._money = Money(options.max_credits)
         self._turn = asyncio.Lock()  # one row at a time asks whether it may be paid for
-        self._changed = asyncio.Event()  # something that `_admit` waits for
+        self._changed = asyncio.Event()  # set when anything changes that `_admit` waits for
         self._room = asyncio.Semaphore(options.running)
         self._ready: asyncio.Queue[BatchItem | None] = asyncio.Queue()  # None at the end
         self._main: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._rows = OwnedTasks()
         self._page: list[Row] = []  # rows that were read since the last turn of the loop
-        self._uploading: set[asyncio.Task[object]] = set()  # which may be cancelled
+        self._uploading: set[asyncio.Task[object]] = set()  # tasks of rows; they may be cancelled
         self._is_left = False
         self._stopping = asyncio.Event()
         # Done when submissions that wait to be sent are given up, too.
@@ -160,7 +160,7 @@ class Batch:
     def __reduce__(self) -> Never:
         raise TypeError(
             "a batch cannot be copied or pickled: it belongs to an open client. Call "
-            "generate_many() there with the same batch= to continue it; items such as these can be"
+            "generate_many() there with the same batch= to continue it. Its items can be pickled"
         )
 
     # ─── what the user calls ─────────────────────────────────────────────────────────────────────
@@ -191,7 +191,7 @@ class Batch:
 
     async def __aenter__(self) -> Self:
         if self._main is not None:
-            raise InvalidRequestError({"batch": "is used once: call generate_many() again"})
+            raise InvalidRequestError({"batch": "can be used only once: call generate_many() anew"})
         self._main = asyncio.create_task(self._run())
         return self
 
@@ -303,7 +303,7 @@ class Batch:
             return
         self._keys.add(index, row.key)
         if not self._page:
-            self._page = []  # the last one is another task's
+            self._page = []  # the page before belongs to its task
             self._rows.start(self._carry_out_page(self._page))
         self._page.append(row)
         if len(self._page) == LARGEST_PAGE:
@@ -315,13 +315,13 @@ class Batch:
             self._page = []
         known: Mapping[str, TaskHandle] = {}
         if len(page) >= SMALLEST_PAGE:
-            # If this fails, each row finds out by itself what that means.
+            # If this fails, each row asks for itself, and handles the error.
             with suppress(Exception):
                 known = await self._succeeded([row.key for row in page if row.key is not None])
-        is_short = self._options.download_to is None and not self._pause
+        needs_no_task = self._options.download_to is None and not self._pause
         for row in page:
             row.handle = known.get(row.key or "")
-            if is_short and row.handle is not None:
+            if needs_no_task and row.handle is not None:
                 await self._carry_out(row)  # waits for nothing
             else:
                 self._rows.start(self._carry_out(row))
@@ -404,7 +404,7 @@ class Batch:
             error = None if item is None else item.error
             if row.is_new or row.key is None or error is row.failure:
                 return item
-            # A try of an earlier run has no result: the next one counts, if there is one.
+            # A try of an earlier run has failed: look at the next try, if there was one.
             if not isinstance(error, TaskFailed | TaskExpired):
                 return item
             row.failure = error
@@ -470,7 +470,7 @@ class Batch:
                 if isinstance(error, _STOPPING) or getattr(error, "permanent", False):
                     self._stop(str(error), error, at_once=True)
                     return None
-                if is_admitted and not isinstance(error, _PASSING):
+                if is_admitted and not isinstance(error, _TRANSIENT):
                     raise
                 self._begin_pause(error, began)
                 continue
@@ -478,10 +478,10 @@ class Batch:
         return None
 
     async def _known(self, row: Row) -> TaskHandle | None:
-        """The handle of a try that was bought earlier; None if it may be bought. Sends nothing.
+        """The handle of this try, if an earlier call bought it; None if it may be bought.
 
         Raises:
-            TaskError: that of the try before; there is no further one, and none may be bought.
+            TaskError: the error of the previous try, if this one was not bought and must not be.
         """
         if row.key is None:
             return None
@@ -489,16 +489,16 @@ class Batch:
         if handle is None:
             handle = await self._client.find(key_of_try(row.key, row.attempt))
         before = None if handle is None else handle.request
-        is_its = before is None or before == row.request or hash_of(before) == row.hash
-        if row.failure is not None and (handle is None or not is_its):
-            # Expired is not failed: it may have succeeded. Nor is an error about its record.
+        is_same = before is None or before == row.request or hash_of(before) == row.hash
+        if row.failure is not None and (handle is None or not is_same):
+            # An expired task may have succeeded, and so may one whose record cannot be read.
             details = row.failure.details
             is_failed = details is not None and details.status is TaskStatus.FAILED
             if not (self._options.retry_failed and is_failed):
                 raise row.failure
         if handle is None:
             return None
-        if not is_its:
+        if not is_same:
             conflict = KeyConflict(key_of_try(row.key, row.attempt))
             raise about(conflict, intent_id=handle.intent_id, task_id=handle.task_id)
         row.is_news = row.is_news or handle.final is None
@@ -516,7 +516,7 @@ class Batch:
         finally:
             self._money.end(may_cost=may_cost)
             if not may_cost:
-                # If it pauses, others must not wait for it: it may have to wait for them.
+                # If the row pauses now, others must not wait for it: it may have to wait for them.
                 row.is_new = False
                 self._waited_for -= 1
             self._changed.set()
@@ -579,8 +579,8 @@ class Batch:
         if not self._pause:
             _log.warning("%s pauses, and tries again by itself: %s", self._name, error)
         self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
-        asked = getattr(error, "retry_after", None) or 0.0
-        self._pauses_until = self._clock.time() + max(self._pause, asked)
+        retry_after = getattr(error, "retry_after", None) or 0.0
+        self._pauses_until = self._clock.time() + max(self._pause, retry_after)
         self._pause_reason = str(error)
 
     async def _has_stopped(self, seconds: float) -> bool:
@@ -601,10 +601,10 @@ class Batch:
         async with self._turn:
             while not self._stopping.is_set():
                 self._changed.clear()
-                # Then a balance shows what was paid, and nothing is under way that may cost more.
+                # With nothing under way, the balance shows the cost of all that was submitted.
                 is_quiet = not money.sending
                 if money.largest is None:
-                    # A task that is charged at its end shows no cost before.
+                    # A task may be charged only when it ends.
                     is_quiet = is_quiet and self._waited_for == row.is_new
                 is_blocked = not money.may_submit
                 if money.must_read or (is_blocked and is_quiet and money.settled):
@@ -628,7 +628,7 @@ class Batch:
         """Read the balance.
 
         Raises:
-            MidAPIError: that failed, and there is a limit.
+            MidAPIError: it cannot be read, and there is a limit.
         """
         settled, self._money.was_tried = self._money.settled, True
         try:
@@ -636,7 +636,7 @@ class Batch:
         except MidAPIError:
             if self._money.limit is not None:
                 raise
-            self._money.settled -= settled  # they are seen in the next balance
+            self._money.settled -= settled  # the next balance shows their cost
         else:
             self._money.read(balance, settled)
 

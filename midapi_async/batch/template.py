@@ -26,7 +26,7 @@ def parsed_template(text: str) -> Template:
     parts = _PLACE.split(text)
     problem = None
     if any("{{" in each or "}}" in each for each in parts[::2]):
-        problem = "contains {{ or }} that belong to no {{name}}; write { { for braces in braces"
+        problem = "contains {{ or }} outside of a {{name}}; for two braces in a prompt, write { {"
     elif not all(parts[1::2]):
         problem = "contains {{}} without the name of a column"
     elif len(parts) == 1:
@@ -38,18 +38,18 @@ def parsed_template(text: str) -> Template:
 
 @lru_cache(maxsize=1000)
 def folded(name: str) -> str:
-    """A column's name without what does not matter: upper case, blanks, _ and -."""
+    """A column's name in the form in which names are compared: no upper case, blanks, _ or -."""
     return "".join(letters(name).split())
 
 
 def unknown_in(template: Template, names: Collection[str]) -> str | None:
-    """Which names of a template are none of these; None if all are."""
+    """What is wrong with a template that names anything but these names; None if it does not."""
     known = {folded(name): name for name in names}
     for name in template[1::2]:
         if folded(name) not in known:
             close = difflib.get_close_matches(folded(name), known, n=1)
             hint = f"; did you mean {shown(known[close[0]])}?" if close else ""
-            return f"the template names {shown(name)}, which is not there{hint}"
+            return f"the template names {shown(name)}, which the row does not have{hint}"
     return None
 
 

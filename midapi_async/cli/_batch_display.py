@@ -1,4 +1,4 @@
-"""How far a batch is, on stderr: bars on a terminal, else a line from time to time."""
+"""The progress of a batch on stderr: a bar on a terminal, else a line from time to time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DAY = 86_400.0
 
 
 class BatchDisplay:
-    """How far a batch is; pass `take` as ``on_event``, then use ``async with display.of(batch)``.
+    """Shows the progress of a batch: ``on_event=display.take``, ``async with display.of(batch)``.
 
     Args:
         total: how many rows there are.
@@ -47,28 +47,25 @@ class BatchDisplay:
             case events.Retrying(reason=reason):
                 self._in_line.discard(event.intent_id)
                 self._retried[event.intent_id] = reason
-            case events.Sent():
-                self._in_line.discard(event.intent_id)
-                self._retried.pop(event.intent_id, None)
-            case events.Accepted() | events.Failed():
+            case events.Sent() | events.Accepted() | events.Failed():
                 self._in_line.discard(event.intent_id)
                 self._retried.pop(event.intent_id, None)
 
     def lines(self, now: BatchProgress) -> list[str]:
-        """The state in words: how far it is, how fast, and what it waits for, if anything."""
+        """The progress in words: the counts, the pace, and what the batch waits for."""
         ended = now.done + now.failed + now.unknown
         counts = [f"{now.done} done", f"{now.failed} failed"]
         counts += [f"{now.unknown} unknown"] if now.unknown else []
         counts += [f"{now.running} running"]
         pace = [speed(now.rate)] if now.rate else []
-        # The balance is read after every 20 submissions: what it shows is what was spent at least.
+        # The balance is read after every 20 submissions, so more may have been spent already.
         pace += [f"{amount(now.spent)} credits spent so far"] if now.spent else []
         pace += [left_until(now.expected_end)] if now.expected_end is not None else []
         found = [f"{ended} of {self._total} {self._noun}: {', '.join(counts)}", ", ".join(pace)]
         return [*found, self._waits(now)]
 
     def _waits(self, now: BatchProgress) -> str:
-        """What it waits for, in words; nothing if only for tasks."""
+        """What the batch waits for, in words; empty if only for tasks."""
         if now.stopped is not None:
             return f"submitting nothing more: {one_line(in_commands(now.stopped))}"
         if now.paused is not None:
@@ -82,7 +79,7 @@ class BatchDisplay:
 
     @asynccontextmanager
     async def of(self, batch: Batch) -> AsyncIterator[None]:
-        """Show how far a batch is, while the block runs."""
+        """Show the progress of a batch while the block runs."""
         console = stderr_console()
         shown = self._print_lines(batch) if console is None else self._draw(batch, console)
         ticker = asyncio.create_task(shown)
@@ -92,7 +89,7 @@ class BatchDisplay:
             ticker.cancel()
             await asyncio.wait({ticker})
             if not ticker.cancelled():
-                ticker.exception()  # a terminal that went away must not end what is paid for
+                ticker.exception()  # a lost terminal must not stop a batch that costs money
 
     async def _print_lines(self, batch: Batch) -> None:
         """Print a line after 10, 20, 40 … seconds, later each 10 minutes."""

@@ -1,4 +1,4 @@
-"""The rows of a batch's file: all are checked first, then read again as they are bought."""
+"""The rows of a batch's file: all are checked first, and read again while they are bought."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ class FileOptions:
     """How the file is read.
 
     Attributes:
-        format: What FILE is; if not given, its name says it (.csv, .jsonl, .txt), for stdin its
-            content.
-        template: A prompt for all rows, filled from their columns: "a {{animal}} in {{place}}".
-        expand: Make rows of Midjourney's {red, blue} and of --repeat 3 in prompts. Left as they
-            are, MidAPI may run and bill several jobs for one row, at a price that is not
-            documented. How many rows it makes is printed before anything is bought, or with
-            --dry-run.
-        limit: Only the first rows of the file, this many, as a trial.
+        format: The format of FILE; the default depends on its name (.csv, .jsonl, .txt), or for
+            stdin on its content.
+        template: The prompt of every row, filled from its columns: "a {{animal}} in {{place}}".
+        expand: Make several rows of a prompt with Midjourney's {red, blue} or --repeat 3. Without
+            this option MidAPI may run and bill several jobs for such a row, at a price that is not
+            documented. The number of rows is printed before anything is bought, and by --dry-run.
+        limit: Buy only this many rows, the first of the file, as a trial.
         upscale: FILE is picks.jsonl, from the gallery: buy a larger version of each picture in it.
         vary: FILE is picks.jsonl, from the gallery: buy variations of each picture in it.
     """
@@ -75,17 +74,17 @@ class Rows:
 
     @property
     def noun(self) -> str:
-        """What they are called, in the plural."""
+        """What to call them: "rows", or "jobs" after ``--expand``."""
         return "rows" if self.count == len(self.lines) else "jobs"
 
     @property
-    def said(self) -> str:
-        """How many there are, in words."""
+    def description(self) -> str:
+        """The number of rows, in words."""
         rows = f"{self.count} row{'s'[: self.count != 1]}"
         return rows if self.count == len(self.lines) else f"{rows} (which make {len(self)} jobs)"
 
     def read(self, *, check_files: bool = False) -> Iterator[FileRow | RowProblem]:
-        """Each row, or what is wrong with it, as far as they are wanted."""
+        """Each row or what is wrong with it, up to ``--limit``."""
         options, seen, last = self._options, 0, -1
         if options.upscale or options.vary:
             rows = picks_of(self._data, Upscale if options.upscale else Vary)
@@ -111,12 +110,12 @@ def read_rows(source: str, options: FileOptions) -> Rows:
 
     Raises:
         InvalidRequestError: it cannot be read.
-        CommandError: a row is not valid; all such rows were printed.
+        CommandError: at least one row is not valid; all such rows were printed.
     """
     if options.limit is not None and options.limit < 1:
         raise InvalidRequestError({"limit": f"must be 1 or more, got {options.limit}"})
     if options.upscale and options.vary:
-        raise usage_error("--upscale and --vary exclude each other")
+        raise usage_error("give either --upscale or --vary, not both")
     if (options.upscale or options.vary) and (options.template or options.expand):
         raise usage_error("picks.jsonl has no prompts for --template or --expand")
     data = _bytes_of(source)
@@ -139,8 +138,9 @@ def read_rows(source: str, options: FileOptions) -> Rows:
         raise InvalidRequestError({"file": f"{source!r} has no rows"})
     if several:
         say(
-            f"midapi: WARNING: {several} of {rows.said} have a prompt with {{…, …}} or --repeat: "
-            "it is not known how many jobs MidAPI runs and bills for it. --expand makes rows of it"
+            f"midapi: WARNING: {several} of {rows.description} have a prompt with {{…, …}} or "
+            "--repeat: it is not known how many jobs MidAPI runs and bills for it. --expand makes "
+            "a row of each job"
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""``midapi batch --status``: how far the batch in a folder is, for what its files say."""
+"""``midapi batch --status``: the progress of the batch in a folder, from its files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ._errors import CommandError
 from ._folder import opened_journal, place_of
 from ._terminal import out, out_json
 
-_PASSING = ("rate", "expected_end", "paused")  # what is said only while it runs
+_LIVE = ("rate", "expected_end", "paused")  # printed only while a process runs the batch
 
 
 def print_status(folder: Path, output: Output) -> int:
-    """Print how far the batch in a folder is; return the exit code.
+    """Print the progress of the batch in a folder; return the exit code.
 
     Raises:
         InvalidRequestError: it is not the folder of a batch.
@@ -53,7 +53,7 @@ async def _print(
         "unknown": facts["unknown"],
         "running": running,
         "not_submitted": max(0, batch["rows"] - known - running),
-        **{name: facts.get(name) if is_live else None for name in _PASSING},
+        **{name: facts.get(name) if is_live else None for name in _LIVE},
         "credits_spent": facts.get("credits_spent"),
         "stopped": facts.get("stopped"),
         "process": facts["process"],
@@ -71,10 +71,10 @@ async def _print(
 
 
 def unfetched(counts: Mapping[State, int], ended: int) -> int:
-    """How many tasks are bought and have no line in the folder yet.
+    """How many tasks were bought but have no line in the folder yet.
 
     Args:
-        counts: of the journal.
+        counts: intents in the journal, by state.
         ended: how many tasks in the folder have succeeded and need nothing more.
     """
     succeeded = max(0, counts.get(State.SUCCEEDED, 0) - ended)
@@ -82,7 +82,7 @@ def unfetched(counts: Mapping[State, int], ended: int) -> int:
 
 
 def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
-    """The figures for people."""
+    """The same facts as lines for people."""
     process = found["process"]
     who = "not running now" if process is None else f"process {process or '?'} is running it"
     yield f"{folder}: {found['rows']} rows of {found['input']}, {who}"
@@ -95,4 +95,4 @@ def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
         yield f"Pausing, then trying again: {found['paused']}"
     if found["stopped"]:
         yield f"Submitting nothing more: {found['stopped']}"
-    yield f"Look at it: {found['gallery']}"
+    yield f"Gallery: {found['gallery']}"

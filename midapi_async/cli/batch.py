@@ -1,4 +1,4 @@
-"""``midapi batch``: buy a file of prompts into a folder, and go on where an earlier run ended."""
+"""``midapi batch``: buy the rows of a file into a folder, or continue an earlier run."""
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ from .credits import amount
 
 _T = TypeVar("_T")
 _Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-_AT_ONCE = 500  # items whose lines are written together
+_MOST_TOGETHER = 500  # items whose lines are written together
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_PATIENCE, _AGAIN = 600.0, 1.0  # seconds with a full disk, and between two attempts
-_GAP = 5.0  # seconds between two galleries, and two notes of how far it is
+_FULL_DISK_TIMEOUT, _RETRY_INTERVAL = 600.0, 1.0  # seconds to wait for room on a full disk
+_UPDATE_INTERVAL = 5.0  # seconds between two updates of gallery.html and of batch.json
 
 
 @Parameter(name="*", group=Group("Buying", sort_key=15))
@@ -68,11 +68,11 @@ class Buying:
     Attributes:
         max_credits: The most credits that this run may spend, counted by the account's balance; no
             limit if not given. The first row runs alone, to see what one costs.
-        running: How many rows may be under way at a time.
-        retry_failed: Also buy those rows again, once, whose task has failed at MidAPI in an earlier
-            run. Rows that MidAPI has refused are tried again in any case: they cost nothing.
-        on_unknown: What to do after a row of which it cannot be known whether it was bought: go on
-            and report it, or stop. It is never bought again by itself.
+        running: How many rows may be under way at the same time.
+        retry_failed: Also buy rows again, once each, whose task failed at MidAPI in an earlier run.
+            Rows that MidAPI refused cost nothing, and are tried again without this option.
+        on_unknown: What to do after a row for which it cannot be known whether MidAPI accepted it:
+            report it and continue, or stop. Such a row is never bought again automatically.
         stop_after_failures: How many rows must fail, one after another, to stop; 0 for never.
     """
 
@@ -83,10 +83,10 @@ class Buying:
     stop_after_failures: Annotated[int, Parameter(show_default=True)] = 20
 
     def check(self) -> None:
-        """Check the numbers, before anything is made.
+        """Check the numbers, before anything is written.
 
         Raises:
-            InvalidRequestError: one of them makes no sense.
+            InvalidRequestError: naming each number that is out of range.
         """
         problems = {}
         if self.max_credits is not None and not self.max_credits > 0:
@@ -116,24 +116,24 @@ def batch(
 ) -> int:
     """Buy all rows of a file, and download their pictures into a folder. This costs credits.
 
-    Each row is bought once. Ctrl-C, a crash or a full disk lose nothing: the same command goes on
-    from there, also with more rows in the file. The folder gets the pictures, results.jsonl and
-    errors.jsonl with a line for each row, metadata.jsonl, from which the datasets library loads it,
-    gallery.html to look at, and the journal of what was bought.
+    Each row is bought once. Ctrl-C, a crash or a full disk lose nothing: run the same command again
+    to continue, also with more rows in the file. The folder gets the pictures, results.jsonl and
+    errors.jsonl with a line for each row, metadata.jsonl, with which the datasets library loads the
+    pictures, gallery.html for a browser, and the journal of what was bought.
 
-    Exit code 0 if all rows have succeeded, 1 if any has failed, is unknown or was not submitted, 2
-    if a row is not valid (then nothing was bought), 130 after Ctrl-C.
+    Exit code 0 if all rows have succeeded; 1 if any failed, is unknown or was not submitted; 2 if a
+    row is not valid (nothing was bought); 130 after Ctrl-C.
 
     Args:
-        file: CSV or JSON Lines with columns or members named like the options of midapi generate
-            (also prompt, kind, which is one of its commands, key, and metadata.NAME), or plain text
-            with one prompt on each line; - reads stdin.
-        folder: Where everything goes; made if it is missing. The same folder can take several
-            files. Needed unless --dry-run is given.
+        file: CSV or JSON Lines whose columns or members are named like the options of midapi
+            generate, or prompt, key, metadata.NAME, or kind (one of its commands); or plain text
+            with one prompt on each line. - reads stdin.
+        folder: The output folder; made if it is missing. Several files can use the same folder.
+            Required unless --dry-run is given.
         dry_run: Check each row, and list those that are not valid with their line numbers. Nothing
             is sent, and no API key is needed.
-        status: Only print how far the batch in the folder is, also while another process runs it.
-            Needs no FILE, no API key and no network.
+        status: Only print the progress of the batch in the folder, also while another process runs
+            it. Needs no FILE, no API key and no network.
     """
     if (file is None and not status) or (folder is None and not dry_run):
         missing = "FILE" if file is None and not status else "--output"
@@ -147,7 +147,7 @@ def batch(
         _print_counts(rows, output)
         return 0
     if rows.count < len(rows):
-        say(f"{rows.said}: each job costs credits.")
+        say(f"{rows.description}: each job costs credits.")
     origin = str(settings(service.api_key(), service.base_url).base_url.origin())
     try:
         opened = BatchFolder.open(folder, base_url=origin, rows=len(rows), source=source)
@@ -178,7 +178,7 @@ def _print_counts(rows: Rows, output: Output) -> None:
     """Print how many rows and jobs there are."""
     if output.as_json:
         out_json({"rows": rows.count, "jobs": len(rows)})
-    say(f"Every row is valid: {rows.said}. Nothing was sent.")
+    say(f"Every row is valid: {rows.description}. Nothing was sent.")
 
 
 @attrs.define
@@ -186,14 +186,14 @@ class _Run:
     """One run of the command.
 
     Attributes:
-        rows: what is bought.
+        rows: the rows to buy.
         folder: the output folder, locked.
-        buying: how.
+        buying: the options of buying.
         service: which MidAPI to use.
         output: what to print.
-        progress: how far it got; None before the batch has begun.
-        error: what has stopped it.
-        is_interrupted: whether Ctrl-C has.
+        progress: the batch's last progress; None before the batch has begun.
+        error: what has stopped the batch.
+        is_interrupted: whether Ctrl-C has stopped it.
         exit_code: of the process.
     """
 
@@ -211,10 +211,10 @@ class _Run:
     _has_warned: bool = False
 
     async def carry_out(self) -> None:
-        """Buy the rows, record what came of each, and say how far it got.
+        """Buy the rows, write a line for each, and print a summary.
 
         Raises:
-            CommandError: it did not get to the end.
+            CommandError: it was interrupted, or an error has stopped it.
         """
         try:
             with signals_as_ctrl_c(), _quiet(verbose=self.output.verbose):
@@ -232,8 +232,9 @@ class _Run:
                 raise self.error
             raise interrupted("Nothing was bought.")
         with suppress(OSError):  # a full disk; the next run does it
-            await _to_end(self.folder.tidy)
-        await self._write_gallery(only_if_needed=True)
+            await _uninterrupted(self.folder.tidy)
+        if self._changed.is_set() or self._is_gallery_old():
+            await self._write_gallery()
         await self._finish(self.progress)
 
     async def _buy(self) -> None:
@@ -256,77 +257,77 @@ class _Run:
                         await self._record_all(batch)
                 except asyncio.CancelledError:
                     say(
-                        "Waiting for MidAPI's answers to what was sent already (Ctrl-C again ends "
-                        "this, too) …"
+                        "Waiting for MidAPI's answers to submissions that were sent (press Ctrl-C "
+                        "again to stop waiting) …"
                     )
                     raise
                 finally:
                     self.progress = batch.progress
 
     async def _record_all(self, batch: Batch) -> None:
-        """Record each item as it comes, and from time to time how far all of it is."""
-        keeper = asyncio.create_task(self._keep_up(batch))
+        """Write the line of each item as it comes, and from time to time the progress."""
+        updater = asyncio.create_task(self._update_files(batch))
         try:
             is_over = False
             while not is_over:
                 items, is_over = await self._next_items(batch)
                 lines = [self._line(each) for each in items if not self._is_known(each)]
                 self._counts.update(map(_outcome, items))
-                # With no lines too: then the counts are news.
+                # Also without lines: the counts have changed.
                 await self._write(lines)
                 if lines:
                     self._changed.set()
         finally:
-            keeper.cancel()
+            updater.cancel()
             with suppress(asyncio.CancelledError):
-                await keeper
+                await updater
             with suppress(OSError):  # a full disk
-                await _to_end(self.folder.note, self._noted(batch.progress))
+                await _uninterrupted(self.folder.note, self._progress_facts(batch.progress))
         if self.error is not None:
             raise self.error
 
     async def _write(self, lines: list[dict[str, object]]) -> None:
         """Write the lines of rows. On a full disk, wait for room.
 
-        Meanwhile nothing is taken from the batch, so that it soon submits nothing more; and answers
-        to POSTs wait in this process until the journal can be written, which has the same disk.
+        Meanwhile no items are taken from the batch, so that it soon submits nothing more. Answers
+        to POSTs wait in this process until the journal, on the same disk, can be written.
 
         Raises:
-            OSError: they cannot be written, and it is no full disk, or it stays full.
+            OSError: they cannot be written for another reason, or the disk stays full.
         """
         deadline = None
         while True:
             try:
-                return await _to_end(self.folder.add, lines, self._counts)
+                return await _uninterrupted(self.folder.add, lines, self._counts)
             except OSError as error:
                 now = asyncio.get_running_loop().time()
                 if error.errno not in _FULL or (deadline is not None and now > deadline):
                     raise
                 if deadline is None:
-                    deadline = now + _PATIENCE
+                    deadline = now + _FULL_DISK_TIMEOUT
                     problem = f"{error.filename} cannot be written: {error.strerror}"
-                    limit = seconds(_PATIENCE)
-                    say(f"midapi: WARNING: {problem}. Make room: trying again for {limit}.")
-            await asyncio.sleep(_AGAIN)
+                    limit = seconds(_FULL_DISK_TIMEOUT)
+                    say(f"midapi: WARNING: {problem}. Make room: trying again for up to {limit}.")
+            await asyncio.sleep(_RETRY_INTERVAL)
 
     async def _next_items(self, batch: Batch) -> tuple[list[BatchItem], bool]:
-        """The items that are there, at least one; and whether these are the last ones."""
+        """The items that are ready, waiting for the first; and whether there are no more."""
         items: list[BatchItem] = []
         try:
             items.append(await anext(batch))
             with suppress(TimeoutError):
                 async with asyncio.timeout(0):
-                    while len(items) < _AT_ONCE:
+                    while len(items) < _MOST_TOGETHER:
                         items.append(await anext(batch))
         except StopAsyncIteration:
             return items, True
-        except MidAPIError as error:  # it has stopped the batch; the items come first
+        except MidAPIError as error:  # it has stopped the batch; return the items first
             self.error = error
             return items, True
         return items, False
 
-    def _noted(self, progress: BatchProgress) -> dict[str, object]:
-        """What the folder says of the run, for other processes."""
+    def _progress_facts(self, progress: BatchProgress) -> dict[str, object]:
+        """The progress of the run for ``batch.json``, which other processes read."""
         end = progress.expected_end
         return {
             "rate": round(progress.rate, 1),
@@ -343,30 +344,27 @@ class _Run:
         message = "" if item.error is None else command_error(item.error, self._journal).message
         return line_of(item, self.rows.lines[item.index], one_line(message))
 
-    async def _keep_up(self, batch: Batch) -> None:
+    async def _update_files(self, batch: Batch) -> None:
         while True:
-            await asyncio.sleep(_GAP)
+            await asyncio.sleep(_UPDATE_INTERVAL)
             with suppress(OSError):  # a full disk; the next line for a row says so
-                await _to_end(self.folder.note, self._noted(batch.progress))
+                await _uninterrupted(self.folder.note, self._progress_facts(batch.progress))
             if self._changed.is_set():
                 self._changed.clear()
                 await self._write_gallery()
 
-    async def _write_gallery(self, *, only_if_needed: bool = False) -> None:
-        if only_if_needed and not self._changed.is_set() and not self._is_stale():
-            return
+    async def _write_gallery(self) -> None:
         try:
-            await _to_end(write_gallery, self.folder.path)
-        except Exception as error:  # noqa: BLE001 - a page must not end what is paid for
+            await _uninterrupted(write_gallery, self.folder.path)
+        except Exception as error:  # noqa: BLE001 - it must not stop what is paid for
             if not self._has_warned:
                 self._has_warned = True
-                again = f"midapi gallery {shlex.quote(str(self.folder.path))}"
-                say(
-                    f"midapi: WARNING: {GALLERY} was not written: {one_line(error)}. Later: {again}"
-                )
+                command = f"midapi gallery {shlex.quote(str(self.folder.path))}"
+                problem = f"{GALLERY} was not written: {one_line(error)}"
+                say(f"midapi: WARNING: {problem}. Try later: {command}")
 
-    def _is_stale(self) -> bool:
-        """Whether the page is older than what it shows."""
+    def _is_gallery_old(self) -> bool:
+        """Whether the page is older than the files that it shows, or missing."""
         try:
             page = (self.folder.path / GALLERY).stat().st_mtime_ns
             names = (RESULTS, ERRORS)
@@ -377,10 +375,10 @@ class _Run:
     # ─── the end ─────────────────────────────────────────────────────────────────────────────────
 
     async def _finish(self, progress: BatchProgress) -> None:
-        """Say how far it got.
+        """Print the summary.
 
         Raises:
-            CommandError: it was interrupted, or something has stopped it.
+            CommandError: it was interrupted, or an error has stopped it.
         """
         facts = await self._facts(progress)
         is_complete = facts["succeeded"] == len(self.rows)
@@ -426,32 +424,32 @@ class _Run:
 
     def _interruption(self, facts: dict[str, object]) -> str:
         running = facts["running"]
-        goes_on = f" Paid for, and not fetched yet: {running}." if running else ""
-        done = f"{facts['succeeded']} of {self.rows.said} succeeded, {facts['failed']} failed"
-        return f"{done}.{goes_on} The same command goes on from here"
+        paid = f" Paid for, but not downloaded yet: {running}." if running else ""
+        ended = f"{facts['succeeded']} of {self.rows.description} succeeded"
+        return f"{ended}, {facts['failed']} failed.{paid} Run the same command again to continue"
 
     def _summary(self, facts: dict[str, object]) -> Iterator[str]:
-        """The lines for people at the end: what came of the rows, and what to do next."""
+        """The lines for people at the end: the counts, and what to do next."""
         names = ("failed", "unknown", "running", "not_submitted")
         counts = [f"{facts[name]} {name.replace('_', ' ')}" for name in names if facts[name]]
         counts = [f"{facts['succeeded']} succeeded", *counts]
         spent = facts["credits_spent"]
         paid = f" This run spent {amount(spent)} credits." if isinstance(spent, float | int) else ""
-        yield f"{self.rows.said}: {', '.join(counts)}.{paid}"
+        yield f"{self.rows.description}: {', '.join(counts)}.{paid}"
         yield f"Pictures: {facts['pictures']}"
-        yield f"Look at them: {facts['gallery']}"
+        yield f"Gallery: {facts['gallery']}"
         if facts["failed"]:
-            yield f"Why rows have failed: {facts['errors']}"
+            yield f"Why rows failed: {facts['errors']}"
             if self.buying.retry_failed:
-                yield "The same command tries these again, and pays again if MidAPI takes them."
+                yield "The same command tries these again, and pays again if MidAPI accepts them."
             else:
-                yield "The same command tries those again that cost nothing; for the others, add"
-                yield "  --retry-failed"
+                yield "To retry those that cost nothing, run the same command again; to buy the"
+                yield "others again, add --retry-failed"
         if facts["unknown"]:
-            yield "Unknown rows may have been paid. Look for them in MidAPI's log, then decide:"
+            yield "Unknown rows may have been paid for. Check MidAPI's log, then decide:"
             yield f"  midapi journal list unknown --folder {shlex.quote(str(self._journal))}"
         if facts["running"] or facts["not_submitted"]:
-            yield "The same command goes on from here."
+            yield "Run the same command again to continue."
 
     def _stopped_by(self, error: Exception) -> CommandError:
         if isinstance(error, OSError) and not isinstance(error, MidAPIError):
@@ -459,25 +457,25 @@ class _Run:
         return command_error(error, self._journal)
 
 
-# Lines of the log, by logger, that would come for each of many rows. What they say is shown: how
-# many rows wait to be sent again, and how many have prompts with several jobs.
+# Log lines, by logger, that would come for each of many rows. The display shows the same as counts:
+# rows that wait to be sent again, and prompts with several jobs.
 _OF_EACH_ROW = {"midapi_async": "runs several jobs", "midapi_async.submission": "is sent again in"}
 
 
 @contextmanager
 def _quiet(*, verbose: bool) -> Iterator[None]:
-    """Without the lines of the log that come for each of many rows, except with --verbose."""
+    """Hide the log lines that come for each of many rows, except with --verbose."""
 
-    def is_wanted(record: logging.LogRecord) -> bool:
+    def is_shown(record: logging.LogRecord) -> bool:
         return verbose or _OF_EACH_ROW[record.name] not in record.getMessage()
 
     for name in _OF_EACH_ROW:
-        logging.getLogger(name).addFilter(is_wanted)
+        logging.getLogger(name).addFilter(is_shown)
     try:
         yield
     finally:
         for name in _OF_EACH_ROW:
-            logging.getLogger(name).removeFilter(is_wanted)
+            logging.getLogger(name).removeFilter(is_shown)
 
 
 def _cannot_write(error: OSError, folder: Path) -> CommandError:
@@ -486,20 +484,20 @@ def _cannot_write(error: OSError, folder: Path) -> CommandError:
     reason = error.strerror or error
     return CommandError(
         "OSError",
-        f"{where} cannot be written: {reason}. Nothing that was bought is lost: the same command "
-        "goes on when that is mended",
+        f"{where} cannot be written: {reason}. Nothing that was bought is lost: repair this, then "
+        "run the same command again to continue",
     )
 
 
 def _outcome(item: BatchItem) -> str:
-    """Which of the `COUNTS` a row belongs to."""
+    """In which of the `COUNTS` a row is counted."""
     if isinstance(item.error, SubmissionUnknown):
         return "unknown"
     return "succeeded" if item.error is None else "failed"
 
 
-async def _to_end(function: Callable[..., _T], *arguments: object) -> _T:
-    """Call a function in a thread; after Ctrl-C, wait for its end first."""
+async def _uninterrupted(function: Callable[..., _T], *arguments: object) -> _T:
+    """Call a function in a thread; if cancelled, as by Ctrl-C, wait for its end first."""
     job = asyncio.create_task(asyncio.to_thread(function, *arguments))
     try:
         await asyncio.wait({job})

@@ -1,4 +1,4 @@
-"""``midapi gallery``: rebuild the page that shows what is in a batch's folder."""
+"""``midapi gallery``: rebuild the page that shows the results in a batch's folder."""
 # ruff: noqa: D417 - the options in groups are described where the groups are
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def gallery(
 ) -> int:
     """Write gallery.html again, from the results in a batch's output folder, and print its path.
 
-    midapi batch writes it by itself. Open it in a browser: it needs no network, and shows every
-    prompt with its pictures. Star the best ones, download picks.jsonl, and midapi batch picks.jsonl
-    --upscale --output FOLDER enlarges them.
+    midapi batch writes it as well. Open it in a browser: it shows every prompt with its pictures,
+    and needs no network. Star the best ones and download picks.jsonl; midapi batch picks.jsonl
+    --upscale --output FOLDER then enlarges them.
 
     Args:
         folder: The output folder of midapi batch.

@@ -233,7 +233,7 @@ async def test_a_batch_is_used_once_and_in_a_block() -> None:
             await anext(batch)
         async with batch:
             pass
-        with pytest.raises(InvalidRequestError, match="used once"):
+        with pytest.raises(InvalidRequestError, match="used only once"):
             await batch.__aenter__()
 
 

@@ -312,8 +312,8 @@ def test_a_template_takes_members_of_json_and_lines_of_text() -> None:
     ("template", "problem"),
     [
         ("a fox", "must name a column"),
-        ("a {{animal} in {{place}}", "contains {{ or }} that belong to no {{name}}"),
-        ("a {{animal}} }}", "contains {{ or }} that belong to no {{name}}"),
+        ("a {{animal} in {{place}}", "contains {{ or }} outside of a {{name}}"),
+        ("a {{animal}} }}", "contains {{ or }} outside of a {{name}}"),
         ("a {{ }}", "contains {{}} without the name of a column"),
         ("", "must name a column"),
         ("a {{animal}}", "the line of a text file is {{prompt}}"),
@@ -410,7 +410,7 @@ def test_a_picked_picture_is_enlarged_or_varied(kind: type[Upscale | Vary]) -> N
         ),
     ]
     assert problems(lines(pick), "jsonl") == [
-        (1, "is a picture that was picked in the gallery: buy it with --upscale or --vary")
+        (1, "is a line of picks.jsonl from the gallery: give --upscale or --vary")
     ]
 
 
@@ -432,9 +432,9 @@ def test_equal_keys_are_refused_with_both_lines() -> None:
         ("prompt,aspct_ratio", "the column 'aspct_ratio' is not known; did you mean aspect_ratio?"),
         ("prompt;chaos", "the column 'chaos' is not known; did you mean variety?"),
         ("a fox in the snow", "the first row must name the columns"),
-        ("Prompt,prompt", "the column 'prompt' is there twice"),
+        ("Prompt,prompt", "the column 'prompt' occurs twice"),
         ("key,speed", "there is no column named prompt"),
-        ("xy;z,a", 'contains "," and ";": it is not clear which separates the columns'),
+        ("xy;z,a", 'contains "," and ";": it is not clear which of them separates the columns'),
         ('"prompt,key', "is the header, and has a quotation mark that is not closed"),
         ('"prompt"x,key', "is the header, and has text behind a closing quotation mark"),
     ],
@@ -457,7 +457,7 @@ def test_a_setting_that_is_misspelt_is_refused_also_with_a_template() -> None:
     ]
     assert not problems(text, "jsonl", template="{{animal}} {{AspectRatio}}")[:-1]
     assert problems("animal\nfox\n", template="a {{anmal}}") == [
-        (1, "the template names 'anmal', which is not there; did you mean 'animal'?")
+        (1, "the template names 'anmal', which the row does not have; did you mean 'animal'?")
     ]
 
 
@@ -545,7 +545,7 @@ def test_a_wrong_character_is_found_in_the_middle_of_a_row() -> None:
         ('{"prompt": "a", "metadata.b": "' + "c" * 4096 + '"}', "metadata: must be at most 4,096"),
         ('{"custom_id": "a", "body": "b"}', "body: must be an object, got 'b'"),
         ('{"custom_id": "a", "body": {"key": "b"}}', "key: is given twice"),
-        ('{"metadata": {}, "body": {"metadata": {}}}', "metadata: is both in the row and in its"),
+        ('{"metadata": {}, "body": {"metadata": {}}}', "metadata: is given twice, in the row"),
         ('{"custom_id": "a", "body": {"prompt": "b", "n": 2}}', "n: is not a field of TextToImage"),
     ],
 )

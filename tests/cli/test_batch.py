@@ -64,7 +64,7 @@ def test_a_file_of_prompts_becomes_a_folder(midapi: Midapi, midapi_sandbox: Sand
     assert ran.err.splitlines() == [
         "3 rows: 3 succeeded. This run spent 24 credits.",
         "Pictures: out/pictures",
-        "Look at them: out/gallery.html",
+        "Gallery: out/gallery.html",
     ]
     assert sorted(line["prompt"] for line in results()) == ["prompt 0", "prompt 1", "prompt 2"]
     assert all(line["line"] == line["index"] + 1 for line in results())
@@ -244,7 +244,7 @@ def test_picked_pictures_are_bought_larger_or_varied(
     parent = results()[0] if midapi_results(midapi) else {}
     pick = {"task_id": parent["task_id"], "index": 2, "prompt": "x", "key": "k"}
     Path("picks.jsonl").write_text(json.dumps({**pick, "file": parent["files"][2]}) + "\n")
-    assert "buy it with --upscale or --vary" in midapi("batch", "picks.jsonl", "--dry-run").err
+    assert "give --upscale or --vary" in midapi("batch", "picks.jsonl", "--dry-run").err
     ran = midapi("batch", "picks.jsonl", option, "--output", "out")
     assert ran.code == 0, ran.err
     sent = midapi_sandbox.ledger.accepted[-1].body
@@ -265,8 +265,8 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     ran = midapi("batch", rows(3), "--output", "out")
     assert ran.code == 1
     assert "3 rows: 2 succeeded, 1 failed." in ran.err
-    assert "Why rows have failed: out/errors.jsonl" in ran.err
-    assert ran.err.endswith("for the others, add\n  --retry-failed\n")
+    assert "Why rows failed: out/errors.jsonl" in ran.err
+    assert ran.err.endswith("others again, add --retry-failed\n")
     error = only(errors())
     assert (error["state"], error["error"]["type"]) == ("failed", "TaskFailed")
     assert "the fox ran away" in error["error"]["message"]
@@ -354,7 +354,7 @@ def test_without_credits_it_ends_and_goes_on_later(
     assert (error["succeeded"], error["not_submitted"]) == (2, 2)
     assert error["stopped"]
     assert "4 rows: 2 succeeded, 2 not submitted. This run spent 16 credits." in ran.err
-    assert "The same command goes on from here." in ran.err
+    assert "Run the same command again to continue." in ran.err
     assert len(results()) == 2
 
 
@@ -399,7 +399,7 @@ def test_failures_in_a_row_stop_it(midapi: Midapi, midapi_sandbox: SandboxThread
         ),
         (
             ["batch", "rows.txt", "--output", "out", "--upscale", "--vary"],
-            "--upscale and --vary exclude each other",
+            "give either --upscale or --vary, not both",
         ),
         (
             ["batch", "rows.txt", "--output", "out", "--vary", "--expand"],
@@ -439,10 +439,12 @@ def test_a_gallery_that_cannot_be_written_ends_nothing(
         raise ValueError("no page")
 
     monkeypatch.setattr(batch, "write_gallery", fail)
-    monkeypatch.setattr(batch, "_GAP", 0.01)
+    monkeypatch.setattr(batch, "_UPDATE_INTERVAL", 0.01)
     ran = midapi("batch", rows(2), "--output", "out")
     assert ran.code == 0
-    warning = "midapi: WARNING: gallery.html was not written: no page. Later: midapi gallery out"
+    warning = (
+        "midapi: WARNING: gallery.html was not written: no page. Try later: midapi gallery out"
+    )
     assert ran.err.count("WARNING") == 1
     assert warning in ran.err
 
@@ -458,14 +460,14 @@ def test_a_full_disk_ends_it_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchFolder, "add", full)
-        patch.setattr(batch, "_PATIENCE", 0.1)
-        patch.setattr(batch, "_AGAIN", 0.2)
+        patch.setattr(batch, "_FULL_DISK_TIMEOUT", 0.1)
+        patch.setattr(batch, "_RETRY_INTERVAL", 0.2)
         ran = midapi("batch", rows(3), "--output", "out", "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "OSError"
     problem = "midapi: out/results.jsonl cannot be written: No space left on device. Nothing that"
     assert ran.err.splitlines()[-1].startswith(problem)
-    assert "Make room: trying again for 0.1 s." in ran.err
+    assert "Make room: trying again for up to 0.1 s." in ran.err
     assert results() == []
     assert BatchFolder.add is real
     assert midapi("batch", "rows.txt", "--output", "out").code == 0
@@ -513,7 +515,7 @@ def test_it_goes_on_when_there_is_room_again(
         real(folder, lines, counts)
 
     monkeypatch.setattr(BatchFolder, "add", twice)
-    monkeypatch.setattr(batch, "_AGAIN", 0.01)
+    monkeypatch.setattr(batch, "_RETRY_INTERVAL", 0.01)
     ran = midapi("batch", rows(2), "--output", "out")
     assert ran.code == (number == errno.EIO)
     assert ran.err.count("WARNING") == (number != errno.EIO)
@@ -546,7 +548,7 @@ def test_the_status_of_a_batch_that_runs(midapi: Midapi) -> None:
     assert ran.lines[7:] == [
         "Pausing, then trying again: no network",
         "Submitting nothing more: no credits",
-        "Look at it: out/gallery.html",
+        "Gallery: out/gallery.html",
     ]
     assert (found["process"], found["rate"], found["paused"]) == (os.getpid(), 4.0, "no network")
     later = midapi("batch", "--output", "out", "--status", "--json").json
@@ -601,7 +603,7 @@ async def test_a_file_that_is_being_written_is_written_to_its_end(*, fails: bool
         if fails:
             raise OSError("no")
 
-    task = asyncio.create_task(batch._to_end(write))
+    task = asyncio.create_task(batch._uninterrupted(write))
     await asyncio.to_thread(begun.wait)
     task.cancel()
     await asyncio.sleep(0.01)
@@ -622,13 +624,13 @@ def test_ctrl_c_says_how_far_it_got_and_the_same_command_goes_on(
     with ctrl_c_when(lambda: len(midapi_sandbox.ledger.accepted) >= 4):
         ran = midapi("batch", rows(9), "--output", "out", "--running", "4", "--json")
     assert ran.code == 130
-    assert "Waiting for MidAPI's answers to what was sent already" in ran.err
+    assert "Waiting for MidAPI's answers to submissions that were sent" in ran.err
     error = ran.json["error"]
     assert error["type"] == "Interrupted"
     assert error["message"].startswith(f"Interrupted. {error['succeeded']} of 9 rows succeeded")
-    assert "The same command goes on from here" in error["message"]
+    assert "Run the same command again to continue" in error["message"]
     assert error["running"] + error["succeeded"] == len(midapi_sandbox.ledger.accepted)
-    assert f"Paid for, and not fetched yet: {error['running']}" in error["message"]
+    assert f"Paid for, but not downloaded yet: {error['running']}" in error["message"]
     assert error["not_submitted"] == 9 - len(midapi_sandbox.ledger.accepted)
     midapi_sandbox.finish(midapi_sandbox.ledger.accepted[2].task_id)
     assert midapi("batch", "rows.txt", "--output", "out").code == 0

@@ -178,5 +178,5 @@ def test_a_real_terminal_shows_bars_and_then_the_summary(
     assert summary[-3:] == [
         "2 rows: 2 succeeded. This run spent 16 credits.",
         "Pictures: out/pictures",
-        "Look at them: out/gallery.html",
+        "Gallery: out/gallery.html",
     ]

@@ -50,7 +50,7 @@ OF_PROGRAMS = (
     "is not open: use it in 'async with client:'",
     "is not an argument here",
     "gives each row a key",  # midapi batch has given each row one
-    "is used once: call generate_many() again",
+    "can be used only once: call generate_many() anew",
     "sep=",  # how a CSV file may begin
     "pass kind=Upscale or kind=Vary",  # the command line looks for this before
     " key={}",  # of a repr
