@@ -542,7 +542,7 @@ async def test_a_second_click_after_a_restart_while_it_runs(world: World) -> Non
     async with world.bot() as bot:
         second = await world.discord.click(ada, message, "V1")
         await world.discord.until(lambda: second.followups)
-        assert told(second) == ["This is being made already."]
+        assert told(second) == ["This order is already under way."]
         await settled(60)
         assert [each.outcome for each in bot.audit] == ["shown", "delivered"]
         result = message.channel.last

@@ -136,7 +136,7 @@ async def test_two_users_at_once(world: World) -> None:
     [
         (402, "no credits", "out of credits"),
         (422, "Your prompt was flagged", "Moderation refused"),
-        (433, "cap", "spent what it may spend"),
+        (433, "cap", "reached its spending limit"),
         (455, "maintenance", "under maintenance"),
         (401, "key", "does not accept the bot's API key"),
         (505, "off", "switched this kind of order off"),
@@ -420,7 +420,7 @@ async def test_a_second_click_by_anyone_buys_nothing(world: World) -> None:
             world.discord.click(ada, message, "U1"), world.discord.click(bob, message, "U1")
         )
         asked, other = (first, second) if first.answer == 5 else (second, first)
-        assert told(other) == ["This is being made already."]
+        assert told(other) == ["This order is already under way."]
         await world.discord.until(lambda: asked.message.files, 100)
         await settled(10)
         third = await world.discord.click(bob, message, "U1")
@@ -482,7 +482,7 @@ async def test_only_the_requester_deletes(world: World) -> None:
     async with world.bot():
         message = await imagined(world, ada)
         refused = await world.discord.click(bob, message, "Delete")
-        assert told(refused) == ["Only the one who asked for it can delete it."]
+        assert told(refused) == ["Only the person who ordered this can delete it."]
         await world.discord.click(ada, message, "Delete")
         await world.discord.until(lambda: message.deleted_at)
 

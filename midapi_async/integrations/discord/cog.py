@@ -1,10 +1,10 @@
 """`Midjourney`: the slash commands, the buttons below results, and the delivery of every result.
 
-An order goes this way: the limits; an answer to Discord, which waits 3 seconds for it;
+The steps of an order: check the limits; answer Discord, which waits 3 seconds; call
 ``client.generate``, which writes the order and its place in Discord into the journal before it
-sends it; and progress while it runs. Its result is not awaited here: one loop over
-``client.untaken()`` delivers all results, also those of orders from before a restart. So there is
-one way for all of them, and none is lost between two ways.
+sends it; show the progress. The order does not wait for its result: one loop over
+``client.untaken()`` delivers every result, also those of orders from before a restart, so no result
+depends on the task of its order.
 """
 
 from __future__ import annotations
@@ -45,19 +45,26 @@ from .limits import Audit, Guard, Limits, Order
 from .places import Place, place_of
 from .progress import progress
 from .strings import DEFAULT, MOST_REASON, Strings, harmless
-from .views import COG, MOST_CHARACTERS, ResultButton, remix_form, submitted_prompt, text_view
+from .views import (
+    COG,
+    MOST_CHARACTERS,
+    ResultButton,
+    intent_of_form,
+    remix_form,
+    submitted_prompt,
+    text_view,
+)
 
 _log = logging.getLogger("midapi_async.discord")
 
-REPEAT = 10.0  # seconds for which the same button does nothing more for the same user
+REPEAT = 10.0  # seconds for which a second press of a button by the same user is refused
 _MOST_PRESSES = 1_000
 _MOST_ANCESTORS = 20  # results between a picture and the prompt that it was made from
-SETTLING = 120.0  # seconds to wait for the callback of a lost answer; longer for slow orders
-LONGEST_SEARCH = 10.0  # seconds, for a result that somebody wants to see again
-LAST_WORDS = 5.0  # seconds to tell that an order ends because the bot ends
-RESTART_LOOP = 30.0  # seconds, after an error of the loop that delivers
-DELIVERIES = 16  # at once; each has the files of one result on the disk
-_FORM = "mj1:R:"  # the custom_id of a form for another prompt begins so
+SETTLING = 120.0  # seconds to wait for the callback of a lost answer, or longer for slow orders
+LONGEST_SEARCH = 10.0  # seconds to search for the message of a result at a second click
+LAST_WORDS = 5.0  # seconds to tell users, at shutdown, that their orders end
+RESTART_LOOP = 30.0  # seconds until the delivery loop is restarted after an error
+DELIVERIES = 16  # at the same time; each has the files of one result on the disk
 MOST_CONTENT = 2_000  # characters of a message without components
 _CDN = {"cdn.discordapp.com", "media.discordapp.net"}
 
@@ -69,9 +76,9 @@ class Midjourney(commands.Cog, name=COG):
     open already. Register the commands with Discord yourself: ``await bot.tree.sync()``.
 
     Args:
-        client: best with ``journal="a folder"``, without which orders are forgotten at a restart,
-            and ``ack="manual"``.
-        limits: who may order what, and how much.
+        client: use ``journal="a folder"``, without which a restart forgets all orders, and
+            ``ack="manual"``.
+        limits: who may order what, and how much; None for the defaults of `Limits`.
         strings: every text, for other languages.
         audit: called with each `Audit`; may be async. Its exceptions are logged.
     """
@@ -106,7 +113,7 @@ class Midjourney(commands.Cog, name=COG):
     # ─── loading ─────────────────────────────────────────────────────────────────────────────────
 
     async def cog_load(self) -> None:
-        """Open the client if it is not open, and begin to deliver."""
+        """Open the client if it is not open, and start to deliver."""
         try:
             await self.client.open()
             self._is_owner = True
@@ -117,7 +124,7 @@ class Midjourney(commands.Cog, name=COG):
         self._start(self._deliver_all())
 
     async def cog_unload(self) -> None:
-        """End what is under way; results that were not delivered are delivered after a restart."""
+        """Cancel all tasks; results that were not delivered are delivered after a restart."""
         self._bot.remove_dynamic_items(ResultButton)
         for task in self._tasks:
             task.cancel()
@@ -135,7 +142,7 @@ class Midjourney(commands.Cog, name=COG):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("an order or a delivery failed; no result is lost by it", exc_info=error)
+            _log.error("an order or a delivery failed; no result is lost", exc_info=error)
 
     async def _audit(
         self,
@@ -184,20 +191,20 @@ class Midjourney(commands.Cog, name=COG):
             except ClientClosed:
                 return
             except Exception:  # noqa: BLE001 - without this loop, nothing is delivered any more
-                _log.exception("no results are delivered for %.0f s", RESTART_LOOP)
+                _log.exception("delivery of results failed; it restarts in %.0f s", RESTART_LOOP)
                 await asyncio.sleep(RESTART_LOOP)
 
     def _is_ours(self, place: Place | None) -> TypeGuard[Place]:
         return place is not None and place.application == self._bot.application_id
 
     async def _report_unknown(self) -> None:
-        """Say in the log which orders were being sent when the bot was killed."""
+        """Log how many orders are unknown, as after a kill while they were sent."""
         with suppress(MidAPIError):
             rows = await self.client.intents.unknown()
             if rows := [row for row in rows if self._is_ours(Place.found_in(row.metadata))]:
                 _log.warning(
-                    "unknown orders: %d. MidAPI may have accepted them or not, and they are not "
-                    "sent again. `midapi journal list unknown` shows them, and what you can do",
+                    "unknown orders: %d. MidAPI may have accepted them, and they are not sent "
+                    "again. `midapi journal list unknown` shows them, and what you can do",
                     len(rows),
                 )
 
@@ -254,14 +261,14 @@ class Midjourney(commands.Cog, name=COG):
         *,
         parent: Intent | None = None,
     ) -> None:
-        """Take an order if it is allowed; the rest of it runs in a task of the cog's own.
+        """Start an order if it is allowed; the rest runs in a task of the cog.
 
         Args:
-            interaction: what it came by.
-            action: what to call it in the audit.
-            make: makes the request.
-            attachment: its reference picture.
-            parent: the intent of the result that was clicked on.
+            interaction: the interaction of the order.
+            action: the action for the audit.
+            make: makes the request; may raise InvalidRequestError.
+            attachment: the reference picture, or None.
+            parent: the intent of the result whose button was pressed, or None.
         """
         text, request = None, None
         if attachment is not None and not (attachment.content_type or "").startswith("image/"):
@@ -300,7 +307,7 @@ class Midjourney(commands.Cog, name=COG):
     async def _order(
         self, order: Order, action: str, request: Request, parent: Intent | None
     ) -> None:
-        """One order, until its result is there; `_deliver` does the rest."""
+        """Carry out an order until its result is there; `_deliver` delivers it."""
         is_bought = False
         place = Place.of(order.live.interaction)
         try:
@@ -327,7 +334,7 @@ class Midjourney(commands.Cog, name=COG):
             await self._explain(order.live, action, place, request, error)
         except asyncio.CancelledError:
             if not is_bought and place.message is not None:
-                with suppress(TimeoutError):  # else the message would show for ever that it waits
+                with suppress(TimeoutError):  # else the message would stay "waiting" for ever
                     async with asyncio.timeout(LAST_WORDS):
                         await tell(self._bot, place, order.live, self.strings.closing)
             raise
@@ -337,10 +344,10 @@ class Midjourney(commands.Cog, name=COG):
                 self._guard.end(order)
 
     async def _defer(self, live: Live, parent: Intent | None) -> Place:
-        """Answer Discord, which waits 3 seconds; the order's place, with the message of the answer.
+        """Defer the response within Discord's 3 seconds; return the order's place with its message.
 
         Raises:
-            _Unanswered: Discord does not take it any more.
+            _Unanswered: Discord does not accept the response.
         """
         interaction = live.interaction
         try:
@@ -371,15 +378,15 @@ class Midjourney(commands.Cog, name=COG):
     async def _explain(
         self, live: Live, action: str, place: Place, request: Request, error: Exception
     ) -> None:
-        """Tell the one who asked why there is no result, and the log what the operator can do."""
+        """Tell the user why there is no result, and log what the operator can do."""
         outcome, text, intent_id = "declined", str(error), None
         if isinstance(error, MidAPIError):
             outcome, text, intent_id = "failed", self.strings.of_error(error), error.intent_id
         if isinstance(error, SubmissionUnknown):
             outcome = "unknown"
             _log.warning(
-                "user %s has ordered in Discord, and: %s If it proves to be accepted, the result "
-                "is delivered. `midapi journal show %s` shows it",
+                "an order of user %s in Discord is unknown: %s If it proves to be accepted, its "
+                "result is delivered. `midapi journal show %s` shows it",
                 *(place.user, error, intent_id),
             )
         elif outcome == "failed":
@@ -393,7 +400,7 @@ class Midjourney(commands.Cog, name=COG):
     async def _show_existing(
         self, live: Live, action: str, place: Place, handle: TaskHandle
     ) -> None:
-        """Answer a second click: lead to the result, or show it again if its message is gone.
+        """Answer a second click with a link to the result, or the result if its message is gone.
 
         Raises:
             MidAPIError: the journal cannot be read.
@@ -410,7 +417,7 @@ class Midjourney(commands.Cog, name=COG):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LONGEST_SEARCH):
                     message = await find_sent(self._bot, first, row.intent_id)
-            # Nobody else can open a direct message.
+            # A link to a direct message is of use only to the user who received it.
             if message is not None and (
                 message.channel.id == first.channel or place.user == first.user
             ):
@@ -431,7 +438,7 @@ class Midjourney(commands.Cog, name=COG):
     # ─── buttons ─────────────────────────────────────────────────────────────────────────────────
 
     async def pressed(self, interaction: discord.Interaction, button: ResultButton) -> None:
-        """Do what a button below a result is for."""
+        """Handle a press of a button below a result."""
         strings, action = self.strings, button.action
         if action == "D":
             await self._delete(interaction, button)
@@ -447,7 +454,7 @@ class Midjourney(commands.Cog, name=COG):
             form = remix_form(row, button.user_id, strings)
             with suppress(*DISCORD_ERRORS):
                 await interaction.response.send_modal(form)
-            form.stop()  # `on_interaction` reads it, also after a restart
+            form.stop()  # `on_interaction` takes the submitted form, also after a restart
         elif action == "A":
             if self._is_repeated(interaction, f"A:{row.intent_id}"):
                 await _answer(interaction, strings.repeated)
@@ -462,7 +469,7 @@ class Midjourney(commands.Cog, name=COG):
     async def _take_once(
         self, interaction: discord.Interaction, wanted: Upscale | Vary, action: str, row: Intent
     ) -> None:
-        """Take an order of U or V, which is bought once, whoever presses the button how often."""
+        """Order a U or V, which is bought once however often, and by whomever, it is pressed."""
         key, name = f"discord:{row.intent_id}:{action}{wanted.image_index}", _action_of(wanted)
         handle = None
         if key not in self._guard.orders:
@@ -474,8 +481,7 @@ class Midjourney(commands.Cog, name=COG):
         if handle is None:
             await self._take(interaction, name, wanted, key, row)
             return
-
-        # Who only wants to see what is there need not keep to the limits.
+        # Showing an existing result costs nothing, so the limits do not apply.
         self._start(self._show(interaction, name, wanted, row, handle))
 
     async def _show(
@@ -497,12 +503,12 @@ class Midjourney(commands.Cog, name=COG):
 
     @commands.Cog.listener()
     async def on_interaction(self, interaction: discord.Interaction) -> None:
-        """Take a form for another prompt."""
+        """Take a submitted form for another prompt."""
         if interaction.type is not discord.InteractionType.modal_submit:
             return
-        if not (interaction.custom_id or "").startswith(_FORM):
+        if (intent_id := intent_of_form(interaction.custom_id)) is None:
             return
-        row = await self._intent(interaction, (interaction.custom_id or "").split(":")[2])
+        row = await self._intent(interaction, intent_id)
         if row is None or row.request is None:
             return
         request, prompt = row.request, submitted_prompt(interaction.data) or ""
@@ -516,7 +522,7 @@ class Midjourney(commands.Cog, name=COG):
             await self.ordered(interaction, "remix", make, parent=row)
 
     async def _intent(self, interaction: discord.Interaction, intent_id: str) -> Intent | None:
-        """The intent that a button belongs to; None if people were told that there is none."""
+        """The intent that a button belongs to; None if the user was told why there is none."""
         try:
             row = await self.client.intents.get(intent_id)
         except MidAPIError as error:
@@ -538,11 +544,11 @@ class Midjourney(commands.Cog, name=COG):
             await self._audit(place, "delete", "deleted", intent_id=button.intent_id)
 
     def _is_repeated(self, interaction: discord.Interaction, name: str) -> bool:
-        """Whether the same user has pressed the same button a moment ago."""
+        """Whether the same user pressed the same button within the last `REPEAT` seconds."""
         now, press = asyncio.get_running_loop().time(), (interaction.user.id, name)
         if now < self._presses.get(press, -REPEAT) + REPEAT:
             return True
-        self._presses.pop(press, None)  # to the end: the oldest one is forgotten first
+        self._presses.pop(press, None)  # to the end of the dict: the oldest entry is dropped first
         self._presses[press] = now
         if len(self._presses) > _MOST_PRESSES:
             del self._presses[next(iter(self._presses))]
@@ -576,7 +582,7 @@ class Midjourney(commands.Cog, name=COG):
     async def _tell_privately(
         self, interaction: discord.Interaction, text: Callable[[], Awaitable[str]]
     ) -> None:
-        """Answer with what MidAPI says, which may take longer than Discord waits."""
+        """Answer privately with a text that may take longer than Discord's 3 seconds."""
         if refusal := self._guard.not_allowed(interaction):
             await _answer(interaction, refusal)
             return
@@ -590,17 +596,17 @@ class Midjourney(commands.Cog, name=COG):
 
 
 class _Declined(Exception):
-    """The limits do not allow an order; its text is for the one who asked."""
+    """The limits do not allow an order; the text is for the user."""
 
 
 class _Unanswered(Exception):
-    """Discord takes no answer to an interaction any more."""
+    """Discord does not accept a response to an interaction."""
 
 
 async def _answer(interaction: discord.Interaction, text: str) -> None:
-    """Answer an interaction at once, with a text that only the one who asked sees."""
+    """Respond to an interaction with a text that only the user sees."""
     try:
-        # As content: for a view that only one user sees, discord.py keeps a timer of 15 minutes.
+        # As content: for an ephemeral view, discord.py keeps a timer of 15 minutes.
         await interaction.response.send_message(
             text[:MOST_CONTENT], ephemeral=True, allowed_mentions=NOBODY
         )
@@ -609,14 +615,14 @@ async def _answer(interaction: discord.Interaction, text: str) -> None:
 
 
 def _action_of(request: Request | None) -> str:
-    """What to call an order in the audit that may be from before a restart."""
+    """The action of an order for the audit, from its request alone."""
     if isinstance(request, Upscale | Vary):
         return f"{'U' if isinstance(request, Upscale) else 'V'}{request.image_index + 1}"
     return "video" if isinstance(request, ImageToVideo) else "imagine"
 
 
 def _is_stale(request: Request) -> bool:
-    """Whether a reference picture is at Discord, and its link has expired: they live for a day."""
+    """Whether a reference picture is at Discord and its link has expired, as after a day."""
     for url in getattr(request, "file_urls", ()):
         parts = urlsplit(str(url))
         until = parse_qs(parts.query).get("ex", [""])[0]

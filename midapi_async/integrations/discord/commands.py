@@ -1,4 +1,4 @@
-"""The slash commands: their options, choices and ranges are those of the request classes."""
+"""The slash commands; options, choices and ranges come from the request classes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def commands_of(cog: Midjourney) -> list[app_commands.Command[Any, ..., Any]]:
     """The commands of a cog, with its texts."""
     made = [_imagine(cog), _video(cog), *_questions(cog)]
     for command in made:
-        # Both kinds of installation, and every place in which Discord can show a command.
+        # Installed by a server or a user, and in every context in which Discord can show a command.
         command.allowed_installs = app_commands.AppInstallationType(guild=True, user=True)
         command.allowed_contexts = app_commands.AppCommandContext(
             guild=True, dm_channel=True, private_channel=True

@@ -1,7 +1,7 @@
-"""Where a result goes: into the working message, into the channel, or into a direct message.
+"""Sends a result: into the working message, the channel, or a direct message.
 
 A result counts as taken when Discord has accepted its message, never before. If the bot dies in
-between, `deliver` looks for the message before it sends another one.
+between, `deliver` searches for the message before it sends another one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import aiohttp
 import attrs
@@ -37,11 +37,11 @@ from .views import MOST_FILES, is_result_of, result_view, text_view
 
 _log = logging.getLogger("midapi_async.discord")
 
-# Seconds of the loop for which an interaction's token is used; Discord forgets it after 15 minutes.
+# Loop seconds for which an interaction's token is used; Discord accepts it for 15 minutes.
 TOKEN_LIFE = 14.5 * 60
 # Seconds between two attempts while Discord does not answer, doubled up to the second one.
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
-# Messages of a channel in which the result is looked for after a restart.
+# Messages of a channel that are searched for the result after a restart.
 MOST_SEARCHED = 200
 NOBODY = discord.AllowedMentions.none()
 # What a call of discord.py raises if Discord refuses it, or does not answer.
@@ -53,11 +53,11 @@ Send: TypeAlias = "Callable[[ui.LayoutView, Sequence[discord.File]], Awaitable[d
 
 @attrs.frozen(kw_only=True)
 class Live:
-    """An interaction that can still be answered, or could until recently.
+    """An interaction, and how long its token can be used.
 
     Attributes:
-        interaction: what the order came by.
-        until: when its token dies, on the loop's clock.
+        interaction: the interaction.
+        until: when its token expires, on the loop's clock.
     """
 
     interaction: discord.Interaction
@@ -65,25 +65,25 @@ class Live:
 
     @classmethod
     def now(cls, interaction: discord.Interaction, *, age: float = 0.0) -> Live:
-        """For an interaction that came so many seconds ago."""
+        """For an interaction that was created ``age`` seconds ago."""
         now = asyncio.get_running_loop().time()
         return cls(interaction=interaction, until=now + TOKEN_LIFE - age)
 
     @property
     def is_open(self) -> bool:
-        """Whether its token is alive."""
+        """Whether its token can be used."""
         return asyncio.get_running_loop().time() < self.until
 
 
 @attrs.frozen(kw_only=True)
 class _Route:
-    """A way to show something.
+    """A way to send a message.
 
     Attributes:
         name: for the log.
         send: sends the message.
-        limit: bytes of the largest file.
-        mention: whether the one who asked is mentioned, so that Discord notifies them.
+        limit: how many bytes a file may have.
+        mention: whether to mention the user, so that Discord notifies them.
     """
 
     name: str
@@ -104,23 +104,27 @@ async def deliver(
 ) -> discord.Message | None:
     """Show the result of an order, and mark it as taken once Discord has accepted the message.
 
-    While the interaction can be answered, the working message becomes the result. Later the result
-    goes to the channel and mentions the one who asked; where the bot cannot speak, it becomes a
-    direct message. While Discord does not answer, this tries again. A failed task is told to the
-    one who asked, privately where that is possible.
+    While the interaction's token is valid, the working message becomes the result. Later the result
+    is sent to the channel and mentions the user; where the bot cannot send, it is sent as a direct
+    message. While Discord does not answer, this retries. The user is told of a failed task
+    privately, where that is possible.
 
     Args:
         bot: any client of discord.py.
-        client: has the task; best with ``ack="manual"``.
-        handle: a final one, with the metadata of `metadata_of`.
-        live: the interaction, if it came less than 15 minutes ago; without one, the result is
-            first looked for, because it may have been sent before a restart.
-        place: where to show it; the default is where it was ordered.
-        prompt: to show, if the request has none.
+        client: the client that has the task; best with ``ack="manual"``.
+        handle: the handle of a task that is final, ordered with the metadata of `metadata_of`.
+        live: the interaction, if it is less than 15 minutes old. Without it the message is
+            searched for first, because it may have been sent before a restart.
+        place: where to send the result; the default is where it was ordered.
+        prompt: the prompt to show if the request has none.
         strings: the texts.
 
     Returns:
-        The message; None if nobody can be reached, which is logged: then the result is not taken.
+        The message; None if no route accepts it. Then the result is not marked as taken, and an
+        error is logged.
+
+    Raises:
+        ValueError: the handle is not final, or its metadata is not from `metadata_of`.
     """
     place, details = place or place_of(handle), handle.final
     if place is None or details is None:
@@ -138,16 +142,23 @@ async def deliver(
         message = await find() if live is None else None
         if message is None:
             async with _fetched(client, details) as paths:
-                result = _Result(handle=handle, details=details, place=place, paths=paths)
+                send = partial(
+                    _send_result,
+                    handle=handle,
+                    place=place,
+                    paths=paths,
+                    prompt=prompt,
+                    strings=strings,
+                )
                 routes = _routes(bot, place, live, handle.task_id)
-                message = await _by_any(routes, result.sender(prompt, strings), find)
+                message = await _by_any(routes, send, find)
         if message is not None and message.id != place.message:
             link = strings.elsewhere.format(link=place.url_of(message))
             await _end_working_message(bot, place, live, link)
     if message is None:
         _log.error(
             "the result of task %s cannot be delivered to user %s: neither the channel nor a "
-            "direct message takes it. It stays untaken and is tried again after a restart; "
+            "direct message can be sent. It stays untaken and is tried again after a restart; "
             "`midapi task %s` shows its files",
             *(handle.task_id, place.user, handle.task_id),
         )
@@ -155,14 +166,14 @@ async def deliver(
     try:
         await handle.ack()
     except MidAPIError as error:
-        _log.warning("task %s was delivered, which cannot be recorded: %s", handle.task_id, error)
+        _log.warning("the delivery of task %s cannot be recorded: %s", handle.task_id, error)
     return message
 
 
 async def tell(bot: Bot, place: Place, live: Live, text: str) -> discord.Message | None:
-    """Answer a deferred interaction with a text for the one who asked, privately if possible.
+    """Answer a deferred interaction with a text for the user, privately if possible.
 
-    What was deferred for everybody would be shown to everybody, so it is deleted first.
+    The deferred response is visible to everybody, so it is deleted first.
     """
     await _end_working_message(bot, place, live, None)
     routes = _private_routes(bot, place, live, str(live.interaction.id))
@@ -175,7 +186,7 @@ async def tell(bot: Bot, place: Place, live: Live, text: str) -> discord.Message
 def _routes(
     bot: Bot, place: Place, live: Live | None, task_id: str
 ) -> Callable[[], Iterator[_Route]]:
-    """The ways to show a result, the best first, as they are open when this is called."""
+    """The routes for a result, the best first, as they are open when this is called."""
 
     def routes() -> Iterator[_Route]:
         if live is not None and live.is_open:
@@ -194,7 +205,7 @@ def _routes(
 def _private_routes(
     bot: Bot, place: Place, live: Live | None, task_id: str
 ) -> Callable[[], Iterator[_Route]]:
-    """The ways to tell a failure, the most private first."""
+    """The routes for a failure, the most private first."""
 
     def routes() -> Iterator[_Route]:
         if live is not None and live.is_open:
@@ -233,16 +244,17 @@ def _direct(bot: Bot, place: Place, task_id: str) -> _Route:
 
 
 def only(user: int) -> discord.AllowedMentions:
-    """A message that may mention this user and nobody else."""
+    """The mentions of a message that may mention this user and nobody else."""
     return discord.AllowedMentions(
         everyone=False, roles=False, users=[discord.Object(user)], replied_user=False
     )
 
 
 def _nonce(task_id: str) -> str:
-    """Discord drops a second message with the same nonce for some minutes.
+    """The nonce of a message, of at most 25 characters.
 
-    So a message whose answer was lost is not sent twice. It allows 25 characters.
+    For some minutes Discord drops a second message with the same nonce, so a message whose
+    response was lost is not sent twice.
     """
     return task_id[-25:]
 
@@ -252,12 +264,14 @@ async def _by_any(
     send: Callable[[_Route, bool], Awaitable[discord.Message]],
     find: Callable[[], Awaitable[discord.Message | None]] | None = None,
 ) -> discord.Message | None:
-    """Send by the first route that takes it; None if none does. Waits while Discord is away.
+    """Send by the first route that accepts the message; None if none does.
+
+    While Discord is unreachable, it retries.
 
     Args:
-        routes: those that are open now.
-        send: sends by a route; with True, without files.
-        find: finds what was sent, although Discord's answer was lost.
+        routes: returns the routes that are open now.
+        send: sends by a route; with True, links in place of files.
+        find: finds a message that was sent although Discord's response was lost.
     """
     closed: set[str] = set()
     pause, as_links = FIRST_PAUSE, False
@@ -267,90 +281,76 @@ async def _by_any(
         except DISCORD_ERRORS as error:
             status = error.status if isinstance(error, discord.HTTPException) else None
             if status == 413 and not as_links:
-                as_links = True  # files of the size that Discord itself had named as the limit
-            elif not _is_passing(error):
-                _log.info("%s is closed to a message: %s", route.name, reason_of(error))
+                as_links = True  # a file within the limit that Discord named was too large
+            elif not _is_transient(error):
+                _log.info("%s does not accept the message: %s", route.name, reason_of(error))
                 closed.add(route.name)
             else:
-                _log.warning(
-                    "Discord takes no message just now, trying again: %s", reason_of(error)
-                )
+                _log.warning("Discord does not accept messages now; retrying: %s", reason_of(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-                # The nonce is good for some minutes only.
+                # The nonce prevents a second message for some minutes only.
                 if status != 429 and find is not None and (found := await find()) is not None:
                     return found
     return None
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether Discord may take the same a little later."""
+def _is_transient(error: Exception) -> bool:
+    """Whether Discord may accept the same message later."""
     if isinstance(error, discord.HTTPException):
         return error.status >= 500 or error.status == 429
     return True
 
 
 def reason_of(error: Exception) -> str:
-    """An error for the log; those of aiohttp may name the address, which has the token in it."""
+    """An error for the log. Texts of aiohttp may contain the URL, and the token in it."""
     return str(error) if isinstance(error, discord.DiscordException) else type(error).__name__
 
 
 # ─── what is sent ────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class _Result:
-    """A result whose files are here.
-
-    Attributes:
-        handle: of its task.
-        details: its details.
-        place: where it was ordered.
-        paths: the files, by their places among the results; those that could be fetched.
-    """
-
-    handle: TaskHandle
-    details: TaskDetails
-    place: Place
-    paths: Mapping[int, Path]
-
-    def sender(
-        self, prompt: str | None, strings: Strings
-    ) -> Callable[[_Route, bool], Awaitable[discord.Message]]:
-        """What sends it by a route."""
-
-        async def send(route: _Route, as_links: bool) -> discord.Message:  # noqa: FBT001 - as `_by_any` calls it
-            chosen = {} if as_links else await asyncio.to_thread(_fitting, self.paths, route.limit)
-            try:
-                view = result_view(
-                    self.details,
-                    intent_id=self.handle.intent_id or "",
-                    user_id=self.place.user,
-                    request=self.handle.request,
-                    prompt=prompt,
-                    media=list(chosen.values()),
-                    links=[pair for pair in enumerate(self.details.urls) if pair[0] not in chosen],
-                    parent_url=self.place.parent_url,
-                    mention=route.mention,
-                    strings=strings,
-                )
-                return await route.send(view, list(chosen.values()))
-            finally:
-                for file in chosen.values():
-                    file.close()
-
-        return send
+async def _send_result(
+    route: _Route,
+    as_links: bool,  # noqa: FBT001 - as `_by_any` calls it
+    *,
+    handle: TaskHandle,
+    place: Place,
+    paths: Mapping[int, Path],
+    prompt: str | None,
+    strings: Strings,
+) -> discord.Message:
+    """Send the result of a final task by a route; files that cannot be attached become links."""
+    details = cast("TaskDetails", handle.final)
+    chosen = {} if as_links else await asyncio.to_thread(_fitting, paths, route.limit)
+    try:
+        view = result_view(
+            details,
+            intent_id=handle.intent_id or "",
+            user_id=place.user,
+            request=handle.request,
+            prompt=prompt,
+            media=list(chosen.values()),
+            links=[pair for pair in enumerate(details.urls) if pair[0] not in chosen],
+            parent_url=place.parent_url,
+            mention=route.mention,
+            strings=strings,
+        )
+        return await route.send(view, list(chosen.values()))
+    finally:
+        for file in chosen.values():
+            file.close()
 
 
 def _fitting(paths: Mapping[int, Path], limit: int) -> dict[int, discord.File]:
-    """The files that Discord takes, opened; runs in a thread. aiohttp reads them in one, too."""
+    """The files that are small enough for Discord, opened. For a thread."""
     fit = [index for index, path in paths.items() if path.stat().st_size <= limit]
     return {index: discord.File(paths[index]) for index in fit[:MOST_FILES]}
 
 
 @asynccontextmanager
 async def _fetched(client: MidAPIClient, details: TaskDetails) -> AsyncIterator[dict[int, Path]]:
-    """The files of a task in a temporary folder, by their places among the results."""
+    """The files of a task in a temporary folder, by their index among the results."""
     paths: dict[int, Path] = {}
     folder: TemporaryDirectory[str] | None = None
     try:
@@ -358,8 +358,8 @@ async def _fetched(client: MidAPIClient, details: TaskDetails) -> AsyncIterator[
             folder = await asyncio.to_thread(TemporaryDirectory, prefix="midapi-discord-")
             paths = dict(enumerate(await client.download(details, folder.name)))
         except (OSError, DownloadError, InvalidRequestError) as error:
-            # The others are shown, and this one as a link; without room on the disk, all of them.
-            _log.warning("a file of task %s becomes a link: %s", details.task_id, error)
+            # Files that could not be downloaded become links; on a full disk, all of them.
+            _log.warning("files of task %s are sent as links: %s", details.task_id, error)
             if isinstance(error, DownloadError):
                 paths = {client.task_of(path).index: path for path in error.files}
         yield paths
@@ -389,18 +389,18 @@ def _send_text(place: Place, text: str, route: _Route, _: object) -> Awaitable[d
     return route.send(text_view(mention + text), ())
 
 
-# ─── messages that are there already ─────────────────────────────────────────────────────────────
+# ─── messages that exist already ─────────────────────────────────────────────────────────────────
 
 
 async def find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message | None:
-    """The message of a result that was sent before, as far as the bot may look; None if none is.
+    """The message of a result that was sent before; None if the bot finds none.
 
-    It waits while Discord is away.
+    While Discord is unreachable, it retries.
     """
-    pause, may_look = FIRST_PAUSE, not (place.is_guest or place.channel is None)
+    pause, can_read_channel = FIRST_PAUSE, not (place.is_guest or place.channel is None)
     while True:
         try:
-            if may_look:
+            if can_read_channel:
                 message = await _find_working(bot, place, intent_id)
                 if message is None:
                     channel = bot.get_partial_messageable(place.channel or 0, guild_id=place.guild)
@@ -409,11 +409,11 @@ async def find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message |
             direct = await bot.create_dm(discord.Object(place.user))
             return await _find_in(direct, None, bot, intent_id)
         except DISCORD_ERRORS as error:
-            if _is_passing(error):
+            if _is_transient(error):
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-            elif may_look:
-                may_look = False  # so the result had to become a direct message
+            elif can_read_channel:
+                can_read_channel = False  # then the result was sent as a direct message
             else:
                 return None
 
@@ -421,7 +421,7 @@ async def find_sent(bot: Bot, place: Place, intent_id: str) -> discord.Message |
 async def _find_in(
     channel: discord.abc.Messageable, start: int | None, bot: Bot, intent_id: str
 ) -> discord.Message | None:
-    """The message of a result among those after a message, or among the last ones."""
+    """The message of a result among those after ``start``, or among the last ones."""
     after = None if start is None else discord.Object(start)
     async for message in channel.history(limit=MOST_SEARCHED, after=after):
         if message.author == bot.user and is_result_of(message, intent_id):
@@ -446,7 +446,7 @@ async def _find_working(bot: Bot, place: Place, intent_id: str) -> discord.Messa
 
 
 async def _end_working_message(bot: Bot, place: Place, live: Live | None, link: str | None) -> None:
-    """Have the working message lead to what was sent in its place, or delete it; or let it be."""
+    """Replace the working message by a link to what was sent, or delete it; ignore failures."""
     view = None if link is None else text_view(link)
     with suppress(*DISCORD_ERRORS):
         if live is not None and live.is_open:

@@ -1,4 +1,4 @@
-"""Guard rails: who may order what, and how much; and the audit of all that was asked."""
+"""Limits: who may order what, and how much; and the entries of the audit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .strings import Strings
 _DAY = 86_400.0
 _PICTURES = 4  # of one order that makes pictures
 # States of orders that have cost nothing, or were given up: they do not count.
-_NOT_BOUGHT = frozenset({State.REFUSED, State.SUPERSEDED, State.DISMISSED, State.FAILED})
-_COUNTED = tuple(state for state in State if state not in _NOT_BOUGHT)
+_NOT_COUNTED = frozenset({State.REFUSED, State.SUPERSEDED, State.DISMISSED, State.FAILED})
+_COUNTED = tuple(state for state in State if state not in _NOT_COUNTED)
 _RUNNING = frozenset({State.SENDING, State.RESTING, State.ACCEPTED, State.CALLED_BACK})
-_MOST_REMEMBERED = 10_000  # times of last orders
+_MOST_REMEMBERED = 10_000  # users and guilds whose last order is remembered
 
 
 def _now() -> float:
@@ -35,14 +35,14 @@ def _ids(given: Collection[int]) -> frozenset[int]:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """How much may be ordered. Seconds, numbers, or None for no limit.
+    """Who may order, and how much; None means no limit.
 
     Attributes:
-        user_cooldown: seconds between two orders of one user.
-        guild_cooldown: seconds between two orders in one guild.
+        user_cooldown: seconds between two orders of one user; 0 for none.
+        guild_cooldown: seconds between two orders in one guild; 0 for none.
         jobs_per_user: orders of one user that may be under way.
         jobs_per_guild: orders of one guild that may be under way.
-        pictures_per_user: pictures and videos of one user in 24 hours, as the journal has them.
+        pictures_per_user: pictures and videos of one user in 24 hours, counted from the journal.
         pictures_per_guild: the same of one guild.
         several_jobs: whether a prompt may contain {red, blue} or --repeat, for which Midjourney
             runs several jobs: it is not known how many of them MidAPI bills.
@@ -65,19 +65,19 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """What somebody asked for, and what became of it; ``Midjourney(audit=…)`` gets each.
+    """One action of a user and its outcome, as ``Midjourney(audit=…)`` receives it.
 
     Attributes:
         action: "imagine", "video", "again", "remix", "U1" to "V4", or "delete".
         outcome: "declined" by the limits, "failed", "unknown", "bought", "shown" (it was bought
             before), "delivered", "undelivered", or "deleted".
-        user: who asked.
-        guild: where; None for a direct message.
-        channel: where.
-        request: what was asked for, once that is valid.
+        user: the user's id.
+        guild: the guild's id; None for a direct message.
+        channel: the channel's id; None if Discord did not name it.
+        request: the request, if it is valid.
         intent_id: the id of its submission, once there is one.
         task_id: MidAPI's id of its task, once it was bought.
-        reason: what people were told if it did not work out, or the error for you.
+        reason: why it was declined, or the text of the error; else empty.
     """
 
     action: str
@@ -97,11 +97,11 @@ class Order:
 
     Attributes:
         key: its key.
-        user: who ordered.
-        guild: where; None for a direct message.
-        pictures: how many it makes.
+        user: the user's id.
+        guild: the guild's id; None for a direct message.
+        pictures: how many pictures or videos it makes.
         live: its interaction.
-        began: when, on the loop's clock.
+        began: when it began, on the loop's clock.
         is_final: set when its result is there.
         progress_ended: set when its working message is edited no longer.
     """
@@ -130,7 +130,7 @@ class Guard:
         self.orders: dict[str, Order] = {}
 
     def not_allowed(self, interaction: discord.Interaction) -> str | None:
-        """Why this user may do nothing here; None if they may."""
+        """Why this user may not use the bot here; None if they may."""
         limits, strings = self._limits, self._strings
         if limits.channels and _channels(interaction).isdisjoint(limits.channels):
             return strings.wrong_channel
@@ -139,7 +139,7 @@ class Guard:
         return None
 
     def refusal(self, interaction: discord.Interaction, request: Request) -> str | None:
-        """Why that may not be ordered here and now, as far as memory knows; None if it may."""
+        """Why a request may not be ordered now, judged without the journal; None if it may."""
         limits, strings = self._limits, self._strings
         if text := self.not_allowed(interaction):
             return text
@@ -167,7 +167,9 @@ class Guard:
         user, guild, now = interaction.user.id, interaction.guild_id, _now()
         for kind, id_ in (("user", user), ("guild", guild)):
             if id_ is not None:
-                self._last.pop((kind, id_), None)  # to the end: the oldest one is forgotten first
+                self._last.pop(
+                    (kind, id_), None
+                )  # to the end of the dict: the oldest entry is dropped first
                 self._last[kind, id_] = now
         while len(self._last) > _MOST_REMEMBERED:
             self._last.pop(next(iter(self._last)))
@@ -177,7 +179,7 @@ class Guard:
         return order
 
     def end(self, order: Order) -> None:
-        """Count it no longer: it bought nothing, or was delivered."""
+        """Stop counting an order: it bought nothing, or was delivered."""
         if self.orders.get(order.key) is order:
             del self.orders[order.key]
 
@@ -209,7 +211,7 @@ class Guard:
         return None
 
     def _mine(self, kind: str, id_: int) -> list[Order]:
-        """The orders of a user, or of a guild; a task that was lost does not count for ever."""
+        """The orders of a user, or of a guild; an order that never ended is dropped after a day."""
         start = _now() - _DAY
         every = self.orders.values()
         return [each for each in every if getattr(each, kind) == id_ and each.began > start]

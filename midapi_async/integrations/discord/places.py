@@ -1,4 +1,4 @@
-"""Where an order came from, and where its result belongs: the metadata of its intent."""
+"""Where an order came from and its result is sent, stored as metadata of its intent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PREFIX = "discord_"
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """Where an order came from. It has no secret: an interaction's token is never stored.
+    """Where an order came from. It contains no secret: an interaction's token is never stored.
 
     Attributes:
         application: the id of the bot's application.
-        user: who asked.
-        guild: the guild; None for a direct message.
-        channel: where it was asked.
-        is_guest: only the user has installed the app, so that the bot itself cannot speak there.
-        message: the bot's working message; None if it is not known.
+        user: the id of the user who ordered.
+        guild: the guild's id; None for a direct message.
+        channel: the channel's id; None if Discord did not name it.
+        is_guest: only the user has installed the app, so the bot itself cannot send messages there.
+        message: the id of the working message; None if unknown.
         parent: for U, V, "again" and "remix" the intent of the result that was clicked on.
         parent_url: the link to that message.
     """
@@ -62,14 +62,14 @@ class Place:
                 if _PREFIX + field.name in metadata
             }
         except ValueError:
-            return None  # notes of somebody else's, with names like these
+            return None  # other metadata whose names happen to begin alike
         if not {"application", "user"} <= found.keys():
             return None
         return cls(**found)  # type: ignore[arg-type]  # as `metadata` wrote them
 
     @property
     def metadata(self) -> dict[str, str]:
-        """It as metadata."""
+        """The place as metadata of an intent."""
         every = attrs.asdict(self).items()
         return {f"{_PREFIX}{name}": str(value) for name, value in every if value}
 
@@ -79,7 +79,7 @@ class Place:
         return {f"{_PREFIX}{name}": str(value)}
 
     def url_of(self, message: discord.Message) -> str:
-        """The link to a message in its channel, or to a direct one."""
+        """The link to a message in this channel, or to a direct message."""
         is_here = message.channel.id == self.channel and self.guild is not None
         where = self.guild if is_here else "@me"
         return f"https://discord.com/channels/{where}/{message.channel.id}/{message.id}"
@@ -97,10 +97,10 @@ def place_of(handle: TaskHandle) -> Place | None:
 
 
 def metadata_of(interaction: discord.Interaction, message: int | None = None) -> dict[str, str]:
-    """The metadata by which `deliver` finds its way: give it to ``client.generate``.
+    """The metadata from which `deliver` knows where to send: give it to ``client.generate``.
 
     Args:
-        interaction: by which the order came.
+        interaction: the interaction of the order.
         message: the id of the bot's answer to it, if that is known.
     """
     return Place.of(interaction, message=message).metadata

@@ -1,7 +1,7 @@
-"""The working message: what an order is doing, from the client's events, in a few edits.
+"""The working message: shows the state of an order, from the client's events, in a few edits.
 
-Times are shown by Discord itself ("2 minutes ago"), so that nothing is edited only because time has
-passed. An order is usually edited three times.
+Discord itself renders times ("2 minutes ago"), so no edit is needed only because time has passed.
+The message of an order is usually edited three times.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ LAST_EDIT = 60.0  # for an edit that is under way when the result is there
 
 
 class _Doing:
-    """What one order is doing, as a line of text.
+    """The state of one order, as a line of text.
 
     Attributes:
         changed: set when the text has changed.
-        others: how many wait before it in the client's line that nothing else is known of.
+        others: how many submissions wait before it whose progress is not shown.
     """
 
     def __init__(self, client: MidAPIClient, request: Request | str | None, texts: Strings) -> None:
@@ -53,7 +53,7 @@ class _Doing:
         return f"{self._line}\n{since}"
 
     def waits_behind(self, place: int) -> None:
-        """It waits in the line, and so many before it."""
+        """The order waits in line behind ``place`` others."""
         self._say(self._texts.queued.format(place=place))
 
     def take(self, event: events.Event) -> None:
@@ -72,7 +72,7 @@ class _Doing:
             case events.Failed(error=SubmissionUnknown(can_settle=True)):
                 self._say(texts.settling)
             case events.Failed(error=TaskFailed()):
-                pass  # its end, which `deliver` tells
+                pass  # `deliver` tells the user
             case events.Failed(error=error, task_id=str()):
                 # It was bought, and the client goes on to look for its result.
                 self._say(texts.no_look.format(reason=texts.of_error(error)))
@@ -102,7 +102,7 @@ class _Orders:
 
     @contextmanager
     def shown(self, client: MidAPIClient, key: str, doing: _Doing) -> Iterator[None]:
-        """Tell an order what happens to it, while the block runs."""
+        """Pass an order its events while the block runs."""
         if not self._doing:
             self._observation.enter_context(client.observe(self._take))
         self._doing[key] = doing
@@ -152,17 +152,17 @@ async def progress(
     request: Request | str | None = None,
     strings: Strings = DEFAULT,
 ) -> AsyncIterator[None]:
-    """Show in the answer to an interaction what an order is doing, while the block runs.
+    """Show the state of an order in the response to an interaction, while the block runs.
 
-    The interaction was answered or deferred. The message is one of components from the first edit
-    on, because a message can become one but never cease to be one: give its result a
-    `discord.ui.LayoutView`, too. An edit that Discord does not take is left out.
+    The interaction must have been answered or deferred. From the first edit on the message consists
+    of components (Components V2), and Discord does not allow it to change back: send the result as
+    a `discord.ui.LayoutView`, too. Edits that Discord refuses are skipped.
 
     Args:
-        interaction: the interaction; its token lives for 15 minutes, and the progress with it.
-        client: the client that the order is given to inside the block.
+        interaction: the interaction; progress ends with its token, after 15 minutes.
+        client: the client whose ``generate`` is called inside the block.
         key: the key of the order.
-        request: what is ordered, to say how long that usually takes.
+        request: what is ordered, to say how long it usually takes; None for a picture.
         strings: the texts.
     """
     doing = _Doing(client, request, strings)
@@ -173,8 +173,8 @@ async def progress(
             yield
         finally:
             over.set()
-            # An edit that is under way is not cancelled: Discord might carry it out after the
-            # result's, and the result would be gone.
+            # An edit that is under way is not cancelled: Discord might apply it after the edit
+            # with the result, and overwrite it.
             doing.changed.set()
             await asyncio.wait({editor}, timeout=LAST_EDIT)
             editor.cancel()
@@ -196,7 +196,7 @@ async def _edit(live: Live, doing: _Doing, over: asyncio.Event) -> None:
                 _log.debug("progress cannot be shown: %s", reason_of(error))
                 status = error.status if isinstance(error, discord.HTTPException) else 500
                 if 400 <= status < 500 and status != 429:
-                    return  # the message was deleted, or the token is dead
+                    return  # the message was deleted, or the token has expired
                 pause = PAUSE_AFTER_ERROR
                 doing.changed.set()
             await asyncio.wait({ending}, timeout=pause)
@@ -206,7 +206,7 @@ async def _edit(live: Live, doing: _Doing, over: asyncio.Event) -> None:
 
 
 def _rounded(seconds: float) -> str:
-    """A duration as people say it."""
+    """A duration, rounded for people."""
     if seconds < 90:
         return f"{max(10, round(seconds / 10) * 10)} s"
     return f"{round(seconds / 60)} min"

@@ -1,4 +1,4 @@
-"""Every text that people read in Discord, and how texts from outside become harmless there."""
+"""Every text that people read in Discord, and how texts from outside are escaped there."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ class Strings:
         credits: the description of ``/credits``.
         task: the description of ``/task``.
         options: the description of each command's option, by its name.
-        queued: the place in the line; ``{place}`` orders are before it.
+        queued: the order waits for the rate limit; ``{place}`` orders are before it.
         sending: the order is being sent.
         retrying: MidAPI could not take it and it is sent again; ``{reason}`` in words.
-        generating: it was accepted; it ``{usually}`` takes so long.
+        generating: it was accepted; ``{usually}`` is how long such an order takes, such as "60 s".
         late: it takes longer than most.
         settling: the answer was lost, and a callback may still come.
         no_look: the last look failed; ``{reason}`` in words.
@@ -101,7 +101,7 @@ class Strings:
         remix_prompt: the label of its field.
         credits_left: the answer to ``/credits``; ``{credits}`` are left.
         task_status: the answer to ``/task``.
-        wait: a cooldown; ``{when}`` it is over.
+        wait: the cooldown is not over; ``{when}`` it will be.
         repeated: the same button was pressed twice by the same user.
         too_many_jobs: the user, or the guild, has ``{limit}`` orders under way.
         too_many_pictures: ``{limit}`` pictures were ordered in the last 24 hours.
@@ -113,7 +113,7 @@ class Strings:
         picture_gone: the reference picture is no longer at Discord.
         not_a_picture: the attachment is not a picture.
         out_of_credits: the account is empty.
-        spending_cap: the API key may spend no more.
+        spending_cap: the API key has reached its spending cap.
         prompt_refused: moderation refused the prompt; ``{reason}`` is MidAPI's text.
         invalid: the request is wrong; ``{reason}`` says what.
         maintenance: MidAPI is under maintenance.
@@ -132,7 +132,7 @@ class Strings:
     imagine: str = "Make pictures from a prompt"
     video: str = "Make a video from a picture and a prompt"
     credits: str = "Show how many credits are left"
-    task: str = "Show what became of a task"
+    task: str = "Show the status of a task"
     options: dict[str, str] = attrs.field(
         factory=lambda: {
             "prompt": "What to draw; Midjourney's own --flags are allowed",
@@ -144,7 +144,7 @@ class Strings:
             "weirdness": "How unusual the pictures are",
             "reference": "A picture to start from",
             "picture": "The picture to start from",
-            "motion": "How much moves",
+            "motion": "How much movement",
             "hd": "High definition",
             "count": "How many videos",
             "task_id": "MidAPI's id of the task",
@@ -167,8 +167,8 @@ class Strings:
     parent: str = "made from"
     link: str = "file {number}"
     elsewhere: str = "It is ready: {link}"
-    existing: str = "This was made already: {link}"
-    running: str = "This is being made already."
+    existing: str = "This exists already: {link}"
+    running: str = "This order is already under way."
     again: str = "Again"
     remix: str = "Remix"
     delete: str = "Delete"
@@ -181,23 +181,22 @@ class Strings:
     too_many_jobs: str = "The limit of {limit} orders under way is reached. Wait for one of them."
     too_many_pictures: str = "The limit of {limit} pictures in 24 hours is used up."
     several_jobs: str = (
-        "A prompt with {…, …} or --repeat makes several orders of one, which is not allowed here."
+        "A prompt with {…, …} or --repeat stands for several orders, which is not allowed here."
     )
     wrong_role: str = "You need another role for that."
     wrong_channel: str = "That is not allowed in this channel."
-    not_yours: str = "Only the one who asked for it can delete it."
+    not_yours: str = "Only the person who ordered this can delete it."
     forgotten: str = "That is too old: the bot has no record of it any more."
     picture_gone: str = (
         "The reference picture is no longer at Discord. Use the command again, with the picture."
     )
     not_a_picture: str = "The attachment must be a picture."
     out_of_credits: str = (
-        "The bot's account is out of credits. Nothing was bought; whoever runs the bot must top "
-        "it up."
+        "The bot's account is out of credits. Nothing was bought; its operator must top it up."
     )
     spending_cap: str = (
-        "The bot has spent what it may spend. Nothing was bought; whoever runs the bot can raise "
-        "the limit."
+        "The bot has reached its spending limit. Nothing was bought; its operator can raise the "
+        "limit."
     )
     prompt_refused: str = (
         "Moderation refused this prompt or picture. Change it; the same one is refused again. "
@@ -207,15 +206,15 @@ class Strings:
     maintenance: str = "MidAPI is under maintenance. Nothing was bought; try again later."
     rate_limited: str = "MidAPI is busy. Nothing was bought; try again in a minute."
     misconfigured: str = (
-        "MidAPI does not accept the bot's API key. Nothing was bought; whoever runs the bot must "
-        "correct it."
+        "MidAPI does not accept the bot's API key. Nothing was bought; the bot's operator "
+        "must correct it."
     )
     unreachable: str = "MidAPI cannot be reached. Try again later."
     disabled: str = "MidAPI has switched this kind of order off for now. Nothing was bought."
     unknown: str = (
-        "It cannot be known whether MidAPI has accepted this order. To pay nothing twice it is not "
-        "sent again. Whoever runs the bot can find out (order {intent}); if it was accepted, the "
-        "result comes here."
+        "It cannot be known whether MidAPI accepted this order. It is not sent again, to avoid "
+        "paying twice. The bot's operator can find out (order {intent}); if it was accepted, "
+        "the result comes here."
     )
     task_failed: str = "Midjourney could not finish this order. {reason}"
     task_unknown: str = "MidAPI does not know this task, or has no result of it yet."

@@ -1,6 +1,6 @@
-"""How a result looks: a gallery, its text, and buttons that work for weeks.
+"""The message of a result: a gallery, its text, and buttons that work for weeks.
 
-A button knows by its ``custom_id`` alone what it is for, so it needs nothing in the bot's memory.
+A button's ``custom_id`` contains all that it needs, so buttons also work after a restart.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ MOST_CHARACTERS = 4_000
 MOST_FILES = 10
 _MOST_DESCRIPTION = 256
 _PICTURES = 4  # of one task, each with a U and a V
+_FORM = "mj1:R:"  # begins the custom_id of a form for another prompt
 _FLAGS = {
     "aspect_ratio": "--ar",
     "version": "--v",
@@ -47,7 +48,7 @@ class ResultButton(
         action: U, V, A (again), R (remix) or D (delete).
         index: which picture, from 0; None for the last three.
         intent_id: the intent of the result.
-        user_id: who asked for the result.
+        user_id: the user who ordered the result.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class ResultButton(
 
 @attrs.frozen(kw_only=True)
 class Shown:
-    """What a result's message says.
+    """The texts of a result's message.
 
     Attributes:
-        prompt: of the order, or of the one that it was made from; None if that is not known.
-        request: what was ordered.
+        prompt: the prompt of the order, or of the order whose picture it used; None if unknown.
+        request: what was ordered; None if unknown.
     """
 
     prompt: str | None
@@ -129,27 +130,28 @@ def result_view(
     mention: bool = False,
     strings: Strings = DEFAULT,
 ) -> ui.LayoutView:
-    """The message of a result: one gallery, its text with a button to delete it, two rows.
+    """The message of a result: a gallery, a text with a button that deletes it, rows of buttons.
 
-    Whatever the prompt is, it stays below Discord's 4,000 characters and 40 components. Send it
-    with ``allowed_mentions``; the prompt itself mentions nobody.
+    It never exceeds Discord's 4,000 characters and 40 components. Send it with
+    ``allowed_mentions``; the prompt itself mentions nobody.
 
     Args:
-        details: of a task that succeeded.
-        intent_id: of its submission, as in ``handle.intent_id``; the buttons need it.
-        user_id: who asked for it.
-        request: what was asked for, as in ``handle.request``.
-        prompt: to show, if the request has none.
-        media: its files, attached to the same message, or URLs that Discord can fetch; at most 10.
-        links: files that are shown as links: their places among the results, and their URLs.
+        details: the details of a task that succeeded.
+        intent_id: ``handle.intent_id`` of the task; the buttons need it.
+        user_id: the id of the user who ordered it.
+        request: ``handle.request`` of the task.
+        prompt: the prompt to show if the request has none.
+        media: the files, attached to the same message, or URLs that Discord can fetch; at most 10
+            are shown.
+        links: files to show as links: the index of each among the results, from 0, and its URL.
         parent_url: the link to the message of the result that it was made from.
-        mention: mention the one who asked, in place of the name.
+        mention: whether to mention the user above the result.
         strings: the texts.
     """
     shown = Shown(prompt=getattr(request, "prompt", None) or prompt, request=request)
     view = ui.LayoutView(timeout=None)
     if media:
-        spoken = (shown.prompt or "")[:_MOST_DESCRIPTION] or None  # for who cannot see it
+        spoken = (shown.prompt or "")[:_MOST_DESCRIPTION] or None  # for screen readers
         items = (discord.MediaGalleryItem(each, description=spoken) for each in media[:MOST_FILES])
         view.add_item(ui.MediaGallery(*items))
     by = f"<@{user_id}>"
@@ -159,7 +161,7 @@ def result_view(
         text += f" · [{strings.parent}]({parent_url})"
     for index, url in links:
         link = f"\n[{strings.link.format(number=index + 1)}]({url})"
-        # One that has no room is left out whole: half of a link leads nowhere.
+        # A link that does not fit is left out whole.
         text += link if len(text) + len(link) <= MOST_CHARACTERS else ""
     delete = ResultButton("D", None, intent_id, user_id, strings.delete)
     view.add_item(ui.Section(ui.TextDisplay(text[:MOST_CHARACTERS]), accessory=delete))
@@ -179,7 +181,7 @@ def _rows(
         [ResultButton(action, n, intent_id, user_id, f"{action}{n + 1}") for n in range(count)]
         for action in "UV"
     ]
-    # An upscaled picture again would be the same one; and what has no prompt has no other one.
+    # Upscaling again gives the same picture; without a prompt there is nothing to remix.
     if request is not None and not isinstance(request, Upscale):
         rows[0].append(ResultButton("A", None, intent_id, user_id, strings.again))
     if getattr(request, "prompt", None) is not None:
@@ -188,7 +190,7 @@ def _rows(
 
 
 def text_view(text: str) -> ui.LayoutView:
-    """A message of components that has only text: what the working message is until the result."""
+    """A message of components with only a text, such as the working message."""
     view = ui.LayoutView(timeout=None)
     view.add_item(ui.TextDisplay(text[:MOST_CHARACTERS]))
     return view
@@ -197,10 +199,10 @@ def text_view(text: str) -> ui.LayoutView:
 def remix_form(intent: Intent, user_id: int, strings: Strings) -> ui.Modal:
     """The form for another prompt, with the old one filled in.
 
-    It is not kept in memory: the cog reads what it submits by its ``custom_id``.
+    Nothing is kept in memory: `intent_of_form` finds the intent of a form that was submitted.
     """
     form = ui.Modal(
-        title=strings.remix_title, custom_id=f"mj1:R:{intent.intent_id}:{user_id}", timeout=None
+        title=strings.remix_title, custom_id=f"{_FORM}{intent.intent_id}:{user_id}", timeout=None
     )
     field: ui.TextInput[Any] = ui.TextInput(
         style=discord.TextStyle.paragraph,
@@ -211,8 +213,15 @@ def remix_form(intent: Intent, user_id: int, strings: Strings) -> ui.Modal:
     return form
 
 
+def intent_of_form(custom_id: str | None) -> str | None:
+    """The id of the intent that a form is for; None if it is not one of `remix_form`."""
+    if custom_id is None or not custom_id.startswith(_FORM):
+        return None
+    return custom_id.removeprefix(_FORM).split(":")[0]
+
+
 def submitted_prompt(data: object) -> str | None:
-    """The prompt of a form that was submitted, from the interaction's data; None if it has none."""
+    """The prompt in the data of a submitted form; None if it has none."""
     if isinstance(data, dict):
         if isinstance(value := data.get("value"), str):
             return value
