@@ -4,10 +4,14 @@ The jobs of procrastinate and our journal are in one PostgreSQL database. A job 
 worker was killed, or when an error may pass; its picture is bought once, because the key is the id
 of the job. Any number of workers may run, on any number of machines.
 
+    pip install "midapi-async[postgres]" procrastinate "psycopg[binary]"
     export DATABASE_URL=postgresql://pictures@db.example.org/pictures MIDAPI_API_KEY=…
-    python procrastinate_worker.py setup
+    python procrastinate_worker.py setup  # once: makes the tables of the queue
     python procrastinate_worker.py order "a red fox in the snow"
-    python procrastinate_worker.py work
+    python procrastinate_worker.py work  # until Ctrl-C; files go into pictures/
+
+procrastinate warns of an app in the main module, because the names of tasks might then differ
+between programs. Here each task has a name of its own, so the warning can be ignored.
 """
 
 import asyncio
@@ -72,7 +76,12 @@ async def setup() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "order":
-        asyncio.run(order(sys.argv[2]))
-    else:
-        asyncio.run({"work": work, "setup": setup}[sys.argv[1]]())
+    match sys.argv[1:]:
+        case ["setup"]:
+            asyncio.run(setup())
+        case ["order", prompt]:
+            asyncio.run(order(prompt))
+        case ["work"]:
+            asyncio.run(work())
+        case _:
+            sys.exit(__doc__)
