@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.postgres import install
@@ -65,6 +66,15 @@ class Host:
     def enter(self) -> list[str]:
         """What goes before a command that runs at this host."""
         return ["nsenter", f"--net={self.namespace}"]
+
+    def processes(self) -> list[int]:
+        """What runs there, besides what holds the namespace."""
+        found, namespace = [], self.namespace.readlink()
+        for each in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (each / "ns/net").readlink() == namespace:
+                    found.append(int(each.name))
+        return [each for each in found if each != self.holder.pid]
 
     def ip(self, *arguments: str) -> None:
         """Run `ip` there."""

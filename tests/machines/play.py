@@ -240,13 +240,7 @@ class World:
                 while not await connection.fetchval(waiting):  # noqa: ASYNC110 - the server's state
                     await asyncio.sleep(0.02)
                 self.done["killed before a commit"] += 1
-        assert self.server.process is not None
-        children = await self._run("pgrep", "-P", str(self.server.process.pid))
-        self.server.process.kill()
-        for child in children.split():  # one that is stopped would not see it
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
-        await asyncio.to_thread(self.server.kill)
+        await asyncio.to_thread(self._power_failure)
         await asyncio.sleep(self.chance.uniform(0.0, 1.0))
         await asyncio.to_thread(self.server.start)
         is_dropped = False
@@ -264,13 +258,23 @@ class World:
         finally:
             connection.terminate()
 
+    def _power_failure(self) -> None:
+        for (
+            process
+        ) in self.database.processes():  # one that is stopped would not see the others end
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.server.kill()
+        while self.database.processes():
+            time.sleep(0.01)
+
     def _have_a_server(self) -> None:
         """It ends by itself if it is hit again while it recovers; an operator starts it again."""
         try:
             self.server.wait()
         except AssertionError:
             self.done["server started again"] += 1
-            self.server.kill()
+            self._power_failure()
             self.server.start()
 
     async def cut_a_cable(self) -> None:

@@ -115,7 +115,7 @@ async def work(options: dict[str, Any]) -> None:
             command = json.loads(line)
             works = [in_turn(client, key) for key in command.get("keys", ())]
             works += [resubmit(client, name) for name in command.get("resubmit", ())]
-            works += [resume(client)] * ("resume" in command)
+            works += [resume(client) for _ in range("resume" in command)]
             for each in works:
                 task = asyncio.create_task(each)
                 tasks.add(task)
