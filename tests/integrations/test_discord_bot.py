@@ -23,6 +23,7 @@ from midapi_async import (
     MemoryJournal,
     MidAPIClient,
     RateLimit,
+    State,
     SubmissionUnknown,
     TaskHandle,
 )
@@ -175,6 +176,39 @@ async def test_a_journal_that_fails_is_told(world: World) -> None:
     assert bot.audit[-1].outcome == "failed"
     assert bot.audit[-1].reason.startswith("the disk is full")
     assert world.posts == 1
+
+
+@pytest.mark.parametrize("has_bot", [True, False])
+async def test_a_journal_that_is_away_when_the_result_comes(world: World, has_bot: bool) -> None:
+    """The result is shown, and recorded later: it counts as running no longer, and comes once."""
+
+    class Away(MemoryJournal):
+        is_away = False
+
+        async def advance(self, *given: Any, **new: Any) -> Any:
+            if self.is_away:
+                raise JournalError("the disk is full")
+            return await super().advance(*given, **new)
+
+    world.journal = journal = Away()
+    guild, ada = world.discord.guild(has_bot=has_bot), world.discord.user("ada", has_installed=True)
+    async with world.bot(limits=Limits(jobs_per_user=1)) as bot:
+        asked = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(30)
+        journal.is_away = True
+        await world.discord.until(lambda: asked.message.files, 100)
+        await settled(60)
+        journal.is_away = False
+        await settled(120)
+        (row,) = await bot.cog.client.intents.rows()
+        assert (row.taken, row.state) == (True, State.SUCCEEDED)
+        second = await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await world.discord.until(lambda: second.message.files, 100)
+        await settled(5)
+    async with world.bot():
+        await settled(60)
+    assert world.discord.dm(ada).messages == []
+    assert len(guild.channels[0].messages) == 2
 
 
 async def test_a_bot_that_stops_tells_those_who_wait(world: World) -> None:

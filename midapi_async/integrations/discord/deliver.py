@@ -21,6 +21,7 @@ import discord
 from discord import ui
 
 from midapi_async import (
+    ClientClosed,
     DownloadError,
     InvalidRequestError,
     MidAPIClient,
@@ -163,11 +164,26 @@ async def deliver(
             *(handle.task_id, place.user, handle.task_id),
         )
         return None
-    try:
-        await handle.ack()
-    except MidAPIError as error:
-        _log.warning("the delivery of task %s cannot be recorded: %s", handle.task_id, error)
+    await _acknowledge(handle)
     return message
+
+
+async def _acknowledge(handle: TaskHandle) -> None:
+    """Record that a result was shown, also if the journal is away for some minutes."""
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return await handle.ack()
+        except MidAPIError as error:
+            is_last = pause > LONGEST_PAUSE or isinstance(error, ClientClosed)
+            _log.warning(
+                "the delivery of task %s cannot be recorded%s: %s",
+                *(handle.task_id, "" if is_last else " yet", error),
+            )
+            if is_last:
+                return None
+        await asyncio.sleep(pause)
+        pause *= 2
 
 
 async def tell(bot: Bot, place: Place, live: Live, text: str) -> discord.Message | None:
