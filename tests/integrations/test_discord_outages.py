@@ -7,6 +7,7 @@ import pytest
 
 from midapi_async.sandbox import Sandbox, take
 from tests.integrations.discord_stand_in import (
+    ATTACH_FILES,
     READ_MESSAGE_HISTORY,
     SEND_MESSAGES,
     USUAL,
@@ -182,6 +183,21 @@ async def test_result_in_a_thread_that_was_closed_meanwhile(world: World) -> Non
         assert await taken(world, bot) == [True, True]
     assert left.last.pinged == {ada.id}
     assert len(discord.dm(ada).last.files) == 4
+
+
+async def test_result_becomes_links_where_no_file_may_be_attached(world: World) -> None:
+    """If the user takes no direct message, either; links are better than nothing."""
+    discord = world.discord
+    guild, ada = discord.guild(), discord.user("ada", takes_dms=False)
+    channel = discord.channel(guild, "art", bot_may=USUAL & ~ATTACH_FILES)
+    async with world.bot() as bot:
+        world.sandbox.faults.on("task", nth=1, do=take(LONG))
+        await discord.slash(ada, channel, "imagine", prompt="a red fox")
+        await discord.until(lambda: "file 4" in channel.last.text, 2 * LONG)
+        assert await taken(world, bot) == [True]
+    assert channel.last.pinged == {ada.id}
+    assert channel.last.files == {}
+    assert "U1" in channel.last.buttons
 
 
 async def test_result_that_nobody_takes_is_kept(world: World) -> None:

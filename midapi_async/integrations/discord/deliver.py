@@ -44,6 +44,7 @@ TOKEN_LIFE = 14.5 * 60
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # Messages of a channel that are searched for the result after a restart.
 MOST_SEARCHED = 200
+_MISSING_PERMISSIONS = 50013  # Discord's code
 NOBODY = discord.AllowedMentions.none()
 # What a call of discord.py raises if Discord refuses it, or does not answer.
 DISCORD_ERRORS = (discord.HTTPException, discord.RateLimited, OSError, aiohttp.ClientError)
@@ -290,8 +291,15 @@ async def _by_any(
         find: finds a message that was sent although Discord's response was lost.
     """
     closed: set[str] = set()
-    pause, as_links = FIRST_PAUSE, False
-    while route := next((each for each in routes() if each.name not in closed), None):
+    pause, as_links, without_files = FIRST_PAUSE, False, set[str]()
+    while True:
+        route = next((each for each in routes() if each.name not in closed), None)
+        if route is None and without_files and not as_links:
+            as_links = True
+            closed -= without_files
+            continue
+        if route is None:
+            return None
         try:
             return await send(route, as_links)
         except DISCORD_ERRORS as error:
@@ -301,6 +309,8 @@ async def _by_any(
             elif not _is_transient(error):
                 _log.info("%s does not accept the message: %s", route.name, reason_of(error))
                 closed.add(route.name)
+                if getattr(error, "code", None) == _MISSING_PERMISSIONS:
+                    without_files.add(route.name)  # files may be what is not allowed there
             else:
                 _log.warning("Discord does not accept messages now; retrying: %s", reason_of(error))
                 await asyncio.sleep(pause)
@@ -308,7 +318,6 @@ async def _by_any(
                 # The nonce prevents a second message for some minutes only.
                 if status != 429 and find is not None and (found := await find()) is not None:
                     return found
-    return None
 
 
 def _is_transient(error: Exception) -> bool:
