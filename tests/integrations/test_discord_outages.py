@@ -236,6 +236,20 @@ async def test_buttons_of_a_user_install_work_where_the_bot_is_not(world: World)
     assert discord.sent("* /channels/*") == []
 
 
+async def test_result_waits_while_direct_messages_are_opened_too_fast(world: World) -> None:
+    """Discord says 403 then, as if it were for ever; there is no other way to this user."""
+    discord = world.discord
+    guild = discord.guild("theirs", has_bot=False)
+    ada = discord.user("ada", has_installed=True)
+    async with world.bot() as bot:
+        world.sandbox.faults.on("task", nth=1, do=take(LONG))
+        await discord.slash(ada, guild, "imagine", prompt="a red fox")
+        discord.fail("POST /users/@me/channels", 403, 40003, times=3)
+        await discord.until(lambda: discord.dm(ada).messages, 2 * LONG)
+        assert await taken(world, bot) == [True]
+    assert [len(each.files) for each in discord.dm(ada).messages] == [4]
+
+
 async def test_user_install_gets_a_late_result_as_direct_message(world: World) -> None:
     discord = world.discord
     ada, bob = discord.user("ada", has_installed=True), discord.user("bob")

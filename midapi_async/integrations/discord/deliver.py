@@ -45,6 +45,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # Messages of a channel that are searched for the result after a restart.
 MOST_SEARCHED = 200
 _MISSING_PERMISSIONS = 50013  # Discord's code
+# Codes of what is over after a while, although the status is the one of what is forbidden: too
+# much was written, too many direct messages were opened, or Discord has switched something off.
+_PASSING = frozenset({20016, 20028, 20029, 40003, 40004, 40006, 130000})
 NOBODY = discord.AllowedMentions.none()
 # What a call of discord.py raises if Discord refuses it, or does not answer.
 DISCORD_ERRORS = (discord.HTTPException, discord.RateLimited, OSError, aiohttp.ClientError)
@@ -323,7 +326,7 @@ async def _by_any(
 def _is_transient(error: Exception) -> bool:
     """Whether Discord may accept the same message later."""
     if isinstance(error, discord.HTTPException):
-        return error.status >= 500 or error.status == 429
+        return error.status >= 500 or error.status == 429 or error.code in _PASSING
     return True
 
 
