@@ -54,6 +54,7 @@ from ..errors import (
     about,
     shown,
 )
+from ..files.folders import make_folder
 from ..requests import REQUESTS, Request, check_arguments, paths_of
 from ..tasks import TaskStatus
 from .items import (
@@ -192,6 +193,8 @@ class Batch:
     async def __aenter__(self) -> Self:
         if self._main is not None:
             raise InvalidRequestError({"batch": "can be used only once: call generate_many() anew"})
+        if self._options.download_to is not None:  # before anything is bought
+            make_folder(self._options.download_to, must_be_writable=False)
         self._main = asyncio.create_task(self._run())
         return self
 

@@ -144,6 +144,18 @@ async def test_a_second_run_downloads_only_what_is_missing(tmp_path: Path) -> No
         assert first[1].paths[2].exists()
 
 
+async def test_a_folder_that_cannot_be_used_is_found_before_anything_is_bought(
+    tmp_path: Path,
+) -> None:
+    """A file is in its place, or in that of the folder above it."""
+    (tmp_path / "file").write_text("")
+    async with Sandbox(api_key=API_KEY) as sandbox, client_of(sandbox.url) as client:
+        for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+            with pytest.raises(InvalidRequestError, match="folder: "):
+                await run(client, prompts(3), batch="dunes", download_to=folder)
+        assert sandbox.ledger.requests == ()
+
+
 async def test_rows_come_as_they_end_and_progress_counts_them() -> None:
     """The fast one first; `on_progress` sees each step, and its exceptions do not matter."""
     seen: list[BatchProgress] = []

@@ -274,7 +274,7 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     assert len(errors()) == 1
     assert len(midapi_sandbox.ledger.accepted) == 3
     ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
-    assert ran.err.endswith("and pays again if MidAPI takes them.\n")
+    assert ran.err.endswith("and pays again if MidAPI accepts them.\n")
     ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
     assert ran.code == 0, ran.err
     assert len(midapi_sandbox.ledger.accepted) == 5
@@ -702,7 +702,7 @@ def test_other_signals_wait_for_answers_as_ctrl_c_does(
     ran = finish(process)
     assert ran.code == 130
     assert "unknown" not in ran.err
-    assert "Paid for, and not fetched yet: 2. The same command goes on from here" in ran.err
+    assert "Paid for, but not downloaded yet: 2. Run the same command again to continue" in ran.err
     assert len(midapi_sandbox.ledger.accepted) == 2
 
 
