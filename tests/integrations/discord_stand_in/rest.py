@@ -374,9 +374,14 @@ class Rest:
         if nonce is not None:
             rules.check_length("nonce", str(nonce), 0, 25)
         if nonce is not None and call.payload.get("enforce_nonce"):
-            for message in channel.all_messages:
+            # Of the same author, in whichever channel:
+            # https://github.com/discord/discord-api-docs/pull/6647
+            every = (m for each in self.state.channels.values() for m in each.all_messages)
+            for message in every:
                 age = self.state.clock.now() - message.created_at
                 if message.nonce == str(nonce) and age < NONCE_LASTS:
+                    if message.deleted_at is not None:
+                        raise Refused(404, 10008)
                     return message.payload()
         limit = channel.guild.file_limit if channel.guild else 10 << 20
         message = Message(
