@@ -80,6 +80,18 @@ async def test_order_that_comes_too_late_buys_nothing(world: World) -> None:
     discord.mistakes.clear()
 
 
+async def test_order_goes_on_if_only_the_answer_of_discord_is_lost(world: World) -> None:
+    """Else the user would see for a quarter of an hour that the bot thinks."""
+    discord = world.discord
+    guild, ada = discord.guild(), discord.user("ada")
+    async with world.bot() as bot:
+        discord.lose_answer("POST /interactions/*/callback")
+        asked = await discord.slash(ada, guild, "imagine", prompt="a red fox")
+        await discord.until(lambda: is_shown(asked), 2 * MINUTE)
+        assert await taken(world, bot) == [True]
+    assert world.posts == 1
+
+
 # ------------------------------------------------------------------------- limits and errors
 
 

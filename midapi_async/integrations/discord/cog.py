@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Self, TypeGuard
 from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 import attrs
 import discord
 from discord.ext import commands
@@ -351,10 +352,14 @@ class Midjourney(commands.Cog, name=COG):
         """
         interaction = live.interaction
         try:
-            answer = await interaction.response.defer(thinking=True)
+            try:
+                answer = await interaction.response.defer(thinking=True)
+                message = None if answer is None else answer.message_id
+            except (OSError, aiohttp.ClientError):  # Discord may have taken it all the same
+                message = (await interaction.original_response()).id
         except DISCORD_ERRORS as error:
             raise _Unanswered(reason_of(error)) from error
-        place = Place.of(interaction, message=None if answer is None else answer.message_id)
+        place = Place.of(interaction, message=message)
         if parent is None:
             return place
         clicked = interaction.message
