@@ -20,7 +20,16 @@ from typing import Any
 import attrs
 
 from .._wire.bodies import request_to_json
-from ..errors import APIError, DownloadError, InvalidRequestError, SubmissionUnknown, WaitTimeout
+from ..errors import (
+    APIError,
+    DownloadError,
+    InvalidRequestError,
+    MidAPIError,
+    ProtocolError,
+    SubmissionUnknown,
+    TransportError,
+    WaitTimeout,
+)
 from ..files.folders import make_folder, sync_folder
 from ..journal.sqlite.locks import open_private, sync, try_lock
 from ..requests import Request, UploadedURL, paths_of, prompt_of
@@ -261,7 +270,7 @@ def line_of(item: BatchItem, line: int | None, message: str = "") -> _Line:
     return facts
 
 
-def _state_of(error: Exception) -> str:
+def _state_of(error: MidAPIError) -> str:
     """The state of a row that has not succeeded, for its line."""
     if isinstance(error, SubmissionUnknown):
         return "unknown"
@@ -269,10 +278,10 @@ def _state_of(error: Exception) -> str:
         return "invalid"
     if isinstance(error, DownloadError):
         return "not_downloaded"
-    if isinstance(error, WaitTimeout):
-        return "unfinished"
-    is_refusal = isinstance(error, APIError) and error.task_id is None
-    return "refused" if is_refusal else "failed"
+    is_of_call = isinstance(error, APIError | TransportError | ProtocolError)
+    if isinstance(error, WaitTimeout) or (is_of_call and error.task_id is not None):
+        return "unfinished"  # bought, and a look at its task has failed
+    return "refused" if isinstance(error, APIError) else "failed"
 
 
 def _body(request: Request) -> _Line:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from midapi_async import (
+    AuthenticationError,
     BadRequestError,
     BatchItem,
     DownloadError,
@@ -22,6 +23,7 @@ from midapi_async import (
     TaskFailed,
     TaskStatus,
     TextToImage,
+    TransportError,
     Upscale,
     WaitTimeout,
 )
@@ -35,6 +37,7 @@ from midapi_async.batch.folder import (
     process_of,
     read_batch,
 )
+from midapi_async.errors import about
 from tests.cli.conftest import only
 
 NONE = dict.fromkeys(COUNTS, 0)
@@ -120,6 +123,12 @@ def test_a_line_has_everything_about_its_row() -> None:
     [
         (SubmissionUnknown("i1", reason="cut"), "unknown", {"reason": "cut"}),
         (BadRequestError(400, "no"), "refused", {"code": 400}),
+        (
+            about(AuthenticationError(401, "no"), task_id="t1"),
+            "unfinished",
+            {"code": 401},
+        ),
+        (about(TransportError("cut", sent=True), task_id="t1"), "unfinished", {}),
         (InvalidRequestError({"x": "is"}), "invalid", {"problems": {"x": "is"}}),
         (TaskFailed("t", TaskDetails(task_id="t", status=TaskStatus.FAILED)), "failed", {}),
         (WaitTimeout("t1"), "unfinished", {}),
