@@ -586,49 +586,50 @@ class MidAPIClient:
         on_progress: Callable[[BatchProgress], object] | None = None,
         retry_failed: bool = False,
     ) -> Batch:
-        """Buy many requests, each once, and get what came of each as it ends.
+        """Buy many requests, each once, and get the result or the error of each as it ends.
 
         ``async with client.generate_many(prompts, batch="dunes") as batch:`` and in it
         ``async for item in batch:``, which yields a `BatchItem` for each row; its ``error`` says
-        why there is no result. With a journal's folder, a second run with the same name continues:
-        what is bought is not bought again, and what is finished needs no request. Rows may have
-        been added, removed or moved meanwhile.
+        why there is no result. With a durable journal, a second run with the same name continues
+        the batch: bought rows are not bought again, and finished rows need no HTTP request. Rows
+        may be added, removed and moved between two runs.
 
-        What no row has caused (no network, 429, maintenance, the journal) pauses the batch, and is
-        tried again. Submitting stops when the API key is refused (401), or credits (402) or a
-        spending cap (433) are used up, and after ``stop_after_failures``; rows that were bought are
-        still yielded, then the iteration raises that error, whose notes tell how far the batch got.
-        Leaving the block submits nothing more; tasks that were bought go on.
+        Errors that no row has caused (no network, 429, maintenance, the journal) pause the batch,
+        which then retries. Submitting stops when the API key is refused (401), when credits (402)
+        or a spending cap (433) are used up, and after ``stop_after_failures``. Rows that were
+        bought are still yielded, then the iteration raises that error, with a note of the counts.
+        Leaving the block stops submitting; tasks that were bought continue at MidAPI.
 
         Args:
-            requests: an iterable or async iterable of prompts, requests and `BatchRequest`; it may
-                be endless, and is read as there is room.
-            batch: a name from which, with the request, the keys of all rows are made that have none
-                of their own. Without a key, a row cannot be continued by a second run.
-            running: how many rows may be read, submitted or running at a time, or have ended
-                without being taken from the iteration.
-            on_unknown: a row of which it cannot be known whether it was bought is an item with
-                `SubmissionUnknown`; "stop" also submits nothing more after it.
+            requests: an iterable or async iterable of prompts, requests and `BatchRequest`; it is
+                read only as ``running`` allows, so it may be endless.
+            batch: a name of 1 to 100 characters. Rows without a key get one made of this name and
+                their request. A row without any key cannot be continued by a second run.
+            running: how many rows may be in the batch at the same time: read, submitted, running,
+                or ended and not yet taken from the iteration.
+            on_unknown: "report" yields a row for which it cannot be known whether MidAPI accepted
+                it as an item with `SubmissionUnknown`; "stop" also stops submitting.
             stop_after_failures: how many rows must fail, one after another, to stop; None for
                 never. Rows that failed in an earlier run do not count.
-            max_credits: how many credits this run may spend, counted by the account's balance, so
-                that others who use the account make it stop earlier. The first row runs alone, to
-                see what one costs. The iteration ends without an error, and
-                ``batch.progress.stopped`` says why; so it is with a row that costs more than any
-                before it, of which it cannot know.
+            max_credits: how many credits this run may spend; None for no limit. They are counted by
+                the account's balance, so that others who use the account make it stop earlier. The
+                first row runs alone, to see what a row costs. At the limit the iteration ends
+                without an error, and ``batch.progress.stopped`` says why. A row that costs more
+                than all before it can exceed the limit, because its cost is not known before.
             download_to: a folder for the files of each row, as with `download`; None downloads
                 nothing.
             on_progress: called in the event loop with ``batch.progress`` whenever a row was bought
                 or has ended. Its exceptions are logged once.
-            retry_failed: buy each row again whose task, of an earlier run, has failed at MidAPI;
-                at most one new try for each row that has a key. It is bought with the key
-                ``<key>/2``, the next one with ``<key>/3``; later runs yield the last try of a row.
+            retry_failed: buy rows with a key again, once each, whose task failed at MidAPI in an
+                earlier run. The second try has the key ``<key>/2``, the third ``<key>/3``; later
+                runs yield the last try of a row.
 
         Raises:
             InvalidRequestError: an argument is wrong; or, from the iteration, two rows have the
-                same key, or one that is a further try of the other's.
+                same key, or one row's key is that of a further try of the other.
         """
-        from .batch.run import Batch, batch_options
+        from .batch.options import batch_options
+        from .batch.run import Batch
 
         options = batch_options(
             requests,

@@ -1,11 +1,11 @@
-"""A journal on PostgreSQL, for the commands: whether there is one, and the checks of its server."""
+"""The doctor's checks of a PostgreSQL server and the journal in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from midapi_async import InvalidRequestError, errors
+from midapi_async import errors
 from midapi_async.journal.postgres import PostgresJournal, schema
 from midapi_async.journal.postgres.journal import read_url
 from midapi_async.journal.postgres.session import connected
@@ -13,28 +13,11 @@ from midapi_async.journal.postgres.session import connected
 from ._checks import Finding
 from ._errors import in_commands
 
-_EXISTS = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
 _CREATE = "GRANT CREATE ON DATABASE … TO …, or CREATE SCHEMA … AUTHORIZATION …"
 
 
-async def existing_journal(url: str) -> PostgresJournal:
-    """The journal in a database; none is made.
-
-    Raises:
-        InvalidRequestError: there is none.
-        JournalError: the database cannot be asked.
-    """
-    opened, (target, place, name) = PostgresJournal(url), read_url(url)
-    async with connected(target) as connection:
-        exists = await connection.fetchval(_EXISTS, name)
-    if not exists:
-        problem = f"{place} contains no journal (schema {name}); the first submission makes it"
-        raise InvalidRequestError({"journal": problem})
-    return opened
-
-
 async def check(url: str) -> list[Finding]:
-    """Checks a database, its server, and the journal in it; no journal is made.
+    """Checks a database, its server, and the journal in it; none is created.
 
     If the first finding has failed, the journal cannot be used.
 
@@ -85,10 +68,10 @@ async def _journal(opened: PostgresJournal, place: str) -> Finding:
 async def _rights(connection: Any, name: str) -> tuple[bool, Finding | None]:  # noqa: ANN401 - asyncpg has no types
     """Whether the schema has a journal, and what the role may not do there."""
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
-        text = "the server is a standby, which only answers questions"
+        text = "the server is a read-only standby"
         return False, Finding("journal", "failed", text, "Give the address of the primary.")
     who = await connection.fetchval("SELECT current_user")
-    if not await connection.fetchval(_EXISTS, name):
+    if not await connection.fetchval(schema.EXISTS, name):
         can = await connection.fetchval(
             "SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE "
             "nspname = $1), has_database_privilege(current_database(), 'CREATE'))",
@@ -112,7 +95,7 @@ async def _rights(connection: Any, name: str) -> tuple[bool, Finding | None]:  #
 
 
 async def _server(connection: Any, place: str) -> list[Finding]:  # noqa: ANN401 - asyncpg has no types
-    """What is to be known about a server that answers."""
+    """The findings about a server that answers."""
     await connection.execute("SET tcp_keepalives_idle = 5")
     facts = await connection.fetchrow(
         "SELECT current_setting('server_version') AS version, pg_backend_pid() AS process, "
@@ -128,34 +111,34 @@ async def _server(connection: Any, place: str) -> list[Finding]:  # noqa: ANN401
 
 
 def judged(facts: Mapping[str, Any], place: str) -> list[Finding]:
-    """What is to be said about a server.
+    """The findings about a server, from its settings.
 
     Args:
-        facts: what it has answered.
-        place: what to call it.
+        facts: the settings, by the names in `_server`.
+        place: the server's name in the texts.
     """
     found = [Finding("PostgreSQL", "ok", f"{place} answers; release {facts['version']}")]
     if "off" in {facts["fsync"], facts["pages"]}:
         text = "fsync or full_page_writes is off: a power failure can lose or damage the journal"
         found.append(Finding("durability", "warning", text, "Set both to on."))
     if facts["vacuum"] == "off":
-        text = "autovacuum is off: the tables that change often grow without end"
+        text = "autovacuum is off: tables that change often grow without limit"
         found.append(Finding("vacuum", "warning", text, "Set autovacuum to on."))
     found.append(_replication(facts))
     if facts["named_process"] != facts["process"]:
-        text = "a pooler stands before the server: only it can notice that a client's cable is cut"
+        text = "connections go through a pooler, and only the pooler can notice a lost client"
         hint = "Give the server's own address, or set the pooler's keepalives to about 10 s."
         return [*found, Finding("keepalives", "warning", text, hint)]
     if facts["is_local"]:
         return [*found, Finding("keepalives", "ok", "not needed: the server is on this machine")]
     if facts["keepalives"] == "5":
-        return [*found, Finding("keepalives", "ok", "a cable that is cut is noticed after 10 s")]
-    text = "the system of this server has no keepalives: it may take hours to notice a cut cable"
+        return [*found, Finding("keepalives", "ok", "a lost connection is noticed after 10 s")]
+    text = "no TCP keepalives on the server: it may take hours to notice a lost connection"
     return [*found, Finding("keepalives", "warning", text, "Run the server on Linux.")]
 
 
 def _replication(facts: Mapping[str, Any]) -> Finding:
-    """Whether what was committed survives a failover."""
+    """The finding about what a failover would lose."""
     if facts["names"]:
         if facts["confirming"]:
             text = (

@@ -70,18 +70,32 @@ def option_of(given: str | None) -> str:
     return f" {name} {shlex.quote(shown_place(place))}"
 
 
+async def _existing_in_database(url: str) -> Journal:
+    """The journal in a database; it is not created if it is missing."""
+    from midapi_async.journal.postgres import PostgresJournal, schema  # they need asyncpg
+    from midapi_async.journal.postgres.journal import read_url
+    from midapi_async.journal.postgres.session import connected
+
+    opened, (target, where, name) = PostgresJournal(url), read_url(url)
+    async with connected(target) as connection:
+        exists = await connection.fetchval(schema.EXISTS, name)
+    if not exists:
+        problem = f"{where} contains no journal (schema {name}); the first submission makes it"
+        raise InvalidRequestError({"journal": problem})
+    return opened
+
+
 @asynccontextmanager
 async def opened_journal(place: Place) -> AsyncIterator[Journal]:
     """The journal in a folder or a database, closed at the end of the block.
 
     Raises:
         InvalidRequestError: there is no journal in that database.
+        JournalError: the database cannot be reached, or refuses the question.
     """
     opened: Journal
     if isinstance(place, str):
-        from . import _database  # it needs asyncpg
-
-        opened = await _database.existing_journal(place)
+        opened = await _existing_in_database(place)
     else:
         opened = SQLiteJournal(place)
     try:

@@ -1,4 +1,4 @@
-"""What the journals on a disk share: their texts, sealed fingerprints, and test clocks."""
+"""What durable journals share: stored requests and details, sealed fingerprints, test clocks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_details(stored: str | None) -> TaskDetails | None:
 
 
 def details_to_json(details: TaskDetails, *, hides_prompts: bool) -> str:
-    """The details of a task for the store, perhaps without the prompt."""
+    """The details of a task as JSON for the store; with ``hides_prompts`` without the prompt."""
     raw = dict(details.raw)
     if hides_prompts:
         raw.pop("paramJson", None)
@@ -55,7 +55,7 @@ def details_to_json(details: TaskDetails, *, hides_prompts: bool) -> str:
 
 
 def seal(fingerprint: str, secret: bytes) -> str:
-    """A fingerprint for a store without prompts, meaningless without the store's secret."""
+    """A fingerprint keyed with the store's secret, so that prompts cannot be guessed from it."""
     return _SEALED + hmac.digest(secret, fingerprint.encode(), hashlib.sha256).hex()
 
 
@@ -67,7 +67,7 @@ def is_same(row: Intent, fingerprint: str, secret: bytes) -> bool:
 
 
 def loop_clock(loop: asyncio.AbstractEventLoop | None) -> float | None:
-    """The time of an event loop with a clock of its own, as in tests (`VirtualLoop`)."""
+    """The time of an event loop with its own clock, as in tests (`VirtualLoop`); else None."""
     has_own = isinstance(loop, asyncio.BaseEventLoop) and type(loop).time is not _REAL_TIME
     return loop.time() if has_own and loop is not None else None
 

@@ -287,7 +287,7 @@ async def test_an_error_of_the_loop_that_delivers_is_not_the_end(
     world.discord.guild()
     async with world.bot():
         assert (await imagined(world, world.discord.user("ada"))).files
-    assert "no results are delivered for 30 s" in caplog.text
+    assert "delivery of results failed; it restarts in 30 s" in caplog.text
 
 
 async def test_prompts_for_several_jobs_are_refused(world: World) -> None:

@@ -697,7 +697,7 @@ async def test_a_standby_is_refused(schema: str) -> None:
         try:
             await asyncio.to_thread(standby.start)
             journal = PostgresJournal(standby.url, schema=schema)
-            with pytest.raises(JournalError, match="is a standby"):
+            with pytest.raises(JournalError, match="read-only standby"):
                 await journal.rows()
             await journal.aclose()
         finally:

@@ -1,4 +1,4 @@
-"""The journal in a PostgreSQL database: a session for each event loop that uses it."""
+"""`PostgresJournal`: keeps a `Session` for each event loop that uses it."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-_POLL_INTERVAL = 2.0  # seconds between two looks for changes of which no notification came
+_POLL_INTERVAL = 2.0  # seconds between two checks for changes that were not notified
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 
 
 class PostgresJournal(TableJournal):
     """Stores intents in a PostgreSQL database, for processes on any number of machines.
 
-    It opens with its first use and can be used again after ``aclose``. It keeps two connections for
-    each event loop that uses it. The schema is created if it is missing. PostgreSQL 14 or later;
-    tested with 15. No pooler in transaction mode may stand before the server.
+    It connects with its first use, and again with a use after ``aclose``. It keeps two connections
+    for each event loop that uses it. The schema is created if it is missing. It needs PostgreSQL 14
+    or later (tested with 15), and does not work through a pooler in transaction mode.
 
     Args:
         database: a URL such as ``postgresql://user:password@host/database``, or a pool of asyncpg,
-            which must be able to give two connections for as long as the journal is open.
-        schema: the name of the schema with the journal's tables. A URL may name it, too, with
-            ``?schema=``.
+            from which it takes two connections for as long as the journal is open.
+        schema: the name of the schema with the journal's tables: up to 50 small letters, digits and
+            _. ``?schema=`` in a URL takes precedence.
         store_prompts: False stores no requests, only hashes of them that are meaningless without
-            the journal's own key; then ``request`` of the rows is None.
+            the journal's secret; then ``request`` of the rows is None.
 
     Raises:
-        InvalidRequestError: the database is no such URL and no pool, or asyncpg is not installed.
+        InvalidRequestError: ``database`` is neither such a URL nor a pool, or the schema's name is
+            wrong. Importing this module raises it if asyncpg is not installed.
     """
 
     is_durable = True
@@ -85,7 +86,7 @@ class PostgresJournal(TableJournal):
         changed, watchers = asyncio.Event(), self._watchers_here()
         watchers.add(changed)
         try:
-            writes, oldest, fence = await self._session().do(_mark, writes=False)
+            writes, oldest, fence = await self._session().do(PostgresTable.mark, writes=False)
             is_settled = oldest >= fence
             while True:
                 changed.clear()
@@ -96,10 +97,10 @@ class PostgresJournal(TableJournal):
                             await changed.wait()
                         break
                     await self._resolve_orphans()
-                    now, oldest, newest = await self._session().do(_mark, writes=False)
+                    now, oldest, newest = await self._session().do(PostgresTable.mark, writes=False)
                     if now != writes:
-                        # The write may not be committed yet: not all transactions of this moment
-                        # may have ended.
+                        # The counter grows before the commit. Check again until all transactions
+                        # that were open at this moment have ended.
                         writes, fence, is_settled = now, newest, False
                         break
                     if not is_settled:
@@ -142,25 +143,25 @@ class PostgresJournal(TableJournal):
 
 
 def read_url(url: str, schema: str = "midapi") -> tuple[Secret, str, str]:
-    """What a ``postgresql://`` URL says.
+    """Read a ``postgresql://`` URL.
 
     Args:
-        url: it may name several hosts, and a schema in ``?schema=``.
+        url: the URL; it may name several hosts, and a schema in ``?schema=``.
         schema: the schema if the URL names none.
 
     Returns:
-        The URL for asyncpg; the same without user, password and parameters, to be shown; the
+        The URL for asyncpg; the same without user, password and parameters, for messages; the
         schema.
 
     Raises:
-        InvalidRequestError: it is no such URL. The error does not show it.
+        InvalidRequestError: it is not such a URL. The error does not contain the URL.
     """
     url = hidden(url)
     if (found := _read_url(url, schema)) is not None:
         return found
     raise InvalidRequestError(
         {
-            "database": "is no URL like postgresql://user:password@host:5432/database; in the "
+            "database": "must be a URL like postgresql://user:password@host:5432/database; in the "
             "password, write special characters as %40 for @, %2F for /, %23 for #, %3F for ?"
         }
     )
@@ -177,11 +178,7 @@ def _read_url(url: str, schema: str) -> tuple[Secret, str, str] | None:
     except ValueError:
         return None
     if not url.startswith(("postgresql://", "postgres://")) or parts.fragment or "@" in parts.path:
-        return None  # the latter two may be parts of a password
+        return None  # # and @ may be unescaped characters of a password
     rest = urlencode([pair for pair in query if pair[0] != "schema"], quote_via=quote)
     target, schema = f"{url.partition('?')[0]}?{rest}", dict(query).get("schema", schema)
     return Secret(target.rstrip("?")), f"postgresql://{hosts}{parts.path}", schema
-
-
-def _mark(table: PostgresTable) -> tuple[int, int, int]:
-    return table.mark()

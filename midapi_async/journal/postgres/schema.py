@@ -2,9 +2,10 @@
 
 Writing is optimistic. A row, and an account, has a version. A journal reads what it needs without a
 lock, applies the rules, and calls `write_1`, which locks what was read, compares the versions and
-writes everything, or nothing. So no lock is ever held while a client computes, stands still or is
-cut off. The function is VOLATILE: each of its statements sees what was committed before it began,
-so its view is newer than its locks. (One statement with CTEs let 29 claims of 20 through.)
+writes everything, or nothing. So no lock is held while a client computes, is suspended or loses its
+connection. The function is VOLATILE: each of its statements sees what was committed before that
+statement began, so what it sees is newer than its locks. (A single statement with CTEs allowed 29
+claims where the limit was 20.)
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ OPEN = (
     "NOT taken AND owner <> '' AND state NOT IN ('refused', 'superseded', 'dismissed', 'expired')"
 )
 ENDED = "coalesce(ended_at, accepted_at)"
-# Rows that change often: room in each page, so that a new version needs no new index entry.
+# For rows that change often: with room in each page, a new version needs no new index entry.
 _BUSY = "WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)"
 
 _TABLES = f"""
@@ -85,8 +86,9 @@ CREATE TABLE SCHEMA.owners (owner text PRIMARY KEY, since timestamptz DEFAULT cl
 """
 
 LOCK_IS_FREE = "pg_try_advisory_xact_lock_shared(hashtextextended({}, 0))"
-# Locks are taken in one order, accounts, then rows by their ids, so that writers do not deadlock.
-# A claim is refused that was decided more than a second ago: its time would be wrong.
+# Locks are taken in the same order everywhere, accounts first, then rows by their ids, so that
+# writers do not deadlock. A claim that was decided more than a second ago is refused, because it
+# was decided for another moment.
 _WRITE = f"""
 CREATE FUNCTION SCHEMA.write_1(me text, change json) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -155,8 +157,8 @@ END $$;
 """
 WRITE = "SELECT SCHEMA.write_1($1, $2::json)"
 
-# One statement, so that all of it is of one moment. The locks of dead owners stay dead; a living
-# owner that dies meanwhile is found by the next row.
+# One statement, so that all of it is from the same snapshot, except the locks: a dead owner stays
+# dead, and an owner that dies meanwhile is noticed by the next job.
 LOAD = f"""
 WITH used AS MATERIALIZED (
     SELECT * FROM SCHEMA.slots WHERE account = ANY($6::text[]) OR slot = ANY($7::text[])
@@ -185,7 +187,7 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
     (SELECT json_object_agg(owner, NOT {LOCK_IS_FREE.format("owner")}) FROM concerned)::text
         AS alive
 """
-# The locks of living owners. (A shared lock is somebody's who has just found that it was free.)
+# The locks of living owners. (A shared lock is held for a moment by who tests whether it is free.)
 LOCKS = (
     "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE locktype = 'advisory' "
     "AND mode = 'ExclusiveLock' AND granted AND objsubid = 1 "
@@ -194,13 +196,17 @@ LOCKS = (
 IS_DEAD = f"hashtextextended(owner, 0) NOT IN ({LOCKS})"
 
 
+# Whether a schema has a journal. (to_regclass() may answer from a cache that is out of date.)
+EXISTS = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
+
+
 def sql(text: str, schema: str) -> str:
-    """A text of this module, with the name of the schema in it."""
+    """An SQL text with the name of the schema filled in."""
     return text.replace("SCHEMA.", f'"{schema}".')
 
 
-# What makes each version out of the one before; the first one out of nothing. A release that needs
-# another `write_1` calls it `write_2`: processes of the older release then end with an error.
+# Each step makes a version of the schema from the version before; the first step creates it. A
+# release that needs another `write_1` calls it `write_2`: older processes then get an error.
 STEPS = (_TABLES + _WRITE,)
 VERSION = len(STEPS)
 
@@ -214,7 +220,7 @@ async def prepare(connection: Any, schema: str) -> bytes:  # noqa: ANN401 - asyn
     version, secret = await _found(connection, schema)
     if version < len(STEPS):
         async with connection.transaction():
-            # Of many processes that start at once the first one does it, and all others wait.
+            # If many processes start at once, the first one does this while the others wait.
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"midapi_async {schema}"
             )
@@ -241,9 +247,7 @@ async def prepare(connection: Any, schema: str) -> bytes:  # noqa: ANN401 - asyn
 
 async def _found(connection: Any, schema: str) -> tuple[int, bytes]:  # noqa: ANN401 - asyncpg has no types
     """The version of the schema, 0 if it has no journal yet, and its secret."""
-    # Asked in a table: a cache of the server's may still say that there is none.
-    exists = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta')"
-    if not await connection.fetchval(exists, schema):
+    if not await connection.fetchval(EXISTS, schema):
         return 0, b""
     version, secret = await connection.fetchrow(
         sql("SELECT version, secret FROM SCHEMA.meta", schema)

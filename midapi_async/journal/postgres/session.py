@@ -1,8 +1,8 @@
-"""What one event loop has open at a PostgreSQL server: two connections, and the jobs that wait.
+"""The two connections of one event loop to a PostgreSQL server, and the queue of its jobs.
 
-One connection works. Jobs that come while it is busy share its next transaction. The other one is
-the owner: it holds an advisory lock, which the server drops when that connection ends, and listens
-for what other processes announce.
+The worker connection runs the jobs: those that come while it is busy share its next transaction.
+The owner connection holds an advisory lock, which the server releases when the connection ends, and
+listens for notifications of other processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ...errors import JournalError
 from ..base import Reads
 from ..stored import KEPT
 from . import schema
-from .table import Missing, OwnerLost, PostgresTable, Read
+from .table import NotFetched, OwnerLost, PostgresTable, Read
 
 T = TypeVar("T")
 _log = logging.getLogger("midapi_async.journal")
@@ -39,22 +39,22 @@ _ANSWER_TIMEOUT = 10.0  # seconds for the server's answer to a statement
 _OLDEST_SERVER = 14
 _PRUNE_EVERY = 6 * 3600.0  # seconds
 _MOST_TOGETHER = 128  # jobs of one transaction
-_OPTIMISTIC_TRIES = 3  # optimistic ones, before the accounts are locked first
-# A dead cable: the server drops the owner's lock after about 10 s.
+_OPTIMISTIC_TRIES = 3  # attempts without locks, before an attempt that locks the accounts first
+# After a network failure the server ends the session, and with it the lock, after about 10 s.
 _KEEPALIVES = (
     "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; "
     "SET tcp_user_timeout = 10000"
 )
-# The tables may grow faster than the server's statistics, on which it would choose other plans.
-# And the server gives up what we do not wait for any more.
+# Plans that do not depend on statistics, because the tables may grow faster than these; and the
+# server cancels statements for which we no longer wait.
 _SETTINGS = (
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; "
     "SET lock_timeout = 8000; SET client_connection_check_interval = 5000"
 )
 _CONFLICTS = frozenset({schema.CONFLICT, "23505", "40001", "40P01"})
 _POOLER = (
-    "a pooler in transaction mode stands before the PostgreSQL server: locks and notifications do "
-    "not work through it; give the server's own address, or a pooler with pool_mode = session"
+    "connections go through a pooler in transaction mode, which breaks locks and notifications: "
+    "give the server's own address, or a pooler with pool_mode = session"
 )
 _ADVICE = {
     "28": "check the user and the password in its URL",
@@ -63,10 +63,10 @@ _ADVICE = {
     "this role once, or create the schema with CREATE SCHEMA … AUTHORIZATION this role",
     "42P01": "another release has changed the schema, or it was removed; update midapi_async",
     "42883": "another release has changed the schema; update midapi_async",
-    "53": "the server has no more room or connections: make some free",
-    "55P03": "another process holds a row; look for it in pg_stat_activity",
-    "25006": "this server only answers questions: give the address of the primary",
-    "26000": _POOLER,  # its prepared statements are another connection's
+    "53": "the server is out of disk space, memory or connections: free some",
+    "55P03": "another process holds a lock; find it in pg_stat_activity",
+    "25006": "this server is read-only: give the address of the primary",
+    "26000": _POOLER,  # prepared statements of another server connection
     "42P05": _POOLER,
 }
 _CONNECTION_ERRORS = (
@@ -94,7 +94,7 @@ class Job(Generic[T]):
         self.error: Exception | None = None
 
     def run(self, table: PostgresTable) -> None:
-        """Do the work; what comes of it is valid only when the transaction is durable."""
+        """Do the work; its result is valid only once the transaction is committed."""
         table.is_writing, self.error = self.writes, None
         try:
             self.result = self.work(table)
@@ -102,7 +102,7 @@ class Job(Generic[T]):
             self.error = error
 
     def end(self, error: Exception | None = None) -> None:
-        """Give the caller what came of it."""
+        """Give the caller the result or the error."""
         if self.done.done():
             return
         if (error := error or self.error) is not None:
@@ -118,7 +118,7 @@ class Session:
     Args:
         target: a URL, or an asyncpg pool.
         name: of the database schema.
-        watchers: are set after each write, here or elsewhere.
+        watchers: events to set after each write, of this or another process.
         store_prompts: whether requests are stored.
     """
 
@@ -146,7 +146,7 @@ class Session:
         self._table: PostgresTable | None = None
         self._is_unconfirmed = self._is_alive = self._has_settings = False
         self._prune_at = 0.0
-        # Its end is reached by `aclose`, or else when a runner ends the loop.
+        # Closed by `aclose`, or else by the runner that ends the loop (shutdown_asyncgens).
         self._life = self._until_closed()
         _watch_forks()
         _sessions.add(self)
@@ -154,7 +154,7 @@ class Session:
     # ─── jobs ────────────────────────────────────────────────────────────────────────────────────
 
     async def do(self, work: Callable[[PostgresTable], T], *, writes: bool, reads: Reads = ()) -> T:
-        """Do one job; return its result when that is durable.
+        """Do one job; return its result once it is committed.
 
         If the caller is cancelled before a transaction has begun, nothing was written.
         """
@@ -174,7 +174,7 @@ class Session:
     async def _work(self) -> None:
         try:
             while self._jobs:
-                # Questions lock nothing, and so they are not asked together with what writes.
+                # Reads take no locks, so they do not share a transaction with writes.
                 for writes in (False, True):
                     jobs = [job for job in self._jobs if job.writes is writes][:_MOST_TOGETHER]
                     self._jobs = [job for job in self._jobs if job not in jobs]
@@ -198,7 +198,7 @@ class Session:
             await self._serve_together(jobs)
         except Exception as error:  # noqa: BLE001 - each caller gets it
             if len(jobs) > 1 and isinstance(error.__cause__, asyncpg.PostgresError | ValueError):
-                for job in jobs:  # one of them cannot be written; it must not harm the others
+                for job in jobs:  # one cannot be written: each is tried alone
                     await self._serve([job])
                 return
             for job in jobs:
@@ -227,14 +227,14 @@ class Session:
             except OwnerLost:
                 self._lose_owner()
             except _Retry as retry:
-                # A conflict says nothing about the server: the last try has the accounts locked.
+                # A conflict is no failure of the server: the last attempt locks the accounts.
                 is_last = not retry.is_conflict or tries > _OPTIMISTIC_TRIES
                 is_late = is_last and time.monotonic() >= give_up_at
                 if is_late or not (was_open or retry.is_conflict):
                     raise JournalError(str(retry)) from retry.__cause__
                 if not retry.is_conflict:
-                    # It may have been written although no answer came. A POST that it allows was
-                    # not sent yet, so a row that was written belongs to the next attempt.
+                    # The transaction may have been committed although no answer came. The POST that
+                    # it allows was not sent yet, so the next attempt adopts such rows.
                     reads = (read for job in jobs if job.writes for read in job.reads)
                     unsure = {read[1]: self._me for read in reads if read[0] == "id"} | unsure
                     self._drop_worker()
@@ -254,7 +254,7 @@ class Session:
             for job in jobs:
                 try:
                     job.run(table)
-                except Missing as more:
+                except NotFetched as more:
                     missing.add(more.read)
             if not missing:
                 break
@@ -272,7 +272,7 @@ class Session:
         return True
 
     def _has_written(self, table: PostgresTable) -> None:
-        """After a commit: wake who waits."""
+        """After a commit: wake the watchers here, and notify other processes."""
         if self._is_unconfirmed:
             raise JournalError(
                 "the standby server did not confirm a write, and a failover would lose it: nothing "
@@ -299,7 +299,7 @@ class Session:
         await self._ask("execute", schema.sql(lock, self._name), names)
 
     async def _ask(self, method: str, statement: str, *values: object) -> Any:  # noqa: ANN401 - asyncpg has no types
-        # Without an answer the connection is dropped: a cancelled statement may have been done.
+        # After a timeout the connection is dropped: a cancelled statement may have been executed.
         async with asyncio.timeout(_ANSWER_TIMEOUT):
             return await getattr(self._worker, method)(statement, *values)
 
@@ -316,7 +316,7 @@ class Session:
             self._tasks.start(self._announce_all())
 
     async def _announce_all(self) -> None:
-        """Tell other processes, once for all that was written meanwhile; they also ask at times."""
+        """Notify other processes, once for all writes in between; they also poll."""
         try:
             while not self._is_announced:
                 self._is_announced = True
@@ -328,7 +328,7 @@ class Session:
         finally:
             self._announcing = False
 
-    def _heard(self, _connection: object, _process: int, _channel: str, sender: str) -> None:
+    def _notified(self, _connection: object, _process: int, _channel: str, sender: str) -> None:
         if sender != self._me:
             for changed in self._watchers:
                 changed.set()
@@ -371,11 +371,7 @@ class Session:
     async def _connect(self) -> Any:  # noqa: ANN401 - asyncpg has no types
         async with asyncio.timeout(_ANSWER_TIMEOUT):
             if isinstance(self._target, str):
-                try:
-                    connection = await asyncpg.connect(self._target)
-                except Exception as error:
-                    _forget_traces(error)
-                    raise
+                connection = await _new_connection(self._target)
             else:
                 connection = await self._target.acquire()
             try:
@@ -392,22 +388,22 @@ class Session:
             raise JournalError(f"the PostgreSQL server is older than {_OLDEST_SERVER}: update it")
         if await connection.fetchval("SELECT pg_is_in_recovery()"):
             raise JournalError(
-                "the PostgreSQL server is a standby, which only answers questions: give the "
-                "address of the primary (in a URL with several hosts "
-                "?target_session_attrs=primary)"
+                "the PostgreSQL server is a read-only standby: give the address of the primary (in "
+                "a URL with several hosts ?target_session_attrs=primary)"
             )
 
     async def _become_owner(self) -> str:
-        """Hold a lock with a new name; hear what other processes announce. Return the name."""
+        """Lock a new owner name, and listen for notifications; return the name."""
         # It is also the name of a channel, which may have 63 bytes.
         me = f"{os.getpid()}-{secrets.token_hex(16)}-{socket.gethostname()}"[:63]
         heard = asyncio.Event()
         async with asyncio.timeout(_ANSWER_TIMEOUT):
-            await self._owner.add_listener(self._channel, self._heard)
+            await self._owner.add_listener(self._channel, self._notified)
             await self._owner.add_listener(me, lambda *_: heard.set())
             await self._owner.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", me)
             process = await self._owner.fetchval("SELECT pg_backend_pid()")
-        # A pooler in transaction mode gives both connections the same process, or loses this.
+        # Through a pooler in transaction mode both connections may have the same server process, or
+        # the notification does not arrive.
         if process == await self._ask("fetchval", "SELECT pg_backend_pid()"):
             raise JournalError(_POOLER)
         await self._ask("execute", "SELECT pg_notify($1, '')", me)
@@ -416,7 +412,7 @@ class Session:
                 await heard.wait()
         if not heard.is_set():
             raise JournalError(_POOLER)
-        # Only now: through such a pooler another program would get a connection with our settings.
+        # Not before: behind such a pooler another program would get a connection with our settings.
         await self._owner.execute(_KEEPALIVES)
         statement = schema.sql("INSERT INTO SCHEMA.owners (owner) VALUES ($1)", self._name)
         await self._ask("execute", statement, me)
@@ -432,7 +428,7 @@ class Session:
             worker.terminate()
 
     def _lose_owner(self) -> None:
-        """Be no owner any more; the next use has a new one."""
+        """Release ownership: our rows become orphaned, and the next job gets a new owner."""
         owner, self._owner, self._me = self._owner, None, ""
         if owner is not None:
             owner.terminate()
@@ -464,9 +460,9 @@ class Session:
                 await worker.close(timeout=_ANSWER_TIMEOUT / 5)
 
     def forget(self) -> None:
-        """In a forked child: close both sockets there, without a word to the server.
+        """In a forked child: close the copies of both sockets, without sending anything.
 
-        Until the child has closed them as well, the server would see no end of the parent.
+        As long as the child has them open, the server would not notice the end of the parent.
         """
         nothing = os.open(os.devnull, os.O_RDWR)
         for connection in (self._worker, self._owner):
@@ -478,19 +474,15 @@ class Session:
 
 @asynccontextmanager
 async def connected(target: str) -> AsyncIterator[Any]:
-    """A connection for questions about the server, closed at the end of the block.
+    """A connection for queries about the server, closed at the end of the block.
 
     Raises:
-        JournalError: there is no answer, or a question is refused.
+        JournalError: the server does not answer, or refuses a query.
     """
     try:
         with _errors_as_ours():
             async with asyncio.timeout(_ANSWER_TIMEOUT):
-                try:
-                    connection = await asyncpg.connect(target)
-                except Exception as error:
-                    _forget_traces(error)
-                    raise
+                connection = await _new_connection(target)
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
                     yield connection
@@ -501,10 +493,10 @@ async def connected(target: str) -> AsyncIterator[Any]:
 
 
 class _Retry(Exception):
-    """The same may succeed if it is tried again.
+    """An attempt failed, and the next may succeed.
 
     Attributes:
-        is_conflict: whether the connection is well, and nothing was written.
+        is_conflict: True if the connection still works and nothing was written.
     """
 
     def __init__(self, text: str, *, is_conflict: bool) -> None:
@@ -538,12 +530,16 @@ def _errors_as_ours() -> Iterator[None]:
         ) from error
 
 
-def _forget_traces(error: BaseException) -> None:
-    """Drop the tracebacks of an error: asyncpg's local variables contain the password."""
-    each: BaseException | None = error
-    while each is not None:
-        each.__traceback__ = None
-        each = each.__cause__ or each.__context__
+async def _new_connection(target: str) -> Any:  # noqa: ANN401 - asyncpg has no types
+    """Connect; an error has no tracebacks, because asyncpg's local variables hold the password."""
+    try:
+        return await asyncpg.connect(target)
+    except Exception as error:
+        each: BaseException | None = error
+        while each is not None:
+            each.__traceback__ = None
+            each = each.__cause__ or each.__context__
+        raise
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -1,8 +1,8 @@
-"""The rows and slots that were fetched from PostgreSQL for some jobs, and what they change.
+"""The rows and slots that were fetched from PostgreSQL for some jobs, and their changes.
 
-`Table` has the rules, and they read and write at once. So a rule runs on what was fetched before;
-if it reads anything else it ends with `Missing`, and runs again when that was fetched, too. What it
-writes is collected and sent when all rules have run.
+The rules in `Table` are synchronous, and cannot wait for the server. So a job runs on what was
+fetched before. If it reads anything else, `NotFetched` ends it, and it runs again once that was
+fetched, too. Its writes are collected, and sent when all jobs have run.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _TEXTS = frozenset({"request", "details"})
 Read: TypeAlias = tuple[Any, ...]
 
 
-class Missing(Exception):
-    """A rule reads what was not fetched.
+class NotFetched(Exception):
+    """A job reads something that was not fetched.
 
     Attributes:
-        read: what it reads.
+        read: what to fetch.
     """
 
     def __init__(self, read: Read) -> None:
@@ -50,11 +50,11 @@ class Missing(Exception):
 
 
 class OwnerLost(Exception):
-    """The server does not know our owner's lock any more."""
+    """The lock of our owner is no longer held at the server."""
 
 
 class PostgresTable(Table):
-    """The rows and slots that some jobs use, of one owner.
+    """The rows and slots that some jobs of one owner use.
 
     Args:
         name: of the database schema.
@@ -78,8 +78,8 @@ class PostgresTable(Table):
 
         Args:
             me: the owner.
-            unsure: intents that an earlier attempt of the same jobs may have written, with its
-                owner. If it has, they are ours.
+            unsure: intents that an earlier attempt of the same jobs may have written, each with the
+                owner of that attempt; such rows are adopted.
         """
         self._me = me
         self._unsure = unsure
@@ -91,7 +91,7 @@ class PostgresTable(Table):
         self._adopted: set[str] = set()
         self._stored_slots: dict[str, tuple[Slot, str]] = {}
         self._stored_accounts: dict[str, tuple[Account, int]] = {}
-        # Accounts with times that were right before the server's clock was set back.
+        # Accounts whose times were corrected because the server's clock was set back.
         self._set_back: dict[str, Account] = {}
         self.restart()
 
@@ -103,7 +103,7 @@ class PostgresTable(Table):
         self._slots = dict(self._stored_slots)
         self._accounts = dict(self._set_back)
         self._removed: list[str] = []
-        self._seen: set[str] = set()  # rows on which what is written depends
+        self._seen: set[str] = set()  # rows on which the writes depend
         self.statements: list[tuple[Any, ...]] = []
         self.wakes = False
 
@@ -183,12 +183,12 @@ class PostgresTable(Table):
 
     def _need(self, *read: str) -> None:
         if read not in self.fetched:
-            raise Missing(read)
+            raise NotFetched(read)
 
     def _query(self, statement: str, *values: object) -> list[Any]:
         read = schema.sql(statement, self._schema), *values
         if read not in self._answers:
-            raise Missing(read)
+            raise NotFetched(read)
         return self._answers[read]
 
     def _all(self, condition: str, *values: object) -> list[Intent]:
@@ -214,7 +214,7 @@ class PostgresTable(Table):
         if owner == self._me:
             return True
         if owner not in self._alive:
-            raise Missing(("owner", owner))
+            raise NotFetched(("owner", owner))
         return self._alive[owner]
 
     @property
@@ -296,7 +296,7 @@ class PostgresTable(Table):
         used = [(text, value) for text, value in conditions.items() if value is not None]
         where = [text.format(f"${n}") for n, (text, _) in enumerate(used, 1)]
         if taken is False and states and not OVER.difference(BOUGHT) & set(states):
-            where.append(schema.OPEN)  # always true here; with it PostgreSQL uses the small index
+            where.append(schema.OPEN)  # implied by the rest; PostgreSQL then uses the partial index
         condition = " AND ".join(["owner <> ''", *where])
         limit = which.get("limit", 500)
         return self._all(
@@ -338,7 +338,7 @@ class PostgresTable(Table):
             self._removed.append(row.intent_id)
 
     def change(self) -> str | None:
-        """What the jobs have written, for `schema.WRITE`; None if that is nothing."""
+        """The collected writes as JSON for `schema.WRITE`; None if there are none."""
         rows = []
         for name, row in self._rows.items():
             before, version = self._stored.get(name, (None, 0))
@@ -346,7 +346,7 @@ class PostgresTable(Table):
                 rows.append(self._columns(row, version))
         slots = [each for each in self._slots.items() if self._stored_slots.get(each[0]) != each[1]]
         free = [name for name in self._stored_slots if name not in self._slots]
-        # A new slot, or another limit, depends on all slots of its account.
+        # A new slot, like a new limit, depends on all slots of the account: compare its version.
         names = {of for name, (_, of) in slots if name not in self._stored_slots}
         accounts = []
         for name in sorted(names | self._accounts.keys()):
@@ -360,7 +360,7 @@ class PostgresTable(Table):
         changes = {
             "read_at": self.read_at,
             "seen": [{"intent_id": name, "version": self._stored[name][1]} for name in seen],
-            # A key, or a task id, is given up before another row takes it.
+            # Rows that give up a key or a task id come before rows that take it.
             "rows": sorted(rows, key=_takes_names),
             "removed": self._removed,
             "slots": [{"account": of, **attrs.asdict(slot)} for _, (slot, of) in slots],
@@ -523,14 +523,14 @@ class PostgresTable(Table):
         )
 
     def mark(self) -> tuple[int, int, int]:
-        """A number that grows with each write, and which transactions it may have overtaken."""
+        """The number of writes, and the oldest and the next transaction id of the snapshot."""
         [(writes, oldest, next_one, is_dead)] = self._query(
             "SELECT last_value, pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8, "
             f"{schema.LOCK_IS_FREE.format('$1::text')} "
             "FROM SCHEMA.writes, pg_current_snapshot() AS s",
             self._me,
         )
-        if is_dead:  # and so nobody listens for us
+        if is_dead:  # its connection ended, so notifications no longer arrive
             raise OwnerLost
         return writes, oldest, next_one
 
