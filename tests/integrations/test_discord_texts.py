@@ -97,6 +97,15 @@ def test_a_prompt_is_only_text(prompt: str) -> None:
     assert shown == "" or shown.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "heading"), [("\u202ea fox\u200b", "**a fox**"), ("\u200b", "**Midjourney**")]
+)
+def test_a_heading_is_bold_whatever_the_prompt_begins_with(prompt: str, heading: str) -> None:
+    """Discord shows the asterisks themselves where a space stands beside them."""
+    view = result_view(details(), intent_id=INTENT, user_id=1, request=TextToImage(prompt))
+    assert checked(view).splitlines()[0] == heading
+
+
 def test_a_long_prompt_is_cut_and_says_so() -> None:
     assert harmless("x" * 101, 100) == "x" * 99 + "…"
     assert harmless("x" * 1000, 100) == "x" * 99 + "…"

@@ -52,8 +52,8 @@ def harmless(text: object, most: int) -> str:
         text: a prompt, or the message of an error.
         most: how many characters of it are kept; the result has at most twice as many.
     """
-    shown = " ".join(str(text)[: most * 2].split())
-    shown = "".join(each if each.isprintable() else " " for each in shown)
+    shown = "".join(each if each.isprintable() else " " for each in str(text)[: most * 2])
+    shown = " ".join(shown.split())
     if len(shown) > most or len(str(text)) > most * 2:
         shown = shown[: most - 1] + _ELLIPSIS
     # The backslash keeps `@everyone` from being a mention only together with `AllowedMentions`,

@@ -100,7 +100,7 @@ class Shown:
 
     def heading(self, strings: Strings) -> str:
         """The prompt, and what was done with the picture that it is from."""
-        prompt = harmless(self.prompt or strings.untitled, MOST_PROMPT)
+        prompt = harmless(self.prompt or "", MOST_PROMPT) or strings.untitled
         template = getattr(strings, self._headings.get(type(self.request), "heading"))
         number = getattr(self.request, "image_index", 0) + 1
         text: str = template.format(prompt=prompt, number=number)
