@@ -64,6 +64,7 @@ class BatchFolder:
     # Lines of metadata.jsonl that could not be written together with those of results.jsonl.
     _unwritten_pictures: list[bytes] = attrs.field(factory=list, repr=False)
     _facts: _Line = attrs.field(factory=dict, repr=False)  # of batch.json
+    _complete: set[str] | None = attrs.field(default=None, repr=False)  # keys; see `is_complete`
     _mutex: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
     _lock: int = -1
     _files: dict[str, int] = attrs.field(factory=dict, repr=False)
@@ -207,6 +208,18 @@ class BatchFolder:
         """How many tasks in the folder have succeeded and need nothing more."""
         states = [state for state, *_ in self.failed.values()]
         return len(self.succeeded) + states.count("not_downloaded")
+
+    def is_complete(self, key: str | None) -> bool:
+        """Whether a row that has succeeded in an earlier run has its line and all of its files."""
+        with self._mutex:
+            if self._complete is None:
+                there = {each.name for each in (self.path / PICTURES).iterdir()}
+                self._complete = {
+                    line["key"]
+                    for line in lines_of(self.path / RESULTS)
+                    if there.issuperset(Path(name).name for name in line["files"])
+                }
+            return key in self._complete
 
     def tidy(self) -> None:
         """Keep the last line of each key in ``errors.jsonl`` that is not in ``results.jsonl``."""

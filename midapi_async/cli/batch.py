@@ -25,6 +25,7 @@ from midapi_async import (
     JournalError,
     MidAPIError,
     SubmissionUnknown,
+    TaskExpired,
 )
 from midapi_async.batch.folder import (
     COUNTS,
@@ -208,6 +209,7 @@ class _Run:
     exit_code: int = FAILED
     _counts: Counter[str] = attrs.field(factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _kept: int = 0  # rows with results in the folder that MidAPI and the journal have no longer
     _has_warned: bool = False
 
     async def carry_out(self) -> None:
@@ -271,8 +273,11 @@ class _Run:
             is_over = False
             while not is_over:
                 items, is_over = await self._next_items(batch)
-                lines = [self._line(each) for each in items if not self._is_known(each)]
-                self._counts.update(map(_outcome, items))
+                new = [each for each in items if not await self._is_kept(each)]
+                self._kept += len(items) - len(new)
+                lines = [self._line(each) for each in new if not self._is_known(each)]
+                self._counts["succeeded"] += len(items) - len(new)
+                self._counts.update(map(_outcome, new))
                 # Also without lines: the counts have changed.
                 await self._write(lines)
                 if lines:
@@ -336,6 +341,14 @@ class _Run:
             "paused": progress.paused and in_commands(progress.paused),
             "stopped": progress.stopped and in_commands(progress.stopped),
         }
+
+    async def _is_kept(self, item: BatchItem) -> bool:
+        """Whether MidAPI keeps the results of a row no longer, but the folder does."""
+        if not isinstance(item.error, TaskExpired):
+            return False
+        with suppress(OSError):
+            return await _uninterrupted(self.folder.is_complete, item.key)
+        return False
 
     def _is_known(self, item: BatchItem) -> bool:
         return item.error is None and item.key in self.folder.succeeded
@@ -408,8 +421,8 @@ class _Run:
         return {
             "rows": self.rows.count,
             "jobs": len(self.rows),
-            "succeeded": progress.done,
-            "failed": progress.failed,
+            "succeeded": progress.done + self._kept,
+            "failed": progress.failed - self._kept,
             "unknown": progress.unknown,
             "running": running,
             "not_submitted": max(0, len(self.rows) - ended - running),

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -22,6 +22,7 @@ import pytest
 from midapi_async import JournalError
 from midapi_async.batch.folder import BatchFolder, lines_of
 from midapi_async.cli import _batch_display, batch
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import (
     SandboxThread,
     answer_code,
@@ -102,6 +103,28 @@ def test_what_is_missing_is_made_good(midapi: Midapi, midapi_sandbox: SandboxThr
     assert [found[name] for name in ("input", "rows", "succeeded", "not_submitted")] == [
         *("other.jsonl", 1, 1, 0)
     ]
+
+
+def test_weeks_later_it_has_still_succeeded(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """MidAPI keeps results for 15 days, and the journal no longer; the folder has them."""
+    assert midapi("batch", rows(2), "--output", "out").code == 0
+
+    async def forget() -> None:
+        async with aclosing(SQLiteJournal("out/journal")) as journal:
+            assert await journal.prune(time.time() + 1) == 2
+
+    asyncio.run(forget())
+    before = Path("out/results.jsonl").read_bytes()
+    ran = midapi("batch", rows(3), "--output", "out", "--json")
+    assert (ran.code, ran.json["succeeded"], ran.json["failed"]) == (0, 3, 0)
+    assert Path("out/results.jsonl").read_bytes().startswith(before)
+    assert len(results()) == 3
+    assert errors() == []
+    assert midapi("batch", "--output", "out", "--status", "--json").json["succeeded"] == 3
+    Path("out", results()[1]["files"][2]).unlink()
+    ran = midapi("batch", "rows.txt", "--output", "out", "--json")
+    assert (ran.code, ran.json["succeeded"], ran.json["failed"]) == (1, 2, 1)
+    assert set(bought(midapi_sandbox).values()) == {1}
 
 
 def test_the_json_is_one_object(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
