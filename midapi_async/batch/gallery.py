@@ -164,7 +164,7 @@ def _tasks(folder: Path, bad: list[str]) -> list[_JSON]:
 def _groups(tasks: list[_JSON]) -> list[_JSON]:
     """The tasks by prompt, in the order of their first ones.
 
-    Enlarged pictures, variations and longer videos are with the prompt of the task they were made
+    Upscaled pictures, variations and extended videos are with the prompt of the task they were made
     from, behind its other tasks.
     """
     by_id = {task["task"]: task for task in tasks if "task" in task}

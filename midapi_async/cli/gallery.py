@@ -25,7 +25,7 @@ def gallery(
 
     midapi batch writes it as well. Open it in a browser: it shows every prompt with its pictures,
     and needs no network. Star the best ones and download picks.jsonl; midapi batch picks.jsonl
-    --upscale --output FOLDER then enlarges them.
+    --upscale --output FOLDER then upscales them.
 
     Args:
         folder: The output folder of midapi batch.

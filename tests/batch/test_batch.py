@@ -481,7 +481,7 @@ async def test_a_journal_that_fails_pauses_the_batch(
     assert caplog.text.count("pauses, and tries again by itself: the disk is full") == 1
 
 
-async def test_a_server_that_is_not_there_stops_the_batch(unused_tcp_port: int) -> None:
+async def test_a_server_that_cannot_be_reached_stops_the_batch(unused_tcp_port: int) -> None:
     """It is useless to try again without a change, and no row has caused it."""
     async with client_of(f"http://127.0.0.1:{unused_tcp_port}") as client:
         async with client.generate_many(prompts(10), batch="b") as batch:

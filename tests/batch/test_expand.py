@@ -146,7 +146,7 @@ def test_several_groups_are_a_product(groups: list[list[str]]) -> None:
 
 
 @given(st.text(st.sampled_from("{},\\ a2-r"), max_size=30))
-def test_nothing_is_left_to_be_written_out(prompt: str) -> None:
+def test_an_expanded_prompt_is_not_expanded_again(prompt: str) -> None:
     """What comes out stands for itself only, so that it is not multiplied a second time."""
     try:
         found = prompts(prompt)

@@ -305,7 +305,7 @@ def fail(*_: object) -> None:
     raise OSError("no space")
 
 
-def test_stars_have_a_name_of_the_folder(tmp_path: Path) -> None:
+def test_stars_are_stored_per_folder(tmp_path: Path) -> None:
     """All pages from ``file:`` share one store. The name stays when the folder is moved."""
     names = []
     for folder in (tmp_path / "a", tmp_path / "b"):

@@ -114,7 +114,7 @@ def draw(folder: Path, count: int = len(COLOURS)) -> list[str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six prompts: four succeeded, one failed, one is unknown; one picture was enlarged."""
+    """Six prompts: four succeeded, one failed, one is unknown; one picture was upscaled."""
     folder = tmp_path_factory.mktemp("six prompts")
     files = draw(folder)
     prompts = [
@@ -125,11 +125,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     rows = [row(prompt, n, files=files, metadata={"shot": f"s{n}"}) for n, prompt in
             enumerate(prompts)]  # fmt: skip
-    enlarged = request_to_json(Upscale("task0000", 1))
+    upscaled = request_to_json(Upscale("task0000", 1))
     results(
         folder,
         *rows,
-        row(None, 0, "up", kind="Upscale", request=enlarged, files=files[:1], urls=[]),
+        row(None, 0, "up", kind="Upscale", request=upscaled, files=files[:1], urls=[]),
     )
     refused = {"type": "TaskFailed", "code": 400, "message": "the prompt was refused"}
     lost = {"type": "SubmissionUnknown", "message": "no answer"}
@@ -194,7 +194,7 @@ def test_pictures_are_shown_from_a_file_without_a_network(open_page: Open, small
     assert page.title() == f"{small.name} – gallery"
     assert page.locator("h1").text_content() == small.name
     alts = page.evaluate("[...document.images].slice(0, 5).map(image => image.alt)")
-    assert alts == [*(f"a red fox, picture {n} of 4" for n in range(1, 5)), "Enlarged: a red fox"]
+    assert alts == [*(f"a red fox, picture {n} of 4" for n in range(1, 5)), "Upscaled: a red fox"]
     assert "the prompt was refused" in (page.locator(".bad.failed").text_content() or "")
     assert "no answer" in (page.locator(".bad.unknown").text_content() or "")
 
@@ -241,7 +241,7 @@ def test_everything_is_reached_by_keyboard(open_page: Open, small: Path) -> None
     assert press("Tab") == "skip"
     assert press("Enter") == "a red fox, picture 1 of 4"
     assert press("ArrowRight", "ArrowRight") == "a red fox, picture 3 of 4"
-    assert press("ArrowDown") == "Enlarged: a red fox"
+    assert press("ArrowDown") == "Upscaled: a red fox"
     assert press("ArrowDown") == "dunes at dusk, picture 1 of 4"
     assert press("ArrowRight", "ArrowUp", "ArrowUp") == "a red fox, picture 1 of 4"
     assert press("ArrowLeft") == "a red fox, picture 1 of 4"
@@ -278,7 +278,7 @@ def test_the_large_view_shows_everything(open_page: Open, small: Path) -> None:
     url = view.get_by_role("link", name="Open the file").evaluate("link => link.href")
     assert url == (small / "pictures" / "p_1.png").as_uri()
     view.get_by_role("button", name="task-up").click()
-    view.get_by_text("Enlarged").first.wait_for()
+    view.get_by_text("Upscaled").first.wait_for()
     view.get_by_role("button", name="picture 2 of task task0000").click()
     assert "Picture 2 of 4" in view.inner_text()
     copy = view.get_by_role("button", name="Copy the task id")
@@ -590,7 +590,7 @@ def test_axe_finds_nothing(
     check()
 
 
-def test_the_dark_is_dark(open_page: Open, small: Path) -> None:
+def test_dark_mode_has_a_dark_background(open_page: Open, small: Path) -> None:
     """The page follows the system's setting, also when that changes."""
     page = open_page(small, scheme="dark")
     get = "getComputedStyle(document.body).backgroundColor"

@@ -118,7 +118,7 @@ async def test_a_page_of_rows_in_every_state(tmp_path: Path) -> None:
         assert paged[6].metadata == {"new": "notes"}
 
 
-async def test_a_page_that_is_half_finished_goes_on(tmp_path: Path) -> None:
+async def test_a_page_with_finished_and_unfinished_rows(tmp_path: Path) -> None:
     """New rows among the finished ones are bought, running ones are awaited."""
     async with Sandbox(api_key=API_KEY) as sandbox:
         async with client_of(sandbox.url, journal=tmp_path) as client:

@@ -394,7 +394,7 @@ def test_a_path_is_relative_to_the_folder_of_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Upscale, Vary])
-def test_a_picked_picture_is_enlarged_or_varied(kind: type[Upscale | Vary]) -> None:
+def test_a_picked_picture_is_upscaled_or_varied(kind: type[Upscale | Vary]) -> None:
     """The index is sent as it is; the key belongs to the row that made the picture."""
     pick = {"task_id": TASK, "index": 2, "file": "pictures/x.png", "prompt": "a fox", "key": "k"}
     text = lines(pick, {"task_id": TASK, "index": 0}, pick, {"task_id": "a b"}, {"index": "1"})

@@ -234,7 +234,7 @@ async def test_a_row_with_a_key_of_its_own_is_bought_again(folder: Path, length:
 
 
 @given(st.text("ab/2", min_size=190, max_size=MAX_KEY), st.integers(2, 2000))
-def test_no_two_tries_have_one_key(key: str, attempt: int) -> None:
+def test_each_try_has_a_key_of_its_own(key: str, attempt: int) -> None:
     """Each fits into the journal; rows whose long keys differ at their ends have other keys."""
     others = {key_of_try(key, attempt + 1), key_of_try(f"{key[:-1]}c", attempt), key}
     made = key_of_try(key, attempt)

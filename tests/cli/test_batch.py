@@ -381,7 +381,7 @@ def test_without_credits_it_ends_and_goes_on_later(
     assert len(results()) == 2
 
 
-def test_the_most_credits_are_a_limit(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+def test_max_credits_limits_the_run(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
     """It is no error, but not all rows have succeeded."""
     ran = midapi("batch", rows(4), "--output", "out", "--max-credits", "16", "--json")
     assert (ran.code, ran.json["succeeded"], ran.json["not_submitted"]) == (1, 2, 2)
@@ -431,7 +431,7 @@ def test_failures_in_a_row_stop_it(midapi: Midapi, midapi_sandbox: SandboxThread
         (["batch", "--status", "--output", "none"], "'none' is not the output folder of a batch"),
     ],
 )
-def test_a_command_that_makes_no_sense(
+def test_wrong_options_are_usage_errors(
     midapi: Midapi, midapi_sandbox: SandboxThread, arguments: list[str], says: str
 ) -> None:
     """Exit code 2, before anything is made or sent."""
@@ -525,7 +525,7 @@ def test_a_file_that_cannot_be_opened(midapi: Midapi, midapi_sandbox: SandboxThr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_it_goes_on_when_there_is_room_again(
+def test_a_full_disk_is_waited_for(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """With one warning. A disk that is broken ends it at once."""

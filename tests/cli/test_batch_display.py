@@ -45,13 +45,13 @@ def lines(progress: BatchProgress, *seen: events.Event) -> list[str]:
     return display.lines(progress)
 
 
-def test_the_counts_stand_first() -> None:
+def test_the_counts_come_first() -> None:
     """Unknown ones only if there are any."""
     assert lines(BEGUN) == ["0 of 200 rows: 0 done, 0 failed, 0 running", "", ""]
     assert lines(HALF)[0] == "100 of 200 rows: 96 done, 3 failed, 1 unknown, 40 running"
 
 
-def test_then_how_fast_it_is() -> None:
+def test_the_second_line_has_rate_cost_and_expected_end() -> None:
     """And what it has spent, and when it will end; a day later with the date."""
     fast = attrs.evolve(HALF, rate=118.3, spent=480.0)
     assert lines(fast)[1] == "118 a minute, 480 credits spent so far"
@@ -66,7 +66,7 @@ def test_then_how_fast_it_is() -> None:
     assert lines(attrs.evolve(HALF, expected_end=past))[1].startswith("about 0.0 s left")
 
 
-def test_then_what_it_waits_for() -> None:
+def test_the_third_line_says_what_the_batch_waits_for() -> None:
     """The rate limit, a retry, a pause, and why it has stopped: the most important of these."""
     queued = [events.Queued(intent_id=each, place=0) for each in "abc"]
     retry = events.Retrying(intent_id="a", reason="MidAPI answered 455", delay=1.0, left=9.0)

@@ -211,7 +211,7 @@ async def test_a_journal_that_is_away_when_the_result_comes(world: World, has_bo
     assert len(guild.channels[0].messages) == 2
 
 
-async def test_a_bot_that_stops_tells_those_who_wait(world: World) -> None:
+async def test_shutdown_is_told_to_users_whose_orders_wait(world: World) -> None:
     """What was not sent yet is not sent; what was bought is delivered after the restart."""
     guild, ada = world.discord.guild(), world.discord.user("ada")
     async with world.client(rate_limit=RateLimit(1, per=60)) as client:
@@ -425,7 +425,7 @@ async def test_a_file_that_cannot_be_fetched_becomes_a_link(world: World) -> Non
     assert "[file 3](" in asked.message.text
 
 
-async def test_discord_is_away_after_a_restart(world: World) -> None:
+async def test_discord_is_unreachable_after_a_restart(world: World) -> None:
     """While nobody knows whether the result was sent, it is not sent again."""
     guild, ada = world.discord.guild(), world.discord.user("ada")
     channel = guild.channels[0]
@@ -624,7 +624,7 @@ async def test_a_second_click_on_what_became_a_direct_message(world: World) -> N
     assert world.posts == 2
 
 
-async def test_a_click_on_a_submission_of_which_nothing_is_known(world: World) -> None:
+async def test_a_second_click_on_an_unknown_submission(world: World) -> None:
     """It is not sent again, whoever clicks."""
     ada = world.discord.user("ada")
     world.discord.guild()

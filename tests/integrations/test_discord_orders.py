@@ -372,7 +372,7 @@ async def test_a_gateway_that_resumes_loses_no_order(world: World) -> None:
     assert world.posts == 1
 
 
-async def test_discord_is_away_when_the_result_is_there(world: World) -> None:
+async def test_discord_is_unreachable_when_the_result_arrives(world: World) -> None:
     """The delivery is tried again, and the result is shown once."""
     guild, ada = world.discord.guild(), world.discord.user("ada")
     async with world.bot():
@@ -490,7 +490,7 @@ async def test_only_the_requester_deletes(world: World) -> None:
 # ─── Discord's limits ────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_line_says_its_place(world: World) -> None:
+async def test_the_place_in_line_is_shown(world: World) -> None:
     """The 21st order of an account waits for the limit of 20 in 10 s, and says so."""
     guild, ada = world.discord.guild(), world.discord.user("ada")
     async with world.bot():

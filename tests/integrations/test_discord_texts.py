@@ -250,7 +250,7 @@ def test_a_text_that_cannot_be_shown_is_refused_at_once(
     assert list(caught.value.problems) == [problem]
 
 
-def test_texts_may_have_braces_where_nothing_is_filled_in() -> None:
+def test_texts_without_placeholders_may_contain_braces() -> None:
     """And leave out what would be."""
     strings = Strings(several_jobs="{rot, blau}", running="{", unknown="Wer weiß?")
     assert strings.of_error(SubmissionUnknown(INTENT)) == "Wer weiß?"

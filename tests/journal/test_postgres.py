@@ -186,7 +186,9 @@ async def test_a_process_that_stands_still_with_the_account_locked(
     assert isinstance(await claiming, Claimed)
 
 
-async def test_ten_first_starts_at_once(postgres: Server, make: Make, schema: str) -> None:
+async def test_ten_processes_create_the_schema_at_once(
+    postgres: Server, make: Make, schema: str
+) -> None:
     """The schema is made once."""
     await asyncio.gather(*(claimed(make(), intent(key=f"k{n}")) for n in range(10)))
     assert len(await make().rows(SCOPE)) == 10
@@ -323,7 +325,7 @@ async def test_a_lost_owner_does_not_send(postgres: Server, make: Make) -> None:
     assert (late.state, late.task_id) == (State.ACCEPTED, "t")
 
 
-async def test_a_lost_owner_that_does_not_know_it(
+async def test_an_owner_that_has_not_noticed_its_lost_lock(
     postgres: Server, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server checks the lock with each write, whatever the client believes."""
@@ -600,7 +602,7 @@ async def test_the_server_is_killed_during_a_claim(
             await journal.aclose()
 
 
-async def test_a_server_that_is_away(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_cannot_be_reached(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that never worked says so at once; one that did waits for some seconds."""
     monkeypatch.setattr(session_module, "TIMEOUT", 1.0)
     port = free_port()

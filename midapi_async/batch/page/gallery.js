@@ -11,7 +11,7 @@ const count = (n, one, many = one + "s") => `${number.format(n)} ${n === 1 ? one
 
 const KINDS = {
   TextToImage: "", ImageToImage: "From pictures", StyleReference: "In a style", OmniReference: "Omni reference",
-  ImageToVideo: "Video", Upscale: "Enlarged", Vary: "Variations", ExtendVideo: "Longer video",
+  ImageToVideo: "Video", Upscale: "Upscaled", Vary: "Variations", ExtendVideo: "Extended video",
 };
 const NAMES = {
   aspectRatio: "aspect ratio", fileUrls: "pictures", waterMark: "water mark", enableTranslation: "translation",
