@@ -68,7 +68,8 @@ class Buying:
 
     Attributes:
         max_credits: The most credits that this run may spend, counted by the account's balance; no
-            limit if not given. The first row runs alone, to see what one costs.
+            limit if not given. The first row runs alone, to see what one costs; if that is more
+            than the limit, the run ends after it.
         running: How many rows may be under way at the same time.
         retry_failed: Also buy rows again, once each, whose task failed at MidAPI in an earlier run.
             Rows that MidAPI refused cost nothing, and are tried again without this option.
