@@ -44,22 +44,25 @@ def header_problem(columns: list[str], template: Template | None) -> str | None:
     names = [own_name(column) for column in columns if column]
     seen: set[str] = set()
     used = {folded(name) for name in template[1::2]} if template else set()
-    problems = []
+    problems, unknown = [], []
     for name in names:
         if folded(name) in seen:
             problems.append(f"the column {shown(name)} occurs twice")
         seen.add(folded(name))
         if name in NAMES or name.startswith("metadata.") or folded(name) in used:
             continue
-        if template is None:
-            near = nearest(name, NAMES)
-            hint = f"did you mean {near}?" if near else f"the known columns are {', '.join(NAMES)}"
-            problems.append(
-                f"the column {shown(name)} is not known; {hint} "
-                "(the first row must name the columns; metadata.NAME keeps a note of yours)"
-            )
+        if template is None and (near := nearest(name, NAMES)):
+            problems.append(f"the column {shown(name)} is not known; did you mean {near}?")
+        elif template is None:
+            unknown.append(shown(name))
         elif meant := meant_by(name):
             problems.append(f"the column {shown(name)} is not used; did you mean {meant}?")
+    if unknown:
+        problems.append(
+            f"not known as columns: {', '.join(unknown)}; the known columns are {', '.join(NAMES)} "
+            "(the first row must name the columns; --template makes prompts from others, and "
+            "metadata.NAME keeps a note of yours)"
+        )
     if template and (problem := unknown_in(template, names)):
         problems.append(problem)
     if not problems and not template and seen.isdisjoint({"prompt", "taskid"}):

@@ -432,6 +432,8 @@ def test_equal_keys_are_refused_with_both_lines() -> None:
         ("prompt,aspct_ratio", "the column 'aspct_ratio' is not known; did you mean aspect_ratio?"),
         ("prompt;chaos", "the column 'chaos' is not known; did you mean variety?"),
         ("a fox in the snow", "the first row must name the columns"),
+        ("animal,place", "not known as columns: 'animal', 'place'; the known columns are "),
+        ("animal,place", "; --template makes prompts from others, "),
         ("Prompt,prompt", "the column 'prompt' occurs twice"),
         ("key,speed", "there is no column named prompt"),
         ("xy;z,a", 'contains "," and ";": it is not clear which of them separates the columns'),
