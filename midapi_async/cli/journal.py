@@ -26,6 +26,7 @@ from ._folder import (
     facts_of,
     find_rows,
     opened_journal,
+    option_of,
     place_of,
     rows_of,
     shown_place,
@@ -72,12 +73,14 @@ def list_intents(
     """
     if limit is not None and limit < 1:
         raise InvalidRequestError({"limit": f"must be 1 or more, got {limit}"})
-    return run_async(_list(place_of(folder), states, limit, output), output)
+    return run_async(_list(folder, states, limit, output), output)
 
 
-async def _list(place: Place, states: tuple[State, ...], limit: int | None, output: Output) -> None:
+async def _list(
+    folder: str | None, states: tuple[State, ...], limit: int | None, output: Output
+) -> None:
     count, rows = 0, deque[Intent](maxlen=limit)
-    async with opened_journal(place) as opened:
+    async with opened_journal(place_of(folder)) as opened:
         async for row in rows_of(opened, *states):
             count += 1
             rows.append(row)
@@ -93,7 +96,8 @@ async def _list(place: Place, states: tuple[State, ...], limit: int | None, outp
         say(f"Older ones that are not shown: {count - len(rows)}")
     if any(row.state is State.UNKNOWN for row in rows):
         say("Unknown ones may have been paid. Look for their prompts in MidAPI's log, then:")
-        say("midapi journal adopt INTENT TASK, or resubmit INTENT, or dismiss INTENT")
+        for decision in ("adopt INTENT TASK", "resubmit INTENT", "dismiss INTENT"):
+            say(f"  midapi journal {decision}{option_of(folder)}")
 
 
 @journal.command

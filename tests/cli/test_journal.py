@@ -66,6 +66,9 @@ def test_list_and_show(midapi: Midapi, unknown: str) -> None:
     assert [line.split()[1] for line in lines[1:]] == ["succeeded", "unknown"]
     assert all(line.endswith(r"a [red] fox\x1b[31m") for line in lines[1:])
     assert only(midapi("journal", "list", "unknown").lines[1:]).split()[0] == unknown
+    assert midapi("journal", "list").err.endswith("  midapi journal dismiss INTENT\n")
+    elsewhere = midapi("journal", "list", "--folder", "journal").err.splitlines()
+    assert elsewhere[-3] == "  midapi journal adopt INTENT TASK --folder journal"
     assert len(midapi("journal", "list", "--json").json["intents"]) == 2
     facts = midapi("journal", "show", unknown[:8], "--json").json
     assert (
@@ -168,7 +171,7 @@ def test_list_fits_a_real_terminal(midapi: Midapi, unknown: str, columns: int) -
     assert midapi("journal", "show", row.split()[0]).code == 0
     assert ("TASK" in header, "TIME" in header) == (columns == 200, columns > 60)
     assert header.endswith("PROMPT")
-    assert len(advice) == 2
+    assert len(advice) == 4
     assert all(len(line) <= 80 for line in advice)
 
 
