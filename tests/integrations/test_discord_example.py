@@ -56,16 +56,31 @@ async def test_the_example_paints(
     assert Path("journal").is_dir()
 
 
+def ones_own() -> str:
+    """The program at the end of docs/discord.md."""
+    page = (REPOSITORY / "docs" / "discord.md").read_text("utf-8")
+    [program] = [str(each) for each in BLOCK.findall(page) if "class Fox" in each]
+    return program
+
+
 async def test_the_bot_of_ones_own_paints(
     stand_in: DiscordStandIn, run: Callable[[str, str], commands.Bot]
 ) -> None:
-    """As docs/discord.md shows it."""
-    page = (REPOSITORY / "docs" / "discord.md").read_text("utf-8")
-    [program] = [each for each in BLOCK.findall(page) if "class Fox" in each]
     guild, ada = stand_in.guild(), stand_in.user("ada")
-    async with stand_in.running(run(program, "Fox")):
+    async with stand_in.running(run(ones_own(), "Fox")):
         asked = await stand_in.slash(ada, guild, "fox")
         await stand_in.until(lambda: asked.message.files, 300)
+
+
+async def test_the_bot_of_ones_own_tells_a_failure(
+    stand_in: DiscordStandIn, run: Callable[[str, str], commands.Bot]
+) -> None:
+    guild, ada = stand_in.guild(), stand_in.user("ada")
+    program = ones_own().replace("a red fox", "a red fox [[sandbox: fail=out of paint]]")
+    async with stand_in.running(run(program, "Fox")):
+        asked = await stand_in.slash(ada, guild, "fox")
+        await stand_in.until(lambda: asked.followups, 300)
+    assert asked.followups[0].text.endswith("out of paint")
 
 
 def test_the_pages_show_the_example() -> None:
