@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from tests.integrations.discord_stand_in import (
     File,
 )  # fmt: skip
 from tests.integrations.discord_stand_in.things import Message, User
-from tests.integrations.discord_world import World, settled, told
+from tests.integrations.discord_world import Bot, World, settled, told
 
 
 @pytest.fixture
@@ -115,6 +116,32 @@ async def test_the_cog_can_be_loaded_again(world: World) -> None:
         await world.discord.until(lambda: clicked.message.files, 100)
         await settled(60)
     assert len([each for each in guild.channels[0].messages if each.files]) == 3
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+async def test_a_cog_may_be_added_before_the_login(world: World, is_prepared: bool) -> None:
+    """As in ``async with bot:``, or even before it. What was ordered before is delivered."""
+
+    class Early(Bot):
+        async def setup_hook(self) -> None:
+            """Nothing: the cog is there."""
+
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot():
+        await world.discord.slash(ada, guild, "imagine", prompt="a fox")
+        await settled(10)
+    async with world.client() as client:
+        for handle in await client.resume():
+            await handle
+    async with AsyncExitStack() as stack:
+        bot = Early(world.client())
+        if is_prepared:
+            await stack.enter_async_context(bot)
+        await bot.add_cog(bot.cog)
+        await settled(10)
+        await stack.enter_async_context(world.discord.running(bot))
+        await world.discord.until(lambda: guild.channels[0].last.files, 100)
+        await settled(5)
 
 
 async def test_a_bot_leaves_the_orders_of_others_alone(world: World) -> None:

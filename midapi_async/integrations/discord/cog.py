@@ -180,9 +180,12 @@ class Midjourney(commands.Cog, name=COG):
 
     async def _deliver_all(self) -> None:
         """Deliver the result of every order of this bot that is not taken, as it becomes final."""
-        await self._report_unknown()
         while True:
             try:
+                # A cog may be added before the login, which tells whose bot it is; and what files
+                # a server takes is known when the gateway has told it.
+                await self._bot.wait_until_ready()
+                await self._report_unknown()
                 async with aclosing(self.client.untaken()) as untaken:
                     async for handle in untaken:
                         place = place_of(handle)
