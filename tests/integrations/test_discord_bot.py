@@ -158,6 +158,21 @@ async def test_a_bot_leaves_the_orders_of_others_alone(world: World) -> None:
     assert channel.messages == []
 
 
+async def test_a_bot_with_its_own_namespace_shares_a_journal(world: World, tmp_path: Path) -> None:
+    """A program that runs while the bot restarts takes over only what is of its own namespace."""
+    world.journal = tmp_path
+    guild, ada = world.discord.guild(), world.discord.user("ada")
+    async with world.bot(world.client(namespace="discord")):
+        prompt = "a fox [[sandbox: seconds=300]]"
+        await world.discord.slash(ada, guild, "imagine", prompt=prompt)
+        await settled(20)
+    async with world.client():
+        await settled(100)
+        async with world.bot(world.client(namespace="discord")):
+            await world.discord.until(lambda: guild.channels[0].last.files, 500)
+            await settled(5)
+
+
 async def test_a_lost_answer_that_a_callback_brings_is_delivered(world: World) -> None:
     """The working message says what it waits for."""
     world.sandbox.faults.on("submit", do=faults.lose_answer())
