@@ -458,7 +458,7 @@ def process_of(path: Path) -> int | None:
         OSError: the lock file cannot be opened.
     """
     try:
-        descriptor = open_private(path / LOCK, os.O_RDWR)
+        descriptor = open_private(path / LOCK, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:

@@ -7,14 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from midapi_async import State
+from midapi_async import JournalError, State
 from midapi_async.batch.folder import GALLERY, JOURNAL, counts_of, process_of, read_batch
 
 from ._batch_display import left_until, speed
 from ._common import Output, run_async
 from ._errors import CommandError
 from ._folder import opened_journal, place_of
-from ._terminal import out, out_json
+from ._terminal import one_line, out, out_json, say
 
 _LIVE = ("rate", "expected_end", "paused")  # printed only while a process runs the batch
 
@@ -38,13 +38,19 @@ def print_status(folder: Path, output: Output) -> int:
 async def _print(
     folder: Path, batch: dict[str, Any], facts: dict[str, Any], output: Output
 ) -> None:
-    counts: Mapping[State, int] = {}
+    counts: Mapping[State, int] | None = {}
     if (folder / JOURNAL).is_dir():  # else it has not begun
-        async with opened_journal(place_of(str(folder / JOURNAL))) as journal:
-            counts = (await journal.stats()).counts
+        try:
+            async with opened_journal(place_of(str(folder / JOURNAL))) as journal:
+                counts = (await journal.stats()).counts
+        except JournalError as error:  # a full disk, or one that is read only
+            counts = None
+            say(f"midapi: WARNING: it is not known what is running: {one_line(error)}")
     known = sum(facts[name] for name in ("succeeded", "failed", "unknown"))
-    sending = counts.get(State.SENDING, 0) + counts.get(State.RESTING, 0)
-    running = min(sending + unfetched(counts, facts["ended"]), max(0, batch["rows"] - known))
+    running = None
+    if counts is not None:
+        sending = counts.get(State.SENDING, 0) + counts.get(State.RESTING, 0)
+        running = min(sending + unfetched(counts, facts["ended"]), max(0, batch["rows"] - known))
     is_live = facts["process"] is not None
     found = {
         "rows": batch["rows"],
@@ -52,7 +58,7 @@ async def _print(
         "failed": facts["failed"],
         "unknown": facts["unknown"],
         "running": running,
-        "not_submitted": max(0, batch["rows"] - known - running),
+        "not_submitted": None if running is None else max(0, batch["rows"] - known - running),
         **{name: facts.get(name) if is_live else None for name in _LIVE},
         "credits_spent": facts.get("credits_spent"),
         "stopped": facts.get("stopped"),
@@ -87,7 +93,8 @@ def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
     who = "not running now" if process is None else f"process {process or '?'} is running it"
     yield f"{folder}: {found['rows']} rows of {found['input']}, {who}"
     for name in ("succeeded", "failed", "unknown", "running", "not_submitted"):
-        yield f"{found[name]} {name.replace('_', ' ')}"
+        if found[name] is not None:
+            yield f"{found[name]} {name.replace('_', ' ')}"
     if found["expected_end"]:
         left = left_until(datetime.fromisoformat(found["expected_end"]))
         yield f"{speed(found['rate'])}, {left}"

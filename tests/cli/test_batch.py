@@ -578,6 +578,26 @@ def test_the_status_of_a_batch_that_runs(midapi: Midapi) -> None:
     assert (later["process"], later["rate"], later["stopped"]) == (None, None, "no credits")
 
 
+@pytest.mark.usefixtures("midapi_sandbox")
+def test_a_status_without_the_journal_says_the_rest(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be opened on a full disk, nor on one that is read only."""
+    assert midapi("batch", rows(2), "--output", "out").code == 0
+
+    async def full(_: object) -> None:
+        raise JournalError("no space left")
+
+    monkeypatch.setattr(SQLiteJournal, "stats", full)
+    ran = midapi("batch", "--output", "out", "--status")
+    assert ran.code == 0
+    assert "midapi: WARNING: it is not known what is running: no space left" in ran.err
+    assert ran.lines[1:4] == ["2 succeeded", "0 failed", "0 unknown"]
+    assert "running" not in "".join(ran.lines[1:])
+    found = midapi("batch", "--output", "out", "--status", "--json").json
+    assert (found["succeeded"], found["running"], found["not_submitted"]) == (2, None, None)
+
+
 def test_a_status_that_cannot_be_read(midapi: Midapi) -> None:
     """It is an error, and no usage error."""
     BatchFolder.open(Path("out"), base_url="https://x.invalid", rows=9, source="r.csv").close()
