@@ -81,7 +81,7 @@ class Rows:
     def description(self) -> str:
         """The number of rows, in words."""
         rows = f"{self.count} row{'s'[: self.count != 1]}"
-        return rows if self.count == len(self.lines) else f"{rows} (which make {len(self)} jobs)"
+        return rows if self.count == len(self.lines) else f"{rows} ({len(self)} jobs)"
 
     def read(self, *, check_files: bool = False) -> Iterator[FileRow | RowProblem]:
         """Each row or what is wrong with it, up to ``--limit``."""
@@ -137,10 +137,10 @@ def read_rows(source: str, options: FileOptions) -> Rows:
     if not rows.lines:
         raise InvalidRequestError({"file": f"{source!r} has no rows"})
     if several:
+        advice = "" if options.expand else ". --expand makes a row of each job"
         say(
-            f"midapi: WARNING: {several} of {rows.description} have a prompt with {{…, …}} or "
-            "--repeat: it is not known how many jobs MidAPI runs and bills for it. --expand makes "
-            "a row of each job"
+            f"midapi: WARNING: {{…, …}} or --repeat in {several} prompts of {rows.description}. "
+            f"It is not known how many jobs MidAPI runs and bills for these{advice}"
         )
     return rows
 

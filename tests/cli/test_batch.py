@@ -196,11 +196,11 @@ def test_a_dry_run_needs_no_key(midapi: Midapi) -> None:
     plain = midapi("batch", "rows.txt", "--dry-run")
     assert plain.code == 0
     warning, last = plain.err.splitlines()
-    assert warning.startswith("midapi: WARNING: 2 of 3 rows have a prompt with {…, …} or --repeat")
+    assert warning.startswith("midapi: WARNING: {…, …} or --repeat in 2 prompts of 3 rows.")
     assert last == "Every row is valid: 3 rows. Nothing was sent."
     ran = midapi("batch", "rows.txt", "--dry-run", "--expand", "--json")
     assert (ran.code, ran.json) == (0, {"rows": 3, "jobs": 6})
-    assert ran.err == "Every row is valid: 3 rows (which make 6 jobs). Nothing was sent.\n"
+    assert ran.err == "Every row is valid: 3 rows (6 jobs). Nothing was sent.\n"
     one = midapi("batch", "rows.txt", "--dry-run", "--expand", "--limit", "1", "--json")
     assert one.json == {"rows": 1, "jobs": 2}
 
@@ -212,13 +212,13 @@ def test_permutations_are_bought_as_rows_of_their_own(
     Path("rows.txt").write_text("a {red, blue} fox\na {red, blue} hare\na whale\n")
     ran = midapi("batch", "rows.txt", "--output", "out", "--expand")
     assert ran.code == 0
-    assert ran.err.startswith("3 rows (which make 5 jobs): each job costs credits.\n3 rows (which")
+    assert ran.err.startswith("3 rows (5 jobs): each job costs credits.\n3 rows (5")
     assert len(bought(midapi_sandbox)) == 5
     assert Counter(line["line"] for line in results()) == {1: 2, 2: 2, 3: 1}
     ran = midapi("batch", "rows.txt", "--output", "other")
     assert ran.code == 0
     assert ran.err.count("WARNING") == 1
-    assert "2 of 3 rows" in ran.err
+    assert "2 prompts of 3 rows" in ran.err
 
 
 def test_rows_from_stdin_with_a_template(

@@ -66,7 +66,7 @@ def test_a_wrong_url_is_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> 
         lambda: MidAPIClient(secrets.API_KEY, journal=url),
         lambda: MidAPIClient(secrets.API_KEY),
     ):
-        with pytest.raises(InvalidRequestError, match=r"is no URL like postgresql://") as caught:
+        with pytest.raises(InvalidRequestError, match=r"a URL like postgresql://") as caught:
             make()
         secrets.assert_none_in(caught.value, caught.value.problems)
         assert secrets.found_in_locals(caught.value) == []
