@@ -101,10 +101,8 @@ async def test_nothing_happens_before_the_first_use(folder: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["redis://user:secret@host/0", "mysql://host/db", "SQLite:///journal", "file:/x"]
 )
-async def test_a_url_is_no_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
-) -> None:
-    """As an argument, a path or a variable, and for the command line: no folder is made."""
+async def test_a_url_is_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """As an argument, a path or a variable: no folder is made."""
     folder.mkdir()
     monkeypatch.chdir(folder)
     wanted = f"journal: there is no journal for {url.partition(':')[0]}: URLs; give the path of a"
@@ -115,14 +113,28 @@ async def test_a_url_is_no_folder(
     with pytest.raises(InvalidRequestError, match=wanted) as caught:
         MidAPIClient("key")
     assert "secret" not in str(caught.value)
-    for arguments in (["list"], ["list", "--folder", url], ["check"]):
-        assert main(["journal", *arguments]) == 2
-        assert "give the path of a folder" in capsys.readouterr().err
     assert (await _checks.journal(Path(url))).verdict == "failed"
     assert list(folder.iterdir()) == []
     journal = SQLiteJournal("./redis:/x")  # a folder that has such a name
     await claimed(journal)
     await journal.aclose()
+
+
+@pytest.mark.fault("L20")
+@pytest.mark.parametrize("url", ["redis://user:secret@host/0", "mysql://host/db", "file:/x"])
+def test_a_url_is_no_folder_for_the_command_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    """As an option or a variable: no folder is made."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MIDAPI_JOURNAL", url)
+    for arguments in (["list"], ["list", "--folder", url], ["check"]):
+        assert main(["journal", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert "give the path of a folder" in said
+        assert "secret" not in said
+    assert list(folder.iterdir()) == []
 
 
 async def test_an_empty_folder_is_taken(folder: Path) -> None:
