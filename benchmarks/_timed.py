@@ -20,7 +20,7 @@ def rate_of(moments: Sequence[float], count: int) -> float:
 
 
 def most_in_a_window(moments: Sequence[float], per: float) -> int:
-    """The largest number of POSTs in a window of so many seconds, wherever it begins."""
+    """The largest number of POSTs in any window of this many seconds."""
     window: deque[float] = deque()
     most = 0
     for moment in moments:

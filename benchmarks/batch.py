@@ -17,7 +17,7 @@ one with `_script.py`: bare aiohttp, a semaphore, a manifest file, and a look ev
 Then the finished batch is run again, five times, with a new client each. It must need no request.
 The reference reads the same rows with `Journal.rows`, in the same process and by turns; what bare
 sqlite3 and `json` take for that, and the script for its manifest, is printed beside it. These are
-seconds of CPU, since nobody is waited for, and other load on the machine would count.
+seconds of CPU: a finished batch waits for nothing, and elapsed time would include other load.
 
 At last a finished batch of 1,000 keys of `generate_and_wait` is run again: all keys at the same
 time, and one after the other, as in a loop of `generate` and `await handle`.
