@@ -153,6 +153,15 @@ def differential(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into ``build/docs``; a warning, also one of a dead link, is an error."""
+    session.install("-e", ".[docs,discord,postgres,sandbox]")
+    options = ("-W", "--keep-going", "-n", "-q", "-d", "build/doctrees", *session.posargs)
+    session.run("sphinx-build", *options, "docs", "build/docs")
+    session.log("open build/docs/index.html")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show the SDK against the local sandbox, as a user installs it; arguments go to the demo."""
     session.install(".[cli,sandbox]")
