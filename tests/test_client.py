@@ -113,8 +113,9 @@ async def test_a_failed_task_raises(way: str) -> None:
             assert sandbox.ledger.accepted[0].task_id == caught.value.task_id
 
 
+@pytest.mark.fault("P8")
 @both_ways
-async def test_p08_a_task_that_never_ends(way: str) -> None:
+async def test_a_task_that_never_ends(way: str) -> None:
     """WaitTimeout with its id; the task can be awaited again when it is done after all."""
     faults = Faults().on("task", do=never_end())
     async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
@@ -151,7 +152,8 @@ async def test_a_callback_needs_one_look_and_wakes_at_once() -> None:
             assert client.stats().looks == 1
 
 
-async def test_c01_without_its_callback_looking_finds_it() -> None:
+@pytest.mark.fault("C1")
+async def test_without_its_callback_looking_finds_it() -> None:
     """The callback never comes."""
     faults = Faults().on("callback", do=never_call_back())
     async with Sandbox(api_key=API_KEY, faults=faults) as sandbox:
@@ -176,7 +178,8 @@ async def test_thousands_from_a_script_keep_the_accounts_limit() -> None:
 # ─── lost answers, intents and resume ────────────────────────────────────────────────────────────
 
 
-async def test_s01_with_a_receiver_a_lost_answer_costs_nothing() -> None:
+@pytest.mark.fault("S1")
+async def test_with_a_receiver_a_lost_answer_costs_nothing() -> None:
     """The callback's token brings the task id; generate_and_wait returns as if nothing happened."""
     faults = Faults().on("submit", do=sandbox_loses_answer())
     async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
@@ -189,7 +192,8 @@ async def test_s01_with_a_receiver_a_lost_answer_costs_nothing() -> None:
             assert again.metadata == {"a": "b"}
 
 
-async def test_s01_generate_says_that_it_can_be_settled() -> None:
+@pytest.mark.fault("S1")
+async def test_generate_says_that_it_can_be_settled() -> None:
     """generate raises, intents.settle waits for the callback, and gives the handle."""
     faults = Faults().on("submit", do=sandbox_loses_answer())
     async with Sandbox(api_key=API_KEY, webhook_key=WEBHOOK_KEY, faults=faults) as sandbox:
@@ -207,7 +211,8 @@ async def test_s01_generate_says_that_it_can_be_settled() -> None:
             assert one.task_id == (await client.intents.settle(caught.value.intent_id)).task_id
 
 
-async def test_s01_a_users_own_callback_url_cannot_settle() -> None:
+@pytest.mark.fault("S1")
+async def test_a_users_own_callback_url_cannot_settle() -> None:
     """No token of ours in it: the error says so."""
     async with (
         ScriptedServer([lose_answer()]) as server,
@@ -271,7 +276,7 @@ OTHERS_CALLBACK = {"paramJson": json.dumps({"callBackUrl": "https://x.example/mj
     ],
     ids=["unknown", "another callback URL", "another type", "too old"],
 )
-async def test_s32_adopt_refuses_what_does_not_fit(look: Answer, problem: str) -> None:
+async def test_adopt_refuses_what_does_not_fit(look: Answer, problem: str) -> None:
     """The record is looked at first; the user may know better."""
     async with (
         ScriptedServer([lose_answer()], then=mid(None, look)) as server,
@@ -287,7 +292,7 @@ async def test_s32_adopt_refuses_what_does_not_fit(look: Answer, problem: str) -
 
 @pytest.mark.fault("S32")
 @pytest.mark.parametrize(("prompt", "warns"), [("a blue whale", True), (" a red fox", False)])
-async def test_s32_adopt_warns_of_another_prompt(
+async def test_adopt_warns_of_another_prompt(
     caplog: pytest.LogCaptureFixture, prompt: str, *, warns: bool
 ) -> None:
     """It may be the same task, whose prompt MidAPI changed; or an id that was mistaken."""
@@ -303,7 +308,7 @@ async def test_s32_adopt_warns_of_another_prompt(
 
 
 @pytest.mark.fault("S32")
-async def test_s32_adopt_changes_nothing_if_the_record_cannot_be_read() -> None:
+async def test_adopt_changes_nothing_if_the_record_cannot_be_read() -> None:
     """The error is that of the look."""
     async with (
         ScriptedServer([lose_answer()], then=mid(None, reply(502))) as server,
@@ -318,7 +323,7 @@ async def test_s32_adopt_changes_nothing_if_the_record_cannot_be_read() -> None:
 @pytest.mark.fault("S32")
 @pytest.mark.parametrize("kept", ["memory", "folder"])
 @pytest.mark.parametrize("is_final", [False, True])
-async def test_s32_what_was_adopted_wrongly_can_be_mended(
+async def test_what_was_adopted_wrongly_can_be_mended(
     kept: str, tmp_path: Path, *, is_final: bool
 ) -> None:
     """Also after its result has come; the right task's result is returned then."""
@@ -356,7 +361,7 @@ async def test_s32_what_was_adopted_wrongly_can_be_mended(
 
 @pytest.mark.fault("S32")
 @pytest.mark.parametrize("ack", ["auto", "manual"])
-async def test_s32_the_handle_of_a_task_that_was_replaced_changes_nothing(ack: str) -> None:
+async def test_the_handle_of_a_task_that_was_replaced_changes_nothing(ack: str) -> None:
     """Its result is another task's: the intent has no result by it, and is not taken."""
     right, journal = "f" * 32, MemoryJournal()
 
@@ -569,7 +574,8 @@ async def test_opening_and_closing_at_once() -> None:
         await asyncio.gather(client.aclose(), other.aclose())
 
 
-async def test_s20_handles_and_intents_of_a_closed_client(tmp_path: Path) -> None:
+@pytest.mark.fault("S20")
+async def test_handles_and_intents_of_a_closed_client(tmp_path: Path) -> None:
     """They say so, and open nothing again."""
     async with ScriptedServer([accepted(), accepted("second"), looked()]) as server:
         client = client_of(server, journal=tmp_path / "journal")
@@ -591,7 +597,8 @@ async def test_s20_handles_and_intents_of_a_closed_client(tmp_path: Path) -> Non
         assert "closed" in repr(client._journal)
 
 
-async def test_i05_a_key_in_another_spelling() -> None:
+@pytest.mark.fault("I5")
+async def test_a_key_in_another_spelling() -> None:
     """A server that escapes what it echoes."""
     key = known("c2VjcmV0LWtleQ/with+signs==")
     said = json.dumps({"code": 401, "msg": f"bad {key}"})
@@ -604,7 +611,8 @@ async def test_i05_a_key_in_another_spelling() -> None:
                 assert_none_in(caught.value)
 
 
-async def test_i05_no_context_holds_the_answers_text() -> None:
+@pytest.mark.fault("I5")
+async def test_no_context_holds_the_answers_text() -> None:
     """A page with our token in it is in no error that the caller can reach."""
     page = "<html>mjt_" + "a" * 43
     async with ScriptedServer([reply(502, body=page), reply(body=page)]) as server:
@@ -683,7 +691,8 @@ async def test_resume_gives_what_nobody_took() -> None:
         assert len(submits(server)) == 1
 
 
-async def test_l14_manual_ack_gives_the_result_until_it_is_acknowledged() -> None:
+@pytest.mark.fault("L14")
+async def test_manual_ack_gives_the_result_until_it_is_acknowledged() -> None:
     """Between the result and the user's own work nothing is lost."""
     journal = MemoryJournal()
     async with ScriptedServer(then=mid(accepted(), looked())) as server:
@@ -754,7 +763,8 @@ async def test_a_failed_task_is_taken_too() -> None:
         assert len(submits(server)) == 1
 
 
-def test_s14_a_loop_that_died_leaves_unknowns_and_handles() -> None:
+@pytest.mark.fault("S14")
+def test_a_loop_that_died_leaves_unknowns_and_handles() -> None:
     """A loop ended with one POST under way: that is UNKNOWN, and what was accepted is resumed."""
     journal = MemoryJournal()
 
@@ -789,8 +799,9 @@ def test_s14_a_loop_that_died_leaves_unknowns_and_handles() -> None:
 # ─── opening and closing ─────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault("S20")
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_s20_used_while_not_open(when: str) -> None:
+async def test_used_while_not_open(when: str) -> None:
     """Every method says so, and nothing is sent."""
     async with ScriptedServer() as server:
         client = client_of(server)
@@ -814,7 +825,8 @@ async def test_s20_used_while_not_open(when: str) -> None:
         assert not server.requests
 
 
-async def test_s20_opened_twice() -> None:
+@pytest.mark.fault("S20")
+async def test_opened_twice() -> None:
     """A second open while it is open says so and changes nothing."""
     async with ScriptedServer([ok(5)]) as server, client_of(server) as client:
         with pytest.raises(InvalidRequestError, match="already open"):
@@ -822,7 +834,9 @@ async def test_s20_opened_twice() -> None:
         assert await client.credits() == 5.0
 
 
-def test_s20_l10_one_loop_at_a_time_and_asyncio_run_twice() -> None:
+@pytest.mark.fault("S20")
+@pytest.mark.fault("L10")
+def test_one_loop_at_a_time_and_asyncio_run_twice() -> None:
     """Another loop is refused while it is open; closed, it opens in the next loop."""
 
     async def first() -> MidAPIClient:
@@ -876,7 +890,8 @@ def test_a_loop_that_ended_while_the_client_closed() -> None:
     VirtualLoop.run(again(client))
 
 
-async def test_l10_a_forked_child_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault("L10")
+async def test_a_forked_child_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child must not use its parent's connections."""
     async with ScriptedServer() as server, client_of(server) as client:
         monkeypatch.setattr(os, "getpid", lambda: -1)
@@ -885,7 +900,8 @@ async def test_l10_a_forked_child_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.undo()
 
 
-def test_l07_never_closed_is_a_resource_warning() -> None:
+@pytest.mark.fault("L7")
+def test_never_closed_is_a_resource_warning() -> None:
     """One warning that names the client."""
 
     async def forget() -> None:
@@ -899,7 +915,8 @@ def test_l07_never_closed_is_a_resource_warning() -> None:
         runner.run(forget())
 
 
-async def test_c19_a_port_that_is_taken_says_so() -> None:
+@pytest.mark.fault("C19")
+async def test_a_port_that_is_taken_says_so() -> None:
     """An error at start that names the port; nothing is left half open."""
     async with ScriptedServer() as taken, ScriptedServer() as server:
         receiver = CallbackReceiver(None, port=taken.port)
@@ -1046,8 +1063,9 @@ async def test_metadata_is_never_sent_nor_shown() -> None:
         assert b"secret-channel" not in server.requests[0].body
 
 
+@pytest.mark.fault("I5")
 @pytest.mark.parametrize("where", ["msg", "data"])
-async def test_i05_a_server_that_echoes_the_key(where: str) -> None:
+async def test_a_server_that_echoes_the_key(where: str) -> None:
     """The API key shows in no error, even when the server sends it back."""
     answer = {"code": 400, "msg": f"bad key {API_KEY}", "data": None}
     data = record(flag=2, errorMessage=f"denied for {API_KEY}")
@@ -1059,7 +1077,8 @@ async def test_i05_a_server_that_echoes_the_key(where: str) -> None:
         assert_none_in(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301 - our own bytes
 
 
-async def test_i05_nothing_of_the_transport_shows_the_key() -> None:
+@pytest.mark.fault("I5")
+async def test_nothing_of_the_transport_shows_the_key() -> None:
     """The error of a broken connection has no cause that holds the request."""
     async with ScriptedServer([raw(b"nonsense\r\n\r\n")]) as server, client_of(server) as client:
         with pytest.raises(TransportError) as caught:
@@ -1136,7 +1155,8 @@ def took(request: Received, seconds: int) -> Answer:
     return ok(data | {"completeTime": int(str(data["createTime"])) + seconds * 1000})
 
 
-async def test_l14_nothing_is_taken_before_the_caller_goes_on() -> None:
+@pytest.mark.fault("L14")
+async def test_nothing_is_taken_before_the_caller_goes_on() -> None:
     """Killed in its next line, the caller gets the result again: only then is it written down."""
     journal = MemoryJournal()
     async with (

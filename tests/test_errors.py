@@ -167,8 +167,9 @@ def test_the_drawing_names_each_class() -> None:
     assert not [kind for kind in TREE if kind.__name__ not in (errors.__doc__ or "")]
 
 
+@pytest.mark.fault("S8")
 @pytest.mark.parametrize(("code", "kind"), CODES.items())
-def test_s08_each_code_has_its_class(code: int, kind: type[APIError]) -> None:
+def test_each_code_has_its_class(code: int, kind: type[APIError]) -> None:
     """The class says the code; its facts are kept; what is in no table is an `APIError`."""
     error = api_error(code, "said", 200, own_envelope=False, retry_after=3.0)
     assert kind is type(error)
@@ -218,7 +219,8 @@ def test_a_text_shows_http_status_only_where_it_adds_something() -> None:
     assert "(HTTP 500)" in str(api_error(402, "", 500))
 
 
-def test_s05_a_rate_limit_says_when() -> None:
+@pytest.mark.fault("S5")
+def test_a_rate_limit_says_when() -> None:
     """The seconds stand in the text where MidAPI said any."""
     assert "It asks to wait 30 s." in str(RateLimitError(retry_after=30.0))
     assert "asks for" not in str(RateLimitError())

@@ -83,60 +83,96 @@ async def rows_of(server: ScriptedServer, journal: MemoryJournal) -> list[Intent
     return await journal.rows(f"{server.url} default")
 
 
-UNKNOWN: dict[str, Step] = {
-    "s01_closed_without_an_answer": lose_answer("close"),
-    "s01_reset_after_the_body": lose_answer("reset"),
-    "s01_no_answer_until_the_timeout": lose_answer("hang"),
-    "s03_reset_after_the_headers": reset("headers"),
-    "s03_reset_on_accept": reset("accept"),
-    "s03_closed_on_accept": close("accept"),
-    "s08_code_in_no_table": reply(json={"code": 777, "msg": "?", "data": None}),
-    "s09_http_500": reply(500, body="oops"),
-    "s09_http_502": reply(502, body=HTML),
-    "s09_http_503": reply(503, body=HTML),
-    "s09_http_504": reply(504),
-    "s09_http_408": reply(408),
-    "s09_code_500": reply(json={"code": 500, "msg": "server error", "data": None}),
-    "s10_no_task_id": ok({}),
-    "s10_data_null": ok(None),
-    "s10_empty": ok({"taskId": ""}),
-    "s10_a_number": ok({"taskId": 5}),
-    "s10_10_kb": ok({"taskId": "x" * 10_000}),
-    "s10_a_path": ok({"taskId": "../x"}),
-    "s10_a_newline": ok({"taskId": "a\nb"}),
-    "s11_html": reply(body=HTML),
-    "s11_empty": reply(),
-    "s11_cut_before_the_id_ends": cut(reply(body=GOOD), body=60),
-    "s11_deep": reply(body="[" * 100_000),
-    "s11_double_key": reply(body='{"code":200,"code":200,"data":{"taskId":"a"}}'),
-    "s11_nan": reply(body='{"code":NaN,"data":{"taskId":"a"}}'),
-    "s11_utf_16": reply(body='{"code":200,"data":{"taskId":"a"}}'.encode("utf-16")),
-    "s11_too_large": reply(body=b'{"code":200,"data":"' + b"x" * (1 << 21) + b'"}'),
-    "s11_garbage_status_line": garbage(),
-    "s11_endless_headers": raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000),
-    "s12_one_byte_a_second": drip(reply(body=b" " * 1000 + GOOD)),
-    "s12_the_answer_is_late": delay(accepted(), 500),
-    "s22_http_400_page": reply(400, body=HTML, accepted=True),
-    "s22_http_403_page": reply(403, body=HTML, accepted=True),
-    "s22_http_404_page": reply(404, body=HTML, accepted=True),
-    "s22_http_413_page": reply(413, body=HTML, accepted=True),
-    "s22_http_451_page": reply(451, body=HTML, accepted=True),
-    "s22_http_404_and_code_200": reply(404, json={"code": 200, "data": None}, accepted=True),
-    "s22_http_422_and_code_500": reply(422, json={"code": 500, "msg": "no"}, accepted=True),
-    "s22_json_of_a_proxy": reply(403, json={"error": "forbidden"}, accepted=True),
-    "s22_cut_400": cut(reply(400, json={"code": 400, "msg": "no"}, accepted=True), body=3),
-    "p07_redirect_307": reply(307, headers={"Location": "/elsewhere"}),
-    "p07_redirect_308": reply(308, headers={"Location": "/elsewhere"}),
-}
+P7 = pytest.mark.fault("P7")
+S1 = pytest.mark.fault("S1")
+S3 = pytest.mark.fault("S3")
+S8 = pytest.mark.fault("S8")
+S9 = pytest.mark.fault("S9")
+S10 = pytest.mark.fault("S10")
+S11 = pytest.mark.fault("S11")
+S12 = pytest.mark.fault("S12")
+S22 = pytest.mark.fault("S22")
+
+# Answers that leave it open whether a POST was accepted.
+UNKNOWN = [
+    pytest.param(lose_answer("close"), id="closed_without_an_answer", marks=S1),
+    pytest.param(lose_answer("reset"), id="reset_after_the_body", marks=S1),
+    pytest.param(lose_answer("hang"), id="no_answer_until_the_timeout", marks=S1),
+    pytest.param(reset("headers"), id="reset_after_the_headers", marks=S3),
+    pytest.param(reset("accept"), id="reset_on_accept", marks=S3),
+    pytest.param(close("accept"), id="closed_on_accept", marks=S3),
+    pytest.param(
+        reply(json={"code": 777, "msg": "?", "data": None}), id="code_in_no_table", marks=S8
+    ),
+    pytest.param(reply(500, body="oops"), id="http_500", marks=S9),
+    pytest.param(reply(502, body=HTML), id="http_502", marks=S9),
+    pytest.param(reply(503, body=HTML), id="http_503", marks=S9),
+    pytest.param(reply(504), id="http_504", marks=S9),
+    pytest.param(reply(408), id="http_408", marks=S9),
+    pytest.param(
+        reply(json={"code": 500, "msg": "server error", "data": None}), id="code_500", marks=S9
+    ),
+    pytest.param(ok({}), id="no_task_id", marks=S10),
+    pytest.param(ok(None), id="data_null", marks=S10),
+    pytest.param(ok({"taskId": ""}), id="empty", marks=S10),
+    pytest.param(ok({"taskId": 5}), id="a_number", marks=S10),
+    pytest.param(ok({"taskId": "x" * 10_000}), id="10_kb", marks=S10),
+    pytest.param(ok({"taskId": "../x"}), id="a_path", marks=S10),
+    pytest.param(ok({"taskId": "a\nb"}), id="a_newline", marks=S10),
+    pytest.param(reply(body=HTML), id="html", marks=S11),
+    pytest.param(reply(), id="empty", marks=S11),
+    pytest.param(cut(reply(body=GOOD), body=60), id="cut_before_the_id_ends", marks=S11),
+    pytest.param(reply(body="[" * 100_000), id="deep", marks=S11),
+    pytest.param(
+        reply(body='{"code":200,"code":200,"data":{"taskId":"a"}}'), id="double_key", marks=S11
+    ),
+    pytest.param(reply(body='{"code":NaN,"data":{"taskId":"a"}}'), id="nan", marks=S11),
+    pytest.param(
+        reply(body='{"code":200,"data":{"taskId":"a"}}'.encode("utf-16")), id="utf_16", marks=S11
+    ),
+    pytest.param(
+        reply(body=b'{"code":200,"data":"' + b"x" * (1 << 21) + b'"}'), id="too_large", marks=S11
+    ),
+    pytest.param(garbage(), id="garbage_status_line", marks=S11),
+    pytest.param(raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000), id="endless_headers", marks=S11),
+    pytest.param(drip(reply(body=b" " * 1000 + GOOD)), id="one_byte_a_second", marks=S12),
+    pytest.param(delay(accepted(), 500), id="the_answer_is_late", marks=S12),
+    pytest.param(reply(400, body=HTML, accepted=True), id="http_400_page", marks=S22),
+    pytest.param(reply(403, body=HTML, accepted=True), id="http_403_page", marks=S22),
+    pytest.param(reply(404, body=HTML, accepted=True), id="http_404_page", marks=S22),
+    pytest.param(reply(413, body=HTML, accepted=True), id="http_413_page", marks=S22),
+    pytest.param(reply(451, body=HTML, accepted=True), id="http_451_page", marks=S22),
+    pytest.param(
+        reply(404, json={"code": 200, "data": None}, accepted=True),
+        id="http_404_and_code_200",
+        marks=S22,
+    ),
+    pytest.param(
+        reply(422, json={"code": 500, "msg": "no"}, accepted=True),
+        id="http_422_and_code_500",
+        marks=S22,
+    ),
+    pytest.param(
+        reply(403, json={"error": "forbidden"}, accepted=True), id="json_of_a_proxy", marks=S22
+    ),
+    pytest.param(
+        cut(reply(400, json={"code": 400, "msg": "no"}, accepted=True), body=3),
+        id="cut_400",
+        marks=S22,
+    ),
+    pytest.param(reply(307, headers={"Location": "/elsewhere"}), id="redirect_307", marks=P7),
+    pytest.param(reply(308, headers={"Location": "/elsewhere"}), id="redirect_308", marks=P7),
+]
 
 
-@pytest.mark.fault("S22")
-@pytest.mark.parametrize("fault", UNKNOWN)
-async def test_what_proves_nothing_is_unknown(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("answer", UNKNOWN)
+async def test_what_proves_nothing_is_unknown(
+    answer: Step, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where nobody can know, it says so, is in the journal as UNKNOWN, and is not sent again."""
     journal = MemoryJournal()
     async with (
-        ScriptedServer([UNKNOWN[fault]]) as server,
+        ScriptedServer([answer]) as server,
         client_of(server, journal=journal) as client,
     ):
         with pytest.raises(SubmissionUnknown) as caught:
@@ -175,9 +211,10 @@ REFUSED: dict[str, tuple[Step, type[APIError]]] = {
 }
 
 
+@pytest.mark.fault("S8")
 @pytest.mark.fault("S22")
 @pytest.mark.parametrize("code", REFUSED)
-async def test_s08_a_refusal_is_its_own_error_and_never_repeated(code: str) -> None:
+async def test_a_refusal_is_its_own_error_and_never_repeated(code: str) -> None:
     """A proven refusal raises its class at once, and leaves the key free."""
     answer, kind = REFUSED[code]
     journal = MemoryJournal()
@@ -204,14 +241,16 @@ KEPT: dict[str, Step] = {
 }
 
 
+@pytest.mark.fault("S1")
 @pytest.mark.parametrize("answer", KEPT)
-async def test_s01_a_complete_task_id_is_the_answer(answer: str) -> None:
+async def test_a_complete_task_id_is_the_answer(answer: str) -> None:
     """What was paid for is not lost to what came behind it."""
     async with ScriptedServer([KEPT[answer]]) as server, client_of(server) as client:
         assert (await client.generate("a red fox")).task_id == TASK
 
 
-async def test_s02_refused_connections_are_tried_again() -> None:
+@pytest.mark.fault("S2")
+async def test_refused_connections_are_tried_again() -> None:
     """Nobody listens: proof that nothing was sent, so it is sent again inside the deadline."""
     async with ScriptedServer() as gone:
         url = f"https://0.0.0.0:{gone.port}"  # leads to this machine, and does not look so
@@ -227,7 +266,8 @@ async def test_s02_refused_connections_are_tried_again() -> None:
         assert [row.state for row in await journal.rows(f"{url} default")] == [State.REFUSED]
 
 
-async def test_s02_a_failing_name_is_not_sent() -> None:
+@pytest.mark.fault("S2")
+async def test_a_failing_name_is_not_sent() -> None:
     """A host name that does not resolve: nothing was sent."""
     options = {"retry": RetryPolicy(give_up_after=0), "allow_http": True}
     with pytest.warns(UserWarning, match="unencrypted"):
@@ -238,7 +278,8 @@ async def test_s02_a_failing_name_is_not_sent() -> None:
         assert not caught.value.sent
 
 
-async def test_s02_a_tls_handshake_that_hangs_is_not_sent() -> None:
+@pytest.mark.fault("S2")
+async def test_a_tls_handshake_that_hangs_is_not_sent() -> None:
     """The payload alone tells: TLS hung, nothing of the POST was written."""
     async with ScriptedServer(then=hang("accept")) as server:
         options = {"timeouts": Timeouts(connect=3), "retry": RetryPolicy(give_up_after=10)}
@@ -250,7 +291,8 @@ async def test_s02_a_tls_handshake_that_hangs_is_not_sent() -> None:
         assert not server.accepted
 
 
-async def test_s02_a_wrong_certificate_is_not_tried_again(loop_watch: LoopWatch) -> None:
+@pytest.mark.fault("S2")
+async def test_a_wrong_certificate_is_not_tried_again(loop_watch: LoopWatch) -> None:
     """The error says what is wrong with it, and how to trust an authority of one's own."""
     async with Proxy(certificate="self_signed.pem") as server:
         async with client_of(server.url("", scheme="https")) as client:
@@ -263,7 +305,8 @@ async def test_s02_a_wrong_certificate_is_not_tried_again(loop_watch: LoopWatch)
     loop_watch.reports.clear()  # asyncio's own, of the server that was hung up on
 
 
-async def test_s02_https_at_a_port_that_speaks_http() -> None:
+@pytest.mark.fault("S2")
+async def test_https_at_a_port_that_speaks_http() -> None:
     """TLS fails; the error says so."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -280,7 +323,8 @@ async def test_s02_https_at_a_port_that_speaks_http() -> None:
             assert not caught.value.sent
 
 
-async def test_s02_a_proxy_that_refuses_is_not_sent() -> None:
+@pytest.mark.fault("S2")
+async def test_a_proxy_that_refuses_is_not_sent() -> None:
     """A proxy's CONNECT is refused: nothing of the POST was written."""
     async with ScriptedServer(then=reply(403)) as proxy:
         options = {"proxy": proxy.url, "retry": RetryPolicy(give_up_after=0)}
@@ -291,7 +335,8 @@ async def test_s02_a_proxy_that_refuses_is_not_sent() -> None:
         assert {request.method for request in proxy.requests} == {"CONNECT"}
 
 
-async def test_s04_stale_keepalive_is_never_a_second_post() -> None:
+@pytest.mark.fault("S4")
+async def test_stale_keepalive_is_never_a_second_post() -> None:
     """A pooled connection that the server closed: unknown at worst; idle for 2 s, never used."""
     async with (
         ScriptedServer([then_close(accepted("first")), accepted("second")]) as server,
@@ -303,11 +348,13 @@ async def test_s04_stale_keepalive_is_never_a_second_post() -> None:
         assert server.connections == 2
 
 
+@pytest.mark.fault("S5")
+@pytest.mark.fault("S7")
 @pytest.mark.parametrize(
     ("header", "least"), [("7", 7), ("0", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
 )
 @pytest.mark.parametrize("status", [200, 429])
-async def test_s05_s07_retry_after_is_a_minimum(header: str, least: float, status: int) -> None:
+async def test_retry_after_is_a_minimum(header: str, least: float, status: int) -> None:
     """A Retry-After is waited for, with jitter upwards only; then it is sent again."""
     async with (
         ScriptedServer([refused(429, status=status, Retry_After=header), accepted()]) as server,
@@ -339,7 +386,7 @@ async def test_a_retry_and_an_acceptance_are_logged(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.fault("S22")
-async def test_s22_a_proxys_429_is_sent_again_if_it_says_when() -> None:
+async def test_a_proxys_429_is_sent_again_if_it_says_when() -> None:
     """With a Retry-After it is a rate limit, whoever wrote it."""
     page = reply(429, body=HTML, headers={"Retry-After": "7"})
     async with ScriptedServer([page, accepted()]) as server, client_of(server) as client:
@@ -349,7 +396,8 @@ async def test_s22_a_proxys_429_is_sent_again_if_it_says_when() -> None:
         assert len(server.accepted) == 1
 
 
-async def test_s05_a_long_retry_after_is_the_callers() -> None:
+@pytest.mark.fault("S5")
+async def test_a_long_retry_after_is_the_callers() -> None:
     """Above the cap nobody waits: the caller is told how long, and the gate rests."""
     async with (
         ScriptedServer([refused(429, status=429, Retry_After="1000000000")]) as server,
@@ -361,8 +409,10 @@ async def test_s05_a_long_retry_after_is_the_callers() -> None:
         assert len(server.requests) == 1
 
 
+@pytest.mark.fault("S5")
+@pytest.mark.fault("S6")
 @pytest.mark.parametrize("header", ["-5", "soon", "1e3", "", "٣"])
-async def test_s05_s06_garbage_is_ignored(header: str) -> None:
+async def test_garbage_is_ignored(header: str) -> None:
     """Without a usable Retry-After the pauses grow by themselves."""
     late = refused(429, status=429, **({"Retry_After": header} if header.isascii() else {}))
     async with (
@@ -375,7 +425,8 @@ async def test_s05_s06_garbage_is_ignored(header: str) -> None:
         assert 3.5 <= took <= 9
 
 
-async def test_s06_429_for_ever_ends() -> None:
+@pytest.mark.fault("S6")
+async def test_429_for_ever_ends() -> None:
     """The budget counts the pauses of its own 429s."""
     async with (
         ScriptedServer(then=refused(429, status=429)) as server,
@@ -387,7 +438,8 @@ async def test_s06_429_for_ever_ends() -> None:
         assert not server.accepted
 
 
-async def test_s07_maintenance_is_waited_for() -> None:
+@pytest.mark.fault("S7")
+async def test_maintenance_is_waited_for() -> None:
     """Code 455 inside HTTP 200 is a refusal of the moment."""
     async with (
         ScriptedServer([refused(455), accepted()]) as server,
@@ -402,7 +454,8 @@ async def test_s07_maintenance_is_waited_for() -> None:
             await client.generate("a red fox")
 
 
-async def test_s07_maintenance_says_how_long() -> None:
+@pytest.mark.fault("S7")
+async def test_maintenance_says_how_long() -> None:
     """Its Retry-After is a minimum like that of a 429; one that is too long is told at once."""
     async with (
         ScriptedServer([refused(455, Retry_After="30"), accepted()]) as server,
@@ -421,7 +474,8 @@ async def test_s07_maintenance_says_how_long() -> None:
         assert len(submits(server)) == 1
 
 
-async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
+@pytest.mark.fault("S13")
+async def test_cancelled_anywhere_the_answer_is_kept() -> None:
     """Wherever the caller is cancelled: at most one POST, and its task id is journaled."""
     for step in cancel_at_each_step():
         journal = MemoryJournal()
@@ -439,7 +493,8 @@ async def test_s13_cancelled_anywhere_the_answer_is_kept() -> None:
             await assert_nothing_lost(server, journal)
 
 
-async def test_s13_generate_and_wait_cancelled_anywhere_is_resumed() -> None:
+@pytest.mark.fault("S13")
+async def test_generate_and_wait_cancelled_anywhere_is_resumed() -> None:
     """Whatever generate_and_wait loses to a cancellation, resume gives."""
     for step in cancel_at_each_step():
         journal = MemoryJournal()
@@ -458,7 +513,8 @@ async def test_s13_generate_and_wait_cancelled_anywhere_is_resumed() -> None:
                 assert handles == []
 
 
-async def test_s13_in_a_folder_cancelled_anywhere_the_answer_is_kept(tmp_path: Path) -> None:
+@pytest.mark.fault("S13")
+async def test_in_a_folder_cancelled_anywhere_the_answer_is_kept(tmp_path: Path) -> None:
     """The same with a journal on disk, whose every row is an await of its own."""
     for step in cancel_at_each_step():
         journal = SQLiteJournal(tmp_path / f"{step.moment}-{step.number}")
@@ -479,7 +535,8 @@ async def test_s13_in_a_folder_cancelled_anywhere_the_answer_is_kept(tmp_path: P
         await journal.aclose()
 
 
-async def test_s13_settle_cancelled_anywhere_can_be_settled_again() -> None:
+@pytest.mark.fault("S13")
+async def test_settle_cancelled_anywhere_can_be_settled_again() -> None:
     """A cancelled settle leaves the intent as it was; nothing is sent."""
     for step in cancel_at_each_step():
         async with ScriptedServer([lose_answer()]) as server, client_of(server) as client:
@@ -500,7 +557,8 @@ async def adopt_later(client: MidAPIClient, intent_id: str) -> str:
     return (await client.intents.adopt(intent_id, TASK, force=True)).task_id
 
 
-async def test_s15_one_key_from_two_coroutines_is_one_post() -> None:
+@pytest.mark.fault("S15")
+async def test_one_key_from_two_coroutines_is_one_post() -> None:
     """Twenty submissions with one key at once: one POST, one task, twenty handles."""
     async with (
         ScriptedServer([delay(accepted(), 3)]) as server,
@@ -511,7 +569,8 @@ async def test_s15_one_key_from_two_coroutines_is_one_post() -> None:
         assert len(submits(server)) == 1
 
 
-async def test_s15_two_clients_on_one_journal() -> None:
+@pytest.mark.fault("S15")
+async def test_two_clients_on_one_journal() -> None:
     """The second client waits for the row of the first."""
     journal = MemoryJournal()
     async with (
@@ -527,7 +586,8 @@ async def test_s15_two_clients_on_one_journal() -> None:
         assert len(submits(server)) == 1
 
 
-async def test_s15_the_second_sends_what_the_first_was_refused() -> None:
+@pytest.mark.fault("S15")
+async def test_the_second_sends_what_the_first_was_refused() -> None:
     """A row that turns out refused leaves its key to whoever waited for it, elsewhere."""
     journal = MemoryJournal()
     async with (
@@ -588,7 +648,8 @@ class BrokenJournal(MemoryJournal):
         return await super().advance(intent_id, to, **names)
 
 
-async def test_s16_no_row_no_post() -> None:
+@pytest.mark.fault("S16")
+async def test_no_row_no_post() -> None:
     """The journal cannot be written before the POST: no POST, and the turn is free again."""
     async with (
         ScriptedServer() as server,
@@ -600,7 +661,8 @@ async def test_s16_no_row_no_post() -> None:
         assert not server.requests
 
 
-async def test_s17_the_journal_fails_after_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.fault("S17")
+async def test_the_journal_fails_after_the_answer(caplog: pytest.LogCaptureFixture) -> None:
     """The id is returned, told as CRITICAL, and written when the journal works again."""
     journal = BrokenJournal("accepted")
     async with (
@@ -619,7 +681,8 @@ async def test_s17_the_journal_fails_after_the_answer(caplog: pytest.LogCaptureF
         assert [row.task_id for row in await rows_of(server, journal)] == [TASK]
 
 
-async def test_s17_a_journal_that_stays_broken_is_said_at_the_end(
+@pytest.mark.fault("S17")
+async def test_a_journal_that_stays_broken_is_said_at_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The last word about an id that is in no journal is CRITICAL, and closing does not hang."""
@@ -632,8 +695,9 @@ async def test_s17_a_journal_that_stays_broken_is_said_at_the_end(
     assert "was never written to the journal" in caplog.records[-1].getMessage()
 
 
+@pytest.mark.fault("S17")
 @pytest.mark.parametrize("state", ["refused", "unknown"])
-async def test_s17_other_states_that_cannot_be_written(state: str) -> None:
+async def test_other_states_that_cannot_be_written(state: str) -> None:
     """The caller is told the truth at once, and the journal as soon as it takes it."""
     answer = refused(402) if state == "refused" else lose_answer()
     journal = BrokenJournal(state)
@@ -651,7 +715,8 @@ async def test_s17_other_states_that_cannot_be_written(state: str) -> None:
         assert [row.state for row in await rows_of(server, journal)] == [state]
 
 
-async def test_s17_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.fault("S17")
+async def test_a_journal_that_breaks_its_word(caplog: pytest.LogCaptureFixture) -> None:
     """Any exception of a journal, or of ours, behind the POST: the id is kept, or it is unknown."""
 
     class Careless(BrokenJournal):
@@ -698,7 +763,8 @@ async def test_a_huge_wait_timeout_is_for_ever() -> None:
             assert (await client.generate_and_wait("b", wait_timeout=float("inf"))).is_final
 
 
-async def test_s18_giving_up_at_the_gate_leaves_nothing() -> None:
+@pytest.mark.fault("S18")
+async def test_giving_up_at_the_gate_leaves_nothing() -> None:
     """Cancelled while it waits for its turn: nothing written, nothing sent, the turn passed on."""
     journal = MemoryJournal()
     async with (
@@ -716,7 +782,8 @@ async def test_s18_giving_up_at_the_gate_leaves_nothing() -> None:
         assert 2 == len(await rows_of(server, journal)) == len(server.requests)
 
 
-async def test_s19_429_pauses_everybody() -> None:
+@pytest.mark.fault("S19")
+async def test_429_pauses_everybody() -> None:
     """One 429 and nobody else runs into it: the gate rests for all."""
     async with (
         ScriptedServer([refused(429, status=429, Retry_After="30")], then=selling()) as server,
@@ -731,7 +798,8 @@ async def test_s19_429_pauses_everybody() -> None:
         await first
 
 
-async def test_l06_closing_lets_a_post_answer() -> None:
+@pytest.mark.fault("L6")
+async def test_closing_lets_a_post_answer() -> None:
     """A POST on its way gets its answer, the caller its handle's task id in the journal."""
     journal = MemoryJournal()
     async with ScriptedServer([delay(accepted(), 5)]) as server:
@@ -749,7 +817,8 @@ async def test_l06_closing_lets_a_post_answer() -> None:
         assert caught.value.task_id == TASK
 
 
-async def test_l06_a_post_that_never_answers_does_not_hold_the_end() -> None:
+@pytest.mark.fault("L6")
+async def test_a_post_that_never_answers_does_not_hold_the_end() -> None:
     """Within the bound the row is UNKNOWN and the caller knows it."""
     journal = MemoryJournal()
     async with ScriptedServer([hang()]) as server:
@@ -765,7 +834,8 @@ async def test_l06_a_post_that_never_answers_does_not_hold_the_end() -> None:
             await task
 
 
-async def test_l06_closing_names_a_task_that_another_process_has_accepted() -> None:
+@pytest.mark.fault("L6")
+async def test_closing_names_a_task_that_another_process_has_accepted() -> None:
     """Its callback went to another process: the error must not say that nothing was bought."""
     journal = MemoryJournal()
     async with ScriptedServer([hang()]) as server:
@@ -781,7 +851,8 @@ async def test_l06_closing_names_a_task_that_another_process_has_accepted() -> N
         assert caught.value.task_id == TASK
 
 
-async def test_l06_closing_before_the_row_is_written_buys_nothing() -> None:
+@pytest.mark.fault("L6")
+async def test_closing_before_the_row_is_written_buys_nothing() -> None:
     """A claim that hangs past the bound: nothing was sent, and the caller is told that."""
 
     class Stuck(MemoryJournal):
@@ -800,7 +871,8 @@ async def test_l06_closing_before_the_row_is_written_buys_nothing() -> None:
         assert not server.requests
 
 
-async def test_l06_closing_ends_the_pauses_between_attempts() -> None:
+@pytest.mark.fault("L6")
+async def test_closing_ends_the_pauses_between_attempts() -> None:
     """What was certainly not bought is given up at once when the client closes."""
     journal = MemoryJournal()
     async with ScriptedServer([refused(429, status=429, Retry_After="50")]) as server:
@@ -1055,7 +1127,7 @@ async def test_a_close_behind_a_callback_that_another_process_took_names_the_tas
 
 
 @pytest.mark.fault("S5")
-async def test_s05_a_huge_retry_after_does_not_stop_the_account() -> None:
+async def test_a_huge_retry_after_does_not_stop_the_account() -> None:
     """It ends its own submission at once; the account pauses for at most two minutes."""
     async with (
         ScriptedServer([refused(429, Retry_After="1000000")], then=mid(accepted())) as server,
@@ -1067,7 +1139,7 @@ async def test_s05_a_huge_retry_after_does_not_stop_the_account() -> None:
 
 
 @pytest.mark.fault("S5")
-async def test_s05_looks_pause_too() -> None:
+async def test_looks_pause_too() -> None:
     """MidAPI counts all requests of the account, so a 429 of a POST delays the looks."""
     async with (
         ScriptedServer([accepted(), refused(429, Retry_After="100")], then=mid(look=looked())) as (
@@ -1098,7 +1170,7 @@ async def test_attempts_count_against_the_time_to_give_up() -> None:
 
 @pytest.mark.fault("S17")
 @pytest.mark.parametrize("error", [LookupError("a bug"), OSError("odd"), AssertionError])
-async def test_s17_any_bug_after_the_post_began_makes_it_unknown(error: Exception) -> None:
+async def test_any_bug_after_the_post_began_makes_it_unknown(error: Exception) -> None:
     """The POST may have been accepted, so the intent may not stay in SENDING, or be free again."""
     journal = MemoryJournal()
     async with ScriptedServer() as server, client_of(server, journal=journal) as client:
@@ -1113,7 +1185,7 @@ async def test_s17_any_bug_after_the_post_began_makes_it_unknown(error: Exceptio
 
 
 @pytest.mark.fault("S17")
-async def test_s17_closing_waits_for_the_last_attempt_to_write() -> None:
+async def test_closing_waits_for_the_last_attempt_to_write() -> None:
     """The journal works again when the client closes, but is slow: the task id is not lost."""
 
     class Slow(BrokenJournal):
@@ -1130,7 +1202,7 @@ async def test_s17_closing_waits_for_the_last_attempt_to_write() -> None:
 
 
 @pytest.mark.fault("S15")
-async def test_s15_a_caller_that_leaves_does_not_stop_the_other_one() -> None:
+async def test_a_caller_that_leaves_does_not_stop_the_other_one() -> None:
     """Two wait for one submission, which rests after a 429; one is still there for the repeat."""
     async with (
         ScriptedServer([refused(429, Retry_After="30"), accepted()]) as server,
@@ -1208,7 +1280,7 @@ async def test_a_task_that_could_not_be_written_is_forgotten_with_the_next_callb
 
 
 @pytest.mark.fault("S16")
-async def test_s16_a_claim_that_fails_after_it_was_written_is_withdrawn() -> None:
+async def test_a_claim_that_fails_after_it_was_written_is_withdrawn() -> None:
     """Nothing was sent, so the row may not stay SENDING and keep its key."""
 
     class Late(MemoryJournal):
@@ -1249,7 +1321,7 @@ async def test_a_refusal_after_a_callback_that_another_process_took(code: int) -
 
 
 @pytest.mark.fault("L6")
-async def test_l06_closing_during_a_claim_that_hangs_withdraws_it() -> None:
+async def test_closing_during_a_claim_that_hangs_withdraws_it() -> None:
     """It was written before it hung; nothing was sent, so its key is free again."""
 
     class Hanging(MemoryJournal):
@@ -1288,7 +1360,7 @@ async def test_a_resubmission_without_a_free_slot_waits_in_the_line() -> None:
 
 
 @pytest.mark.fault("S1")
-async def test_s01_an_answer_with_the_task_of_another_intent_is_unknown(
+async def test_an_answer_with_the_task_of_another_intent_is_unknown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A proxy repeats an old answer: what was bought is not known, and nothing is sent again."""

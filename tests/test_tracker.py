@@ -1081,30 +1081,31 @@ async def test_final_state_stays() -> None:
         assert len(looks(server)) == 1
 
 
-# What a look may be answered with, and the row of the fault catalogue that it belongs to.
-PASSING: dict[str, tuple[str, Step]] = {
-    "another_task": ("P6", looked("f" * 32)),
-    "html": ("P7", reply(body="<html>login</html>")),
-    "http_403_page": ("P7", reply(403, body="<html>")),
-    "http_511_page": ("P7", reply(511, body="<html>")),
-    "redirect": ("P7", reply(302, headers={"Location": "https://elsewhere.example/"})),
-    "reset": ("P2", reset("headers")),
-    "http_502": ("P2", reply(502)),
-    "code_500": ("P2", refused(500)),
-    "deep": ("S11", reply(body="[" * 100_000)),
-    "wrong_kind": ("S11", ok(record(flag=[1]))),
-    "422": ("P1", refused(422, "recordInfo is null")),
-    "404": ("P1", refused(404, "Task not found", status=404)),
-    "null": ("P1", ok(None)),
-    "429": ("S5", refused(429, status=429, Retry_After="3")),
-}
-
-
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(answer, id=name, marks=pytest.mark.fault(row))
-        for name, (row, answer) in PASSING.items()
+        pytest.param(looked("f" * 32), id="another_task", marks=pytest.mark.fault("P6")),
+        pytest.param(reply(body="<html>login</html>"), id="html", marks=pytest.mark.fault("P7")),
+        pytest.param(reply(403, body="<html>"), id="http_403_page", marks=pytest.mark.fault("P7")),
+        pytest.param(reply(511, body="<html>"), id="http_511_page", marks=pytest.mark.fault("P7")),
+        pytest.param(
+            reply(302, headers={"Location": "https://elsewhere.example/"}),
+            id="redirect",
+            marks=pytest.mark.fault("P7"),
+        ),
+        pytest.param(reset("headers"), id="reset", marks=pytest.mark.fault("P2")),
+        pytest.param(reply(502), id="http_502", marks=pytest.mark.fault("P2")),
+        pytest.param(refused(500), id="code_500", marks=pytest.mark.fault("P2")),
+        pytest.param(reply(body="[" * 100_000), id="deep", marks=pytest.mark.fault("S11")),
+        pytest.param(ok(record(flag=[1])), id="wrong_kind", marks=pytest.mark.fault("S11")),
+        pytest.param(refused(422, "recordInfo is null"), id="422", marks=pytest.mark.fault("P1")),
+        pytest.param(
+            refused(404, "Task not found", status=404), id="404", marks=pytest.mark.fault("P1")
+        ),
+        pytest.param(ok(None), id="null", marks=pytest.mark.fault("P1")),
+        pytest.param(
+            refused(429, status=429, Retry_After="3"), id="429", marks=pytest.mark.fault("S5")
+        ),
     ],
 )
 async def test_passing_fault_of_a_look_ends_no_wait(answer: Step) -> None:

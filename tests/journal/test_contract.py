@@ -75,7 +75,8 @@ def journal_of_loops(request: pytest.FixtureRequest, folder: Path) -> Journal:
     return MemoryJournal() if request.param == "memory" else SQLiteJournal(folder)
 
 
-def test_l10_the_loop_that_was_sending_is_closed(journal_of_loops: Journal) -> None:
+@pytest.mark.fault("L10")
+def test_the_loop_that_was_sending_is_closed(journal_of_loops: Journal) -> None:
     """What it was sending is unknown to the next loop, though the process lives."""
     journal = journal_of_loops
     sending, resting = an_intent(), an_intent()
@@ -98,7 +99,7 @@ def test_l10_the_loop_that_was_sending_is_closed(journal_of_loops: Journal) -> N
 
 
 @pytest.mark.fault("L10")
-def test_l10_the_results_of_a_loop_that_is_closed(journal_of_loops: Journal) -> None:
+def test_the_results_of_a_loop_that_is_closed(journal_of_loops: Journal) -> None:
     """The next loop takes over those that were not taken, finished or not."""
     journal = journal_of_loops
     states = [State.ACCEPTED, State.CALLED_BACK, State.SUCCEEDED, State.FAILED, State.UNKNOWN]

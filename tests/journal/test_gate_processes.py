@@ -156,7 +156,8 @@ async def test_four_processes_share_one_limit(folder: Path) -> None:
     assert min(parts[name] for name in names) >= 0.1 * parts.total(), parts
 
 
-async def test_s14_one_process_is_killed_and_one_is_stopped(folder: Path) -> None:
+@pytest.mark.fault("S14")
+async def test_one_process_is_killed_and_one_is_stopped(folder: Path) -> None:
     """Slots of the dead come back, the others go on, and what the dead had bought stays bought."""
     account, names = Account(), ["p0", "p1", "p2", "p3"]
     async with (
@@ -184,7 +185,8 @@ async def test_s14_one_process_is_killed_and_one_is_stopped(folder: Path) -> Non
     assert account.names(going_on)["p1"] > 0
 
 
-async def test_s05_a_429_in_one_process_pauses_the_others(folder: Path) -> None:
+@pytest.mark.fault("S5")
+async def test_a_429_in_one_process_pauses_the_others(folder: Path) -> None:
     """No process sends for as long as MidAPI asked of one."""
     account = Account()
     async with (

@@ -95,7 +95,7 @@ async def line(process: subprocess.Popen[str]) -> str:
 # ─── many at once ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.fault("S06")
+@pytest.mark.fault("S6")
 async def test_eight_clients_never_get_more_slots_than_there_are(make: Make) -> None:
     """80 claims at once over eight connections, four times: 20 slots each time, 19 are too few."""
     journals, limit = [make() for _ in range(8)], RateLimit(20, per=60.0)
@@ -208,7 +208,7 @@ async def test_one_text_that_cannot_be_stored(make: Make) -> None:
         await journal.find(key=(SCOPE, "\0"))
 
 
-@pytest.mark.fault("S06")
+@pytest.mark.fault("P9")
 async def test_the_servers_clock_is_set_back(postgres: Server, make: Make, schema: str) -> None:
     """By an hour: a pause after a 429 and the slots do not last an hour longer."""
     journal, limit = make(), RateLimit(2, per=60.0)

@@ -15,7 +15,7 @@ from midapi_async.journal.sqlite import SQLiteJournal
 
 
 @pytest.mark.fault("S6")
-async def test_s06_a_refused_post_counts_for_its_own_intent_too(any_journal: Journal) -> None:
+async def test_a_refused_post_counts_for_its_own_intent_too(any_journal: Journal) -> None:
     """MidAPI has counted it: the same intent waits a whole window like everybody else."""
     limit, intent = RateLimit(1, per=10.0), an_intent()
     slot = expect(Claimed, await ask(any_journal, intent, limit)).slot
@@ -48,7 +48,7 @@ async def test_a_429_of_a_client_without_a_limit_pauses_all(any_journal: Journal
 
 
 @pytest.mark.fault("S6")
-async def test_s06_a_429_that_is_not_waited_for_halves_too(any_journal: Journal) -> None:
+async def test_a_429_that_is_not_waited_for_halves_too(any_journal: Journal) -> None:
     """A submission that gives up at once needs no pause; the limit was exceeded all the same."""
     limit = RateLimit(8, per=10.0)
     slot = expect(Claimed, await ask(any_journal, None, limit)).slot

@@ -345,7 +345,7 @@ async def test_before_the_submit_is_answered(endpoint: Endpoint) -> None:
     assert task_id == endpoint.bodies[0]["data"]["taskId"]
 
 
-async def test_s01_the_answer_is_lost_and_the_callback_comes(endpoint: Endpoint) -> None:
+async def test_the_answer_is_lost_and_the_callback_comes(endpoint: Endpoint) -> None:
     """A submit whose answer is lost still runs and still calls back, failed or not."""
     faults = Faults().on("submit", do=lose_answer()).on("task", nth=2, do=fail_task("x", flag=2))
     async with Sandbox(faults=faults.on("callback", nth=2, do=early())) as sandbox:

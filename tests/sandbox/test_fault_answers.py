@@ -259,7 +259,7 @@ async def test_an_upload_that_says_file_url() -> None:
 
 
 @pytest.mark.parametrize("kind", BAD_TASK_IDS)
-async def test_s10_a_task_id_that_is_none(kind: str) -> None:
+async def test_a_task_id_that_is_none(kind: str) -> None:
     """The submit is accepted, the answer is a success, its id is nothing to work with."""
     expected: dict[str, Any] = {
         "null": None,

@@ -34,7 +34,7 @@ def now() -> float:
 
 
 @pytest.mark.parametrize(("action", "accepted"), [(lose_answer(), 1), (refuse_connection(), 0)])
-async def test_s01_closed_without_an_answer(action: RequestAction, accepted: int) -> None:
+async def test_closed_without_an_answer(action: RequestAction, accepted: int) -> None:
     """Not one byte comes; the ledger knows whether it was accepted, and of no status."""
     async with Sandbox(faults=Faults().on("submit", do=action)) as sandbox:
         assert await talk(sandbox, POST) == b""
@@ -43,7 +43,7 @@ async def test_s01_closed_without_an_answer(action: RequestAction, accepted: int
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_s03_a_reset(accepted: bool) -> None:
+async def test_a_reset(accepted: bool) -> None:
     """The socket says RST, not the end of a stream."""
     async with Sandbox(faults=Faults().on("submit", do=reset(accepted=accepted))) as sandbox:
         with pytest.raises(ConnectionResetError):
@@ -51,7 +51,7 @@ async def test_s03_a_reset(accepted: bool) -> None:
         assert accepted == bool(sandbox.ledger.accepted)
 
 
-async def test_s03_a_reset_while_the_body_goes_out() -> None:
+async def test_a_reset_while_the_body_goes_out() -> None:
     """It strikes before the body was read: half of one is enough."""
     async with Sandbox(faults=Faults().on("submit", do=reset(accepted=False))) as sandbox:
         with pytest.raises(ConnectionResetError):
@@ -127,7 +127,7 @@ async def test_cut_without_a_length() -> None:
             assert await response.read() == b'{"code":20'
 
 
-async def test_s12_one_byte_a_second() -> None:
+async def test_one_byte_a_second() -> None:
     """The whole answer comes, in as many seconds as it has bytes."""
     async with Sandbox(faults=Faults().on("credit", do=drip())) as sandbox, api_of(sandbox) as api:
         before = now()

@@ -25,7 +25,7 @@ from tests.world import TASK, accepted, client_of, looked, mid, refused, submits
 
 
 @pytest.mark.fault("S13")
-async def test_s13_a_post_under_way_is_named_and_goes_on() -> None:
+async def test_a_post_under_way_is_named_and_goes_on() -> None:
     """It may be bought: the error names its intent, and its key leads back to its task."""
     journal = MemoryJournal()
     async with (
@@ -45,7 +45,7 @@ async def test_s13_a_post_under_way_is_named_and_goes_on() -> None:
 
 @pytest.mark.parametrize("is_shared", [True, False])
 @pytest.mark.fault("S15")
-async def test_s15_one_that_waits_for_anothers_post_names_its_intent(*, is_shared: bool) -> None:
+async def test_one_that_waits_for_anothers_post_names_its_intent(*, is_shared: bool) -> None:
     """Whether the POST is its own client's or another's, the error leads to the same row."""
     journal = MemoryJournal()
     async with (
@@ -63,7 +63,7 @@ async def test_s15_one_that_waits_for_anothers_post_names_its_intent(*, is_share
 
 
 @pytest.mark.fault("S34")
-async def test_s34_one_that_rests_after_a_refusal_names_nothing() -> None:
+async def test_one_that_rests_after_a_refusal_names_nothing() -> None:
     """Nothing was bought and nothing more is sent: there is no intent to ask about."""
     journal = MemoryJournal()
     async with (
@@ -81,7 +81,7 @@ async def test_s34_one_that_rests_after_a_refusal_names_nothing() -> None:
 
 @pytest.mark.fault("S34")
 @pytest.mark.parametrize("leaves", ["cancelled", "timeout", "stop", "close"])
-async def test_s34_nothing_is_sent_after_a_claim_that_nobody_waits_for(leaves: str) -> None:
+async def test_nothing_is_sent_after_a_claim_that_nobody_waits_for(leaves: str) -> None:
     """A claim under way writes its row; a caller that leaves meanwhile pays for nothing."""
 
     class Slow(MemoryJournal):
@@ -111,7 +111,7 @@ async def test_s34_nothing_is_sent_after_a_claim_that_nobody_waits_for(leaves: s
 
 
 @pytest.mark.fault("S34")
-async def test_s34_a_wait_for_anothers_refused_post_names_no_intent() -> None:
+async def test_a_wait_for_anothers_refused_post_names_no_intent() -> None:
     """The key is free again, and the second submission waits for a slot: nothing was bought."""
     journal, limit = MemoryJournal(), RateLimit(1, per=60)
     async with (
@@ -173,7 +173,7 @@ async def test_a_timeout_of_the_journal_is_not_our_deadline() -> None:
         "an outage",
     ],
 )
-async def test_l17_200_orders_end_within_their_timeout(
+async def test_200_orders_end_within_their_timeout(
     submit: Step, look: Step, options: dict[str, object]
 ) -> None:
     """With a full gate, too; and each error says what it knows of the purchase."""

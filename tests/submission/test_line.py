@@ -138,7 +138,8 @@ async def test_a_submission_that_was_refused_for_the_moment_goes_first() -> None
     assert account.prompts == ["prompt 0", "prompt 0", "prompt 1", "prompt 2"]
 
 
-async def test_s18_a_cancelled_waiter_passes_its_turn_on() -> None:
+@pytest.mark.fault("S18")
+async def test_a_cancelled_waiter_passes_its_turn_on() -> None:
     """Cancelled while it waits, or in the moment of its turn: the next one is not held up."""
     account = Account()
     async with clients_of(account, limited(1, 5.0)) as (client,):
@@ -155,8 +156,9 @@ async def test_s18_a_cancelled_waiter_passes_its_turn_on() -> None:
     assert account.prompts == ["prompt 0", "prompt 3", "prompt 4"]
 
 
+@pytest.mark.fault("S18")
 @pytest.mark.parametrize("journal", ["memory", "folder"])
-async def test_s18_giving_up_at_the_gate_leaves_nothing(tmp_path: Path, journal: str) -> None:
+async def test_giving_up_at_the_gate_leaves_nothing(tmp_path: Path, journal: str) -> None:
     """Nothing is sent or written, the key stays free, and the next one is not held up."""
     account = Account()
     place = MemoryJournal() if journal == "memory" else SQLiteJournal(tmp_path / "journal")
@@ -172,8 +174,9 @@ async def test_s18_giving_up_at_the_gate_leaves_nothing(tmp_path: Path, journal:
     assert account.moments[1] - account.moments[0] == pytest.approx(30.0, abs=0.01)
 
 
+@pytest.mark.fault("S18")
 @pytest.mark.parametrize("journal", ["memory", "folder"])
-async def test_s18_cancelled_at_each_step_no_slot_is_lost(tmp_path: Path, journal: str) -> None:
+async def test_cancelled_at_each_step_no_slot_is_lost(tmp_path: Path, journal: str) -> None:
     """Wherever the cancellation strikes, a window later the next one has its turn."""
     for step in cancel_at_each_step():
         account = Account(latency=lambda _: 1.0)
@@ -414,9 +417,10 @@ async def test_a_client_without_a_limit_does_not_wait_behind_the_others() -> Non
 # ─── after a 429 ─────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault("S5")
 @pytest.mark.parametrize("limit", [RateLimit(10, per=10.0), None])
 @pytest.mark.parametrize("journal", ["memory", "folder"])
-async def test_s05_a_429_pauses_all_clients(
+async def test_a_429_pauses_all_clients(
     tmp_path: Path, journal: str, limit: RateLimit | None
 ) -> None:
     """The limit is the account's, and so is its pause, also for clients without a limit."""
@@ -433,7 +437,8 @@ async def test_s05_a_429_pauses_all_clients(
     assert all(40.0 <= moment - begun <= 50.0 for moment in account.moments[1:])
 
 
-async def test_s06_after_a_429_half_the_rate_and_back() -> None:
+@pytest.mark.fault("S6")
+async def test_after_a_429_half_the_rate_and_back() -> None:
     """A pause for all, half as many in a window, and one more for each window without a 429."""
     account = Account(refusals=1, retry_after=5)
     async with clients_of(account, limited(8), limited(8)) as clients:
@@ -449,7 +454,8 @@ async def test_s06_after_a_429_half_the_rate_and_back() -> None:
     assert busiest_window(account.moments, 10.0) <= 8
 
 
-async def test_s06_the_429s_of_one_window_halve_once() -> None:
+@pytest.mark.fault("S6")
+async def test_the_429s_of_one_window_halve_once() -> None:
     """Ten POSTs under way that are all refused are one mistake."""
     account = Account(refusals=10, retry_after=1)
     async with clients_of(account, limited(10)) as (client,):
@@ -484,7 +490,8 @@ async def test_closing_one_client_leaves_the_others_their_places() -> None:
     assert account.moments[1] - account.moments[0] == pytest.approx(7.0, abs=0.05)
 
 
-async def test_s20_stop_waiting_empties_the_line() -> None:
+@pytest.mark.fault("S20")
+async def test_stop_waiting_empties_the_line() -> None:
     """All who wait get `ClientClosed` at once, later ones too, and nothing is sent any more."""
     account = Account()
     async with clients_of(account, limited(1, 5.0)) as (client,):

@@ -101,7 +101,7 @@ async def test_an_empty_line_keeps_nothing_alive(stop: asyncio.Future[None]) -> 
 
 
 @pytest.mark.fault("S18")
-async def test_s18_leaving_in_its_turn_gives_the_turn_back(stop: asyncio.Future[None]) -> None:
+async def test_leaving_in_its_turn_gives_the_turn_back(stop: asyncio.Future[None]) -> None:
     """One who is stopped in the very moment of its turn does not ask; the next do, one by one."""
     line, store = Line(), Store(*[Claimed("one", 0)] * 3, latency=1.0)
     stop.set_result(None)
@@ -114,7 +114,7 @@ async def test_s18_leaving_in_its_turn_gives_the_turn_back(stop: asyncio.Future[
 
 @pytest.mark.fault("S18")
 @pytest.mark.parametrize("way", ["stopped", "cancelled"])
-async def test_s18_leaving_before_its_turn_gives_nothing_back(
+async def test_leaving_before_its_turn_gives_nothing_back(
     stop: asyncio.Future[None], way: str
 ) -> None:
     """One who leaves while another one asks: the next asks after that, and not earlier."""
