@@ -8,7 +8,9 @@ A comment stands on a line of its own before the block, and no reader sees it:
 - `<!-- run by: tests/…py::test_… -->`: another test runs it, or holds it.
 - `<!-- not run: REASON -->`.
 
-Without one a `python` block is a whole program, and a `text` block right behind it is its output;
+A file that a `{literalinclude}` shows is in that folder, too.
+
+Without a comment a `python` block is a whole program, and a `text` block right behind it is its output;
 a `console` block has commands after `$ ` with their output, and an `sh` block commands alone.
 """
 
@@ -31,6 +33,7 @@ _BLOCK = re.compile(
     r"(?P<text>.*?)^(?P=indent)(?P=fence)[ \t]*$",
     re.MULTILINE | re.DOTALL,
 )
+_INCLUDED = re.compile(r"^`{3,}\{literalinclude\} +(\S+)$", re.MULTILINE)
 
 
 @attrs.frozen
@@ -119,10 +122,13 @@ def output_of(block: Block) -> str | None:
 
 
 def files_before(block: Block) -> dict[str, str]:
-    """The files that the page has made up to this block."""
-    here = blocks(block.page)
+    """The files that the page has made, or included, up to this block."""
+    page, here = REPOSITORY / block.page, blocks(block.page)
+    above = "".join(page.read_text("utf-8").splitlines(keepends=True)[: block.line])
+    included = [(page.parent / name).resolve() for name in _INCLUDED.findall(above)]
     before = here[: here.index(block)]
-    return {each.about: each.text for each in before if each.kind == "file"}
+    files = {path.name: path.read_text("utf-8") for path in included}
+    return files | {each.about: each.text for each in before if each.kind == "file"}
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
