@@ -9,13 +9,16 @@ from types import EllipsisType
 from typing import Never, Unpack
 
 from ._session import Session
+from ._tracking.verdict import read_answer
 from ._wire.protocol import fits, has_other_prompt
+from ._wire.records import Record
 from ._wire.tokens import has_token
 from .errors import InvalidRequestError, MidAPIError, SubmissionUnknown, about, naming, shown
 from .handle import TaskHandle, deadline_of, handle_of, refuse_misnamed
 from .journal import BOUGHT, Intent, State
 from .journal.protocol import RowFilter
 from .requests import HasTaskId, checked_task_id
+from .tasks import TaskDetails
 
 _log = logging.getLogger("midapi_async.submission")
 
@@ -142,7 +145,8 @@ class Intents:
             outcomes = self._session.outcomes
             if holder := await outcomes.holder(row, task_id):
                 raise InvalidRequestError({"task_id": f"belongs to intent {holder.intent_id}"})
-            if not force and (problem := await self._misfit(row, task_id)):
+            record = None if force else await self._session.api.look(task_id)
+            if not force and (problem := _misfit(row, task_id, record)):
                 sure = "; check the id, or pass force=True if you are sure"
                 raise InvalidRequestError({"task_id": f"{problem}{sure}"})
             if row.task_id is not None:
@@ -150,26 +154,11 @@ class Intents:
             bound = await outcomes.bind(row, task_id)
             if bound.task_id != task_id:
                 raise _wrong_state(bound, "only an unknown one can be changed, to its own task")
+            # It may have ended long ago: then nobody waits for it as for a new task.
+            if isinstance(final := read_answer(record, is_seen=True), TaskDetails):
+                write = self._session.recorder.write
+                bound = await write(task_id, bound.intent_id, final, taken=False) or bound
             return handle_of(bound, self._session)
-
-    async def _misfit(self, row: Intent, task_id: str) -> str | None:
-        """Why a task cannot be the one of an intent; None if it can."""
-        record = await self._session.api.look(task_id)
-        if record is None:
-            return "is not known to MidAPI, which may take some seconds for a new task"
-        is_ours = has_token(record.params.get("callBackUrl"), row.token_hash)
-        if not fits(record, row.request, callback_url_matches=is_ours, since=row.created_at):
-            return "is another submission's, as its record shows"
-        if row.task_id is not None and not is_ours:
-            return f"may be this submission's, but that has task {row.task_id} already"
-        if not is_ours and has_other_prompt(record, row.request):  # MidAPI may have changed it
-            _log.warning(
-                "task %s shows another prompt than intent %s submitted; if it is a wrong one, "
-                "adopt the right one with force=True",
-                task_id,
-                row.intent_id,
-            )
-        return None
 
     async def resubmit(self, intent_id: str | Intent | SubmissionUnknown) -> TaskHandle:
         """Submit an unknown or a failed submission again; an unknown one may then be paid twice.
@@ -229,6 +218,25 @@ async def pages_of(
     while page := await session.journal.rows(session.scope, **which):
         yield page
         which["after"] = page[-1].intent_id
+
+
+def _misfit(row: Intent, task_id: str, record: Record | None) -> str | None:
+    """Why a task cannot be the one of an intent; None if it can."""
+    if record is None:
+        return "is not known to MidAPI, which may take some seconds for a new task"
+    is_ours = has_token(record.params.get("callBackUrl"), row.token_hash)
+    if not fits(record, row.request, callback_url_matches=is_ours, since=row.created_at):
+        return "is another submission's, as its record shows"
+    if row.task_id is not None and not is_ours:
+        return f"may be this submission's, but that has task {row.task_id} already"
+    if not is_ours and has_other_prompt(record, row.request):  # MidAPI may have changed it
+        _log.warning(
+            "task %s shows another prompt than intent %s submitted; if it is a wrong one, "
+            "adopt the right one with force=True",
+            task_id,
+            row.intent_id,
+        )
+    return None
 
 
 def _wrong_state(row: Intent, rule: str) -> MidAPIError:

@@ -262,6 +262,19 @@ async def test_intents_adopt() -> None:
         assert await client.intents.unknown() == []
 
 
+async def test_intents_adopt_keeps_a_result_that_the_record_shows() -> None:
+    """The task may have ended long ago: nobody waits for it as for a new one, or looks again."""
+    async with (
+        ScriptedServer([lose_answer()], then=mid(None, looked())) as server,
+        client_of(server) as client,
+    ):
+        handle = await client.intents.adopt(await unknown_in(client, key="k"), TASK)
+        requests = len(server.requests)
+        assert handle.final == await handle
+        again = await client.generate("a red fox", key="k")
+        assert (again.final, len(server.requests)) == (handle.final, requests)
+
+
 OTHERS_CALLBACK = {"paramJson": json.dumps({"callBackUrl": "https://x.example/mjt_" + "a" * 43})}
 
 

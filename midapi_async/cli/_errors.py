@@ -165,7 +165,7 @@ def unknown_text(
         where = "" if journal is None else f" --folder {shlex.quote(str(journal))}"
         then = (
             f"journal adopt {intent_id} TASK_ID{where}. If not: midapi journal resubmit "
-            f"{intent_id}{where}"
+            f"{intent_id}{where}, or, to give it up, midapi journal dismiss {intent_id}{where}"
         )
     else:
         then = (

@@ -29,6 +29,7 @@ from midapi_async import (
     request_from_json,
     request_to_json,
 )
+from midapi_async.events import Accepted
 from midapi_async.files.folders import make_folder
 from midapi_async.handle import check_seconds
 from midapi_async.requests import check_arguments, paths_of
@@ -311,6 +312,8 @@ async def _carry_out(
             )
             if handle.replayed:
                 say(f"Task {handle.task_id} was submitted before with this key; nothing is bought.")
+                # No event of this client names the task.
+                progress.take(Accepted(task_id=handle.task_id))
             else:
                 task = f"Task {handle.task_id} was submitted"
                 say(f"{task}; such a task takes about {seconds(usual)}.")

@@ -88,6 +88,18 @@ def test_a_key_is_paid_once_while_the_journal_exists(
     assert (other.json["error"]["type"], other.json["error"]["key"]) == ("KeyConflict", "order-17")
 
 
+def test_the_progress_of_a_key_that_was_used_before_is_that_of_its_task(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event says that it was accepted; no line says that a submission is prepared."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    order = ("generate", "a fox [[sandbox: seconds=600]]", "--key", "order-17", "--no-download")
+    first, second = midapi(*order, "--no-wait"), midapi(*order)
+    assert second.code == 0
+    assert f"Task {first.lines[0]} is generating: " in second.err
+    assert "is prepared" not in second.err
+
+
 def test_no_download_prints_the_urls(
     midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_with_a_journal_an_unknown_submission_is_decided_there(
     monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
     message = command_error(error).message
     assert "If it is there: midapi journal adopt i1 TASK_ID. If not: midapi journal r" in message
+    assert "to give it up, midapi journal dismiss i1" in message
 
 
 @pytest.mark.real_time
