@@ -3,19 +3,48 @@
 ``nox -s docs`` builds it into ``build/docs``; every warning is an error.
 """
 
+import sys
+from pathlib import Path
+
 from midapi_async import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "midapi_async"
 author = "the midapi_async authors"
 copyright = author  # noqa: A001  # Sphinx's name for it
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_static"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
+exclude_patterns = ["_static", "_extensions"]
+nitpicky = True
 
-# MyST
+# Markdown: every heading down to the third level can be linked to.
 myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+
+# The reference
+default_role = "name"  # `…` in docstrings; see _extensions/reference.py
+add_module_names = False
+smartquotes = False  # "--repeat" is a flag, and "fast" a str
+maximum_signature_line_length = 76
+python_use_unqualified_type_names = True
+python_display_short_literal_types = True
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True}
+# These names stay names in signatures.
+autodoc_type_aliases = {
+    name: name
+    for name in (
+        *("Request", "Requests", "Asked", "JSON", "Speed", "AspectRatio", "Version", "Motion"),
+        *("VideoBatchSize", "Files", "HasTaskId", "Claim", "Headers", "Body", "ASGIApplication"),
+    )
+}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = False
+napoleon_use_rtype = False
+napoleon_attr_annotations = False
 
 # HTML. Nothing on a page comes from another host, and nothing points to one that we do not name.
 html_theme = "furo"
@@ -25,5 +54,4 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
-html_last_updated_fmt = None
 html_theme_options = {"navigation_with_keys": False}

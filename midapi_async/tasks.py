@@ -18,7 +18,13 @@ _VIDEOS = (".mp4", ".webm", ".mov")
 
 
 class TaskStatus(StrEnum):
-    """The state of a task."""
+    """The state of a task.
+
+    Attributes:
+        GENERATING: Midjourney works on it, or it waits there for its turn.
+        SUCCEEDED: it is finished; for some seconds its record may show no files yet.
+        FAILED: it has no result, and never will; ``error_message`` says why.
+    """
 
     GENERATING = "generating"
     SUCCEEDED = "succeeded"

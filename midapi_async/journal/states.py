@@ -33,7 +33,22 @@ from ..tasks import TaskDetails
 
 
 class State(StrEnum):
-    """The state of an intent."""
+    """The state of an intent.
+
+    Attributes:
+        SENDING: its POST is under way, or is about to be sent.
+        RESTING: its POST bought nothing, and will be sent again.
+        REFUSED: it is proven that nothing was bought, and it is not sent again; its key is free.
+        ACCEPTED: MidAPI has accepted it: it is paid for, and its task is known.
+        CALLED_BACK: the same, and a callback for its task has come.
+        UNKNOWN: it cannot be known whether MidAPI accepted it. It stays so until a callback, or
+            you, decide: see `Intents`.
+        SUPERSEDED: it was unknown or had failed, and a new intent has taken over its key.
+        DISMISSED: it was unknown, and you have given it up; its key cannot be used again.
+        SUCCEEDED: its task has a result.
+        FAILED: its task has failed.
+        EXPIRED: it was bought, and MidAPI does not know its task any more.
+    """
 
     SENDING = "sending"
     RESTING = "resting"

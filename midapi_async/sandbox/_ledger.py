@@ -33,7 +33,9 @@ class Asked:
     """One request, as it came and as it was answered."""
 
     method: str
+    """The HTTP method."""
     path: str
+    """The path, without the query."""
     operation: str
     """submit, look, credit, download_url, upload, file, or other."""
     task_id: str | None
@@ -51,7 +53,9 @@ class CalledBack:
     """One POST to a callback URL."""
 
     task_id: str
+    """The task that it is about."""
     url: str
+    """Where it was sent to."""
     kind: str
     """acknowledgement or final."""
     attempt: int

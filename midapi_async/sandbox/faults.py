@@ -125,13 +125,21 @@ class Rule:
     """When to do what; made by `Faults.on`."""
 
     operation: str
+    """One of `OPERATIONS`."""
     actions: tuple[Action, ...]
+    """What is done: one action on a request, one or more on a task or a callback."""
     nth: frozenset[int] | range | None = None
+    """Which of them, counted from 1; None for all."""
     per_task: bool = False
+    """Whether each task is counted by itself."""
     task: str | None = None
+    """The only task id that it is for; None for any."""
     chance: float | None = None
+    """How often it is done, 0 to 1; None for always."""
     when: Callable[[Call], bool] | None = None
+    """Says whether it is done; None for always."""
     during: tuple[float, float] | None = None
+    """From when to when, in seconds since the first accepted submit; None for always."""
 
 
 @final

@@ -47,7 +47,7 @@ def midapi_sandbox(
     A minute of its time is a twentieth of a second; the marker ``midapi_sandbox`` gives it
     another time_scale, or other arguments.
 
-    For the test, all environment variables whose names begin with MIDAPI_ are removed, since
+    For the test, all environment variables whose names begin with ``MIDAPI_`` are removed, since
     they are the developer's: a journal folder, a public URL, a key that costs money. Then
     MIDAPI_BASE_URL, MIDAPI_API_KEY and MIDAPI_TIME_SCALE are set. Set others in the test, or in
     a fixture that itself uses this one.
