@@ -414,6 +414,13 @@ class Life(RuleBasedStateMachine):
         return await self.clients[0]._journal.rows(f"{self.service.server.url} default")
 
 
+pytestmark = [
+    pytest.mark.fault("I1"),
+    pytest.mark.fault("I2"),
+    pytest.mark.fault("I3"),
+    pytest.mark.fault("I4"),
+    pytest.mark.fault("I5"),
+]
 # To shrink a failing example takes longer than a test may.
 TestLife = pytest.mark.timeout(7200)(Life.TestCase)
 TestLife.settings = settings(

@@ -212,7 +212,7 @@ async def test_a_look_of_details_is_kept_in_the_journal() -> None:
     assert (row.state, row.taken) == (State.SUCCEEDED, True)
 
 
-@pytest.mark.fault("S16")
+@pytest.mark.fault("S17")
 async def test_a_journal_that_fails_under_results_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -782,7 +782,8 @@ async def test_giving_up_at_the_gate_leaves_nothing() -> None:
         assert 2 == len(await rows_of(server, journal)) == len(server.requests)
 
 
-@pytest.mark.fault("S19")
+@pytest.mark.fault("S5")
+@pytest.mark.fault("S6")
 async def test_429_pauses_everybody() -> None:
     """One 429 and nobody else runs into it: the gate rests for all."""
     async with (
@@ -1340,7 +1341,7 @@ async def test_closing_during_a_claim_that_hangs_withdraws_it() -> None:
         assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
 
 
-@pytest.mark.fault("S34")
+@pytest.mark.fault("S6")
 async def test_a_resubmission_without_a_free_slot_waits_in_the_line() -> None:
     """Its key is known, so it asks ahead of the line; it still needs a slot of its own."""
     limit = RateLimit(1, per=60)

@@ -642,6 +642,7 @@ async def refuse_key(world: World) -> None:
         world.says(f"t{n}", AuthenticationError(401, "no access", 200))
 
 
+@pytest.mark.fault("I6")
 @pytest.mark.parametrize("end", [pass_deadlines, stop_waiting, close, refuse_key])
 @pytest.mark.fault("L4")
 async def test_many_waits_end_in_several_turns_of_the_loop(

@@ -124,6 +124,7 @@ async def seconds_of(waiting: "asyncio.Task[object]", since: float) -> float:
     return asyncio.get_running_loop().time() - since
 
 
+@pytest.mark.fault("C31")
 async def test_a_callback_taken_by_another_worker_wakes_a_wait(folder: Path) -> None:
     """It is in the shared file before it is answered; only the process that waits looks."""
     async with ScriptedServer(then=mid(accepted(), looked())) as server:
@@ -141,6 +142,8 @@ async def test_a_callback_taken_by_another_worker_wakes_a_wait(folder: Path) -> 
             assert (there.client.stats().callbacks, here.client.stats().callbacks) == (1, 0)
 
 
+@pytest.mark.fault("C31")
+@pytest.mark.fault("I1")
 async def test_every_process_that_waits_is_woken(folder: Path) -> None:
     """Three workers wait for one key, one takes the callback: one payment, a look for each."""
     async with ScriptedServer(then=mid(accepted(), looked())) as server:

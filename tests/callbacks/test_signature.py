@@ -63,7 +63,7 @@ def test_rotation_takes_the_old_and_the_new_key() -> None:
     assert not is_signed([], headers([TIME], [GOOD]), TASK)
 
 
-@pytest.mark.fault("C23")
+@pytest.mark.fault("C4")
 def test_a_signature_is_for_one_task_and_time() -> None:
     """The signature of one task does not sign another, nor another moment."""
     assert not is_signed([KEY], headers([TIME], [GOOD]), TASK[:-1] + "8")

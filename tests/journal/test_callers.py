@@ -544,6 +544,7 @@ async def test_old_rows_are_pruned_in_turns(folder: Path) -> None:
     await journal.aclose()
 
 
+@pytest.mark.fault("I6")
 @pytest.mark.slow
 @pytest.mark.real_time
 @pytest.mark.fault("L18")

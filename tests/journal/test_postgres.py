@@ -308,7 +308,7 @@ async def end_owner(postgres: Server, journal: PostgresJournal) -> None:
     await postgres.execute("SELECT pg_terminate_backend($1, 5000)", process)
 
 
-@pytest.mark.fault("S27")
+@pytest.mark.fault("S25")
 async def test_a_lost_owner_does_not_send(postgres: Server, make: Make) -> None:
     """The last check before its POST finds that the row is not its own any more."""
     journal, other, limit = make(), make(), RateLimit(5, per=60.0)
@@ -387,7 +387,7 @@ async def test_a_pool_of_the_programs_own(postgres: Server, schema: str) -> None
 # ─── waking ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.fault("C12")
+@pytest.mark.fault("C31")
 @pytest.mark.parametrize("is_lost", [False, True])
 async def test_a_callback_wakes_a_waiter_elsewhere(
     make: Make, monkeypatch: pytest.MonkeyPatch, *, is_lost: bool
@@ -412,7 +412,8 @@ async def test_a_callback_wakes_a_waiter_elsewhere(
     assert found.state is State.CALLED_BACK
 
 
-@pytest.mark.fault("C12")
+@pytest.mark.fault("C31")
+@pytest.mark.fault("I1")
 async def test_clients_on_several_machines(make: Make) -> None:
     """One key is bought once from three; its callback comes to a fourth, and wakes all of them."""
     async with ScriptedServer(then=mid(accepted(), looked())) as midapi, AsyncExitStack() as exits:

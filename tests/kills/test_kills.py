@@ -55,6 +55,8 @@ async def play(folder: Path, seed: int, rounds: list[str]) -> World:
     return world
 
 
+@pytest.mark.fault("I1")
+@pytest.mark.fault("I2")
 @pytest.mark.fault("S14")
 @pytest.mark.timeout(600)
 async def test_killed_at_every_step_and_at_random(tmp_path: Path) -> None:
@@ -64,6 +66,8 @@ async def test_killed_at_every_step_and_at_random(tmp_path: Path) -> None:
     assert deaths["at random"] >= 5
 
 
+@pytest.mark.fault("I1")
+@pytest.mark.fault("I2")
 @pytest.mark.fault("S14")
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
@@ -76,6 +80,8 @@ async def test_many_kills(tmp_path: Path) -> None:
     print(f"deaths: {dict(deaths)}")
 
 
+@pytest.mark.fault("I1")
+@pytest.mark.fault("I2")
 @pytest.mark.fault("S21")
 @pytest.mark.fault("S23")
 @pytest.mark.fault("S25")
@@ -101,6 +107,8 @@ async def test_stopped_damaged_and_mixed_up(tmp_path: Path) -> None:
     assert min(tricks["doubled"], tricks["old one first"]) >= 1, tricks
 
 
+@pytest.mark.fault("I1")
+@pytest.mark.fault("I2")
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 async def test_many_rounds_of_everything(tmp_path: Path) -> None:
@@ -129,6 +137,7 @@ async def test_many_rounds_of_everything(tmp_path: Path) -> None:
     print(f"{rounds} rounds: {dict(done)}")
 
 
+@pytest.mark.fault("I1")
 async def test_the_check_would_notice_a_second_payment(tmp_path: Path) -> None:
     """The driver can fail: with the journal thrown away between two lives, keys are paid twice."""
     async with a_world(tmp_path, 1) as world:

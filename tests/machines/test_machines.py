@@ -12,12 +12,13 @@ from tests.machines.network import why_not
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.fault("C31")
+@pytest.mark.fault("I1")
 @pytest.mark.real_time
 @pytest.mark.one_python
 @pytest.mark.timeout(400)
 @pytest.mark.fault("S14")
 @pytest.mark.fault("S15")
-@pytest.mark.fault("C12")
 def test_workers_on_several_hosts_with_every_fault_once() -> None:
     """Each key is paid once, and both hosts that ordered it get its task."""
     if (reason := why_not()) is not None:

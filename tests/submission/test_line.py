@@ -490,7 +490,7 @@ async def test_closing_one_client_leaves_the_others_their_places() -> None:
     assert account.moments[1] - account.moments[0] == pytest.approx(7.0, abs=0.05)
 
 
-@pytest.mark.fault("S20")
+@pytest.mark.fault("L16")
 async def test_stop_waiting_empties_the_line() -> None:
     """All who wait get `ClientClosed` at once, later ones too, and nothing is sent any more."""
     account = Account()

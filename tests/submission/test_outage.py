@@ -143,7 +143,7 @@ async def test_only_unknown_ones_in_a_row_count(outcome: str) -> None:
 
 @pytest.mark.fault("L16")
 @pytest.mark.parametrize("moment", [5, 11], ids=["pause", "free request"])
-async def test_stop_waiting_goes_onthe_wait(moment: float) -> None:
+async def test_stop_waiting_ends_the_wait(moment: float) -> None:
     """At once, and nothing is sent."""
     service = Service(lambda _: DOWN, lambda _: hang())
     async with ScriptedServer(then=service) as server, client_of(server, retry=PATIENT) as client:

@@ -67,6 +67,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.fault("I4")
+@pytest.mark.fault("I5")
 def test_the_good_pass_and_the_bad_fail(report: str) -> None:
     """A test fails exactly if it leaves something behind or shows a secret."""
     names = set(re.findall(r"def (test_\w+)", CULPRITS)) - {"test_slow"}
