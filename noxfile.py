@@ -162,6 +162,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """Make the picture of a gallery in docs/images again; it needs Chromium."""
+    session.install("-e", ".[cli,sandbox,browser]")
+    session.run("python", "-m", "tests.docs.gallery_picture")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show the SDK against the local sandbox, as a user installs it; arguments go to the demo."""
     session.install(".[cli,sandbox]")

@@ -8,10 +8,9 @@ A comment stands on a line of its own before the block, and no reader sees it:
 - `<!-- run by: tests/…py::test_… -->`: another test runs it, or holds it.
 - `<!-- not run: REASON -->`.
 
-A file that a `{literalinclude}` shows is in that folder, too.
-
-Without a comment a `python` block is a whole program, and a `text` block right behind it is its output;
-a `console` block has commands after `$ ` with their output, and an `sh` block commands alone.
+Without one a `python` block is a whole program, and a `text` block right behind it is its output;
+a `console` block has commands after `$ ` with their output, and an `sh` block commands alone. A
+file that a `{literalinclude}` shows is in the folder of the page's later blocks, too.
 """
 
 import re
