@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import REPOSITORY, Block, blocks, commands
-from tests.docs.test_blocks import IDS, SECONDS, check_output, new_ids
+from tests.docs.test_blocks import SECONDS, check_output, new_ids
 
 # slow: on the newest Python only; each command is a process of its own.
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
@@ -76,9 +76,9 @@ def test_the_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
                 check_output(block.text, printed)
                 ids |= new_ids(block.text, printed)
             for command, expected in commands(block):
-                here = IDS.sub(lambda shown: ids.get(shown[0], shown[0]), command)
-                for port, other in ports.items():
-                    here = here.replace(port, other)
+                here = command
+                for on_the_page, real in (ports | ids).items():
+                    here = here.replace(on_the_page, real)
                 printed = _run(here, monkeypatch)
                 try:
                     check_output(expected, printed)
