@@ -743,8 +743,8 @@ class MidAPIClient:
 
         Args:
             task_id: which task.
-            max_age: seconds for which details that are not final are valid, at most 3600. With 5.0,
-                many visitors of a page cause one look every 5 s.
+            max_age: seconds for which details that are not final are valid, at most 3600; so is the
+                failure of a look. With 5.0, many visitors of a page cause one look every 5 s.
 
         Raises:
             InvalidRequestError: the task id is not valid; or ``max_age`` is not a number, or is

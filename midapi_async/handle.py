@@ -202,7 +202,7 @@ class TaskHandle:
         """What is known of the task, whatever its state; as ``MidAPIClient.details``.
 
         Args:
-            max_age: seconds for which details that are not final are valid.
+            max_age: seconds for which details that are not final, or a failed look, are valid.
 
         Raises:
             InvalidRequestError: ``max_age`` is not a number, or is negative.

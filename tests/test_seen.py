@@ -179,6 +179,34 @@ async def test_a_failed_look_leaves_what_was_known() -> None:
         assert not (await client.details(TASK, max_age=60)).is_final
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(reply(502), APIError), (refused(422, "recordInfo is null"), TaskNotFound)],
+    ids=["failed", "not there yet"],
+)
+async def test_a_failed_look_is_not_repeated_within_max_age(
+    answer: Answer, error: type[MidAPIError]
+) -> None:
+    """So a page that many people ask for causes few looks, too, while none can be answered."""
+    async with (
+        ScriptedServer([answer, answer, looked(flag=0), answer]) as server,
+        client_of(server) as client,
+    ):
+        for expected in (1, 2):
+            for _ in range(3):
+                with pytest.raises(error):
+                    await client.details(TASK, max_age=5)
+                await asyncio.sleep(1)
+            assert len(looks(server)) == expected
+            await asyncio.sleep(2)
+        await client.details(TASK, max_age=5)
+        with pytest.raises(error):
+            await client.details(TASK)
+        # The failure before is over; what was seen meanwhile counts.
+        assert not (await client.details(TASK, max_age=5)).is_final
+        assert len(looks(server)) == 4
+
+
 @pytest.mark.parametrize("folder", [True, False])
 async def test_final_details_come_from_the_journal(folder: bool, tmp_path: Path) -> None:
     """Another client on the same journal looks no more: not for an id, nor for a handle."""

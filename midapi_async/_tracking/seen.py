@@ -42,6 +42,10 @@ class Seen:
     _clock: Clock
     # When each record came, by task id; the last one is the newest.
     _records: OrderedDict[str, tuple[float, Record]] = attrs.field(factory=OrderedDict, init=False)
+    # When each look failed, and its error, by task id; a look that is answered removes it.
+    _failures: OrderedDict[str, tuple[float, Exception]] = attrs.field(
+        factory=OrderedDict, init=False
+    )
     # The callers that wait for the same look, by task id.
     _shared: dict[str, list[asyncio.Future[Found]]] = attrs.field(factory=dict, init=False)
     _tasks: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
@@ -70,7 +74,7 @@ class Seen:
 
         Args:
             task_id: which task.
-            max_age: for how many seconds a record that is not final is valid.
+            max_age: for how many seconds a record that is not final is valid, and a failure, too.
 
         Raises:
             TaskNotFound: MidAPI does not know it.
@@ -82,6 +86,9 @@ class Seen:
             age = self._clock.time() - seen_at
             if age <= FORGOTTEN_AFTER and (age < max_age or final_in(record)):
                 return record
+        failed_at, failed = self._failures.get(task_id, (0.0, None))
+        if failed is not None and self._clock.time() - failed_at < max_age:
+            raise _copy(failed)
         own: asyncio.Future[Found] = self._clock.loop.create_future()
         asking = self._shared.setdefault(task_id, [])
         asking.append(own)
@@ -94,10 +101,7 @@ class Seen:
         found = await own
         if not isinstance(found, Exception):
             return found
-        # Each caller gets a copy of the error, because raising adds a traceback to it.
-        error = copy(found)
-        error.__cause__ = found.__cause__
-        raise error
+        raise _copy(found)
 
     async def _answer(self, task_id: str, asking: list[asyncio.Future[Found]]) -> None:
         """Find out about a task and give it to every caller that waits for that."""
@@ -108,6 +112,11 @@ class Seen:
             found = error
         finally:
             self._shared.pop(task_id)
+            self._failures.pop(task_id, None)
+            if isinstance(found, Exception):
+                self._failures[task_id] = self._clock.time(), _copy(found)
+                if len(self._failures) > REMEMBERED:
+                    self._failures.popitem(last=False)
             _resolve(asking, found)
 
     async def _find_out(self, task_id: str) -> Record | TaskDetails:
@@ -134,6 +143,13 @@ class Seen:
         for task_id, asking in self._shared.items():  # `_answer` was cancelled before it began
             _resolve(asking, ClientClosed(task_id))
         self._shared.clear()
+
+
+def _copy(error: Exception) -> Exception:
+    """A copy for one caller, because raising an error adds a traceback to it."""
+    copied = copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def _resolve(asking: list[asyncio.Future[Found]], found: Found) -> None:
