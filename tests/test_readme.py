@@ -237,14 +237,6 @@ async def test_the_web_application_answers_with_the_picture(
     assert len(midapi_sandbox.ledger.accepted) == 1
 
 
-@pytest.mark.parametrize("framework", ["fastapi", "aiohttp"])
-def test_the_mounted_receivers_are_those_that_are_tested(framework: str) -> None:
-    """`tests/callbacks/test_mounts_programs.py` runs these two, with a real server around them."""
-    tested = REPOSITORY / "tests" / "callbacks" / "apps" / f"readme_{framework}.py"
-    [program] = [each for each in WEB[1:] if framework in each.text.casefold()[:400]]
-    assert tested.read_text("utf-8") == program.text
-
-
 def _free_port() -> int:
     import socket
 

@@ -18,8 +18,8 @@ import attrs
 import uvicorn
 from aiohttp import web
 
-APPS = Path(__file__).with_name("apps")
 REPOSITORY = Path(__file__).parents[2]
+EXAMPLES = REPOSITORY / "examples"
 SECONDS = 30.0
 
 
@@ -148,7 +148,7 @@ def aiohttp_serving(app: web.Application, port: int = 0) -> Iterator[int]:
 def process(port: int, *arguments: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
     """Run Python as a user does, until it listens on a port; killed if it has not ended by then."""
     old = {name: value for name, value in os.environ.items() if not name.startswith("MIDAPI_")}
-    paths = os.pathsep.join([str(REPOSITORY), str(APPS)])
+    paths = os.pathsep.join([str(REPOSITORY), str(EXAMPLES)])
     started = subprocess.Popen(
         [sys.executable, *arguments],
         env={**old, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},

@@ -1,4 +1,4 @@
-"""The README's web applications as processes of their own, against the sandbox."""
+"""The web applications of `examples` as processes of their own, against the sandbox."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -19,9 +19,9 @@ import pytest
 
 from midapi_async._wire.tokens import token_hash
 from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.sandbox import Faults, SandboxThread, lose_answer, no_credits_as_500
+from midapi_async.sandbox import Faults, SandboxThread, answer_code, lose_answer, no_credits_as_500
 from tests.callbacks.serving import (
-    APPS,
+    EXAMPLES,
     REPOSITORY,
     Answer,
     ask,
@@ -36,21 +36,22 @@ from tests.support.secrets import found_in
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 FOX = "a red fox in the snow"
+SENSITIVE = "the prompt contains sensitive words"
 # A worker that the supervisor has told to stop ends as it would have by the signal alone.
 ENDED = (0, -signal.SIGTERM)
 
 
 def uvicorn_of(app: str, port: int, *options: str) -> list[str]:
-    """The command line that the README shows."""
+    """The command line that its page shows."""
     place = ["--host", "127.0.0.1", "--port", str(port)]
     return ["-m", "uvicorn", app, *place, "--no-access-log", *options]
 
 
 def commands(port: int) -> dict[str, list[str]]:
     """How each program is started."""
-    run = f"import readme_aiohttp as p; p.web.run_app(p.app, host='127.0.0.1', port={port})"
+    run = f"import web_aiohttp as p; p.web.run_app(p.app, host='127.0.0.1', port={port})"
     return {
-        "fastapi": uvicorn_of("readme_fastapi:app", port, "--timeout-graceful-shutdown", "20"),
+        "fastapi": uvicorn_of("web_fastapi:app", port, "--timeout-graceful-shutdown", "20"),
         "aiohttp": ["-c", run],
     }
 
@@ -78,10 +79,23 @@ def running(
         yield port, program
 
 
-def order(port: int, prompt: str, key: str | None) -> Answer:
+VISITOR = {"Cookie": "visitor=somebody"}
+
+
+def order(port: int, prompt: object, key: str | None) -> Answer:
     """Order a picture."""
-    headers = {"Idempotency-Key": key} if key is not None else {}
+    headers = {**VISITOR, "Idempotency-Key": key} if key is not None else VISITOR
     return ask(port, "POST", "/pictures", {"prompt": prompt}, headers)
+
+
+def look(port: int, key: str, **headers: str) -> Answer:
+    """Ask for the state of an order, as somebody unless the cookie is another one."""
+    return ask(port, "GET", f"/pictures/{key}", headers={**VISITOR, **headers})
+
+
+def state(answer: Answer) -> object:
+    """The state in an answer."""
+    return field(answer, "state")
 
 
 def field(answer: Answer, name: str) -> object:
@@ -154,35 +168,104 @@ def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
     """200 in time; 202 and a place to ask at; the same key once; each error its own status."""
     plan = Faults().on("submit", when=lambda call: "poor" in str(call.body), do=no_credits_as_500())
     plan.on("submit", when=lambda call: "lost" in str(call.body), do=lose_answer(), nth=1)
+    plan.on("submit", when=lambda call: "rude" in str(call.body), do=answer_code(400, SENSITIVE))
     with (
         SandboxThread(time_scale=60, faults=plan) as sandbox,
         running(name, sandbox, tmp_path, scale=60) as (port, _),
     ):
-        quick = order(port, f"{FOX} [[sandbox: seconds=10]]", "1")
-        assert quick.status == 200
+        quick = order(port, f"{FOX} [[sandbox: seconds=4]]", "1")
+        assert (quick.status, state(quick)) == (200, "succeeded")
         assert len(field(quick, "urls")) == 4  # type: ignore[arg-type]  # a list, if this passes
-        assert quick.json == order(port, f"{FOX} [[sandbox: seconds=10]]", "1").json
+        assert quick.json == order(port, f"{FOX} [[sandbox: seconds=4]]", "1").json
 
         slow = order(port, f"{FOX} [[sandbox: seconds=60]]", "2")
-        assert slow.status == 202
+        assert (slow.status, state(slow)) == (202, "generating")
         place = urljoin("/pictures", slow.headers["location"])
-        assert place.endswith(str(field(slow, "task_id")))
-        wait_until(lambda: field(ask(port, "GET", place), "status") == "succeeded")
+        assert place == "/pictures/2"
+        wait_until(lambda: state(ask(port, "GET", place, headers=VISITOR)) == "succeeded")
         assert order(port, f"{FOX} [[sandbox: seconds=60]]", "2").status == 200
 
         # Its answer was lost; its callback tells what became of it.
-        assert order(port, "lost [[sandbox: seconds=10]]", "3").status == 200
+        assert state(order(port, "lost [[sandbox: seconds=10]]", "3")) in {"unknown", "succeeded"}
+        wait_until(lambda: state(look(port, "3")) == "succeeded")
 
         assert order(port, "a blue whale", "1").status == 409
-        assert order(port, "", "4").status == 422
-        assert order(port, f"{FOX} [[sandbox: fail=nsfw; seconds=5]]", "5").status == 422
-        assert order(port, "poor", "6").status == 503
-        assert order(port, f"{FOX} [[sandbox: fail=gone; seconds=5]]", "7").status == 422
-        assert order(port, FOX, None).status in {400, 422}
-        assert ask(port, "GET", f"/pictures/{'0' * 32}").status == 404
-        assert ask(port, "GET", "/pictures/%20").status == 422
+        for key, reason in (("4", "nsfw"), ("5", "gone")):
+            failing = order(port, f"{FOX} [[sandbox: fail={reason}; seconds=3]]", key)
+            assert (failing.status, state(failing)) == (200, "failed")
+            assert field(failing, "detail") == reason
+            assert failing.json == look(port, key).json
+        refused = order(port, "rude", "6")
+        assert refused.status == 422
+        assert SENSITIVE in str(field(refused, "detail"))
+        poor = order(port, "poor", "7")
+        assert (poor.status, field(poor, "detail")) == (502, "This is not possible now.")
         assert len(sandbox.ledger.accepted) == 5
         assert {each.status for each in sandbox.ledger.callbacks} == {200}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_is_missing_or_wrong_in_a_request_is_a_400(name: str, tmp_path: Path) -> None:
+    """With a reason as JSON; nothing is sent, and no task can be asked for by its id."""
+    with (
+        SandboxThread(time_scale=60) as sandbox,
+        running(name, sandbox, tmp_path, scale=60) as (port, _),
+    ):
+        key = {**VISITOR, "Idempotency-Key": "1"}
+        malformed = [
+            order(port, FOX, None),
+            order(port, FOX, "no/key"),
+            order(port, "", "1"),
+            order(port, None, "1"),
+            order(port, ["a"], "1"),
+            ask(port, "POST", "/pictures", {}, key),
+            ask(port, "POST", "/pictures", [], key),
+            ask(port, "POST", "/pictures", "prompt", key),
+            ask(port, "POST", "/pictures", None, key),
+            ask(port, "POST", "/pictures", {"prompt": FOX}, {"Idempotency-Key": "1"}),
+            look(port, "%20"),
+            look(port, "1", Cookie="other=1"),
+        ]
+        assert [answer.status for answer in malformed] == [400] * len(malformed)
+        assert all(isinstance(field(answer, "detail"), str) for answer in malformed)
+        bought = order(port, f"{FOX} [[sandbox: seconds=4]]", "1")
+        [accepted] = sandbox.ledger.accepted
+        asked = len(sandbox.ledger.requests)
+        for answer in (
+            look(port, accepted.task_id),
+            look(port, "0" * 32),
+            look(port, "1", Cookie="visitor=somebody-else"),
+        ):
+            assert answer.status == 404
+        assert look(port, "1").json == bought.json
+        assert len(sandbox.ledger.requests) == asked
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_fifty_visitors_of_a_status_cause_few_looks(name: str, tmp_path: Path) -> None:
+    """While the task is made, and while looks at it fail."""
+    with (
+        SandboxThread(auto=False) as sandbox,
+        running(name, sandbox, tmp_path) as (port, _),
+        ThreadPoolExecutor(10) as threads,
+    ):
+        assert order(port, FOX, "1").status == 202
+        [accepted] = sandbox.ledger.accepted
+        before = sandbox.ledger.looks(accepted.task_id)
+        begun = time.monotonic()
+        answers = list(threads.map(lambda _: look(port, "1"), range(50)))
+        passed = time.monotonic() - begun
+        assert {state(answer) for answer in answers} == {"generating"}
+        assert sandbox.ledger.looks(accepted.task_id) - before <= 1 + passed / 5
+
+        sandbox.faults.on("look", do=answer_code(500))
+        time.sleep(5)
+        before = sandbox.ledger.looks(accepted.task_id)
+        begun = time.monotonic()
+        answers = list(threads.map(lambda _: look(port, "1"), range(50)))
+        passed = time.monotonic() - begun
+        assert {answer.status for answer in answers} == {502}
+        assert sandbox.ledger.looks(accepted.task_id) - before <= 1 + passed / 5
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -204,15 +287,16 @@ def test_a_stop_signal_while_a_request_waits(
             code = program.wait(20)
             took = time.monotonic() - begun
         assert code in ENDED
-        assert took < 20, "it waited for its patience to end, and not for the signal"
+        assert took < 5, "it waited for its patience to end, and not for the signal"
         [accepted] = sandbox.ledger.accepted
-        expected = (202, f"pictures/{accepted.task_id}")
-        assert (answer.status, answer.headers["location"]) == expected
+        assert (answer.status, answer.headers["location"]) == (202, "pictures/1")
         with running(name, sandbox, tmp_path, port=port):
+            assert state(look(port, "1")) == "generating"
             again = threads.submit(order, port, FOX, "1")
             time.sleep(0.5)
             sandbox.finish(accepted.task_id)
-            assert (200, accepted.task_id) == (again.result(20).status, _task(again))
+            assert again.result(20).status == 200
+            assert again.result().json == look(port, "1").json
         assert len(sandbox.ledger.accepted) == 1
     assert not found_in(capfd.readouterr().out)
 
@@ -223,14 +307,10 @@ def test_the_fastapi_program_in_a_thread(tmp_path: Path, monkeypatch: pytest.Mon
     with SandboxThread(time_scale=60) as sandbox:
         for variable, value in environment(sandbox, port, tmp_path, 60).items():
             monkeypatch.setenv(variable, value)
-        program = runpy.run_path(str(APPS / "readme_fastapi.py"), run_name="pictures")
+        program = runpy.run_path(str(EXAMPLES / "web_fastapi.py"), run_name="pictures")
         with uvicorn_serving(program["app"], port):
-            assert order(port, f"{FOX} [[sandbox: seconds=10]]", "1").status == 200
+            assert order(port, f"{FOX} [[sandbox: seconds=4]]", "1").status == 200
             wait_until(lambda: [each.status for each in sandbox.ledger.callbacks] == [200])
-
-
-def _task(answer: "Future[Answer]") -> object:
-    return field(answer.result(), "task_id")
 
 
 @contextmanager
@@ -274,14 +354,14 @@ def test_four_workers_share_keys_and_callbacks(tmp_path: Path) -> None:
         assert all(sandbox.ledger.looks(each.task_id) <= 2 for each in sandbox.ledger.accepted)
         assert order(port, FOX, "3").json == answers[3].json
         assert len(sandbox.ledger.accepted) == 12
-        waiting = [threads.submit(order, port, FOX, f"last {n}") for n in range(4)]
+        waiting = [threads.submit(order, port, FOX, f"last-{n}") for n in range(4)]
         wait_until(lambda: len(sandbox.ledger.accepted) == 16)
         time.sleep(0.5)  # until all have their answer, and wait
         begun = time.monotonic()
         supervisor.send_signal(signal.SIGTERM)
         assert {each.result(30).status for each in waiting} == {202}
         assert supervisor.wait(30) in ENDED
-        assert time.monotonic() - begun < 20, "they waited for their patience to end"
+        assert time.monotonic() - begun < 8, "they waited for their patience to end"
     assert len(sandbox.ledger.accepted) == 16
 
 
@@ -292,10 +372,9 @@ def assert_some_crossed(sandbox: SandboxThread, answers: list[Answer], log: Path
         each.task_id: took[token_hash(str(each.callback_url).rpartition("/")[2])]
         for each in sandbox.ledger.accepted
     }
-    crossed = [
-        answer
-        for answer in answers
-        if answer.headers["x-worker"] != taker[str(field(answer, "task_id"))]
-    ]
+    crossed = []
+    for answer in answers:
+        [worker] = [took for task_id, took in taker.items() if task_id in str(answer.json)]
+        crossed += [answer] if answer.headers["x-worker"] != worker else []
     assert crossed
     print(len(crossed), "of", len(answers), "waited in another worker")

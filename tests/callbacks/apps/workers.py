@@ -1,14 +1,16 @@
-"""The README's FastAPI program, which also tells which worker took what."""
+"""The FastAPI program of `examples`, which also tells which worker took what."""
 
 import os
+import runpy
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from midapi_async._wire.tokens import token_hash
-from tests.callbacks.apps.readme_fastapi import app as program
+from tests.callbacks.serving import EXAMPLES
 
 Message = MutableMapping[str, Any]
+program = runpy.run_path(str(EXAMPLES / "web_fastapi.py"))["app"]
 LOG = Path(os.environ["TEST_WORKERS_LOG"])
 
 
