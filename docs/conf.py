@@ -15,7 +15,13 @@ author = "the midapi_async authors"
 copyright = author  # noqa: A001  # Sphinx's name for it
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "fault_tests", "reference"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "fault_tests",
+    "reference",
+]
 exclude_patterns = ["_static", "_extensions"]
 nitpicky = True
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from docs._extensions.fault_tests import UnreadableMarkError, marks_of, shown, marks_by_row
+from docs._extensions.fault_tests import UnreadableMarkError, marks_by_row, marks_of, shown
 
 pytestmark = pytest.mark.one_python
 REPOSITORY = Path(__file__).parents[2]
