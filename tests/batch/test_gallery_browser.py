@@ -3,10 +3,7 @@
 Outside CI they are skipped where Chromium or Playwright is missing; ``.ci/run`` installs both.
 """
 
-import importlib.resources
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,36 +15,18 @@ from PIL import Image
 from midapi_async import Upscale, request_to_json
 from midapi_async.batch.gallery import write_gallery
 from tests.batch.folders import errors, results, row
+from tests.support.browser import DESKTOP, PHONE, browser, found_by_axe, watched_pages
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
+
+__all__ = ["browser"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_python]
 
-# Playwright gives each browser an empty profile of its own, which it deletes.
-OPTIONS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-]
-DESKTOP, PHONE = (1440, 900), (390, 844)
 COLOURS = ((180, 60, 40), (40, 120, 90), (60, 80, 180), (200, 170, 60))
 # A picture is where it belongs if it is there to a pixel.
 PIXEL = 1.0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if os.environ.get("MIDAPI_TEST_BROWSER") != "required":
-        pytest.importorskip("playwright", reason="pip install midapi-async[browser]")
-        if program is None:
-            pytest.skip("there is no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=OPTIONS)
-        yield opened
-        opened.close()
 
 
 Open = Callable[..., "Page"]
@@ -55,52 +34,11 @@ Open = Callable[..., "Page"]
 
 @pytest.fixture
 def open_page(browser: "Browser") -> Iterator[Open]:
-    """Opens a folder's gallery; at the end of the test no page may have reported anything.
-
-    What is `expected` in a report is no failure, and `init` runs before the page's own script.
-    """
-    contexts: list[BrowserContext] = []
-    reports: list[str] = []
-
-    def open_folder(
-        folder: Path,
-        size: tuple[int, int] = DESKTOP,
-        *,
-        scheme: Any = "light",
-        init: str = "",
-        expected: str = "",
-    ) -> "Page":
-        def report(what: str) -> None:
-            if not expected or expected not in what:
-                reports.append(what)
-
-        def asked(url: str) -> None:
-            if not url.startswith(("file:", "data:", "blob:")):
-                report(url)
-
-        is_phone = size == PHONE
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]},
-            color_scheme=scheme,
-            offline=True,
-            is_mobile=is_phone,
-            has_touch=is_phone,
+    """Opens a folder's gallery; at the end of the test no page may have reported anything."""
+    with watched_pages(browser) as open_url:
+        yield lambda folder, *args, **options: open_url(
+            (folder / "gallery.html").as_uri(), *args, **options
         )
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        if init:
-            context.add_init_script(init)
-        page = context.new_page()
-        page.on("pageerror", lambda error: report(str(error)))
-        page.on("console", lambda message: report(message.text))
-        page.on("request", lambda request: asked(request.url))
-        page.goto((folder / "gallery.html").as_uri())
-        return page
-
-    yield open_folder
-    for context in contexts:
-        context.close()
-    assert not reports
 
 
 def draw(folder: Path, count: int = len(COLOURS)) -> list[str]:
@@ -568,12 +506,9 @@ def test_axe_finds_nothing(
 ) -> None:
     """On the page, with stars, in the large view, of a failure too, and in the help."""
     page = open_page(small, size, scheme=scheme)
-    axe = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
-    page.evaluate(axe.read_text("utf-8"))
 
     def check() -> None:
-        found = page.evaluate("axe.run().then(results => results.violations)")
-        assert not [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
+        assert not found_by_axe(page)
 
     check()
     tile(page, "a red fox, picture 1 of 4").focus()
