@@ -1,15 +1,26 @@
 """What the pages on testing, the command line, operations and design say is what the code has."""
 
+import ast
+import asyncio
+import configparser
 import inspect
+import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import attrs
 import pytest
 
-from midapi_async import sandbox
+from midapi_async import ClientStats, _session, sandbox
+from midapi_async.cli import main
+from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Sandbox
 from tests.cli.test_help import COMMANDS
-from tests.docs.blocks import REPOSITORY
+from tests.docs.blocks import REPOSITORY, blocks
 
 pytestmark = pytest.mark.one_python
 
@@ -118,3 +129,102 @@ def test_every_entry_of_the_ledger_is_in_the_table() -> None:
     ):
         [row] = [each for each in table.splitlines() if each.startswith(f"| `{name}`")]
         assert codes(row) == {name, *entry.__annotations__}
+
+
+# ─── operations ──────────────────────────────────────────────────────────────────────────────────
+
+OPERATIONS = page("operations.md")
+
+
+async def make_journal(folder: Path) -> None:
+    """Make an empty journal in a folder."""
+    journal = SQLiteJournal(folder)
+    await journal.stats()
+    await journal.aclose()
+
+
+def test_every_figure_is_on_the_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Those of `midapi journal stats --json`, and those of `client.stats()`."""
+    asyncio.run(make_journal(tmp_path))
+    assert main(["journal", "stats", "--json", "--folder", str(tmp_path)]) == 0
+    of_journals = set(json.loads(capsys.readouterr().out))
+    of_clients = {field.name for field in attrs.fields(ClientStats)}
+    assert column(OPERATIONS, "figure") == of_journals | of_clients
+
+
+def log_texts(*levels: str) -> Iterator[str]:
+    """The text of each log line of the package of these levels."""
+    for file in sorted((REPOSITORY / "midapi_async").rglob("*.py")):
+        tree = ast.parse(file.read_text("utf-8"))
+        names = {
+            node.targets[0].id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in levels:
+                constants = [names.get(getattr(each, "id", ""), each) for each in node.args]
+                yield from (
+                    each.value
+                    for each in constants
+                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                )
+
+
+def test_every_critical_line_is_on_the_page() -> None:
+    """By words that it contains; and the page names no line that nobody writes."""
+    [critical, warnings] = re.findall(
+        r"^\| the line contains \|.*\n\|[-|]+\n((?:\|.*\n)+)", OPERATIONS, re.MULTILINE
+    )
+    fragments = [row.split("`")[1] for row in critical.splitlines()]
+    texts = list(log_texts("_log.critical", "_log.log"))
+    money = [text for text in texts if "trying again in" not in text]  # downloads are no money
+    assert len(money) >= len(fragments) > 5
+    for text in money:
+        assert any(fragment in text for fragment in fragments), text
+    for fragment in fragments:
+        assert any(fragment in text for text in money), fragment
+    others = [row.split("`")[1] for row in warnings.splitlines()]
+    source = re.sub(
+        r'"\s*\n\s*f?"',
+        "",
+        "\n".join(file.read_text("utf-8") for file in (REPOSITORY / "midapi_async").rglob("*.py")),
+    )
+    for fragment in others:
+        assert fragment in source, fragment
+
+
+def unit() -> str:
+    """The systemd unit of the page."""
+    [found] = [each for each in blocks("docs/operations.md") if each.language == "ini"]
+    return found.text
+
+
+def test_the_unit_stops_in_order() -> None:
+    """It waits longer than a client needs to close, and keeps the journal and the key private."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # as its documentation says
+    parser.read_string(unit())
+    service = dict(parser["Service"])
+    assert int(service["TimeoutStopSec"]) > _session.CLOSE_PATIENCE + 10
+    assert service["StateDirectoryMode"] == "0700"
+    assert "KillSignal" not in service
+    assert set(parser.sections()) == {"Unit", "Service", "Install"}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """With a program that exists in place of the reader's."""
+    file = tmp_path / "pictures.service"
+    program = "/srv/pictures/venv/bin/python /srv/pictures/worker.py"
+    assert program in unit()
+    file.write_text(unit().replace(program, sys.executable), "utf-8")
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = [line for line in ran.stderr.splitlines() if "pictures.service" in line]
+    assert (ran.returncode, complaints) == (0, []), ran.stderr
