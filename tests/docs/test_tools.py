@@ -15,12 +15,14 @@ from pathlib import Path
 import attrs
 import pytest
 
-from midapi_async import ClientStats, _session, sandbox
+from midapi_async import ClientStats, Intent, State, _session, sandbox
 from midapi_async.cli import main
 from midapi_async.journal.sqlite import SQLiteJournal
+from midapi_async.journal.states import moved
 from midapi_async.sandbox import Sandbox
 from tests.cli.test_help import COMMANDS
 from tests.docs.blocks import REPOSITORY, blocks
+from tests.test_house import HOMES, ORDER
 
 pytestmark = pytest.mark.one_python
 
@@ -228,3 +230,75 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     )
     complaints = [line for line in ran.stderr.splitlines() if "pictures.service" in line]
     assert (ran.returncode, complaints) == (0, []), ran.stderr
+
+
+# ─── design ──────────────────────────────────────────────────────────────────────────────────────
+
+DESIGN = page("design.md")
+
+
+def test_the_picture_shows_the_house_as_it_is() -> None:
+    """Each module of the package is in it, and each that is in it exists."""
+    [picture] = [each.text for each in blocks("docs/design.md") if not each.language]
+    told = set(re.findall(r"[\w/]+(?:\.py|/)", picture))
+    package = REPOSITORY / "midapi_async"
+    assert all((package / name).exists() for name in told), told
+    real = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    real |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert real <= told | {f"{name.partition('/')[0]}/" for name in told}
+
+
+def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
+    """By `tests/test_house.py`; the libraries and their homes, too."""
+    [told] = [each.text for each in blocks("docs/design.md") if "errors →" in each.text]
+    assert [set(place.strip().split(", ")) for place in told.split("→")] == ORDER
+    for library in ("cattrs", "backoff", "sqlite3", "cyclopts"):
+        [home] = HOMES[library] - {"sandbox"}
+        assert f"{library} in `{home}`" in " ".join(DESIGN.split())
+
+
+def test_every_state_is_in_the_diagram() -> None:
+    """And nothing that looks like one and is none."""
+    [diagram] = [each.text for each in blocks("docs/design.md") if "called_back" in each.text]
+    words = set(re.findall(r"[a-z_]+", diagram))
+    assert {str(state) for state in State} <= words
+
+
+def test_every_move_is_in_the_table() -> None:
+    """As `moved` allows them, and no other."""
+    [table] = re.findall(r"^\| from \| to \|.*\n\|[-|]+\n((?:\|.*\n)+)", DESIGN, re.MULTILINE)
+    told = {tuple(re.findall(r"`(\w+)`", row)[:2]) for row in table.splitlines()}
+    empty = Intent(
+        intent_id="i", scope="s d", request=None, fingerprint="", token_hash=None, created_at=0.0
+    )
+    rows = [attrs.evolve(empty, state=state) for state in State]
+    real = {
+        (str(row.state), str(to))
+        for row in rows
+        for to in State
+        if to is not row.state and moved(row, to, now=1.0).state is to
+    }
+    assert told == real
+
+
+def test_every_path_on_the_page_exists() -> None:
+    """Modules, in the package or in one of its rooms, tests and benchmarks."""
+    package = REPOSITORY / "midapi_async"
+    rooms = [REPOSITORY, package, *(each for each in package.rglob("*") if each.is_dir())]
+    for path in re.findall(r"`([\w./]+(?:\.py|/))`", DESIGN):
+        assert any((room / path).exists() for room in rooms), path
+    for folder in re.findall(r"`(tests/\w+)`", DESIGN):
+        assert (REPOSITORY / folder).is_dir(), folder
+
+
+def test_every_session_of_nox_is_in_the_table() -> None:
+    """And none that it does not have."""
+    tree = ast.parse((REPOSITORY / "noxfile.py").read_text("utf-8"))
+    real = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any("nox.session" in ast.unparse(each) for each in node.decorator_list)
+    }
+    told = set(re.findall(r"`nox -s ([a-z]+)", DESIGN))
+    assert told == real
