@@ -1,4 +1,4 @@
-"""The first program: it orders a picture, waits for it, and downloads the four files that come."""
+"""Orders a picture, waits for it, and downloads the four files that come."""
 
 import asyncio
 
