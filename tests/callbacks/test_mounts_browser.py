@@ -1,0 +1,221 @@
+"""The pages of the web applications in `examples`, in headless Chromium.
+
+Outside CI they are skipped where Chromium or Playwright is missing, as the gallery's tests.
+"""
+
+import importlib.resources
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from midapi_async.sandbox import Faults, SandboxThread, answer_code, lose_answer
+from tests.batch.test_gallery_browser import DESKTOP, PHONE, browser
+from tests.callbacks.serving import free_port, wait_until
+from tests.callbacks.test_mounts_programs import FOX, PROGRAMS, SENSITIVE, running
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+__all__ = ["browser"]  # the fixture
+
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.slow,
+    pytest.mark.one_python,
+    pytest.mark.parametrize("name", PROGRAMS),
+]
+Open = Callable[..., "Page"]
+SCALE = 20.0  # an order then waits half a second
+MAKING, DONE = "Your pictures are being made", "Here are your pictures"
+
+
+@pytest.fixture
+def open_page(browser: "Browser") -> Iterator[Open]:
+    """Opens the page of a program that runs; at the end no page may have an error of its own."""
+    errors: list[str] = []
+    contexts = []
+
+    def open_at(port: int, size: tuple[int, int] = DESKTOP, scheme: Any = "light") -> "Page":
+        is_phone = size == PHONE
+        context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme=scheme,
+            is_mobile=is_phone,
+            has_touch=is_phone,
+        )
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"http://127.0.0.1:{port}/")
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def order(page: "Page", prompt: str) -> None:
+    """Fill in the form, and press the button twice."""
+    page.get_by_label("What shall it show?").fill(prompt)
+    page.get_by_role("button", name="Order").dblclick()
+
+
+def says(page: "Page", text: str) -> None:
+    """Wait until the page says this."""
+    page.get_by_role("status").filter(has_text=text).wait_for()
+
+
+def pictures(page: "Page") -> list[str]:
+    """Wait until the pictures are loaded; their texts for screen readers."""
+    says(page, DONE)
+    images = page.get_by_role("img")
+    images.nth(3).wait_for()
+    page.wait_for_function("[...document.images].every(image => image.naturalWidth > 50)")
+    return [str(image.get_attribute("alt")) for image in images.all()]
+
+
+EXPECTED = [f"{FOX}, picture {number} of 4" for number in (1, 2, 3, 4)]
+
+
+def test_a_double_click_and_reloads_buy_once(name: str, tmp_path: Path, open_page: Open) -> None:
+    """It says that it is being made, before and after a reload, and then shows four pictures."""
+    with (
+        SandboxThread(time_scale=SCALE, auto=False) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
+    ):
+        page = open_page(port)
+        order(page, FOX)
+        says(page, MAKING)
+        assert page.get_by_role("button").is_disabled()
+        page.reload()
+        says(page, MAKING)
+        assert page.get_by_label("What shall it show?").input_value() == FOX
+        [accepted] = sandbox.ledger.accepted
+        sandbox.finish(accepted.task_id)
+        assert pictures(page) == EXPECTED
+        page.reload()
+        assert pictures(page) == EXPECTED
+        assert len(sandbox.ledger.accepted) == 1
+        # A second order of the same prompt is another one, and so is that of another visitor.
+        order(page, FOX)
+        wait_until(lambda: len(sandbox.ledger.accepted) == 2)
+        assert open_page(port).get_by_role("status").text_content() == ""
+
+
+def test_a_failed_task_and_a_refused_prompt_show_the_reason(
+    name: str, tmp_path: Path, open_page: Open
+) -> None:
+    """After either, the visitor can order again."""
+    plan = Faults().on(
+        "submit", when=lambda call: "rude" in str(call.body), do=answer_code(400, SENSITIVE)
+    )
+    plan.on("submit", nth=3, do=answer_code(402))
+    with (
+        SandboxThread(time_scale=SCALE, faults=plan) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
+    ):
+        page = open_page(port)
+        order(page, f"{FOX} [[sandbox: fail=no fox was found; seconds=20]]")
+        says(page, "The order has failed: no fox was found")
+        order(page, "a rude fox")
+        says(page, SENSITIVE)
+        page.reload()
+        assert page.get_by_role("status").text_content() == ""
+        order(page, FOX)
+        says(page, "This is not possible now.")
+        order(page, FOX)
+        assert pictures(page) == EXPECTED
+        assert len(sandbox.ledger.accepted) == 2
+
+
+def test_a_page_goes_on_after_a_restart_of_the_server(
+    name: str, tmp_path: Path, open_page: Open
+) -> None:
+    """Without a reload; it was stopped while the page waited, or before the order was sent."""
+    port = free_port()
+    with SandboxThread(time_scale=SCALE, auto=False) as sandbox:
+        with running(name, sandbox, tmp_path, scale=SCALE, port=port):
+            page = open_page(port)
+            order(page, FOX)
+            says(page, MAKING)
+        [accepted] = sandbox.ledger.accepted
+        with running(name, sandbox, tmp_path, scale=SCALE, port=port):
+            sandbox.finish(accepted.task_id)
+            assert pictures(page) == EXPECTED
+        order(page, "an owl")
+        says(page, "Your order is being sent")
+        page.wait_for_timeout(500)
+        with running(name, sandbox, tmp_path, scale=SCALE, port=port):
+            says(page, MAKING)
+        assert len(sandbox.ledger.accepted) == 2
+
+
+def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
+    name: str, tmp_path: Path, open_page: Open
+) -> None:
+    """The first is sent until it is taken; the second is sent once, and shown by its callback."""
+    plan = Faults().on("submit", when=lambda call: "lost" in str(call.body), do=lose_answer())
+    plan.on("submit", first=5, do=answer_code(429))
+    with (
+        SandboxThread(time_scale=SCALE, faults=plan, auto=False) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
+    ):
+        page = open_page(port)
+        order(page, FOX)
+        says(page, "Many orders at this moment")
+        says(page, MAKING)
+        sandbox.finish(sandbox.ledger.accepted[0].task_id)
+        assert pictures(page) == EXPECTED
+        order(page, "a lost fox")
+        says(page, "It is not certain that your order has arrived.")
+        page.reload()
+        says(page, "It is not certain that your order has arrived.")
+        sandbox.finish(sandbox.ledger.accepted[1].task_id)
+        says(page, DONE)
+        assert len(sandbox.ledger.accepted) == 2
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(
+    name: str, scheme: str, size: tuple[int, int], tmp_path: Path, open_page: Open
+) -> None:
+    """On the form, while it waits, and with the pictures; nothing is wider than the screen."""
+    axe = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
+    with (
+        SandboxThread(time_scale=SCALE, auto=False) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
+    ):
+        page = open_page(port, size, scheme)
+
+        def check(moment: str) -> None:
+            page.screenshot(path=tmp_path / f"{moment}.png", full_page=True)
+            page.evaluate(axe.read_text("utf-8"))
+            found = page.evaluate("axe.run().then(results => results.violations)")
+            assert not [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+        check("form")
+        order(page, FOX)
+        says(page, MAKING)
+        check("waiting")
+        sandbox.finish(sandbox.ledger.accepted[0].task_id)
+        assert pictures(page) == EXPECTED
+        check("pictures")
+
+
+def test_the_two_pages_differ_only_in_how_they_follow_an_order(name: str) -> None:
+    """So that what is mended in one is mended in the other."""
+    from tests.callbacks.serving import EXAMPLES
+
+    def rest(program: str) -> list[str]:
+        page = (EXAMPLES / f"web_{program}.html").read_text("utf-8")
+        before, _, behind = page.partition("  // An order is followed")
+        return [before, behind.partition("\n  }\n\n")[2]]
+
+    assert rest(name) == rest("fastapi")
+    assert len(rest(name)[1]) > 500
