@@ -24,6 +24,7 @@ from midapi_async.errors import JournalError
 from midapi_async.journal import Busy, Claimed, Intent, Journal, Standing, State
 from midapi_async.journal.memory import MemoryJournal, _MemoryTable
 from midapi_async.journal.postgres import PostgresJournal
+from midapi_async.journal.postgres import table as table_module
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
 from tests.journal.world import claim, crash, intent, quick_folder
@@ -291,8 +292,11 @@ def test_a_shared_folder_behaves_like_one_memory() -> None:
 @pytest.mark.parametrize(
     "examples", [4, pytest.param(400, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])]
 )
-def test_a_shared_schema_behaves_like_one_memory(postgres: Server, examples: int) -> None:
-    """The same on PostgreSQL: two journals, as on two machines."""
+def test_a_shared_schema_behaves_like_one_memory(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
+    """The same on PostgreSQL: two journals, as on two machines; each recalls old states."""
+    monkeypatch.setattr(table_module, "_READS_FIRST", 0.0)
     _run(examples, type("PostgresJournals", (Journals,), {"postgres": postgres}))
 
 

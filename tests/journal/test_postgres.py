@@ -30,6 +30,7 @@ from midapi_async.journal.postgres import PostgresJournal
 from midapi_async.journal.postgres import journal as journal_module
 from midapi_async.journal.postgres import schema as schema_module
 from midapi_async.journal.postgres import session as session_module
+from midapi_async.journal.postgres import table as table_module
 from midapi_async.journal.postgres.session import Session
 from tests.callbacks.test_receiver import callback
 from tests.journal.world import SCOPE, claim, claimed, intent, standing
@@ -103,6 +104,93 @@ async def test_eight_clients_never_get_more_slots_than_there_are(make: Make) -> 
         calls = [claim(each, intent(), limit, account=account) for each in journals * 10]
         answers = await asyncio.gather(*calls)
         assert sum(isinstance(each, Claimed) for each in answers) == 20
+
+
+@pytest.mark.fault("S06")
+async def test_eight_clients_that_recall_never_get_more_slots(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each remembers the account as its own last claim left it, which is soon wrong."""
+    monkeypatch.setattr(table_module, "_READS_FIRST", 0.0)
+    journals, limit = [make() for _ in range(8)], RateLimit(20, per=60.0)
+    answers = [await claim(each, intent(), limit) for each in journals]
+    for _ in range(2):
+        answers += await asyncio.gather(*(claim(each, intent(), limit) for each in journals))
+    answers += [await claim(each, intent(), limit) for each in journals]
+    assert sum(isinstance(each, Claimed) for each in answers) == 20
+
+
+@contextmanager
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is asked of the server: "read", "write", or what the server has raised."""
+    seen: list[str] = []
+    ask = Session._ask
+
+    async def watch(session: Session, method: str, statement: str, *values: object) -> Any:
+        seen.append("write" if "write_1" in statement else "read")
+        try:
+            return await ask(session, method, statement, *values)
+        except asyncpg.PostgresError as error:
+            seen.append(type(error).__name__)
+            raise
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_ask", watch)
+        yield seen
+
+
+async def test_a_process_alone_claims_without_reading(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its last write left is enough, with the slots that have ended meanwhile."""
+    journal, limit = make(), RateLimit(2, per=0.2)
+    for _ in range(2):
+        answer = await claim(journal, first := intent(), limit)
+        assert isinstance(answer, Claimed)
+        await journal.advance(
+            first.intent_id, State.ACCEPTED, slot=answer.slot, task_id=first.intent_id
+        )
+    with asked(monkeypatch) as seen:
+        assert isinstance(await claim(journal, intent(), limit), Busy)
+        assert "write" not in seen
+    await asyncio.sleep(0.25)
+    with asked(monkeypatch) as seen:
+        assert isinstance(await claim(journal, intent(key="k"), limit), Claimed)
+    assert seen == ["write"]
+
+
+@pytest.mark.fault("S15")
+@pytest.mark.parametrize("what", ["key", "other key", "intent", "slots", "clock"])
+async def test_what_a_claim_recalls_is_wrong(
+    make: Make, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Then nothing is written, it is served as usual, and the server's log has no error."""
+    journal, other, limit = make(), make(), RateLimit(3, per=60.0)
+    mine = intent(key="k")
+    await journal.rows()  # the first job of a journal prunes it afterwards
+    await claimed(other, intent(key="k" if what == "key" else "another"))
+    resting = await claim(journal, intent(), limit)
+    assert isinstance(resting, Claimed)
+    if what == "slots":
+        assert isinstance(await claim(other, intent(), limit), Claimed)
+    elif what == "other key":
+        assert isinstance(await claim(other, intent(), account="other"), Claimed)
+    elif what == "intent":
+        answer = await claim(journal, mine)
+        assert isinstance(answer, Claimed)
+        await journal.release(answer.slot, sent=False)
+    elif what == "clock":  # the process believes that the server is half a second further
+        table = journal._session()._table
+        assert table is not None
+        table._clocks = table._clocks[0] + 0.5, table._clocks[1]
+    with asked(monkeypatch) as seen:
+        answer = await claim(journal, mine, limit)
+    expected = {"key": Standing, "slots": Busy}.get(what, Claimed)
+    assert isinstance(answer, expected)
+    writes = {"key": 1, "slots": 1, "other key": 1}.get(what, 2)
+    assert seen[0] == "write"
+    assert seen.count("write") == writes
+    assert set(seen) - {"read", "write"} == ({"UnknownPostgresError"} if what == "clock" else set())
 
 
 @pytest.mark.one_python

@@ -32,6 +32,9 @@ _PLAIN = (
 )
 _KINDS = ("id", "key", "token", "task", "account", "slot", "owner")
 _PRUNED_AT_ONCE = 500
+_RECALLED = 60.0  # seconds for which the last write's state is recalled
+_READS_FIRST = 1.0  # seconds without recalling after it was wrong
+_MOST_ACCOUNTS = 16  # that are recalled
 _TEXTS = frozenset({"request", "details"})
 
 # What is read: its kind and its name, or an SQL statement and its arguments.
@@ -71,6 +74,11 @@ class PostgresTable(Table):
         self._secret = secret
         self._hides_prompts = hides_prompts
         self._has_others, self._others_at = False, -math.inf
+        # Each account with its version and slots as our last write left it, and the server's time
+        # at a moment of our own clock.
+        self._left: dict[str, tuple[Account, int, dict[str, Slot]]] = {}
+        self._clocks = 0.0, -math.inf
+        self._recalls_from = -math.inf  # on our own clock
         self.begin("", {})
 
     def begin(self, me: str, unsure: Mapping[str, str]) -> None:
@@ -83,6 +91,7 @@ class PostgresTable(Table):
         """
         self._me = me
         self._unsure = unsure
+        self.is_presumed = False  # whether all of it comes from `recall`
         self.fetched: set[Read] = set()
         self.read_at = self._now = 0.0
         self._alive: dict[str, bool] = {}
@@ -102,12 +111,67 @@ class PostgresTable(Table):
         self._new: dict[str, str] = {}  # the accounts of new rows
         self._slots = dict(self._stored_slots)
         self._accounts = dict(self._set_back)
+        self._limits: set[str] = set()  # accounts that `change` writes
         self._removed: list[str] = []
         self._seen: set[str] = set()  # rows on which the writes depend
         self.statements: list[tuple[Any, ...]] = []
         self.wakes = False
 
     # ─── what was fetched ────────────────────────────────────────────────────────────────────────
+
+    def recall(self, reads: Collection[Read]) -> bool:
+        """Presume that accounts are as our last write left them, and that nothing else is stored.
+
+        `schema.WRITE` checks both. A slot that is open here may have ended meanwhile: what follows
+        from that is safe, but an answer `Busy` may be wrong.
+
+        Returns:
+            False if it does not know all these accounts, or has been wrong a moment ago.
+        """
+        server_time, noted_at = self._clocks
+        elapsed = time.monotonic() - noted_at
+        accounts = {read[1] for read in reads if read[0] == "account"}
+        is_usable = time.monotonic() >= self._recalls_from and 0.0 <= elapsed < _RECALLED
+        if not is_usable or self._unsure or not accounts <= self._left.keys():
+            return False
+        # A little less than the server's time: nothing may be decided for a moment that has not
+        # come there.
+        self.read_at = self._now = server_time + elapsed * 0.999
+        for name in accounts:
+            account, version, slots = self._left[name]
+            self._stored_accounts[name] = account, version
+            self._stored_slots |= {slot.slot: (slot, name) for slot in slots.values()}
+        self.fetched.update(reads)
+        self.is_presumed = True
+        self.restart()
+        # A server's clock that was set back is corrected with what `LOAD` has found.
+        return all(slot.started <= self.now() for slot, _ in self._slots.values())
+
+    def doubt(self) -> None:
+        """Recall nothing for a moment, unless the next write proves what was recalled."""
+        self._recalls_from = time.monotonic() + _READS_FIRST
+
+    def written(self, server_time: float) -> None:
+        """After the commit of `change`: remember what `recall` needs."""
+        self._clocks = server_time, time.monotonic()
+        if self.is_presumed:
+            self._recalls_from = -math.inf
+        if len(self._left) > _MOST_ACCOUNTS:
+            self._left.clear()
+        for name in {read[1] for read in self.fetched if read[0] == "account"}:
+            account, version = self._stored_accounts.get(name, (Account(), 0))
+            account, version = self._accounts.get(name, account), version + (name in self._limits)
+            self._left[name] = account, version, {}
+        for name, (slot, of) in self._slots.items():
+            if of in self._left:
+                self._left[of][2][name] = slot
+        for name, (_, of) in self._stored_slots.items():
+            if of in self._left and name not in self._slots:
+                self._left[of][2].pop(name, None)
+
+    def forget_accounts(self) -> None:
+        """Recall nothing."""
+        self._left.clear()
 
     @staticmethod
     def load_arguments(reads: Collection[Read]) -> list[list[str]]:
@@ -219,8 +283,8 @@ class PostgresTable(Table):
 
     @property
     def has_others(self) -> bool:
-        """See `Table`; checked once a second."""
-        if not 0 <= time.monotonic() - self._others_at < 1.0:
+        """See `Table`; checked once a second, unless what was recalled tells of no others."""
+        if not self.is_presumed and not 0 <= time.monotonic() - self._others_at < 1.0:
             self._has_others = any(owner != self._me for owner in self._living())
             self._others_at = time.monotonic()
         return self._has_others
@@ -348,8 +412,9 @@ class PostgresTable(Table):
         free = [name for name in self._stored_slots if name not in self._slots]
         # A new slot, like a new limit, depends on all slots of the account: compare its version.
         names = {of for name, (_, of) in slots if name not in self._stored_slots}
+        self._limits = names | self._accounts.keys()
         accounts = []
-        for name in sorted(names | self._accounts.keys()):
+        for name in sorted(self._limits):
             before_, version = self._stored_accounts.get(name, (Account(), 0))
             values = attrs.asdict(self._accounts.get(name, before_))
             values |= {"account": name, "version": version + 1, "written_at": self.now()}
@@ -358,6 +423,7 @@ class PostgresTable(Table):
             return None
         seen = self._seen.union(row["intent_id"] for row in rows) & self._stored.keys()
         changes = {
+            "presumed": self.is_presumed,
             "read_at": self.read_at,
             "seen": [{"intent_id": name, "version": self._stored[name][1]} for name in seen],
             # Rows that give up a key or a task id come before rows that take it.
