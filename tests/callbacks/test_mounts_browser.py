@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from midapi_async.sandbox import Faults, SandboxThread, answer_code, lose_answer
-from tests.batch.test_gallery_browser import DESKTOP, PHONE, browser
 from tests.callbacks.serving import free_port, wait_until
 from tests.callbacks.test_mounts_programs import FOX, PROGRAMS, SENSITIVE, running
+from tests.support.browser import DESKTOP, PHONE, browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
