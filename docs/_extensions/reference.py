@@ -1,9 +1,7 @@
-"""What autodoc and napoleon do not do for our docstrings: links, and the fields of attrs classes.
+"""What Sphinx does not do for our docstrings: links, and the fields of attrs classes.
 
 - A name in single backticks becomes a link if it is a public name, or a member of one; else it is
   code. ``Class.member`` of a public class must exist.
-- A type that is defined in a private module is linked where it is documented: under the public
-  module that exports it.
 - Signatures and fields show their types as the source has them, so that the name of a type alias
   stays a name; and the values of their defaults.
 """
@@ -88,9 +86,6 @@ def _candidates(target: str, module: str, objects: Mapping[str, object]) -> list
     found = [target, f"{module}.{target}", f"{PACKAGE}.{target}"]
     if first[:1].isupper():  # a class of another module; a function's name is often a plain word
         found += [name for name in objects if name.endswith(f".{target}")]
-    if target.startswith(f"{PACKAGE}."):
-        last = target.rpartition(".")[2]
-        found += [f"{PACKAGE}.{last}", *(name for name in objects if name.endswith(f".{last}"))]
     return found
 
 
@@ -222,6 +217,27 @@ def _value(default: object) -> str:
     return repr(default)
 
 
+# ─── pages ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def mend_html(
+    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object
+) -> None:
+    """Mend what confuses a screen reader: headings without a level, lists without terms."""
+    menu = str(context.get("furo_navigation_tree", ""))
+    levelled = menu.replace('role="heading"', 'role="heading" aria-level="2"')
+    context["furo_navigation_tree"] = levelled
+    # The lines of a long signature are a list of descriptions to Sphinx.
+    context["body"] = re.sub(
+        r'<dt class="sig .*?</dt>',
+        lambda found: re.sub(r"<(/?)d[ld]>", r"<\1span>", found[0]).replace(
+            "<span><em", '<span class="sig-line"><em'
+        ),
+        str(context.get("body", "")).replace("> -- ", "> – "),
+        flags=re.DOTALL,
+    )
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Add all of this to Sphinx."""
     app.add_role("name", NameRole(warn_dangling=False))
@@ -229,4 +245,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("autodoc-process-docstring", hide_colon, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", finish, priority=600)
     app.connect("autodoc-process-signature", signature_of)
+    app.connect("html-page-context", mend_html, priority=900)  # after furo
     return {"parallel_read_safe": True, "parallel_write_safe": True}
