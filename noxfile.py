@@ -38,7 +38,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy, strictly, in the package and in everything around it."""
-    session.install("-e", ".[dev,browser]", "nox", "matplotlib")
+    session.install("-e", ".[dev,browser,docs]", "nox", "matplotlib")
     session.run("mypy", "--strict", *session.posargs)
 
 
@@ -53,7 +53,8 @@ def tests(session: nox.Session) -> None:
     asyncio's debug mode is on for the oldest Python that is here. It takes three times the CPU,
     and together with coverage, which follows it into each stack that it keeps, ten times.
 
-    The gallery is tested in a browser where Chromium is installed; .ci/run installs it.
+    The gallery and the site are tested in a browser where Chromium is installed; .ci/run installs
+    it. The tests build the site, so CI needs no session for that.
     """
     session.install("-e", ".[dev]")
     session.env["PYTHONDONTWRITEBYTECODE"] = ""  # the many small processes shall compile once
@@ -63,7 +64,7 @@ def tests(session: nox.Session) -> None:
     if newer:
         session.run("pytest", "-m", "not one_python", *options, *session.posargs)
         return
-    session.install("-e", ".[dev,browser]")
+    session.install("-e", ".[dev,browser,docs]")
     data = Path(session.env_dir).resolve() / "coverage"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
@@ -155,8 +156,10 @@ def differential(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site into ``build/docs``; a warning, also one of a dead link, is an error."""
-    session.install("-e", ".[docs,discord,postgres,sandbox]")
-    options = ("-W", "--keep-going", "-n", "-q", "-d", "build/doctrees", *session.posargs)
+    dev = PROJECT["optional-dependencies"]["dev"]
+    pytest = [requirement for requirement in dev if requirement.startswith("pytest")]
+    session.install("-e", ".[docs,discord,postgres,sandbox]", *pytest)  # public names need pytest
+    options = ("-W", "-q", "-d", "build/doctrees", *session.posargs)
     session.run("sphinx-build", *options, "docs", "build/docs")
     session.log("open build/docs/index.html")
 
