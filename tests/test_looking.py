@@ -463,6 +463,32 @@ async def test_a_failed_look_after_a_long_downtime_is_no_timeout(
 # ─── the wall clock ──────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.real_time  # under virtual time a folder asks the loop's clock
+@pytest.mark.fault("P9")
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_a_pause_and_a_timeout_outlast_a_step_of_the_wall_clock(
+    hours: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both are as long as without it, also for another client on the same folder."""
+    real = time.time
+    script = [refused(429, status=429, Retry_After="1"), accepted("one"), accepted("two")]
+    async with (
+        ScriptedServer(script, then=looked(flag=0)) as server,
+        client_of(server, journal=tmp_path) as client,
+        client_of(server, journal=tmp_path) as other,
+    ):
+        begun = now()
+        waiting = asyncio.create_task(client.generate_and_wait("a fox", wait_timeout=3))
+        await server.arrived(1)
+        await asyncio.sleep(0.2)  # the pause is stored
+        monkeypatch.setattr("time.time", lambda: real() + hours * 3600)
+        await other.generate("an owl", timeout=10)
+        assert 1 <= now() - begun < 2.5
+        with pytest.raises(WaitTimeout):
+            await waiting
+        assert now() - begun == pytest.approx(3, abs=0.5)
+
+
 @pytest.mark.fault("P23")
 @pytest.mark.parametrize("hours", [-2, 2])
 @pytest.mark.parametrize("when", ["while it runs", "before resume"])

@@ -890,8 +890,11 @@ async def test_closing_ends_the_pauses_between_attempts() -> None:
             await task
 
 
+@pytest.mark.fault("I1")
+@pytest.mark.fault("I2")
+@pytest.mark.fault("I4")
 async def test_aclose_cancelled_anywhere_leaves_nothing_behind() -> None:
-    """Each suspension of aclose: the second aclose still ends, and I1, I2 and I4 hold."""
+    """Each suspension of aclose: a second one ends, nothing is lost or paid twice."""
     for step in cancel_at_each_step():
         journal = MemoryJournal()
         async with ScriptedServer([delay(accepted(), 2)]) as server:
@@ -1360,7 +1363,7 @@ async def test_a_resubmission_without_a_free_slot_waits_in_the_line() -> None:
         assert len(submits(server)) == 3
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("S21")
 async def test_an_answer_with_the_task_of_another_intent_is_unknown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -197,6 +197,23 @@ async def test_waits_for_one_task_share_its_looks(world: World) -> None:
     assert len({id(details) for details in results}) == 1
 
 
+@pytest.mark.fault("L4")
+async def test_thousands_of_waits_need_one_timer_and_no_task(world: World) -> None:
+    """One scheduler serves them all; a wait is a future in its heap."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(0)
+    tasks = asyncio.all_tasks()
+    timers = len(loop._scheduled)  # type: ignore[attr-defined]
+    waits = [world.join(f"t{n}", within=3600) for n in range(2_000)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not world.looks
+    assert asyncio.all_tasks() == tasks
+    assert len(loop._scheduled) <= timers + 1  # type: ignore[attr-defined]
+    for wait in waits:
+        world.tracker.leave(wait)
+
+
 async def test_hint_causes_a_look_at_once(world: World) -> None:
     """The look for a hint comes before the planned one."""
     world.finishes(TASK, at=10)

@@ -161,7 +161,7 @@ async def test_a_callback_before_the_submit_is_answered() -> None:
         assert ((await scene.row()).task_id, (await scene.row()).other_task_ids) == (TASK, ())
 
 
-@pytest.mark.fault("S7")
+@pytest.mark.fault("C3")
 async def test_a_submission_that_was_called_back_is_not_sent_again_after_a_429() -> None:
     """A callback proves that it was bought, even if the POST is answered with 429."""
     late = delay(refused(429, status=429, Retry_After="5"), 10)

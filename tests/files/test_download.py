@@ -476,7 +476,7 @@ async def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None
     assert {*tmp_path.iterdir()} == {file, new, mine}
 
 
-@pytest.mark.fault("D5")
+@pytest.mark.fault("D15")
 async def test_a_part_file_is_opened_when_the_first_bytes_are_there(tmp_path: Path) -> None:
     """Not while the host is silent, and never for what is no picture."""
     async with ScriptedServer([cut(reply(body=JPEG), body=400, ending="hang")]) as server:

@@ -384,6 +384,7 @@ async def test_a_database_that_stays_locked(folder: Path) -> None:
             await journal.aclose()
 
 
+@pytest.mark.fault("S17")
 @pytest.mark.real_time
 @pytest.mark.fault("S26")
 @pytest.mark.parametrize("answer", ["accepted", "lost"])

@@ -224,6 +224,7 @@ async def test_a_network_file_system(
     await made(folder)  # beside it
 
 
+@pytest.mark.fault("L13")
 @pytest.mark.fault("S28")
 async def test_mounts_that_cannot_be_read_now(
     folder: Path, monkeypatch: pytest.MonkeyPatch

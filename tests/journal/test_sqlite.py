@@ -105,8 +105,9 @@ async def test_a_row_that_cannot_be_read(sqlite: SQLiteJournal, change: str) -> 
             await call
 
 
+@pytest.mark.fault("I5")
 async def test_what_is_in_the_files(folder: Path, sqlite: SQLiteJournal) -> None:
-    """I5. Of a token only its hash; without prompts, nothing that tells one."""
+    """Of a token only its hash; without prompts, nothing that tells one."""
     token = new_token()
     await claimed(sqlite, intent(token_hash=token_hash(token)))
     silent = SQLiteJournal(folder, store_prompts=False)

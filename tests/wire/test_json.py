@@ -66,7 +66,7 @@ def test_json_is_read(text: bytes | str, expected: object) -> None:
     ids=str,
 )
 def test_what_is_not_json_is_a_value_error(text: bytes) -> None:
-    """Cut, deep, doubled names, NaN, UTF-16, huge numbers: one kind of error (S11)."""
+    """Cut, deep, doubled names, NaN, UTF-16, huge numbers: one kind of error."""
     with pytest.raises(ValueError):
         loads(text)
 

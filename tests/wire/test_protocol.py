@@ -347,8 +347,9 @@ def test_a_good_answer_is_its_data(data: object) -> None:
         assert read_data(answer(status, body("200", data))) == data
 
 
+@pytest.mark.fault("I5")
 def test_text_of_a_server_in_an_error_is_made_harmless() -> None:
-    """Newlines, ESC, a token and a mebibyte of it stay out of the error (I5)."""
+    """Newlines, ESC, a token and a mebibyte of it stay out of the error."""
     text = f"first\nsecond\x1b[2J\u202e {CALLBACK} " + "x" * (1 << 20)
     with pytest.raises(BadRequestError) as caught:
         read_data(answer(200, body(400, None, text)))
@@ -405,7 +406,7 @@ def test_every_retry_after(text: str, expected: float | None) -> None:
     assert retry_after({"Retry-After": text, "Date": in_(0)}) == expected
 
 
-@pytest.mark.fault("S5")
+@pytest.mark.fault("S6")
 def test_no_retry_after() -> None:
     """MidAPI sends none."""
     assert retry_after({}) is None
@@ -521,7 +522,7 @@ def test_a_task_id_answers_a_submit(status: int, text: bytes) -> None:
     ids=lambda data: repr(data)[:40],
 )
 def test_a_success_without_a_usable_id_is_unknown(data: object) -> None:
-    """Missing, empty, not a str, 10 kB, a path, a newline (S10): never an id, never a refusal."""
+    """Missing, empty, not a str, 10 kB, a path, a newline: never an id, never a refusal."""
     for status in (200, 500):
         outcome = outcome_of(answer(status, body(200, data)))
         assert isinstance(outcome, Unsure)
@@ -561,7 +562,7 @@ def test_a_success_without_a_usable_id_is_unknown(data: object) -> None:
     ids=lambda text: repr(text)[:40],
 )
 def test_garbage_is_unknown(text: bytes) -> None:
-    """No JSON, cut, deep, doubled names, NaN, UTF-16 (S11): it cannot be known."""
+    """No JSON, cut, deep, doubled names, NaN, UTF-16: it cannot be known."""
     assert isinstance(outcome_of(answer(200, text)), Unsure)
 
 
@@ -656,7 +657,7 @@ def test_a_cut_answer_that_contradicts_itself_is_unknown(behind: str) -> None:
     assert isinstance(outcome_of(answer(200, text + behind.encode(), "cut")), Unsure)
 
 
-@pytest.mark.fault("S9")
+@pytest.mark.fault("S10")
 @pytest.mark.parametrize("data", [None, {}, {"taskId": None}, "no"])
 def test_the_reason_says_that_the_answer_names_no_task(data: object) -> None:
     """Code 200 is no error of MidAPI's, and must not be shown as one."""

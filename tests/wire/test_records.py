@@ -388,9 +388,10 @@ SPELLINGS = [
 ]
 
 
+@pytest.mark.fault("I5")
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_our_callback_url_is_taken_out_however_it_is_spelt(name: str) -> None:
-    """In params and raw, in objects and in strings that hold JSON (I5)."""
+    """In params and raw, in objects and in strings that hold JSON."""
     url = "https://bot.example/hook/somebodys-own-secret"  # not even of our form
     inside = {"prompt": "a fox", name: url}
     text = json.dumps(inside)
@@ -401,6 +402,7 @@ def test_our_callback_url_is_taken_out_however_it_is_spelt(name: str) -> None:
         assert "bot.example" not in str(without_callback({"x": [value]}))
 
 
+@pytest.mark.fault("I5")
 @pytest.mark.parametrize(
     "text",
     [
@@ -421,7 +423,7 @@ def test_our_callback_url_is_taken_out_however_it_is_spelt(name: str) -> None:
     ],
 )
 def test_a_broken_text_shows_no_token(text: str) -> None:
-    """A cut, doubled, escaped, nested or deep text: no part of the token is left (I5)."""
+    """A cut, doubled, escaped, nested or deep text: no part of the token is left."""
     for found in (
         str(without_callback(text)),
         everything_of(details(paramJson=text)),
@@ -497,10 +499,11 @@ def assert_harmless(error: ProtocolError) -> None:
     assert error.path.startswith("data")
 
 
+@pytest.mark.fault("I5")
 @hypothesis_settings(deadline=None, max_examples=400)
 @given(ANY_RECORD, st.booleans())
 def test_no_token_in_anything_public(data: dict[str, Any], as_text: bool) -> None:
-    """Whatever record MidAPI sends, it is refused or shown without a secret (I5)."""
+    """Whatever record MidAPI sends, it is refused or shown without a secret."""
     given_data: object = json.dumps(data) if as_text else data
     try:
         record = read_record(given_data)
@@ -682,7 +685,7 @@ def test_a_wide_record_is_read_in_one_pass() -> None:
     ],
 )
 def test_text_of_a_server_is_made_readable(text: str | None, expected: str) -> None:
-    """Short, one line, no controls, no marks, no token (D12)."""
+    """Short, one line, no controls, no marks, no token."""
     assert readable(text) == expected
 
 
@@ -743,7 +746,7 @@ def test_an_object_or_nothing(value: object, expected: object) -> None:
     ],
 )
 def test_a_task_id_or_none(data: object, expected: str | None) -> None:
-    """Only a str of the documented alphabet and length is one (S10)."""
+    """Only a str of the documented alphabet and length is one."""
     assert task_id_in(data) == expected
 
 

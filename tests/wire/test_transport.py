@@ -348,8 +348,9 @@ async def test_an_answer_that_is_not_http_is_named() -> None:
     assert caught.value.sent
 
 
+@pytest.mark.fault("I5")
 async def test_the_key_is_taken_out_of_an_answer() -> None:
-    """A server that repeats our headers must not get the key into a log (I5)."""
+    """A server that repeats our headers must not get the key into a log."""
     echo = reply(body=f'{{"code":400,"msg":"Bearer {API_KEY}"}}')
     async with ScriptedServer([echo]) as server, transport_to(server.url) as transport:
         answer = await transport.call(LOOK, 5)
@@ -378,7 +379,7 @@ class _Writer(AbstractStreamWriter):
         raise NotImplementedError
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("S3")
 @pytest.mark.parametrize("way", ["write", "write_with_length"])
 async def test_a_body_counts_as_sent_from_the_start_of_its_write(way: str) -> None:
     """Whichever of its methods aiohttp uses; else the POST would be sent once more."""
