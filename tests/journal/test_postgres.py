@@ -106,7 +106,7 @@ async def test_eight_clients_never_get_more_slots_than_there_are(make: Make) -> 
         assert sum(isinstance(each, Claimed) for each in answers) == 20
 
 
-@pytest.mark.fault("S06")
+@pytest.mark.fault("S6")
 async def test_eight_clients_that_recall_never_get_more_slots(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
