@@ -783,7 +783,6 @@ async def test_giving_up_at_the_gate_leaves_nothing() -> None:
 
 
 @pytest.mark.fault("S5")
-@pytest.mark.fault("S6")
 async def test_429_pauses_everybody() -> None:
     """One 429 and nobody else runs into it: the gate rests for all."""
     async with (

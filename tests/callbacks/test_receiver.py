@@ -189,8 +189,8 @@ async def test_a_callback_too_early_to_be_checked_is_sent_again() -> None:
         assert (await waiting).is_final
 
 
+@pytest.mark.fault("C26")
 @pytest.mark.parametrize("fault", [reply(502), ok(record(flag=[1]))])
-@pytest.mark.fault("C21")
 async def test_a_callback_that_cannot_be_checked_is_sent_again(fault: object) -> None:
     """A look that fails is 503, never a guess."""
     async with a_scene(lose_answer(), fault, looked(), looked()) as scene:
@@ -202,6 +202,7 @@ async def test_a_callback_that_cannot_be_checked_is_sent_again(fault: object) ->
         assert (await waiting).is_final
 
 
+@pytest.mark.fault("S33")
 async def test_a_second_task_for_one_token_is_kept_and_critical(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
