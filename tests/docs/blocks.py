@@ -23,8 +23,6 @@ import attrs
 
 REPOSITORY = Path(__file__).parents[2]
 KINDS = ("inside", "module", "file", "run by", "not run")
-# Pages whose blocks have no comments yet, with tests of their own.
-NOT_YET = ("docs/discord.md", "docs/postgresql.md")
 
 _BLOCK = re.compile(
     r"(?:^[ \t]*<!-- *(?P<kind>[a-z ]+?)(?:: *(?P<about>.*?))? *-->[ \t]*\n(?:[ \t]*\n)?)?"
@@ -80,7 +78,7 @@ class Block:
 def pages() -> list[str]:
     """README and every page of docs."""
     docs = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "docs").rglob("*.md"))
-    return [page for page in ("README.md", *map(str, docs)) if page not in NOT_YET]
+    return ["README.md", *map(str, docs)]
 
 
 def _blocks(page: str) -> Iterator[Block]:

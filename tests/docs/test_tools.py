@@ -196,9 +196,9 @@ def test_every_critical_line_is_on_the_page() -> None:
         assert fragment in source, fragment
 
 
-def unit() -> str:
-    """The systemd unit of the page."""
-    [found] = [each for each in blocks("docs/operations.md") if each.language == "ini"]
+def unit(name: str) -> str:
+    """The systemd unit of a page."""
+    [found] = [each for each in blocks(f"docs/{name}") if each.language == "ini"]
     return found.text
 
 
@@ -206,7 +206,7 @@ def test_the_unit_stops_in_order() -> None:
     """It waits longer than a client needs to close, and keeps the journal and the key private."""
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # as its documentation says
-    parser.read_string(unit())
+    parser.read_string(unit("operations.md"))
     service = dict(parser["Service"])
     assert int(service["TimeoutStopSec"]) > _session.CLOSE_PATIENCE + 10
     assert service["StateDirectoryMode"] == "0700"
@@ -215,12 +215,14 @@ def test_the_unit_stops_in_order() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["operations.md", "discord.md"])
+def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
     """With a program that exists in place of the reader's."""
     file = tmp_path / "pictures.service"
-    program = "/srv/pictures/venv/bin/python /srv/pictures/worker.py"
-    assert program in unit()
-    file.write_text(unit().replace(program, sys.executable), "utf-8")
+    start = f"ExecStart={sys.executable}"
+    text, count = re.subn("^ExecStart=/srv/.*", start, unit(name), flags=re.MULTILINE)
+    assert count == 1
+    file.write_text(text, "utf-8")
     ran = subprocess.run(
         ["systemd-analyze", "verify", str(file)],
         capture_output=True,
