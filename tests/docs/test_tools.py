@@ -5,6 +5,7 @@ import asyncio
 import configparser
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -131,6 +132,30 @@ def test_every_entry_of_the_ledger_is_in_the_table() -> None:
     ):
         [row] = [each for each in table.splitlines() if each.startswith(f"| `{name}`")]
         assert codes(row) == {name, *entry.__annotations__}
+
+
+@pytest.mark.real_time
+def test_the_hook_gives_virtual_time(tmp_path: Path) -> None:
+    """The hook of the page, with its test of ten minutes, beside the tests that use the fixture."""
+    name = test_the_hook_gives_virtual_time.__name__
+    hook, test = [each.text for each in blocks("docs/testing.md") if each.about.endswith(name)]
+    project = REPOSITORY / "tests" / "sandbox" / "project" / "test_pictures.py"
+    plugin = "from midapi_async.sandbox.pytest_plugin import *  # where it is not installed\n"
+    (tmp_path / "conftest.py").write_text(plugin + hook, "utf-8")
+    (tmp_path / "test_minutes.py").write_text(test, "utf-8")
+    shutil.copy(project, tmp_path)
+    option = "asyncio_default_fixture_loop_scope=function"
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", option],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "4 passed" in ran.stdout
 
 
 # ─── operations ──────────────────────────────────────────────────────────────────────────────────
