@@ -1,4 +1,4 @@
-"""What only the README shows: its web application, and the table of requests."""
+"""What the README shows: its web application, and the table of requests, also on its page."""
 
 import re
 
@@ -46,9 +46,11 @@ def test_the_web_application_takes_an_order_and_shows_it(midapi_sandbox: Sandbox
     assert len(midapi_sandbox.ledger.accepted) == 1
 
 
-def test_every_request_is_in_the_table_with_its_fields() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/requests.md"])
+def test_every_request_is_in_the_table_with_its_fields(page: str) -> None:
     """Fields in their order; "the same" is the row above."""
-    table = re.search(r"^\| request \|.*?(?=\n\n)", README, re.MULTILINE | re.DOTALL)
+    source = (REPOSITORY / page).read_text("utf-8")
+    table = re.search(r"^\| request \|.*?(?=\n\n)", source, re.MULTILINE | re.DOTALL)
     assert table is not None
     fields: list[str] = []
     named: dict[str, list[str]] = {}
