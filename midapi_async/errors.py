@@ -405,7 +405,8 @@ class SubmissionUnknown(MidAPIError):
             f"It cannot be known whether MidAPI accepted this submission ({named}){why}. It may "
             f"have been paid for and was not sent again.{named_tasks} Do one of: {settle}"
             "client.intents.adopt(intent_id, task_id) if MidAPI's log shows its task, "
-            ".resubmit(intent_id) to pay again, .dismiss(intent_id) to give it up."
+            ".resubmit(intent_id) to pay again, .dismiss(intent_id) to give it up. If the journal "
+            "is not in memory, 'midapi journal list unknown' names the commands for that."
         )
 
 

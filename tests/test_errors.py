@@ -126,6 +126,7 @@ EXAMPLES: list[tuple[MidAPIError, str]] = [
     (TransportError("refused", sent=True), "Check the network"),
     (ProtocolError("data.taskId", "is missing"), "Check the base URL"),
     (SubmissionUnknown("i1", "order-17", True, "cut"), "await client.intents.settle(intent_id)"),
+    (SubmissionUnknown("i1", "order-17"), "'midapi journal list unknown'"),
     (TaskError("t1", FAILED), "t1"),
     (TaskFailed("t1", FAILED), "submit it again under a new key"),
     (PromptRejected("t1", FAILED), "Change the prompt"),
