@@ -58,9 +58,9 @@ def ask(
     body: object = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Send one request on a connection of its own, and read the answer."""
+    """Send one request on its own connection, and read the answer; the body is JSON, or bytes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-    data = json.dumps(body).encode() if body is not None else None
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     kind = {"Content-Type": "application/json"} if body is not None else {}
     try:
         connection.request(method, path, data, {**kind, **(headers or {})})

@@ -13,13 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
-from urllib.parse import urljoin
+from urllib.parse import urlencode, urljoin
 
 import pytest
 
 from midapi_async._wire.tokens import token_hash
 from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.sandbox import Faults, SandboxThread, answer_code, lose_answer, no_credits_as_500
+from midapi_async.sandbox import (
+    Faults,
+    SandboxThread,
+    answer_code,
+    hang,
+    lose_answer,
+    no_credits_as_500,
+)
 from tests.callbacks.serving import (
     EXAMPLES,
     REPOSITORY,
@@ -299,6 +306,110 @@ def test_a_stop_signal_while_a_request_waits(
             assert again.result().json == look(port, "1").json
         assert len(sandbox.ledger.accepted) == 1
     assert not found_in(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_order_is_found_again_after_a_kill_while_it_was_sent(name: str, tmp_path: Path) -> None:
+    """It is unknown and not sent again; its callback shows that it was bought."""
+    with (
+        SandboxThread(auto=False, faults=Faults().on("submit", do=hang())) as sandbox,
+        ThreadPoolExecutor() as threads,
+    ):
+        with running(name, sandbox, tmp_path) as (port, program):
+            asked = threads.submit(order, port, FOX, "1")
+            wait_until(lambda: sandbox.ledger.accepted)
+            assert state(look(port, "1")) == "generating"  # it waits a moment for the answer
+            program.kill()
+            with pytest.raises(ConnectionError):
+                asked.result(20)
+        with running(name, sandbox, tmp_path, port=port):
+            again = order(port, FOX, "1")
+            assert (again.status, state(again)) == (202, "unknown")
+            assert state(look(port, "1")) == "unknown"
+            sandbox.finish(sandbox.ledger.accepted[0].task_id)
+            wait_until(lambda: state(look(port, "1")) == "succeeded")
+        assert len(sandbox.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_order_that_does_not_get_a_slot_in_time_is_sent_by_its_next_request(
+    name: str, tmp_path: Path
+) -> None:
+    """503 with Retry-After, nothing was bought, and there is no order to ask for."""
+    plan = Faults().on("submit", first=5, do=answer_code(429))
+    with (
+        SandboxThread(time_scale=60, faults=plan) as sandbox,
+        running(name, sandbox, tmp_path, scale=60) as (port, _),
+    ):
+        busy = order(port, FOX, "1")
+        assert (busy.status, busy.headers["retry-after"]) == (503, "5")
+        assert look(port, "1").status == 404
+        wait_until(lambda: order(port, FOX, "1").status != 503)
+        wait_until(lambda: state(look(port, "1")) == "succeeded")
+        assert len(sandbox.ledger.accepted) == 1
+
+
+def listen(port: int, key: str) -> list[object]:
+    """The states that an event stream sends until the server ends it."""
+    answer = look(port, key, Accept="text/event-stream")
+    assert answer.headers["content-type"] == "text/event-stream"
+    lines = answer.body.decode().splitlines()
+    return [json.loads(line[6:])["state"] for line in lines if line.startswith("data: ")]
+
+
+def test_event_streams_share_a_wait_and_end_with_the_process(tmp_path: Path) -> None:
+    """Thirty cause no more looks than one; a browser connects again, and learns the rest."""
+    with SandboxThread(auto=False) as sandbox, ThreadPoolExecutor(30) as threads:
+        with running("aiohttp", sandbox, tmp_path) as (port, program):
+            assert order(port, FOX, "1").status == 202
+            streams = [threads.submit(listen, port, "1") for _ in range(30)]
+            assert look(port, "2", Accept="text/event-stream").status == 404
+            time.sleep(2)
+            begun = time.monotonic()
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(20) in ENDED
+            assert time.monotonic() - begun < 5
+            assert [each.result(1) for each in streams] == [["generating"]] * 30
+        [accepted] = sandbox.ledger.accepted
+        assert sandbox.ledger.looks(accepted.task_id) <= 2
+        with running("aiohttp", sandbox, tmp_path, port=port):
+            streams = [threads.submit(listen, port, "1") for _ in range(30)]
+            time.sleep(1)
+            sandbox.finish(accepted.task_id)
+            assert [each.result(20) for each in streams] == [["generating", "succeeded"]] * 30
+            assert listen(port, "1") == ["succeeded"]
+        assert sandbox.ledger.looks(accepted.task_id) <= 6
+
+
+def test_a_program_without_asyncio(tmp_path: Path) -> None:
+    """Orders in threads, callbacks through `receiver.handle`, and an end at SIGTERM."""
+    port, kind = free_port(), {"Content-Type": "application/x-www-form-urlencoded"}
+
+    def send(**form: str) -> Answer:
+        return ask(port, "POST", "/pictures", urlencode(form).encode(), kind)
+
+    with SandboxThread(time_scale=20, auto=False) as sandbox, ThreadPoolExecutor(10) as threads:
+        named = {**environment(sandbox, port, tmp_path, 20), "PORT": str(port)}
+        with process(port, str(EXAMPLES / "web_wsgi.py"), **named) as program:
+            assert [send(prompt=FOX).status, send(order="1").status, send().status] == [400] * 3
+            twice = list(threads.map(lambda _: send(prompt=FOX, order="1"), range(2)))
+            assert [each.status for each in twice] == [202, 202]
+            [accepted] = sandbox.ledger.accepted
+            begun = time.monotonic()
+            asked = list(threads.map(lambda _: ask(port, "GET", "/pictures/1"), range(50)))
+            assert {state(each) for each in asked} == {"generating"}
+            most = 1 + (time.monotonic() - begun) * 20 / 5
+            assert sandbox.ledger.looks(accepted.task_id) <= most
+            sandbox.finish(accepted.task_id)
+            wait_until(lambda: [each.status for each in sandbox.ledger.callbacks] == [200])
+            wait_until(lambda: state(ask(port, "GET", "/pictures/1")) == "succeeded")
+            assert ask(port, "GET", "/pictures/2").status == 404
+            assert ask(port, "POST", "/hooks/midapi/mjt_unknown", b"{}").status == 404
+            begun = time.monotonic()
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(20) == 0
+            assert time.monotonic() - begun < 5
+    assert len(sandbox.ledger.accepted) == 1
 
 
 def test_the_fastapi_program_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

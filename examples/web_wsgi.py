@@ -1,0 +1,139 @@
+"""A web application without asyncio that orders pictures: the client runs in a thread of its own.
+
+    pip install midapi-async
+    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures
+    export MIDAPI_PUBLIC_URL=https://pictures.example.org/hooks/midapi
+    python web_wsgi.py
+
+It is plain WSGI, with the server of the standard library; what it does in `run` and `callback` is
+the same in Flask and Django.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import Coroutine, Iterable
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from typing import Any, TypeVar
+from urllib.parse import parse_qs
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from midapi_async import (
+    CallbackReceiver,
+    InvalidRequestError,
+    MidAPIClient,
+    MidAPIError,
+    SubmissionUnknown,
+    TaskDetails,
+    TaskNotFound,
+)
+
+T = TypeVar("T")
+HOOK = "/hooks/midapi/"
+receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL
+client = MidAPIClient(receiver=receiver, journal=os.environ["MIDAPI_JOURNAL"])
+loop = asyncio.new_event_loop()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in the client's event loop, and wait for it in the thread of a request."""
+    return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+
+def callback(environ: WSGIEnvironment, token: str) -> int:
+    """Give a callback to the receiver; it passes it on to the client's event loop by itself."""
+    if receiver is None:
+        return 404
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-"): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    return asyncio.run(receiver.handle(token, headers, body_of(environ)))
+
+
+def body_of(environ: WSGIEnvironment) -> bytes:
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body: bytes = environ["wsgi.input"].read(min(length, 65_537))
+    return body
+
+
+async def known(key: str) -> TaskDetails | None:
+    """What is known of an order. However often this is called, MidAPI is asked once in 5 s."""
+    handle = await client.find(key)
+    if handle is None:
+        return None
+    try:
+        return await handle.details(max_age=5)
+    except TaskNotFound:  # MidAPI may take some seconds to show a new task
+        return TaskDetails(task_id=handle.task_id)
+
+
+def answer(environ: WSGIEnvironment, path: str) -> tuple[int, dict[str, object]]:
+    """The status and the JSON for a request."""
+    user = environ.get("REMOTE_USER", "anybody")  # your login
+    try:
+        if environ["REQUEST_METHOD"] == "POST" and path == "/pictures":
+            form = parse_qs(body_of(environ).decode(errors="replace"))
+            if "prompt" not in form or "order" not in form:
+                return 400, {"detail": "The prompt or the order is missing."}
+            prompt, key = form["prompt"][0], f"{user}/{form['order'][0]}"
+            # A request blocks a thread: it does not wait for the pictures.
+            run(client.generate(prompt, key=key, timeout=10))
+            return 202, {"state": "generating"}
+        order = path.removeprefix("/pictures/")
+        details = run(known(f"{user}/{order}")) if order != path else None
+    except SubmissionUnknown:  # it may have been bought, and a callback may still show that
+        return 202, {"state": "unknown"}
+    except InvalidRequestError as error:
+        return 400, {"detail": str(error)}
+    except MidAPIError as error:
+        environ["wsgi.errors"].write(f"an order failed: {error}\n")
+        return 503, {"detail": "This is not possible now."}
+    if details is None:
+        return 404, {"detail": "There is no such order."}
+    return 200, {"state": details.status, "urls": details.urls, "detail": details.error_message}
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    path = environ["PATH_INFO"]
+    if path.startswith(HOOK) and environ["REQUEST_METHOD"] == "POST":
+        status, said = callback(environ, path.removeprefix(HOOK)), b""
+    else:
+        status, fields = answer(environ, path)
+        said = json.dumps(fields).encode()
+    start_response(f"{status} {HTTPStatus(status).phrase}", [("Content-Type", "application/json")])
+    return [said]
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request."""
+
+
+class Quiet(WSGIRequestHandler):
+    def log_request(self, *_: object) -> None:
+        """Nothing: the paths of callbacks are secret."""
+
+
+def stop(*_: object) -> None:
+    loop.call_soon_threadsafe(client.stop_waiting)  # open requests end
+    threading.Thread(target=server.shutdown).start()
+
+
+if __name__ == "__main__":
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    run(client.open())
+    with make_server(
+        "127.0.0.1", int(os.environ.get("PORT", "8080")), application, Server, Quiet
+    ) as server:
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        server.serve_forever()
+    run(client.aclose())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
