@@ -16,9 +16,11 @@ from contextlib import (
     suppress,
 )
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
+import attrs
 import pytest
 
 from midapi_async import CallbackReceiver, InvalidRequestError, MidAPIClient, TextToImage
@@ -634,16 +636,24 @@ async def cut_at_a_write(
 
 
 @pytest.mark.fault("S14")
+@pytest.mark.parametrize("recalls", [False, True])
 @pytest.mark.parametrize("lost", ["request", "answer"])
 async def test_a_connection_is_cut_at_a_commit(
-    postgres: Server, schema: str, make: Make, monkeypatch: pytest.MonkeyPatch, lost: str
+    postgres: Server,
+    schema: str,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+    *,
+    recalls: bool,
 ) -> None:
     """Committed or not, the claim succeeds, once; both connections and the owner are new."""
     async with Proxy(postgres.port).running() as proxy:
         proxy.loses_request = lost == "request"
         url = f"postgresql://{SUPERUSER}@127.0.0.1:{proxy.port}/postgres"
-        journal, limit, mine = PostgresJournal(url, schema=schema), RateLimit(2, per=60.0), intent()
+        journal, limit, mine = PostgresJournal(url, schema=schema), RateLimit(3, per=60.0), intent()
         await journal.rows()
+        await claimed(journal if recalls else make())
         async with cut_at_a_write(monkeypatch, proxy, lambda: None):
             answer = await claim(journal, mine, limit)
         assert isinstance(answer, Claimed)
@@ -710,6 +720,40 @@ async def test_a_server_that_cannot_be_reached(make: Make, monkeypatch: pytest.M
     working._session()._drop_worker()
     with pytest.raises(JournalError, match="cannot be reached"):
         await working.rows()
+
+
+async def test_a_server_that_is_starting(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and a journal that was not open before waits for it, too; not for ever."""
+    connect, refusals = session_module._new_connection, 2
+
+    async def starting(target: str) -> Any:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise asyncpg.CannotConnectNowError("the database system is starting up")
+        return await connect(target)
+
+    monkeypatch.setattr(session_module, "_new_connection", starting)
+    assert await make().rows() == []
+    refusals = sys.maxsize
+    monkeypatch.setattr(session_module, "TIMEOUT", 0.5)
+    with pytest.raises(JournalError, match="starting up"):
+        await make().rows()
+
+
+@pytest.mark.fault("P23")
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0, 0.3])
+async def test_a_machine_whose_clock_is_wrong(
+    make: Make, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """Its rows are as old as the server says; others compare these times."""
+    journal, mine, now = make(), intent(), time.time()
+    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + ahead)
+    monkeypatch.setattr(table_module, "time", clock)
+    row = await claimed(journal, attrs.evolve(mine, created_at=now + ahead))
+    assert abs(row.created_at - now) < 1
+    second = await claimed(journal, attrs.evolve(intent(), created_at=now + ahead))
+    assert abs(second.created_at - now) < 1
 
 
 # ─── refused ─────────────────────────────────────────────────────────────────────────────────────

@@ -231,6 +231,7 @@ class Session:
                 # A conflict is no failure of the server: the last attempt locks the accounts.
                 is_last = not retry.is_conflict or tries > _OPTIMISTIC_TRIES
                 is_late = is_last and time.monotonic() >= give_up_at
+                was_open = was_open or retry.is_starting
                 if is_late or not (was_open or retry.is_conflict):
                     raise JournalError(str(retry)) from retry.__cause__
                 if not retry.is_conflict:
@@ -528,11 +529,13 @@ class _Retry(Exception):
 
     Attributes:
         is_conflict: True if the connection still works and nothing was written.
+        is_starting: True if the server has just been started, and will soon take connections.
     """
 
-    def __init__(self, text: str, *, is_conflict: bool) -> None:
+    def __init__(self, text: str, *, is_conflict: bool, is_starting: bool = False) -> None:
         super().__init__(text)
         self.is_conflict = is_conflict
+        self.is_starting = is_starting
 
 
 @contextmanager
@@ -549,7 +552,8 @@ def _errors_as_ours() -> Iterator[None]:
         # 25P03: this process stood still in a transaction, and the server ended the connection.
         is_lost = state == "25P03" or (state[:2] in {"08", "57"} and state != "57014")
         if state in _CONFLICTS or is_lost:
-            raise _Retry(text, is_conflict=state in _CONFLICTS) from error
+            is_starting = state == "57P03"
+            raise _Retry(text, is_conflict=state in _CONFLICTS, is_starting=is_starting) from error
         raise JournalError(text) from error
     except _CONNECTION_ERRORS as error:
         if isinstance(error, ValueError):  # of asyncpg: an argument that PostgreSQL has no type for

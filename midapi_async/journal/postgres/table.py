@@ -32,6 +32,7 @@ _PLAIN = (
 )
 _KINDS = ("id", "key", "token", "task", "account", "slot", "owner")
 _PRUNED_AT_ONCE = 500
+_CLOCK_IS_WRONG = 1.0  # seconds from the server's clock
 _RECALLED = 60.0  # seconds for which the last write's state is recalled
 _READS_FIRST = 1.0  # seconds without recalling after it was wrong
 _MOST_ACCOUNTS = 16  # that are recalled
@@ -379,6 +380,9 @@ class PostgresTable(Table):
         """See `Table`."""
         if self._hides_prompts:
             row = attrs.evolve(row, request=None, fingerprint=seal(row.fingerprint, self._secret))
+        ahead = time.time() - self._now
+        if abs(ahead) > _CLOCK_IS_WRONG:  # this machine's clock; the row may be read by others
+            row = attrs.evolve(row, created_at=row.created_at - ahead)
         self._new[row.intent_id] = account
         self._rows[row.intent_id] = row
         self.fetched.add(("id", row.intent_id))
