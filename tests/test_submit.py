@@ -39,7 +39,7 @@ from midapi_async import (
     WaitTimeout,
 )
 from midapi_async._wire.protocol import Answer, Call
-from midapi_async.journal import Claim, Intent
+from midapi_async.journal import Busy, Claim, Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from tests.cli.proxies import Proxy
 from tests.support.leaks import LoopWatch
@@ -1306,6 +1306,35 @@ async def test_a_claim_that_fails_after_it_was_written_is_withdrawn() -> None:
         assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
         journal.fails = False
         assert (await client.generate("a red fox", key="k", timeout=5)).task_id == TASK
+
+
+@pytest.mark.fault("S16")
+async def test_s16_a_row_that_a_busy_journal_has_written_is_withdrawn() -> None:
+    """A claim whose COMMIT had no answer is tried again, and then there may be no slot.
+
+    When the caller gives up, nothing was sent: the key may not stay in use.
+    """
+
+    class Cut(MemoryJournal):
+        is_cut = True
+
+        async def claim(self, *args: Any, **options: Any) -> Claim:
+            if self.is_cut:
+                await super().claim(*args, **options)
+                return Busy(1000.0)
+            return await super().claim(*args, **options)
+
+    journal = Cut()
+    async with (
+        ScriptedServer([accepted()]) as server,
+        client_of(server, journal=journal) as client,
+    ):
+        with pytest.raises(WaitTimeout):
+            await client.generate("a red fox", key="k", timeout=5)
+        await asyncio.sleep(5)
+        assert [row.state for row in await rows_of(server, journal)] == [State.REFUSED]
+        journal.is_cut = False
+        assert (await client.generate("a red fox", key="k", timeout=2000)).task_id == TASK
 
 
 @pytest.mark.parametrize("code", [422, 429])

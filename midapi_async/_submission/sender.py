@@ -44,6 +44,8 @@ class Submission:
         self.call = call
         self.ticket = ticket  # its place in the line
         self.slot: str | None = None  # the last one that it got; its row exists since the first
+        # A journal that lost its server during a claim may have written the row, and answer `Busy`.
+        self.was_busy = False
         self.claimed_at = -math.inf  # when it asked for that slot, on `Clock.boot_time`
         # The second claim, made if the POST begins late; see `_confirm`.
         self.late_claim: asyncio.Task[Claim | Exception] | None = None
@@ -244,7 +246,11 @@ class Sender:
                 return self._recorder.require_task(answer.intent) if is_own else answer
             if answer is None or submission.stop.done():
                 # The last caller has left, or the client closes.
-                return await self._refuse(submission) if submission.slot else None
+                if submission.slot:
+                    return await self._refuse(submission)
+                if submission.was_busy:
+                    self._recorder.keep_trying(partial(self._withdraw, submission))
+                return None
             started = self._clock.time()
             try:
                 task_id = await self._post(submission)
@@ -281,6 +287,7 @@ class Sender:
         )
         if isinstance(answer, Claimed):
             submission.slot, submission.claimed_at = answer.slot, asked_at
+        submission.was_busy |= isinstance(answer, Busy)
         return answer
 
     async def _confirm(self, submission: Submission) -> None:
@@ -414,6 +421,6 @@ class Sender:
         return about(ClientClosed(row.task_id), intent_id=row.intent_id)
 
     async def _withdraw(self, submission: Submission) -> None:
-        """After a claim that failed: refuse the row, in case it was written; nothing was sent."""
+        """After claims without a slot: refuse the row, in case it was written; nothing was sent."""
         if await self._journal.find(intent_id=submission.intent.intent_id) is not None:
             await self._journal.advance(submission.intent.intent_id, State.REFUSED)
