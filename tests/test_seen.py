@@ -278,6 +278,37 @@ async def test_a_journal_that_fails_under_results_is_logged_once(
         assert warnings() == [text, text]
 
 
+@pytest.mark.fault("S16")
+async def test_results_that_could_not_be_recorded_are_recorded_later() -> None:
+    """After the next one that could be, taken or not: a `resume()` is not needed for it."""
+
+    class Full(MemoryJournal):
+        is_full = True
+
+        async def advance(self, intent_id: str, *args: object, **names: object) -> Intent:
+            if self.is_full and names.get("details") is not None:
+                raise JournalError("no space left")
+            return await super().advance(intent_id, *args, **names)  # type: ignore[arg-type]
+
+    journal, ids = Full(), iter([f"{number:032x}" for number in range(6)])
+    answers = mid(lambda _: accepted(next(ids)), lambda request: looked(request.target[-32:]))
+    async with ScriptedServer(then=answers) as server, client_of(server, journal=journal) as client:
+        handles = [await client.generate("a red fox") for _ in range(6)]
+        for handle in handles[:3]:
+            await handle
+        for handle in handles[3:5]:
+            assert (await client.details(handle.task_id)).is_final
+        await client._opened().recorder.writes.join()
+        assert {row.state for row in await journal.rows()} == {State.ACCEPTED}
+        journal.is_full = False
+        await handles[5]
+        for _ in range(2):  # that one, and the rest
+            await client._opened().recorder.writes.join()
+        rows = await journal.rows()
+    assert {row.state for row in rows} == {State.SUCCEEDED}
+    assert [row.taken for row in rows] == [True, True, True, False, False, True]
+
+
 async def test_a_result_is_not_recorded_for_another_task_of_the_intent() -> None:
     """A task that is only among the other tasks of an intent does not end the intent."""
     journal = MemoryJournal()

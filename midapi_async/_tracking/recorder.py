@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import suppress
 
 import attrs
 
@@ -18,6 +19,7 @@ from .schedule import REMEMBERED, Kind, Schedule
 _log = logging.getLogger("midapi_async.journal")
 
 RETENTION = 15 * 86_400.0  # seconds for which MidAPI keeps results
+_MOST_UNWRITTEN = 10_000  # results
 _DURATION = "duration"  # the kind of notes that hold how long tasks took
 
 
@@ -43,6 +45,10 @@ class ResultRecorder:
     writes: OwnedTasks = attrs.field(factory=OwnedTasks, init=False)
     _new_durations: dict[Kind, list[float]] = attrs.field(factory=dict, init=False)
     _has_failed: bool = attrs.field(default=False, init=False)
+    # What could not be written in the background, by task id, until a later write succeeds.
+    _unwritten: dict[str, tuple[str | None, TaskDetails, bool]] = attrs.field(
+        factory=dict, init=False
+    )
 
     async def write(
         self,
@@ -71,7 +77,10 @@ class ResultRecorder:
     async def try_to_write(
         self, task_id: str, intent_id: str | None, details: TaskDetails, *, taken: bool
     ) -> None:
-        """As `write`, for the background: a journal that fails is logged, once until it works."""
+        """As `write`, for the background: a journal that fails is logged, once until it works.
+
+        What could not be written is written after the next one that could be.
+        """
         try:
             await self.write(task_id, intent_id, details, taken=taken)
         except JournalError as error:
@@ -81,8 +90,20 @@ class ResultRecorder:
                     error,
                 )
             self._has_failed = True
+            if len(self._unwritten) < _MOST_UNWRITTEN:
+                was_taken = self._unwritten.get(task_id, (None, None, False))[2]
+                self._unwritten[task_id] = intent_id, details, taken or was_taken
         else:
             self._has_failed = False
+            if self._unwritten:
+                self.writes.start(self._write_rest())
+
+    async def _write_rest(self) -> None:
+        """Write what could not be written; one that fails again is given up until `resume()`."""
+        with suppress(JournalError):
+            while self._unwritten:
+                task_id, (intent_id, details, taken) = self._unwritten.popitem()
+                await self.write(task_id, intent_id, details, taken=taken)
 
     async def row_of(self, task_id: str, intent_id: str | None = None) -> Intent | None:
         """The row of a task of this service; None if there is none.
