@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+import socket
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -16,6 +17,7 @@ from io import BytesIO
 from ssl import SSLContext
 
 import aiohttp
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import BytesPayload
 from yarl import URL
@@ -36,6 +38,22 @@ LARGEST_HEADER, MOST_HEADERS = 1 << 16, 1 << 10
 SHORTEST_REAL_KEY = 16  # characters
 # Seconds. Servers close idle connections, and a look on a closed connection has to be repeated.
 LONGEST_IDLE = 2.0
+# Milliseconds in which MidAPI's system must acknowledge what was sent of a call that costs money.
+LONGEST_UNSEEN_MS = 10_000
+
+
+def _socket_of_a_paid_call(address: AddrInfoType) -> socket.socket:
+    """A socket that gives up when what it has sent is not acknowledged for some seconds.
+
+    Else the system goes on sending it for many minutes, also after the call has ended with a
+    timeout, and a POST that is held for lost would still arrive when the network is back.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        with suppress(OSError):
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LONGEST_UNSEEN_MS)
+    return made
 
 
 class _WatchedPayload(BytesPayload):
@@ -137,7 +155,9 @@ class Transport:
         # the journal's row is written by then and the call must be sent at once. The answer must
         # not be compressed, so that its beginning can be read even if the rest is lost.
         self._paid_session = session(
-            aiohttp.TCPConnector(force_close=True, limit=0, ssl=checks),
+            aiohttp.TCPConnector(
+                force_close=True, limit=0, ssl=checks, socket_factory=_socket_of_a_paid_call
+            ),
             **{"Accept-Encoding": "identity"},
         )
 

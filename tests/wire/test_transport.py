@@ -3,11 +3,14 @@
 import asyncio
 import gzip
 import os
+import socket
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
+import attrs
 import pytest
 from aiohttp.abc import AbstractStreamWriter
 
@@ -94,6 +97,28 @@ async def test_a_post_waits_for_no_other_post() -> None:
                 post.cancel()
             await asyncio.wait(posts)
     assert server.connections == many
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+async def test_the_system_does_not_resend_a_post_for_long() -> None:
+    """After a cut of more than 10 s it ends the connection; a look may be sent for longer."""
+
+    async def unseen_for(call: Call) -> list[int]:
+        async def read() -> None:
+            sockets = [each.transport.get_extra_info("socket") for each in connector._acquired]
+            option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+            found.extend(each.getsockopt(*option) for each in sockets)
+
+        session = transport._paid_session if call.is_paid else transport._session
+        connector: Any = session.connector
+        found: list[int] = []
+        await transport.call(call, 5, read)
+        return found
+
+    async with ScriptedServer(then=reply(body=GOOD)) as server:
+        async with transport_to(server.url) as transport:
+            assert await unseen_for(POST) == [10_000]
+            assert await unseen_for(attrs.evolve(POST, is_paid=False)) == [0]
 
 
 @pytest.mark.fault("S4")
