@@ -21,7 +21,7 @@ from tests.support.scripted import Answer, Received, ScriptedServer, reply
 from tests.support.secrets import API_KEY
 from tests.world import TASK, client_of
 
-KILLS = int(os.environ.get("MIDAPI_TEST_KILLS", "100"))
+KILLS = int(os.environ.get("MIDAPI_TEST_KILLS", "30"))
 FILES = 8
 DESCRIPTORS = 256
 LARGE = 500_000_000
@@ -73,6 +73,14 @@ async def complete(url: str, folder: Path) -> list[Path]:
         return await client.download(details_of(url, FILES), folder)
 
 
+def wait_for_files(folder: Path, count: int) -> None:
+    """Wait until a download has begun that many pictures and sidecars."""
+    deadline = time.monotonic() + 20
+    while len(list(folder.glob("*"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.mark.slow
 @pytest.mark.fault("D6")
 @pytest.mark.real_time
@@ -86,7 +94,8 @@ def test_a_killed_process_leaves_whole_files_or_none(tmp_path: Path) -> None:
             folder = tmp_path / str(number)
             child = fork(downloader(url, folder))
             assert child.line() == "open"
-            time.sleep(random.uniform(0, 0.05))
+            wait_for_files(folder, random.randrange(2 * FILES))
+            time.sleep(random.uniform(0, 0.005))
             child.signal(signal.SIGKILL)
             assert child.lines() == []
             child.ended()
