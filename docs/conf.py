@@ -54,6 +54,7 @@ napoleon_attr_annotations = False
 
 # HTML. Nothing on a page comes from another host, and nothing points to one that we do not name.
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"midapi_async {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
