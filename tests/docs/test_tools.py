@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -234,6 +235,7 @@ def test_the_unit_stops_in_order() -> None:
     parser.read_string(unit("operations.md"))
     service = dict(parser["Service"])
     assert int(service["TimeoutStopSec"]) > _session.CLOSE_PATIENCE + 10
+    assert service["SuccessExitStatus"] == str(128 + signal.SIGTERM)  # as `stop_on_signals` exits
     assert service["StateDirectoryMode"] == "0700"
     assert "KillSignal" not in service
     assert set(parser.sections()) == {"Unit", "Service", "Install"}
