@@ -9,10 +9,13 @@ from functools import cache
 from pathlib import Path
 
 import attrs
+import pytest
 
 import midapi_async
 from midapi_async import CallbackReceiver, ClientStats, MidAPIClient, MidAPIError, State, events
 from tests.docs.blocks import REPOSITORY, blocks
+
+pytestmark = pytest.mark.one_python
 
 DOCS = REPOSITORY / "docs"
 PACKAGE = REPOSITORY / "midapi_async"
