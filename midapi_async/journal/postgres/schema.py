@@ -96,7 +96,7 @@ LOCK_IS_FREE = "pg_try_advisory_xact_lock_shared(hashtextextended({}, 0))"
 # if it is wrong: an exception would leave a line in the server's log. Between this check and the
 # write the versions and the unique indexes decide. Otherwise the answer is the server's time.
 _WRITE = f"""
-CREATE FUNCTION SCHEMA.write_1(me text, change json) RETURNS float8 LANGUAGE plpgsql AS $$
+CREATE FUNCTION SCHEMA.write_1(me text, change jsonb) RETURNS float8 LANGUAGE plpgsql AS $$
 DECLARE
     account SCHEMA.accounts;
     row SCHEMA.intents;
@@ -104,13 +104,13 @@ DECLARE
 BEGIN
     IF change->'presumed' IS NOT NULL AND (
         EXISTS (
-            SELECT FROM json_to_recordset(change->'accounts') AS x(account text, version bigint)
+            SELECT FROM jsonb_to_recordset(change->'accounts') AS x(account text, version bigint)
             JOIN SCHEMA.accounts AS a USING (account) WHERE a.version <> x.version - 1
         ) OR EXISTS (
-            SELECT FROM json_to_recordset(change->'rows') AS x(intent_id text)
+            SELECT FROM jsonb_to_recordset(change->'rows') AS x(intent_id text)
             JOIN SCHEMA.intents USING (intent_id)
         ) OR EXISTS (
-            SELECT FROM json_to_recordset(change->'rows') AS x(scope text, key text)
+            SELECT FROM jsonb_to_recordset(change->'rows') AS x(scope text, key text)
             JOIN SCHEMA.intents AS i USING (scope, key) WHERE i.holds_key
         )
     ) THEN
@@ -120,7 +120,7 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     FOR account IN
-        SELECT * FROM json_populate_recordset(null::SCHEMA.accounts, change->'accounts')
+        SELECT * FROM jsonb_populate_recordset(null::SCHEMA.accounts, change->'accounts')
     LOOP
         IF account.version = 1 THEN
             INSERT INTO SCHEMA.accounts SELECT account.*;
@@ -142,10 +142,10 @@ BEGIN
     END LOOP;
     IF change->'seen' IS NOT NULL THEN
         SELECT count(*) INTO seen FROM (
-            SELECT 1 FROM json_to_recordset(change->'seen') AS x(intent_id text, version bigint)
+            SELECT 1 FROM jsonb_to_recordset(change->'seen') AS x(intent_id text, version bigint)
             JOIN SCHEMA.intents AS i USING (intent_id, version) ORDER BY intent_id FOR UPDATE OF i
         ) AS locked;
-        IF seen <> json_array_length(change->'seen') THEN
+        IF seen <> jsonb_array_length(change->'seen') THEN
             RAISE EXCEPTION 'a row has changed' USING ERRCODE = '{CONFLICT}';
         END IF;
     END IF;
@@ -154,9 +154,9 @@ BEGIN
     END IF;
     IF change->'removed' IS NOT NULL THEN
         DELETE FROM SCHEMA.intents
-            WHERE intent_id IN (SELECT json_array_elements_text(change->'removed'));
+            WHERE intent_id IN (SELECT jsonb_array_elements_text(change->'removed'));
     END IF;
-    FOR row IN SELECT * FROM json_populate_recordset(null::SCHEMA.intents, change->'rows') LOOP
+    FOR row IN SELECT * FROM jsonb_populate_recordset(null::SCHEMA.intents, change->'rows') LOOP
         IF row.version = 1 THEN
             INSERT INTO SCHEMA.intents (version, {", ".join(_COLUMNS)})
                 SELECT 1, {", ".join(f"row.{name}" for name in _COLUMNS)};
@@ -168,17 +168,17 @@ BEGIN
         END IF;
     END LOOP;
     IF change->'free' IS NOT NULL THEN
-        DELETE FROM SCHEMA.slots WHERE slot IN (SELECT json_array_elements_text(change->'free'));
+        DELETE FROM SCHEMA.slots WHERE slot IN (SELECT jsonb_array_elements_text(change->'free'));
     END IF;
     INSERT INTO SCHEMA.slots
-        SELECT * FROM json_populate_recordset(null::SCHEMA.slots, change->'slots')
+        SELECT * FROM jsonb_populate_recordset(null::SCHEMA.slots, change->'slots')
         ON CONFLICT (slot) DO UPDATE
             SET started = excluded.started, ends_at = excluded.ends_at, is_open = excluded.is_open;
     PERFORM nextval('SCHEMA.writes');
     RETURN extract(epoch FROM clock_timestamp());
 END $$;
 """
-WRITE = "SELECT SCHEMA.write_1($1, $2::json)"
+WRITE = "SELECT SCHEMA.write_1($1, $2::jsonb)"
 
 # One statement, so that all of it is from the same snapshot, except the locks: a dead owner stays
 # dead, and an owner that dies meanwhile is noticed by the next job.
