@@ -245,12 +245,7 @@ class Sender:
                 is_own = answer.intent.intent_id == intent.intent_id
                 return self._recorder.require_task(answer.intent) if is_own else answer
             if answer is None or submission.stop.done():
-                # The last caller has left, or the client closes.
-                if submission.slot:
-                    return await self._refuse(submission)
-                if submission.was_busy:
-                    self._recorder.keep_trying(partial(self._withdraw, submission))
-                return None
+                return await self._leave(submission)
             started = self._clock.time()
             try:
                 task_id = await self._post(submission)
@@ -401,6 +396,14 @@ class Sender:
             facts = {"reason": str(proof), "delay": pause, "left": budget.left}
             self._recorder.report(Retrying, submission.intent, **facts)
         return pause
+
+    async def _leave(self, submission: Submission) -> Intent | None:
+        """As `_refuse`, when the last caller has left or the client closes, before a POST."""
+        if submission.slot is not None:
+            return await self._refuse(submission)
+        if submission.was_busy:
+            self._recorder.keep_trying(partial(self._withdraw, submission))
+        return None
 
     async def _refuse(self, submission: Submission) -> Intent | None:
         """Record that nothing was bought; return the row if a callback has shown the opposite."""
