@@ -17,6 +17,9 @@ for each look price. The promise is about ours and the optimum. Beside it stand 
 interval that is as late (interpolated), and two more worlds: a receiver whose callbacks are in
 time; and a batch at the account's full rate without a receiver, beside the same batch without a
 limit of looks.
+
+The picture of docs/looks.md: ``--worlds "fast;relaxed;fast, a slower evening" --png
+docs/images/looks.png``.
 """
 
 import argparse
