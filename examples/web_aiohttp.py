@@ -81,11 +81,12 @@ async def order(request: web.Request) -> web.Response:
     order_id = request.headers.get("Idempotency-Key", "")
     key = key_of(request, order_id)  # the same order again buys nothing, and gets its state
     try:
-        prompt = TextToImage((await request.json())["prompt"])
-    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        prompt = (await request.json())["prompt"]
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(text="The prompt is missing.") from error
     try:
-        state = await state_of(client.generate_and_wait(prompt, key=key, wait_timeout=10))
+        result = client.generate_and_wait(TextToImage(prompt), key=key, wait_timeout=10)
+        state = await state_of(result)
     except ClientClosed as error:
         if error.intent_id is None:
             raise  # nothing was bought

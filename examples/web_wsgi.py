@@ -57,8 +57,8 @@ def callback(environ: WSGIEnvironment, token: str) -> int:
 
 
 def body_of(environ: WSGIEnvironment) -> bytes:
-    length = int(environ.get("CONTENT_LENGTH") or 0)
-    body: bytes = environ["wsgi.input"].read(min(length, 65_537))
+    length = environ.get("CONTENT_LENGTH", "")
+    body: bytes = environ["wsgi.input"].read(min(int(length), 65_537) if length.isdecimal() else 0)
     return body
 
 
@@ -79,14 +79,14 @@ def answer(environ: WSGIEnvironment, path: str) -> tuple[int, dict[str, object]]
     try:
         if environ["REQUEST_METHOD"] == "POST" and path == "/pictures":
             form = parse_qs(body_of(environ).decode(errors="replace"))
-            if "prompt" not in form or "order" not in form:
-                return 400, {"detail": "The prompt or the order is missing."}
-            prompt, key = form["prompt"][0], f"{user}/{form['order'][0]}"
+            prompt, order = form.get("prompt", [""])[0], form.get("order", [""])[0]
+            if not prompt or not order.isalnum():
+                return 400, {"detail": "The prompt or the order is missing or wrong."}
             # A request blocks a thread: it does not wait for the pictures.
-            run(client.generate(prompt, key=key, timeout=10))
+            run(client.generate(prompt, key=f"{user}/{order}", timeout=10))
             return 202, {"state": "generating"}
         order = path.removeprefix("/pictures/")
-        details = run(known(f"{user}/{order}")) if order != path else None
+        details = run(known(f"{user}/{order}")) if order.isalnum() else None
     except SubmissionUnknown:  # it may have been bought, and a callback may still show that
         return 202, {"state": "unknown"}
     except InvalidRequestError as error:
@@ -137,3 +137,4 @@ if __name__ == "__main__":
     run(client.aclose())
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+    loop.close()

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from midapi_async.sandbox import Faults, SandboxThread, answer_code, lose_answer
-from tests.callbacks.serving import free_port, wait_until
+from tests.callbacks.serving import EXAMPLES, aiohttp_serving, free_port, wait_until
 from tests.callbacks.test_mounts_programs import FOX, PROGRAMS, SENSITIVE, running
 from tests.support.browser import DESKTOP, PHONE, browser
 
@@ -37,7 +39,9 @@ def open_page(browser: "Browser") -> Iterator[Open]:
     errors: list[str] = []
     contexts = []
 
-    def open_at(port: int, size: tuple[int, int] = DESKTOP, scheme: Any = "light") -> "Page":
+    def open_at(
+        port: int, size: tuple[int, int] = DESKTOP, scheme: Any = "light", path: str = ""
+    ) -> "Page":
         is_phone = size == PHONE
         context = browser.new_context(
             viewport={"width": size[0], "height": size[1]},
@@ -49,7 +53,7 @@ def open_page(browser: "Browser") -> Iterator[Open]:
         context.set_default_timeout(20_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port}/")
+        page.goto(f"http://127.0.0.1:{port}/{path}")
         return page
 
     yield open_at
@@ -179,6 +183,46 @@ def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
         assert len(sandbox.ledger.accepted) == 2
 
 
+def proxy_to(port: int) -> web.Application:
+    """A reverse proxy that takes /shop/ away and passes on what comes as it comes."""
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        url = f"http://127.0.0.1:{port}/{request.match_info['path']}"
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(
+                request.method, url, headers=request.headers, data=await request.read()
+            ) as answer,
+        ):
+            response = web.StreamResponse(status=answer.status, headers=answer.headers)
+            await response.prepare(request)
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+        return response
+
+    app = web.Application()
+    app.router.add_route("*", "/shop/{path:.*}", forward)
+    return app
+
+
+def test_it_works_behind_a_prefix(name: str, tmp_path: Path, open_page: Open) -> None:
+    """The page, the state and the callbacks: each through a proxy that removes /shop/."""
+    port, public = free_port(), free_port()
+    hook = f"http://127.0.0.1:{public}/shop/hooks/midapi"
+    with (
+        SandboxThread(time_scale=SCALE, auto=False) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE, port=port, MIDAPI_PUBLIC_URL=hook),
+        aiohttp_serving(proxy_to(port), public),
+    ):
+        page = open_page(public, path="shop/")
+        order(page, FOX)
+        says(page, MAKING)
+        sandbox.finish(sandbox.ledger.accepted[0].task_id)
+        assert pictures(page) == EXPECTED
+        assert [each.status for each in sandbox.ledger.callbacks] == [200]
+        page.close()
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(
@@ -210,7 +254,6 @@ def test_axe_finds_nothing(
 
 def test_the_two_pages_differ_only_in_how_they_follow_an_order(name: str) -> None:
     """So that what is mended in one is mended in the other."""
-    from tests.callbacks.serving import EXAMPLES
 
     def rest(program: str) -> list[str]:
         page = (EXAMPLES / f"web_{program}.html").read_text("utf-8")

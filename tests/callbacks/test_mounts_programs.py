@@ -76,13 +76,18 @@ def environment(sandbox: SandboxThread, port: int, folder: Path, scale: float) -
 
 @contextmanager
 def running(
-    name: str, sandbox: SandboxThread, folder: Path, *, scale: float = 1.0, port: int = 0
+    name: str,
+    sandbox: SandboxThread,
+    folder: Path,
+    *,
+    scale: float = 1.0,
+    port: int = 0,
+    **variables: str,
 ) -> Iterator[tuple[int, "Popen[str]"]]:
-    """A program that serves; gives its port, and its process."""
+    """A program that serves, with some more variables; gives its port, and its process."""
     port = port or free_port()
-    with process(
-        port, *commands(port)[name], **environment(sandbox, port, folder, scale)
-    ) as program:
+    named = environment(sandbox, port, folder, scale) | variables
+    with process(port, *commands(port)[name], **named) as program:
         yield port, program
 
 
@@ -229,6 +234,10 @@ def test_what_is_missing_or_wrong_in_a_request_is_a_400(name: str, tmp_path: Pat
             ask(port, "POST", "/pictures", [], key),
             ask(port, "POST", "/pictures", "prompt", key),
             ask(port, "POST", "/pictures", None, key),
+            ask(port, "POST", "/pictures", b'{"prompt": "a fo', key),
+            ask(port, "POST", "/pictures", b'{"prompt": "\\ud800"}', key),
+            ask(port, "POST", "/pictures", b"\xff\xfe", key),
+            ask(port, "POST", "/pictures", b"[" * 100_000, key),
             ask(port, "POST", "/pictures", {"prompt": FOX}, {"Idempotency-Key": "1"}),
             look(port, "%20"),
             look(port, "1", Cookie="other=1"),
@@ -391,7 +400,8 @@ def test_a_program_without_asyncio(tmp_path: Path) -> None:
     with SandboxThread(time_scale=20, auto=False) as sandbox, ThreadPoolExecutor(10) as threads:
         named = {**environment(sandbox, port, tmp_path, 20), "PORT": str(port)}
         with process(port, str(EXAMPLES / "web_wsgi.py"), **named) as program:
-            assert [send(prompt=FOX).status, send(order="1").status, send().status] == [400] * 3
+            malformed = [send(prompt=FOX), send(order="1"), send(), send(prompt=FOX, order="a/b")]
+            assert [each.status for each in malformed] == [400] * 4
             twice = list(threads.map(lambda _: send(prompt=FOX, order="1"), range(2)))
             assert [each.status for each in twice] == [202, 202]
             [accepted] = sandbox.ledger.accepted
