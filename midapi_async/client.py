@@ -672,6 +672,9 @@ class MidAPIClient:
 
         All files are checked before the first one is uploaded. Without paths it is the same object.
 
+        Args:
+            request: one of the eight requests.
+
         Raises:
             InvalidRequestError: naming each file that is missing, or is no picture or video.
             MidAPIError: a file could not be uploaded.
@@ -725,7 +728,10 @@ class MidAPIClient:
     # ─── tasks ───────────────────────────────────────────────────────────────────────────────────
 
     def task(self, task_id: str | HasTaskId) -> TaskHandle:
-        """The handle of a task whose id, or details, you have.
+        """The handle of a task whose id, or details, you have. Makes no request.
+
+        Args:
+            task_id: MidAPI's id of the task; its details or another handle of it will do, too.
 
         Raises:
             InvalidRequestError: it is not a valid task id.
@@ -807,7 +813,16 @@ class MidAPIClient:
         return self._opened().observer.observed(on_event)
 
     def expected(self, request: str | Request) -> Expected:
-        """How many seconds such a request takes: median and 90th percentile of those seen."""
+        """How many seconds such a request takes: median and 90th percentile of those seen.
+
+        Before any was seen they are assumptions. Makes no request.
+
+        Args:
+            request: a prompt, or one of the eight requests; its kind and its speed count.
+
+        Raises:
+            InvalidRequestError: it is neither.
+        """
         return self._schedule.expected(kind_of(_request(request, {})))
 
     def stats(self) -> ClientStats:
@@ -909,6 +924,9 @@ class MidAPIClient:
         Its name says it: ``TASKID_INDEX.jpeg``, or MidAPI's own name as a browser saves it. A file
         that was renamed needs the JSON file beside it that ``download(sidecar=True)`` writes.
 
+        Args:
+            path: of the file, which need not exist if its name says it.
+
         Raises:
             InvalidRequestError: neither says it.
         """
@@ -925,7 +943,11 @@ class MidAPIClient:
     async def download_url(self, url: str) -> str:
         """A link to one of MidAPI's files that opens without an API key, for 20 minutes.
 
+        Args:
+            url: of a file of MidAPI's, such as one of ``details.urls``.
+
         Raises:
+            InvalidRequestError: it is not a valid URL.
             UnprocessableError: the URL is not one of MidAPI's.
             MidAPIError: the link could not be fetched.
         """

@@ -24,7 +24,12 @@ _log = logging.getLogger("midapi_async.submission")
 
 
 class Intents:
-    """The intents of one client's namespace."""
+    """The intents of one client's namespace, as ``client.intents``.
+
+    They are read with `get`, `rows` and `unknown`. The other methods say what became of an unknown
+    submission: `settle` waits for its callback, `adopt` names its task, `resubmit` pays again, and
+    `dismiss` gives it up.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -34,6 +39,9 @@ class Intents:
 
     async def get(self, intent_id: str) -> Intent | None:
         """The intent with this id; None if there is none in this namespace. Sends nothing.
+
+        Args:
+            intent_id: as errors, handles and events name it.
 
         Raises:
             InvalidRequestError: the id is not a str.
@@ -166,6 +174,9 @@ class Intents:
         A new intent with a new token takes over the key. If a callback for the old intent still
         comes, ``client.resume()`` returns its task.
 
+        Args:
+            intent_id: of `SubmissionUnknown`; the error or the `Intent` itself will do, too.
+
         Raises:
             SubmissionUnknown: it cannot be known whether the new submission was accepted.
             MidAPIError: any other error means that the new submission bought nothing.
@@ -185,6 +196,9 @@ class Intents:
 
     async def dismiss(self, intent_id: str | Intent | SubmissionUnknown) -> None:
         """Give up an unknown submission; its key cannot be used again.
+
+        Args:
+            intent_id: of `SubmissionUnknown`; the error or the `Intent` itself will do, too.
 
         Raises:
             InvalidRequestError: the intent is not unknown.

@@ -209,6 +209,13 @@ class Faults:
 
         It begins ``after`` seconds after the first submit was accepted, whose answer still gets
         through: so it meets a client that waits for a task.
+
+        Args:
+            seconds: how long it lasts.
+            after: when it begins.
+
+        Raises:
+            ValueError: for a number that cannot be meant.
         """
         _at_least("seconds", seconds, 0.001)
         _at_least("after", after, 0)
@@ -434,7 +441,13 @@ def huge(size: int = 10_000_000_000, *, declared: bool = True) -> RequestAction:
 def fail_task(
     message: str | None = _wire.NO_RESPONSE, *, code: int | str | None = 500, flag: int = 3
 ) -> TaskAction:
-    """Let the task fail with this errorMessage, errorCode and successFlag (2 or 3)."""
+    """Let the task fail with this errorMessage, errorCode and successFlag (2 or 3).
+
+    Args:
+        message: the record's errorMessage.
+        code: the record's errorCode.
+        flag: the record's successFlag, 2 or 3.
+    """
     failure = Failure(message, code, flag)
     return ChangeTask("fail_task", lambda outcome: evolve(outcome, failure=failure))
 
