@@ -24,13 +24,15 @@ pytestmark = [pytest.mark.real_time, pytest.mark.one_python]
 
 def run(program: str, *arguments: str, folder: Path) -> list[str]:
     """Run a program in its short form in a folder; the lines that it printed."""
+    # Coverage would be measured with it, and what runs here is covered by other tests.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / program), "--quick", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**kept, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
