@@ -5,10 +5,8 @@ import json
 import os
 import runpy
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from urllib.parse import urlencode, urljoin
 import pytest
 
 from midapi_async._wire.tokens import token_hash
+from midapi_async.cli import main
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import (
     Faults,
@@ -29,7 +28,6 @@ from midapi_async.sandbox import (
 )
 from tests.callbacks.serving import (
     EXAMPLES,
-    REPOSITORY,
     Answer,
     ask,
     free_port,
@@ -119,29 +117,29 @@ def field(answer: Answer, name: str) -> object:
 PROGRAMS = ("fastapi", "aiohttp")
 
 
-def doctor(
-    folder: Path, public_url: str, sandbox: SandboxThread, *options: str
-) -> dict[str, dict[str, str]]:
-    """Run `midapi doctor` as a process of its own; return its findings by name."""
-    variables = {
-        "MIDAPI_BASE_URL": sandbox.url,
-        "MIDAPI_API_KEY": "any-key",
-        "MIDAPI_PUBLIC_URL": public_url,
-        "MIDAPI_JOURNAL": str(folder),
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MIDAPI_")}
-    ran = subprocess.run(
-        [sys.executable, "-m", "midapi_async", "doctor", "--json", *options],
-        env={**kept, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = json.loads(ran.stdout)
-    assert ran.returncode == (not found["ok"])
-    assert not found_in(ran.stdout + ran.stderr)
-    return {each["name"]: each for each in found["checks"]}
+Doctor = Callable[[Path, str, SandboxThread], dict[str, dict[str, str]]]
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """Runs `midapi doctor` in this process, beside the program; returns its findings by name."""
+    for name in [name for name in os.environ if name.startswith("MIDAPI_")]:
+        monkeypatch.delenv(name)
+
+    def run(folder: Path, public_url: str, sandbox: SandboxThread) -> dict[str, dict[str, str]]:
+        monkeypatch.setenv("MIDAPI_BASE_URL", sandbox.url)
+        monkeypatch.setenv("MIDAPI_API_KEY", "any-key")
+        monkeypatch.setenv("MIDAPI_PUBLIC_URL", public_url)
+        monkeypatch.setenv("MIDAPI_JOURNAL", str(folder))
+        capsys.readouterr()
+        code = main(["doctor", "--json"])
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        assert code == (not found["ok"])
+        assert not found_in(out + err)
+        return {each["name"]: each for each in found["checks"]}
+
+    return run
 
 
 async def make_journal(folder: Path) -> None:
@@ -153,7 +151,7 @@ async def make_journal(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_doctor_checks_a_mounted_receiver_of_a_running_program(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, doctor: Doctor
 ) -> None:
     """Reached with its journal, with another one, with a wrong prefix, and not running."""
     asyncio.run(make_journal(tmp_path / "other"))
