@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,17 +91,20 @@ def file_of(name: str) -> Path:
     return (PACKAGE / Path(*name.split("."))).with_suffix(".py")
 
 
-def imports(name: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+@cache
+def imports(name: str, tree: ast.AST) -> tuple[tuple[str, int], ...]:
     """Every name that a module imports, absolute, with its line; those for types only as well."""
+    found: list[tuple[str, int]] = []
     base = [ROOT, *name.split(".")] if name else [ROOT]
     here = base if is_package(name) else base[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = here[: len(here) - node.level + 1] if node.level else []
             source = ".".join([*above, *filter(None, [node.module])])
-            yield from ((f"{source}.{alias.name}", node.lineno) for alias in node.names)
+            found += ((f"{source}.{alias.name}", node.lineno) for alias in node.names)
+    return tuple(found)
 
 
 def room(name: str) -> str:

@@ -322,7 +322,7 @@ async def test_one_task_whose_looks_fail_is_named_once(
         return failing if asked_for(request) == TASK else looked(asked_for(request), flag=0)
 
     async with ScriptedServer(then=step) as server, client_of(server) as client:  # type: ignore[arg-type]
-        others = [ended(client.task(f"{number:032x}").wait(1800)) for number in range(30)]
+        others = [ended(client.task(f"{number:032x}").wait(1800)) for number in range(10)]
         await asyncio.gather(ended(client.task(TASK).wait(1800)), *others)
     [line] = our_lines(caplog)
     assert f"3 looks in a row have failed at task {TASK}" in line
@@ -342,7 +342,7 @@ async def test_an_outage_is_noticed_beside_a_task_that_always_fails(
         return reply(502) if is_down else looked(asked_for(request), flag=0)
 
     async with ScriptedServer(then=step) as server, client_of(server) as client:  # type: ignore[arg-type]
-        others = [ended(client.task(f"{number:032x}").wait(2400)) for number in range(30)]
+        others = [ended(client.task(f"{number:032x}").wait(2400)) for number in range(10)]
         await asyncio.gather(ended(client.task(TASK).wait(2400)), *others)
     named, down, over = our_lines(caplog)
     assert TASK in named
