@@ -641,6 +641,7 @@ def many(count: int) -> Iterator[tuple[Format, bytes]]:
     yield "text", b"a red fox in the snow, {with a hat}\n" * count
 
 
+@pytest.mark.one_python
 def test_ten_thousand_rows_take_little_time_and_memory() -> None:
     """The keys are all that stays; a tenth of the time is usual here."""
     for form, data in many(10_000):

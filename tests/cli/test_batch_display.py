@@ -138,6 +138,7 @@ async def test_a_terminal_that_goes_away_ends_nothing(monkeypatch: pytest.Monkey
         await asyncio.sleep(0)
 
 
+@pytest.mark.one_python
 @pytest.mark.real_time
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
 @pytest.mark.midapi_sandbox(time_scale=120)

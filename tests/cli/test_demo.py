@@ -147,6 +147,7 @@ def shell(folder: Path, *lines: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.one_python
 @pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
 def test_the_lines_at_the_end_work_as_they_stand(midapi: Midapi, elsewhere: Path) -> None:
     """In an empty folder, without a key: a sandbox, and what uses it in another terminal."""
@@ -178,6 +179,7 @@ def test_the_lines_at_the_end_work_as_they_stand(midapi: Midapi, elsewhere: Path
     assert len(list((elsewhere / "empty").iterdir())) == 4
 
 
+@pytest.mark.one_python
 @pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
 def test_after_a_real_service_the_lines_name_it(
     midapi: Midapi, midapi_sandbox: SandboxThread, elsewhere: Path, monkeypatch: pytest.MonkeyPatch

@@ -158,6 +158,7 @@ def test_list_says_what_to_do_about_unknown_ones(midapi: Midapi, unknown: str) -
     assert not midapi("journal", "list", "unknown", "--json").err
 
 
+@pytest.mark.one_python
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pty")
 @pytest.mark.fault("D12")
 @pytest.mark.parametrize("columns", [60, 80, 200])

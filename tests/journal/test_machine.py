@@ -281,6 +281,7 @@ def _run(examples: int, machine: type[Journals] = Journals) -> None:
     )
 
 
+@pytest.mark.one_python
 @pytest.mark.fault("S15")
 def test_a_shared_folder_behaves_like_one_memory() -> None:
     """A folder shared by two journals behaves as one memory would, whoever crashes or closes."""
