@@ -245,7 +245,7 @@ class Sender:
                 is_own = answer.intent.intent_id == intent.intent_id
                 return self._recorder.require_task(answer.intent) if is_own else answer
             if answer is None or submission.stop.done():
-                return await self._leave(submission)
+                return await self._end_unsent(submission)
             started = self._clock.time()
             try:
                 task_id = await self._post(submission)
@@ -397,7 +397,7 @@ class Sender:
             self._recorder.report(Retrying, submission.intent, **facts)
         return pause
 
-    async def _leave(self, submission: Submission) -> Intent | None:
+    async def _end_unsent(self, submission: Submission) -> Intent | None:
         """As `_refuse`, when the last caller has left or the client closes, before a POST."""
         if submission.slot is not None:
             return await self._refuse(submission)
