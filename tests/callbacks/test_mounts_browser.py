@@ -108,6 +108,14 @@ def test_a_double_click_and_reloads_buy_once(name: str, tmp_path: Path, open_pag
         order(page, FOX)
         wait_until(lambda: len(sandbox.ledger.accepted) == 2)
         assert open_page(port).get_by_role("status").text_content() == ""
+        # Without its cookie the page forgets an order that has ended, and does not buy it again.
+        sandbox.finish(sandbox.ledger.accepted[-1].task_id)
+        assert pictures(page) == EXPECTED
+        page.context.clear_cookies()
+        page.reload()
+        page.wait_for_function("localStorage.getItem('order') === 'null'")
+        assert page.get_by_role("status").text_content() == ""
+        assert len(sandbox.ledger.accepted) == 2
 
 
 def test_a_failed_task_and_a_refused_prompt_show_the_reason(
