@@ -59,6 +59,7 @@ html_title = f"midapi_async {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]
+html_use_index = False  # the search finds names
 html_copy_source = False
 html_show_search_summary = False  # it would be fetched, which a browser forbids in a folder
 html_show_sourcelink = False
