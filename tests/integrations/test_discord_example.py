@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import runpy
@@ -57,6 +58,11 @@ async def test_the_example_paints(
     assert Path("journal").is_dir()
 
 
+def commands_have_ended() -> bool:
+    """Whether the result was also written down as taken, which comes after it was shown."""
+    return all(task.get_name() != "CommandTree-invoker" for task in asyncio.all_tasks())
+
+
 async def test_the_bot_of_ones_own_paints(
     stand_in: DiscordStandIn, run: Callable[[str, str], commands.Bot]
 ) -> None:
@@ -64,6 +70,7 @@ async def test_the_bot_of_ones_own_paints(
     async with stand_in.running(run(OWN.read_text("utf-8"), "Fox")):
         asked = await stand_in.slash(ada, guild, "fox")
         await stand_in.until(lambda: asked.message.files, 300)
+        await stand_in.until(commands_have_ended)
 
 
 async def test_the_bot_of_ones_own_tells_a_failure(
@@ -76,6 +83,7 @@ async def test_the_bot_of_ones_own_tells_a_failure(
     async with stand_in.running(run(program, "Fox")):
         asked = await stand_in.slash(ada, guild, "fox")
         await stand_in.until(lambda: asked.followups, 300)
+        await stand_in.until(commands_have_ended)
     assert asked.followups[0].text.endswith("out of paint")
 
 
