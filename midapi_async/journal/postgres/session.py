@@ -46,10 +46,11 @@ _KEEPALIVES = (
     "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; "
     "SET tcp_user_timeout = 10000"
 )
-# Plans that do not depend on statistics, because the tables may grow faster than these; and the
-# server cancels statements for which we no longer wait.
+# Plans that do not depend on statistics, because the tables may grow faster than these: each name
+# is looked up in an index. And the server cancels statements for which we no longer wait.
 _SETTINGS = (
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; "
+    "SET enable_hashjoin = off; SET enable_mergejoin = off; "
     "SET lock_timeout = 8000; SET client_connection_check_interval = 5000"
 )
 _CONFLICTS = frozenset({schema.CONFLICT, "23505", "40001", "40P01"})
