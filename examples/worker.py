@@ -1,16 +1,16 @@
 """A worker that turns orders into pictures, for months; several may run at once.
 
 An order is a text file in the folder orders/. Its name is the order's number, its text the prompt.
-The pictures come into a folder with that number in delivered/; if there are none, the reason
-comes into a text file there.
+The pictures are put into a folder with that number in delivered/. If there are none, a text file
+there has the reason.
 
     export MIDAPI_API_KEY=…
     python worker.py  # until Ctrl-C or SIGTERM
     echo "a red fox in the snow" > 4711.txt && mv 4711.txt orders/  # in another terminal
 
 Everything that was bought is in the folder journal/. After a crash, or a `kill -9`, start the
-worker again: what was bought is delivered, and not bought again. Delivery is at least once: a
-worker that is killed between the delivery and `ack()` delivers again.
+worker again: it delivers what was bought, and does not buy it again. Delivery is at least once: a
+worker that is killed between the delivery and `ack()` delivers again after its restart.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def main() -> None:
     for folder in (ORDERS, DELIVERED):
         folder.mkdir(exist_ok=True)
     async with MidAPIClient(journal="journal", ack="manual") as client:
-        # At SIGTERM, too, wait for the answers to POSTs that are under way, then end.
+        # At SIGTERM or Ctrl-C, wait for the answers to POSTs that are under way, then end.
         with client.stop_on_signals():
             async with asyncio.TaskGroup() as group:
                 group.create_task(take_orders(client))
@@ -62,14 +62,14 @@ async def buy(client: MidAPIClient, file: Path) -> MidAPIError | None:
     """Buy what a file orders, and remove it; return the problem if the order must wait."""
     order = file.stem
     try:
-        # The order's number is the key, so it is bought once, whoever reads the file how often.
+        # The order's number is the key, so it is bought once, however often the file is read.
         await client.generate(file.read_text("utf-8", errors="replace").strip(), key=order)
     except FileNotFoundError:  # another worker has taken it
         return None
     except (InvalidRequestError, BadRequestError, UnprocessableError, TaskError) as error:
         give_reason(order, error)  # another try would not help
     except SubmissionUnknown as error:
-        # Perhaps it was bought. It is delivered when you have decided: midapi journal list unknown
+        # It may have been bought. Decide with `midapi journal`; then its task is delivered.
         log.critical("order %s needs your decision: %s", order, error)
     except MidAPIError as error:  # no network, no credits, maintenance: nothing was bought
         return error
@@ -82,7 +82,7 @@ async def buy(client: MidAPIClient, file: Path) -> MidAPIError | None:
 
 async def deliver_all(client: MidAPIClient) -> None:
     async with asyncio.TaskGroup() as group:
-        # Each task as it succeeds or fails, also those of earlier and of dead workers.
+        # Each task when it succeeds or fails, including those of earlier and of killed workers.
         async for handle in client.untaken():
             group.create_task(deliver(client, handle))
 
@@ -94,9 +94,9 @@ async def deliver(client: MidAPIClient, handle: TaskHandle) -> None:
             try:
                 files = await client.download(await handle, DELIVERED / order)
                 log.info("order %s: %d files", order, len(files))
-            except (TaskError, ResultExpired) as error:  # a failed task: tell its reason
+            except (TaskError, ResultExpired) as error:  # a failed task: deliver its reason
                 give_reason(order, error)
-            await handle.ack()  # only now: after a kill before this line it is delivered again
+            await handle.ack()  # after the delivery: if we are killed before, it is repeated
         except (MidAPIError, OSError) as error:  # no network, a full disk
             log.warning("order %s is not delivered yet: %s", order, error)
             await asyncio.sleep(PAUSE)

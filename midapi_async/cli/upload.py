@@ -33,7 +33,7 @@ def upload(
     again until then. midapi generate uploads files by itself.
 
     Args:
-        files: The files, each of at most 10 MB; an http(s) URL is copied.
+        files: The files, each of at most 10 MiB; an http(s) URL is copied.
     """
     return run_async(_carry_out(pictures_of(files), service, output), output)
 
