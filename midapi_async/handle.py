@@ -235,6 +235,7 @@ class TaskHandle:
             self._session.check()
             recorder = self._session.recorder
             row = await recorder.row_of(self.task_id, self.intent_id)
+            self._session.check()  # a journal that was closed meanwhile would be opened again
             if row is not None:
                 # The result, too: the journal may have been away when the task became final.
                 await recorder.write(self.task_id, row.intent_id, self._final, taken=True)

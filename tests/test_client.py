@@ -763,6 +763,28 @@ async def test_an_acknowledged_result_is_written_when_ack_returns() -> None:
         assert [row.taken for row in await journal.rows()] == [True]
 
 
+@pytest.mark.fault("S20")
+async def test_an_ack_does_not_write_into_a_journal_that_was_closed_meanwhile() -> None:
+    """A folder would be opened again, and stay open."""
+
+    class Slow(MemoryJournal):
+        async def find(self, **names: Any) -> Intent | None:
+            row = await super().find(**names)
+            await asyncio.sleep(1)
+            return row
+
+    journal = Slow()
+    async with ScriptedServer(then=mid(accepted(), looked())) as server:
+        async with client_of(server, journal=journal, ack="manual") as client:
+            handle = await client.generate("a red fox")
+            await handle
+            acking = asyncio.create_task(handle.ack())
+            await asyncio.sleep(0.5)
+        with pytest.raises(ClientClosed):
+            await acking
+    assert [row.taken for row in await journal.rows()] == [False]
+
+
 async def test_a_failed_task_is_taken_too() -> None:
     """A failure that was raised is handed over."""
     script = mid(accepted(), looked(flag=2))
