@@ -91,19 +91,19 @@ class ClientStats:
     """What a client has done since it was opened.
 
     Attributes:
-        submits: POSTs that were sent to buy something, repeated ones included.
-        unknown: submissions of which it could not be known, when they ended, whether they were
-            accepted. A callback may have shown it since then; ``intents.unknown()`` has the others.
+        submits: POSTs of submissions, retries included.
+        unknown: submissions that ended as unknown: they may have been accepted. A callback may have
+            settled some of them since then; ``intents.unknown()`` has the others.
         looks: GETs of record-info.
-        failed_looks: those that failed: no answer came, or an error, or none of MidAPI's.
+        failed_looks: looks that failed: no answer, an error, or an answer that is not MidAPI's.
         callbacks: callbacks that were accepted.
         ignored_callbacks: callbacks with a valid token that named another intent's task.
         misdirected: looks that were answered with the record of another task.
         unreadable_urls: URLs of results that could not be read and were left out.
-        waiting: waits for a result that are going on.
-        at_the_gate: submissions that wait for a slot, or to be sent again.
-        oldest_open: seconds since the acceptance of the oldest task that is waited for, or, if that
-            is not known, since its first wait began; None if no task is waited for.
+        waiting: waits for a result at this moment.
+        at_the_gate: submissions that wait for a slot, or for a retry.
+        oldest_open: seconds since MidAPI accepted the oldest task for which somebody waits, or, if
+            that is not known, since its first wait began; None if nobody waits.
         dropped_events: events that an async ``on_event`` was too slow for.
     """
 
@@ -141,10 +141,10 @@ class MidAPIClient:
             ``handle.ack()``.
         retry: how long to retry a submission that was certainly not bought.
         polling: how to look for results.
-        rate_limit: how many submissions the account may make; None for no limit on our side. It is
-            shared by all clients of the account in this event loop, or, with a journal's folder, on
-            this machine, or, with one in PostgreSQL, on all machines. If they have different
-            limits, the smallest one holds.
+        rate_limit: how many submissions the account may make; None for no limit in the client. All
+            clients of the account in this event loop share it; with a folder as journal, all on
+            this machine; with PostgreSQL, all on all machines. If their limits differ, the smallest
+            one applies.
         timeouts: how long to wait for connections, answers and results.
         ssl: your own TLS context.
         proxy: the URL of an HTTP proxy, ``http://user:password@host:port``; "" for none; the
@@ -165,9 +165,9 @@ class MidAPIClient:
         upload_url: the server that takes uploads; the default is MIDAPI_UPLOAD_URL, else the one
             that kie.ai documents if the base URL is kie.ai's, else the base URL if that is a
             sandbox on loopback. MidAPI documents none. It gets the API key.
-        uploader: an async function that puts a file where MidAPI can fetch it, such as a bucket of
-            yours, and returns its URL. It gets a Path, or bytes if there is no file, and replaces
-            ``upload_url``; nothing remembers what it has uploaded before.
+        uploader: your own async function. It puts a file where MidAPI can fetch it, such as a
+            bucket, and returns the URL. It gets a Path, or bytes if there is no file, and replaces
+            ``upload_url``. Its uploads are not remembered, so it may get the same file again.
 
     Raises:
         InvalidRequestError: naming each setting that is missing or wrong.
@@ -336,12 +336,13 @@ class MidAPIClient:
             self._session.stop_waiting()
 
     def stop_on_signals(self) -> AbstractContextManager[None]:
-        """Call `stop_waiting` at SIGTERM and SIGINT, while the block runs; then the old handler.
+        """At SIGTERM and SIGINT call `stop_waiting`, then the old handler, while the block runs.
 
-        Use it inside ``async with client:``, around what runs. If there is no old handler, the
-        signal would kill the process, and with it the answers to POSTs that are under way. Instead
-        the current task is cancelled and the block ends with `SystemExit`, so that the client is
-        closed; a second signal kills. Without effect outside the main thread.
+        Use it inside ``async with client:``, around the code that runs. If there is no old handler,
+        the signal would kill the process, and the answers to POSTs that are under way would be
+        lost. Instead the current task is cancelled and the block ends with `SystemExit`, so that
+        the client is closed; a second signal kills the process. Without effect outside the main
+        thread.
         """
         self._opened()
         return before_signals(self.stop_waiting)
@@ -434,7 +435,7 @@ class MidAPIClient:
             TaskExpired: the key was bought longer ago than MidAPI keeps results.
             WaitTimeout: it took longer than ``timeout``. With an ``intent_id``, a POST is under
                 way, goes on, and may buy it; without one, nothing was bought.
-            ClientClosed: the same, because the client was closed, or stops waiting.
+            ClientClosed: the client was closed, or has stopped all waits; otherwise as WaitTimeout.
             MidAPIError: any other error means that nothing was bought.
         """
         with naming(key=key):
@@ -612,7 +613,7 @@ class MidAPIClient:
             stop_after_failures: how many rows must fail, one after another, to stop; None for
                 never. Rows that failed in an earlier run do not count.
             max_credits: how many credits this run may spend; None for no limit. They are counted by
-                the account's balance, so that others who use the account make it stop earlier. The
+                the                 account's balance, so if others use the account, the batch stops earlier. The
                 first row runs alone, to see what a row costs. At the limit the iteration ends
                 without an error, and ``batch.progress.stopped`` says why. A row that costs more
                 than all before it can exceed the limit, because its cost is not known before.
@@ -668,7 +669,7 @@ class MidAPIClient:
         }
 
     async def prepare(self, request: Request) -> Request:
-        """The request with the URL of an upload in place of each `Path`; `generate` does that, too.
+        """The request with the URL of an upload in place of each `Path`; `generate` does it itself.
 
         All files are checked before the first one is uploaded. Without paths it is the same object.
 
@@ -690,8 +691,8 @@ class MidAPIClient:
     ) -> UploadedURL:
         """Upload a reference picture or video, of 10 MiB at most; return its URL.
 
-        The server keeps it for three days. Until then the same content is not uploaded again, also
-        by other processes with the same journal.
+        The server keeps it for three days. Until then the same content is not uploaded again, not
+        even by another process with the same journal.
 
         Args:
             source: a file, its content, a file that is open for reading, or an http(s) URL to copy.
@@ -731,7 +732,7 @@ class MidAPIClient:
         """The handle of a task whose id, or details, you have. Makes no request.
 
         Args:
-            task_id: MidAPI's id of the task; its details or another handle of it will do, too.
+            task_id: MidAPI's id of the task, its details, or another handle of it.
 
         Raises:
             InvalidRequestError: it is not a valid task id.
@@ -744,13 +745,13 @@ class MidAPIClient:
         """What is known of a task, whatever its state.
 
         Final details never change, so they come from this client's last look or from the journal,
-        if they are known there. Otherwise this is one look, which is shared with everyone who asks
+        if they are known there. Otherwise this is one look, which is shared by all callers who ask
         this client for the same task at that moment.
 
         Args:
             task_id: which task.
-            max_age: seconds for which details that are not final are valid, at most 3600; so is the
-                failure of a look. With 5.0, many visitors of a page cause one look every 5 s.
+            max_age: seconds for which details that are not final, or the failure of a look, are
+                valid; at most 3600. With 5.0, many visitors of a page cause one look every 5 s.
 
         Raises:
             InvalidRequestError: the task id is not valid; or ``max_age`` is not a number, or is
@@ -773,34 +774,33 @@ class MidAPIClient:
         return [handle_of(row, session) async for page in pages for row in page]
 
     def untaken(self) -> Untaken:
-        """All tasks in this namespace that are not taken, each as it becomes final; `resume`, live.
+        """Each task in this namespace that is not taken, as soon as it has succeeded or failed.
 
-        ``async for handle in client.untaken():`` yields the finished ones first, then each other
-        one when it has succeeded or failed, also those that are submitted meanwhile by this client,
-        or left behind by a process that ended (within about half a minute). It ends when the client
-        is closed, or at ``stop_waiting``, and can be left at any time.
+        ``async for handle in client.untaken():`` yields finished tasks first, then each other task
+        when it ends. It includes tasks that this client submits meanwhile, and (within about half a
+        minute) tasks of a process that has ended. The loop ends when the client is closed, or at
+        ``stop_waiting``; you can leave it at any time.
 
         ``handle.final`` is set, and ``await handle`` returns or raises at once. A task that was
         yielded is not taken yet: with ``ack="auto"`` await its handle, with ``ack="manual"`` call
-        ``handle.ack()``. If it is not taken, it is not yielded twice by one loop, but again by the
-        next. Tasks that belong to another process which is still running are left out, and so
-        are unknown submissions, which ``intents`` has. A task that MidAPI does not show is logged,
-        and followed again a quarter of an hour later.
+        ``handle.ack()``. A task that you do not take is not yielded again by this loop, but by the
+        next one. Not yielded are tasks of another process that is still running, and unknown
+        submissions, which ``intents`` has. If MidAPI has no record of a task, a warning is logged,
+        and the task is looked at again a quarter of an hour later.
         """
         return Untaken(self._opened())
 
     @property
     def intents(self) -> Intents:
-        """Submissions of which it is not known whether they were accepted."""
+        """The intents of the journal, and what to do about unknown submissions."""
         return Intents(self._opened())
 
     # ─── the rest ────────────────────────────────────────────────────────────────────────────────
 
     def observe(self, on_event: Callable[[Event], object]) -> AbstractContextManager[None]:
-        """Call a function with each `Event`, too, while the block runs.
+        """Call a function with each `Event` while the block runs, in addition to ``on_event``.
 
-        ``with client.observe(function):`` is for what uses a client that somebody else has
-        made, with an ``on_event`` of their own.
+        Use ``with client.observe(function):`` if other code has made the client.
 
         Args:
             on_event: a plain function, as in `MidAPIClient`; it must not block.
@@ -813,12 +813,12 @@ class MidAPIClient:
         return self._opened().observer.observed(on_event)
 
     def expected(self, request: str | Request) -> Expected:
-        """How many seconds such a request takes: median and 90th percentile of those seen.
+        """How many seconds such a request takes: median and 90th percentile of past tasks.
 
-        Before any was seen they are assumptions. Makes no request.
+        Before the first task they are assumptions. Makes no request.
 
         Args:
-            request: a prompt, or one of the eight requests; its kind and its speed count.
+            request: a prompt, or one of the eight requests; only its type and speed matter.
 
         Raises:
             InvalidRequestError: it is neither.
@@ -855,17 +855,17 @@ class MidAPIClient:
     ) -> list[Path]:
         """Download the files of a task into a folder, which is created if it is missing.
 
-        A file that is there already, and whole, is not fetched again. Each other one is checked
-        while it is fetched: it must be a picture or a video, with its end, and no larger than
-        ``max_file``. It gets its name when it is on the disk. Failures are retried for a minute,
-        then with a download link from MidAPI. A file that fails does not stop the others.
+        A file that is already there and complete is not fetched again. Each other file is checked
+        while it is fetched: it must be a complete picture or video, not larger than ``max_file``.
+        It gets its name when all of it is on the disk. Failures are retried for a minute, then with
+        a download link from MidAPI. If a file fails, the others are still fetched.
 
         Args:
             details: of a task that succeeded; or its handle, once it was awaited.
             folder: where to put them.
             name: the template for their names, with ``{task_id}``, ``{index}`` (from 0) and, at
                 its end, ``{ext}``: the extension for the content, such as ``.jpeg``.
-            overwrite: also fetch files that are there, and replace them, each at once.
+            overwrite: also fetch files that are already there, and replace them.
             sidecar: also write ``NAME.jpeg.json`` beside each file, with the task's id, prompt and
                 other parameters, and the file's size and SHA-256.
             on_progress: called in the event loop with each `Progress`, at most ten times a second
@@ -902,8 +902,8 @@ class MidAPIClient:
         """The content of a result file, block by block: for your own storage.
 
         ``async for block in client.open_result(url)``. It is checked and retried as in `download`,
-        until the first block is yielded; later failures raise. Whether the end is there is known
-        only at the end, so use what you have stored only if the loop ends without an error.
+        until the first block is yielded; later failures raise. Only after the last block is it
+        known whether the file is complete, so use it only if the loop ends without an error.
 
         Args:
             url: one of ``details.urls``.
@@ -919,16 +919,17 @@ class MidAPIClient:
 
     @staticmethod
     def task_of(path: str | os.PathLike[str]) -> ResultFile:
-        """The task that a downloaded file is of, and its place among the task's results.
+        """The task to which a downloaded file belongs, and the file's index in this task.
 
-        Its name says it: ``TASKID_INDEX.jpeg``, or MidAPI's own name as a browser saves it. A file
-        that was renamed needs the JSON file beside it that ``download(sidecar=True)`` writes.
+        They are read from the name: ``TASKID_INDEX.jpeg``, or MidAPI's own name as a browser saves
+        it. A file with another name needs the JSON file beside it that ``download(sidecar=True)``
+        writes.
 
         Args:
-            path: of the file, which need not exist if its name says it.
+            path: the file. It need not exist if its name has both.
 
         Raises:
-            InvalidRequestError: neither says it.
+            InvalidRequestError: neither the name nor a JSON file has them.
         """
         return task_of(path)
 
@@ -944,7 +945,7 @@ class MidAPIClient:
         """A link to one of MidAPI's files that opens without an API key, for 20 minutes.
 
         Args:
-            url: of a file of MidAPI's, such as one of ``details.urls``.
+            url: the URL of a file at MidAPI, such as one of ``details.urls``.
 
         Raises:
             InvalidRequestError: it is not a valid URL.
