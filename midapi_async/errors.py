@@ -392,7 +392,7 @@ class SubmissionUnknown(MidAPIError):
 
     def _text(self) -> str:
         named = f"intent {self.intent_id}" + (f", key {self.key!r}" if self.key else "")
-        why = f" ({self.reason})" if self.reason else ""
+        why = f": {self.reason.rstrip('. ')}" if self.reason else ""
         settle = named_tasks = ""
         if self.can_settle:
             settle = "await client.intents.settle(intent_id) to wait for its callback, "
@@ -402,11 +402,11 @@ class SubmissionUnknown(MidAPIError):
                 "could not be read yet."
             )
         return (
-            f"It cannot be known whether MidAPI accepted this submission ({named}){why}. It may "
-            f"have been paid for and was not sent again.{named_tasks} Do one of: {settle}"
-            "client.intents.adopt(intent_id, task_id) if MidAPI's log shows its task, "
-            ".resubmit(intent_id) to pay again, .dismiss(intent_id) to give it up. If the journal "
-            "is not in memory, 'midapi journal list unknown' names the commands for that."
+            f"It is not known whether MidAPI accepted this{why}. It may have been paid, and was "
+            f"not sent again ({named}).{named_tasks} Do one of: {settle}"
+            "client.intents.adopt(intent_id, task_id) if the list of your tasks on MidAPI's "
+            "website shows it, .resubmit(intent_id) to pay again, .dismiss(intent_id) to give it "
+            "up. In a shell: midapi journal list unknown."
         )
 
 

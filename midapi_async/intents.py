@@ -126,7 +126,7 @@ class Intents:
         *,
         force: bool = False,
     ) -> TaskHandle:
-        """Say which task a submission became, as you found it in MidAPI's own log.
+        """Say which task a submission became, as you found it on MidAPI's website.
 
         The task's record must fit the submission. A task that was adopted wrongly can be replaced.
 

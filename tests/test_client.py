@@ -668,6 +668,39 @@ async def test_intents_dismiss() -> None:
         await client.intents.dismiss(intent_id)
 
 
+@pytest.mark.parametrize("key", ["owl", None])
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (State.REFUSED, "nothing was bought by intent ID. Submit its request again if you still"),
+        (State.DISMISSED, "you have dismissed intent ID"),
+        (State.SUPERSEDED, "intent ID was submitted again. Wait for the intent that replaced it"),
+    ],
+)
+async def test_an_intent_that_gets_no_task_says_what_became_of_it(
+    state: State, text: str, key: str | None
+) -> None:
+    """Whatever its state, in whole sentences; that its key stays used only where it has one."""
+    first = refused(402) if state is State.REFUSED else lose_answer()
+    async with ScriptedServer([first, accepted()]) as server, client_of(server) as client:
+        with pytest.raises(MidAPIError) as caught:
+            await client.generate("a grey owl", key=key)
+        intent_id = caught.value.intent_id
+        assert intent_id is not None
+        if state is State.DISMISSED:
+            await client.intents.dismiss(intent_id)
+        elif state is State.SUPERSEDED:
+            await client.intents.resubmit(intent_id)
+        with pytest.raises(InvalidRequestError) as settled:
+            await client.intents.settle(intent_id)
+    [(field, problem)] = settled.value.problems.items()
+    assert field == ("key" if key else "intent_id")
+    assert problem.startswith(text.replace("ID", intent_id))
+    used = ", so its key 'owl' stays used. Use another key"
+    assert problem.endswith(used) == (state is State.DISMISSED and key is not None)
+    assert "{" not in problem
+
+
 async def test_intents_adopt_loses_a_race_with_dismiss(tmp_path: Path) -> None:
     """The error says that the intent is dismissed, and not that another intent has the task."""
     async with (

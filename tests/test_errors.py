@@ -126,7 +126,7 @@ EXAMPLES: list[tuple[MidAPIError, str]] = [
     (TransportError("refused", sent=True), "Check the network"),
     (ProtocolError("data.taskId", "is missing"), "Check the base URL"),
     (SubmissionUnknown("i1", "order-17", True, "cut"), "await client.intents.settle(intent_id)"),
-    (SubmissionUnknown("i1", "order-17"), "'midapi journal list unknown'"),
+    (SubmissionUnknown("i1", "order-17"), "In a shell: midapi journal list unknown."),
     (TaskError("t1", FAILED), "t1"),
     (TaskFailed("t1", FAILED), "submit it again under a new key"),
     (PromptRejected("t1", FAILED), "Change the prompt"),
@@ -239,6 +239,26 @@ def test_an_unknown_submission_names_what_can_be_done() -> None:
     assert "task t1 and task t2" in str(named)
     for error in (alone, with_receiver, named):
         assert all(way in str(error) for way in ("i1", ".adopt(", ".resubmit(", ".dismiss("))
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("the server closed the connection", ": the server closed the connection"),
+        ("its answer was cut short. ", ": its answer was cut short"),
+        ("", ""),
+    ],
+)
+def test_an_unknown_submission_begins_with_what_happened(reason: str, why: str) -> None:
+    """The reason comes first, where a list or a log cuts the text; the names come once."""
+    text = str(SubmissionUnknown("i1", "order-17", reason=reason))
+    begin, _, rest = text.partition(" Do one of: ")
+    assert begin == (
+        f"It is not known whether MidAPI accepted this{why}. It may have been paid, and was not "
+        "sent again (intent i1, key 'order-17')."
+    )
+    assert rest.endswith("In a shell: midapi journal list unknown.")
+    assert [text.count("i1"), text.count("order-17")] == [1, 1]
 
 
 @pytest.mark.parametrize(

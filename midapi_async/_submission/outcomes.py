@@ -27,6 +27,7 @@ from ..errors import (
     TaskExpired,
     about,
     process_of,
+    shown,
 )
 from ..events import Accepted, Event, Failed
 from ..journal import BOUGHT, PENDING, Intent, Journal, Standing, State
@@ -38,12 +39,17 @@ _RECHECK_INTERVAL = 0.05  # seconds between two reads of a row that is waited fo
 _REWRITE_AFTER = 1.0  # seconds until a failed write of an outcome is tried again
 _TWO_TASKS = "intent %s has two tasks, %s and %s: both may have been paid for"
 
-# What to do about an intent that has no task and will not get one.
+# Why an intent is unknown that some process has sent before; the journal does not store it.
+_SENT_BEFORE = (
+    "it was sent earlier, and its answer was lost, or the program that sent it ended before the "
+    "answer came"
+)
+# What has become of an intent that has no task and will not get one, and what to do.
 _NO_TASK = {
-    State.REFUSED: "nothing was bought, and its request may be submitted again",
-    State.DISMISSED: "it was given up: use another key to submit its request again",
-    State.SUPERSEDED: "it was submitted again: wait for the intent that took over its key",
-    State.EXPIRED: "MidAPI has deleted its results: use another key to buy it again",
+    State.REFUSED: "nothing was bought by intent {}. Submit its request again if you still want it",
+    State.DISMISSED: "you have dismissed intent {}{}",
+    State.SUPERSEDED: "intent {} was submitted again. Wait for the intent that replaced it",
+    State.EXPIRED: "MidAPI has deleted the results of intent {}{}",
 }
 
 # The accepted row, or the row that has the key, or an error. Cancelled if the last caller left
@@ -100,13 +106,14 @@ class OutcomeRecorder:
             return row
         error: MidAPIError
         if row.state is State.UNKNOWN:
-            error = self.unknown_error(row)
+            error = self.unknown_error(row, _SENT_BEFORE)
         elif row.state is State.EXPIRED and row.task_id is not None:
             error = TaskExpired(row.task_id)
         elif row.state in PENDING:
             error = ClientClosed()
         else:
-            problem = f"intent {row.intent_id} is {row.state}; {_NO_TASK[row.state]}"
+            used = f", so its key {shown(row.key)} stays used. Use another key" if row.key else ""
+            problem = _NO_TASK[row.state].format(row.intent_id, used)
             error = InvalidRequestError({"key" if row.key else "intent_id": problem})
         raise about(error, key=row.key, intent_id=row.intent_id)
 
@@ -158,7 +165,7 @@ class OutcomeRecorder:
                 task_id,
             )
             self.unknown_count += 1
-            raise self.unknown_error(row, f"the answer names task {task_id} of another intent")
+            raise self.unknown_error(row, f"its answer named task {task_id} of another intent")
         if task_id in row.other_task_ids:
             _log.critical(_TWO_TASKS, row.intent_id, row.task_id, task_id)
         elif row.task_id != task_id:
@@ -264,7 +271,7 @@ class OutcomeRecorder:
             The error for the callers that wait for that task.
         """
         row = await self._journal.advance(intent_id, foreign=task_id)
-        error = self.unknown_error(row, f"task {task_id} is another submission's")
+        error = self.unknown_error(row, f"its answer named task {task_id} of another submission")
         if (intent_id, task_id) not in self._disowned:
             self._disowned.add((intent_id, task_id))
             self.unknown_count += 1

@@ -417,7 +417,7 @@ class Sender:
             return ClientClosed()
         try:
             row = await self._recorder.unknown(
-                submission.intent, submission.slot, "the client was closed before the answer"
+                submission.intent, submission.slot, "the client was closed before the answer came"
             )
         except SubmissionUnknown as error:
             return error

@@ -168,7 +168,7 @@ async def unknown(opened: Journal) -> list[Finding]:
     if not count:
         return []
     text = f"{count} of which it cannot be known whether they were paid; they are not sent again"
-    hint = "Look for them in MidAPI's own log: midapi journal list unknown"
+    hint = "For their prompts, and what to do: midapi journal list unknown"
     return [Finding("unknown submissions", "warning", text, hint)]
 
 

@@ -47,16 +47,30 @@ class Output:
     verbose: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
 
-def run_async(work: Coroutine[object, object, None], output: Output) -> int:
-    """Run a command's coroutine in an event loop; return the exit code of success."""
-    with _log_on_stderr(verbose=output.verbose):
+def run_async(
+    work: Coroutine[object, object, None], output: Output, *, logs_unknown: bool = False
+) -> int:
+    """Run a command's coroutine in an event loop; return the exit code of success.
+
+    Args:
+        work: the command.
+        output: what to print.
+        logs_unknown: whether unknown submissions are log lines, because no error is printed for
+            each of them.
+    """
+    with _log_on_stderr(verbose=output.verbose, logs_unknown=logs_unknown):
         asyncio.run(work)
     return 0
 
 
+def _is_of_unknown(record: logging.LogRecord) -> bool:
+    return str(record.msg).startswith("it cannot be known whether intent")
+
+
 @contextmanager
-def _log_on_stderr(*, verbose: bool) -> Iterator[None]:
+def _log_on_stderr(*, verbose: bool, logs_unknown: bool) -> Iterator[None]:
     handler = _StderrHandler()
+    handler.addFilter(lambda each: verbose or logs_unknown or not _is_of_unknown(each))
     handler.setFormatter(_OneLineFormatter("midapi: {levelname}: {message}", style="{"))
     level = _log.level
     _log.addHandler(handler)

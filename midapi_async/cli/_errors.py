@@ -159,7 +159,7 @@ def unknown_text(
     intent_id: str, reason: str, candidates: Sequence[str] = (), journal: Path | None = None
 ) -> str:
     """What to say about a submission that may or may not have been accepted."""
-    why = f" ({reason})" if reason else ""
+    why = f": {reason.rstrip('. ')}" if reason else ""
     named = f" Callbacks named task {' and task '.join(candidates)} for it." if candidates else ""
     if journal is not None or _env.journal() is not None:
         where = "" if journal is None else f" --folder {shlex.quote(str(journal))}"
@@ -173,9 +173,9 @@ def unknown_text(
             "kept: midapi journal list unknown"
         )
     return (
-        f"It cannot be known whether MidAPI accepted this submission (intent {intent_id}){why}: it "
-        f"may have been paid, and was not sent again.{named} Before you submit it again, look for "
-        f"its task in MidAPI's own log. If it is there: midapi {then}"
+        f"It is not known whether MidAPI accepted this{why}. It may have been paid, and was not "
+        f"sent again (intent {intent_id}).{named} Before you submit it again, look for it in the "
+        f"list of your tasks on MidAPI's website. If it is there: midapi {then}"
     )
 
 

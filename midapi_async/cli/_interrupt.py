@@ -124,6 +124,8 @@ async def submit(
             # As long as `generate_and_wait` waits: such a task has ended by then, or never began.
             longest = max(_LEAST_PATIENCE, 3 * client.expected(request).p90)
             limit = longest if patience is None else min(longest, patience)
+            why = f": {unknown.reason.rstrip('. ')}" if unknown.reason else ""
+            say(f"It is not known whether MidAPI accepted this{why}.")
             say(f"Waiting up to {seconds(limit)} for MidAPI's callback: it comes if it was bought.")
             return await client.intents.settle(unknown, limit)
     except asyncio.CancelledError:
@@ -156,6 +158,7 @@ async def _outcome(
             return interrupted_wait(handle.task_id)
     for intent in await client.intents.unknown():
         if is_it(intent, intent.created_at):
-            text = unknown_text(intent.intent_id, "interrupted before the answer came")
+            reason = "the command was interrupted before the answer came"
+            text = unknown_text(intent.intent_id, reason)
             return interrupted(text, intent_id=intent.intent_id)
     return interrupted("Nothing was bought.")

@@ -32,7 +32,7 @@ def listing(rows: Sequence[Intent], width: int | None) -> Iterator[str]:
     """The lines of the table, the header first.
 
     On a terminal the prompt of an unknown submission has a line of its own, because one needs it to
-    find the task in MidAPI's log. In a file or a pipe each intent is on one line.
+    find the task on MidAPI's website. In a file or a pipe each intent is on one line.
 
     Args:
         rows: at least one.

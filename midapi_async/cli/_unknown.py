@@ -11,16 +11,25 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from midapi_async import CallbackReceiver, Intent, Journal, MidAPIClient, MidAPIError, TaskHandle
+from midapi_async import (
+    CallbackReceiver,
+    Intent,
+    Journal,
+    MidAPIClient,
+    MidAPIError,
+    State,
+    TaskHandle,
+)
+from midapi_async.journal import PENDING
 
 from . import _env
 from ._common import Output, run_async
 from ._env import Place
 from ._errors import CommandError, command_error, usage_error
-from ._folder import ID_HELP, Folder, facts_of, find_rows, opened_journal, place_of
+from ._folder import ID_HELP, Folder, facts_of, find_rows, opened_journal, option_of, place_of
 from ._interrupt import interrupted
 from ._options import Connection
-from ._terminal import one_line, out, out_json, say
+from ._terminal import one_line, out, out_json, say, seconds
 
 IntentIds = Annotated[str, Parameter(name="INTENT", required=True, help=ID_HELP)]
 # A call of ``client.intents`` for the intent with this id.
@@ -48,7 +57,7 @@ def settle(
     async def act(client: MidAPIClient, intent_id: str) -> TaskHandle:
         return await client.intents.settle(intent_id, timeout)
 
-    return _run([(intent_id, act)], folder, connection, output)
+    return _run([(intent_id, act)], folder, connection, output, timeout=timeout)
 
 
 def adopt(
@@ -58,7 +67,7 @@ def adopt(
     connection: Connection = _CONNECTION,
     output: Output = _OUTPUT,
 ) -> int:
-    """Name the task of an unknown submission, which you found in MidAPI's own log.
+    """Name the task of an unknown submission, which you found on MidAPI's website.
 
     The task's record must fit the submission. A task that was adopted wrongly can be replaced.
 
@@ -116,9 +125,36 @@ def _run(
     output: Output,
     *,
     needs_key: bool = False,
+    timeout: float | None = None,
 ) -> int:
-    acting = _act_on_all(acts, place_of(folder), connection, output, needs_key=needs_key)
-    return run_async(acting, output)
+    async def act() -> None:
+        place = place_of(folder)
+        if timeout is not None:
+            await _say_what_is_awaited(place, acts[0][0], timeout, option_of(folder))
+        await _act_on_all(acts, place, connection, output, needs_key=needs_key)
+
+    return run_async(act(), output)
+
+
+async def _say_what_is_awaited(place: Place, digits: str, timeout: float, option: str) -> None:
+    """Say how long `settle` may wait, and for which program; it prints nothing else until then."""
+    async with opened_journal(place) as opened:
+        [row] = await find_rows(opened, [digits])
+        running = (await opened.stats()).owners
+    if row.state not in {State.UNKNOWN, *PENDING}:
+        return
+    must = "A program that has this journal open must receive it"
+    if row.token_hash is None:
+        must = "It was submitted without a receiver, so probably none comes"
+    elif running:
+        must += f"; {running} {'is' if running == 1 else 'are'} running"
+    else:  # a program that has submitted nothing is not counted
+        must += ", and none is running that has submitted anything"
+    say(f"Waiting up to {seconds(timeout)} for a callback. {must}.")
+    if row.token_hash is None or not running:
+        say("If none can come, press Ctrl-C, and decide with one of these:")
+        for verb, task in (("adopt", " TASK"), ("resubmit", ""), ("dismiss", "")):
+            say(f"  midapi journal {verb} {row.intent_id}{task}{option}")
 
 
 async def _act_on_all(

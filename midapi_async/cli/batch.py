@@ -156,7 +156,7 @@ def batch(
         run = _Run(rows, opened, buying, service, output)
         try:
             _check_journal(opened)
-            return run_async(run.carry_out(), output) or run.exit_code
+            return run_async(run.carry_out(), output, logs_unknown=True) or run.exit_code
         finally:
             opened.close()
     except OSError as error:
@@ -460,7 +460,7 @@ class _Run:
                 yield "To retry those that cost nothing, run the same command again; to buy the"
                 yield "others again, add --retry-failed"
         if facts["unknown"]:
-            yield "Unknown rows may have been paid for. Check MidAPI's log, then decide:"
+            yield "Unknown rows may have been paid. Look for them on MidAPI's website, then decide:"
             yield f"  midapi journal list unknown --folder {shlex.quote(str(self._journal))}"
         if facts["running"] or facts["not_submitted"]:
             yield "Run the same command again to continue."

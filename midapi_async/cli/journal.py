@@ -95,7 +95,7 @@ async def _list(
     if count > len(rows):
         say(f"Older ones that are not shown: {count - len(rows)}")
     if any(row.state is State.UNKNOWN for row in rows):
-        say("Unknown ones may have been paid. Look for their prompts in MidAPI's log, then:")
+        say("Unknown ones may have been paid. Look for them on MidAPI's website, then:")
         for decision in ("adopt INTENT TASK", "resubmit INTENT", "dismiss INTENT"):
             say(f"  midapi journal {decision}{option_of(folder)}")
 

@@ -427,10 +427,34 @@ def test_a_lost_answer_is_an_unknown_submission(
     midapi_sandbox.faults.on("submit", do=lose_answer())
     ran = midapi("generate", "a fox", "--json")
     assert ran.code == 1
-    assert "it may have been paid, and was not sent again" in ran.err
+    assert "It may have been paid, and was not sent again" in ran.err
+    assert "WARNING" not in ran.err
     assert ran.json["error"]["type"] == "SubmissionUnknown"
     assert len(ran.json["error"]["intent_id"]) == 32
     assert len(midapi_sandbox.ledger.accepted) == 1
+
+
+@pytest.mark.midapi_sandbox(time_scale=1)
+@pytest.mark.fault("S1")
+def test_an_unknown_submission_is_said_once(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with the reason, and no warning beside it, except with --verbose."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    midapi_sandbox.faults.on("submit", do=lose_answer())
+    lost = "the server closed the connection without an answer"
+    ran = midapi("generate", "a fox", "--key", "fox")
+    intent_id = only(midapi("journal", "list", "--json").json["intents"])["intent_id"]
+    start = f"It is not known whether MidAPI accepted this: {lost}. It may have been paid, and was "
+    assert ran.error.startswith(f"{start}not sent again (intent {intent_id}). Before")
+    assert ran.err.count(lost) == 1
+    again = midapi("generate", "a fox", "--key", "fox")
+    assert "accepted this: it was sent earlier, and its answer was lost, or the" in again.error
+    verbose = midapi("generate", "another fox", "--verbose")
+    assert "midapi: WARNING: it cannot be known whether intent" in verbose.err
+    [_, second] = midapi("journal", "list", "--json").json["intents"]
+    ran = midapi("journal", "resubmit", second["intent_id"])
+    assert ran.error.startswith(start)  # `error` demands one line
 
 
 @pytest.mark.parametrize(
@@ -566,13 +590,13 @@ def test_ctrl_c_names_only_the_interrupted_submission(
 def test_ctrl_c_without_an_answer_is_an_unknown_submission(
     midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says that it cannot be known, and names the intent."""
+    """The message says that it is not known, and names the intent."""
     monkeypatch.setattr(_session, "CLOSE_PATIENCE", 0.3)
     midapi_sandbox.faults.on("submit", do=hang())
     with ctrl_c_when(lambda: midapi_sandbox.ledger.accepted):
         ran = midapi("generate", "a fox", "--json")
     assert ran.code == 130
-    assert "It cannot be known whether MidAPI accepted this submission" in ran.err
+    assert "It is not known whether MidAPI accepted this: the command was interrupted" in ran.err
     assert len(ran.json["error"]["intent_id"]) == 32
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from midapi_async import (
+    CallbackReceiver,
     Intent,
     MemoryJournal,
     MidAPIClient,
@@ -28,6 +29,7 @@ from midapi_async.cli._terminal import one_line
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread, answer_code, delay, lose_answer
 from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, only, wait_until
+from tests.cli.test_sandbox import free_port
 
 # At the default scale a slow submission would print its progress.
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
@@ -326,6 +328,56 @@ def test_settle_times_out_and_dismiss_gives_up(midapi: Midapi, unknown: str) -> 
     assert midapi("journal", "dismiss", "zz").code == 2
 
 
+DECISIONS = ("adopt {} TASK", "resubmit {}", "dismiss {}")
+
+
+def test_settle_says_at_once_what_it_waits_for(
+    midapi: Midapi, midapi_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which program must receive the callback; if none runs, how to decide without a callback."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    midapi_sandbox.faults.on("submit", nth=1, do=lose_answer())
+    waiting = "Waiting up to 0.1 s for a callback. A program that has this journal open must "
+
+    def settle(intent_id: str, *options: str) -> list[str]:
+        ran = midapi("journal", "settle", intent_id[:12], "--timeout", "0.1", *options)
+        assert (ran.code, ran.out) == (1, "")
+        return ran.err.splitlines()[:-1]
+
+    async def lose_one() -> tuple[str, list[str]]:
+        receiver = CallbackReceiver("http://127.0.0.1:1/hooks", port=free_port())
+        async with MidAPIClient(receiver=receiver) as client:
+            lost = await generate(client, "fox")
+            return lost, await asyncio.to_thread(settle, lost)
+
+    intent_id, while_it_runs = asyncio.run(lose_one())
+    assert while_it_runs == [f"{waiting}receive it; 1 is running."]
+    first, advice, *commands = settle(intent_id, "--folder", "journal")
+    assert first == f"{waiting}receive it, and none is running that has submitted anything."
+    assert advice == "If none can come, press Ctrl-C, and decide with one of these:"
+    assert commands == [
+        f"  midapi journal {each.format(intent_id)} --folder journal" for each in DECISIONS
+    ]
+
+
+def test_settle_says_that_no_callback_was_asked_for(midapi: Midapi, unknown: str) -> None:
+    """Then the commands that decide without one are named; JSON stays alone on stdout."""
+    ran = midapi("journal", "settle", unknown, "--timeout", "0.1", "--json")
+    assert "It was submitted without a receiver, so probably none comes." in ran.err
+    assert f"  midapi journal dismiss {unknown}\n" in ran.err
+    assert ran.json["error"]["type"] == "SubmissionUnknown"
+
+
+def test_settle_of_what_is_decided_waits_for_nothing(midapi: Midapi, unknown: str) -> None:
+    """A dismissed intent: what became of its key, and no line about a callback."""
+    assert midapi("journal", "dismiss", unknown).code == 0
+    ran = midapi("journal", "settle", unknown)
+    assert ran.err == (
+        f"midapi: key: you have dismissed intent {unknown}, so its key 'two' stays used. Use "
+        "another key\n"
+    )
+
+
 def test_resubmit_submits_again(
     midapi: Midapi, midapi_sandbox: SandboxThread, unknown: str
 ) -> None:
@@ -408,7 +460,7 @@ def test_json_of_several_names_each(
     assert [row["supersedes"] for row in error["intents"]] == [first, third]
     [failed] = error["failed"]
     assert (failed["intent_id"], failed["type"]) == (second, "SubmissionUnknown")
-    assert "it may have been paid" in failed["message"]
+    assert "It may have been paid" in failed["message"]
     ran = midapi("journal", "dismiss", *unknown_ids(midapi), "--json")
     assert (ran.code, ran.json["state"]) == (0, "dismissed")
 
