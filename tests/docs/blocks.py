@@ -5,6 +5,8 @@ A comment stands on a line of its own before the block, and no reader sees it:
 - `<!-- inside: client -->`: statements, run in an async function with an open client.
 - `<!-- module -->`: only imported, as the module of an application.
 - `<!-- file: NAME -->`: a file in the folder of the page's later blocks.
+- `<!-- same as: examples/… -->`: the whole of that file, which other tests run; it is in the folder
+  of the page's later blocks, too.
 - `<!-- run by: tests/…py::test_… -->`: another test runs it, or holds it.
 - `<!-- not run: REASON -->`.
 
@@ -22,7 +24,7 @@ from pathlib import Path
 import attrs
 
 REPOSITORY = Path(__file__).parents[2]
-KINDS = ("inside", "module", "file", "run by", "not run")
+KINDS = ("inside", "module", "file", "same as", "run by", "not run")
 
 _BLOCK = re.compile(
     r"(?:^[ \t]*<!-- *(?P<kind>[a-z ]+?)(?:: *(?P<about>.*?))? *-->[ \t]*\n(?:[ \t]*\n)?)?"
@@ -30,7 +32,7 @@ _BLOCK = re.compile(
     r"(?P<text>.*?)^(?P=indent)(?P=fence)[ \t]*$",
     re.MULTILINE | re.DOTALL,
 )
-_INCLUDED = re.compile(r"^`{3,}\{literalinclude\} +(\S+)$", re.MULTILINE)
+INCLUDED = re.compile(r"^`{3,}\{literalinclude\} +(\S+)$", re.MULTILINE)
 
 
 @attrs.frozen
@@ -119,10 +121,13 @@ def files_before(block: Block) -> dict[str, str]:
     """The files that the page has made, or included, up to this block."""
     page, here = REPOSITORY / block.page, blocks(block.page)
     above = "".join(page.read_text("utf-8").splitlines(keepends=True)[: block.line])
-    included = [(page.parent / name).resolve() for name in _INCLUDED.findall(above)]
+    included = [(page.parent / name).resolve() for name in INCLUDED.findall(above)]
     before = here[: here.index(block)]
     files = {path.name: path.read_text("utf-8") for path in included}
-    return files | {each.about: each.text for each in before if each.kind == "file"}
+    made = [each for each in before if each.kind in ("file", "same as")]
+    return files | {
+        each.about if each.kind == "file" else Path(each.about).name: each.text for each in made
+    }
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:

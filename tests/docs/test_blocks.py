@@ -145,6 +145,10 @@ def _problem(block: Block) -> str | None:
             test = REPOSITORY / path
             there = test.is_file() and f"def {name}(" in test.read_text("utf-8")
             return None if there else f"there is no test {block.about!r}"
+        case "same as":
+            file = REPOSITORY / block.about
+            is_same = file.is_file() and file.read_text("utf-8") == block.text
+            return None if is_same else f"not the text of {block.about}"
         case "not run":
             return None if len(block.about.split()) > 2 else "no reason"
         case "file" | "module":
