@@ -223,9 +223,14 @@ def test_every_critical_line_is_on_the_page() -> None:
 
 
 def unit(name: str) -> str:
-    """The systemd unit of a page."""
+    """The systemd unit of a page, or some lines of one."""
     [found] = [each for each in blocks(f"docs/{name}") if each.language == "ini"]
     return found.text
+
+
+def unit_of_the_bot() -> str:
+    """The unit with the lines of the page about Discord in place of its program."""
+    return re.sub("^ExecStart=.*\n", unit("discord.md"), unit("operations.md"), flags=re.MULTILINE)
 
 
 def test_the_unit_stops_in_order() -> None:
@@ -242,12 +247,12 @@ def test_the_unit_stops_in_order() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("name", ["operations.md", "discord.md"])
-def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("made", [unit("operations.md"), unit_of_the_bot()], ids=["any", "bot"])
+def test_systemd_accepts_the_unit(tmp_path: Path, made: str) -> None:
     """With a program that exists in place of the reader's."""
     file = tmp_path / "pictures.service"
     start = f"ExecStart={sys.executable}"
-    text, count = re.subn("^ExecStart=/srv/.*", start, unit(name), flags=re.MULTILINE)
+    text, count = re.subn("^ExecStart=/srv/.*", start, made, flags=re.MULTILINE)
     assert count == 1
     file.write_text(text, "utf-8")
     ran = subprocess.run(
