@@ -1,9 +1,12 @@
 """A web application that orders pictures, with aiohttp; its page gets the state by events.
 
-    pip install midapi-async
-    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures
+    pip install ./midapi_async
+    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures/journal
     export MIDAPI_PUBLIC_URL=https://pictures.example.org/hooks/midapi
     python web_aiohttp.py
+
+MIDAPI_JOURNAL is needed: a folder, or a postgresql:// URL. Without MIDAPI_PUBLIC_URL there are no
+callbacks, and results come a little later.
 
 The page is web_aiohttp.html, beside this file. There is no access log, because the callback URLs
 in it are secret.
@@ -178,4 +181,4 @@ if receiver is not None:
     app.add_subapp("/hooks/midapi/", receiver.aiohttp_app())
 
 if __name__ == "__main__":
-    web.run_app(app, port=8080, access_log=None)
+    web.run_app(app, host="127.0.0.1", port=8080, access_log=None)

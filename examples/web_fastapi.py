@@ -1,9 +1,12 @@
 """A web application that orders pictures, with FastAPI; its page asks for the state of its order.
 
-    pip install midapi-async fastapi uvicorn
-    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures
+    pip install ./midapi_async fastapi uvicorn
+    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures/journal
     export MIDAPI_PUBLIC_URL=https://pictures.example.org/hooks/midapi
     uvicorn web_fastapi:app --workers 4 --timeout-graceful-shutdown 20 --no-access-log
+
+MIDAPI_JOURNAL is needed: a folder, or a postgresql:// URL. Without MIDAPI_PUBLIC_URL there are no
+callbacks, and results come a little later.
 
 The page is web_fastapi.html, beside this file. There is no access log, because the callback URLs
 in it are secret.

@@ -1,9 +1,12 @@
 """A web application without asyncio that orders pictures: the client runs in a thread of its own.
 
-    pip install midapi-async
-    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures
+    pip install ./midapi_async
+    export MIDAPI_API_KEY=… MIDAPI_JOURNAL=/var/lib/pictures/journal
     export MIDAPI_PUBLIC_URL=https://pictures.example.org/hooks/midapi
     python web_wsgi.py
+
+MIDAPI_JOURNAL is needed: a folder, or a postgresql:// URL. Without MIDAPI_PUBLIC_URL there are no
+callbacks, and results come a little later.
 
 It is plain WSGI, with the server of the standard library; what it does in `run` and `callback` is
 the same in Flask and Django.
