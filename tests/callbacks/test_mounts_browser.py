@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from midapi_async.sandbox import Faults, SandboxThread, answer_code, lose_answer
+from midapi_async.sandbox import Faults, SandboxThread, answer_code, delay, lose_answer
 from tests.callbacks.serving import EXAMPLES, aiohttp_serving, free_port, wait_until
 from tests.callbacks.test_mounts_programs import FOX, PROGRAMS, SENSITIVE, running
 from tests.support.browser import DESKTOP, PHONE, browser
@@ -170,8 +170,9 @@ def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
     name: str, tmp_path: Path, open_page: Open
 ) -> None:
     """The first is sent until it is taken; the second is sent once, and shown by its callback."""
+    must_wait = True
     plan = Faults().on("submit", when=lambda call: "lost" in str(call.body), do=lose_answer())
-    plan.on("submit", first=5, do=answer_code(429))
+    plan.on("submit", when=lambda _: must_wait, do=answer_code(429))
     with (
         SandboxThread(time_scale=SCALE, faults=plan, auto=False) as sandbox,
         running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
@@ -179,6 +180,7 @@ def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
         page = open_page(port)
         order(page, FOX)
         says(page, "Many orders at this moment")
+        must_wait = False
         says(page, MAKING)
         sandbox.finish(sandbox.ledger.accepted[0].task_id)
         assert pictures(page) == EXPECTED
@@ -189,6 +191,22 @@ def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
         sandbox.finish(sandbox.ledger.accepted[1].task_id)
         says(page, DONE)
         assert len(sandbox.ledger.accepted) == 2
+
+
+def test_an_order_that_is_refused_after_it_was_answered_says_why(
+    name: str, tmp_path: Path, open_page: Open
+) -> None:
+    """The first answer is 202, since MidAPI's refusal comes later than that."""
+    plan = Faults().on("submit", first=1, do=delay(30))
+    with (
+        SandboxThread(time_scale=SCALE, faults=plan, credits=0) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
+    ):
+        page = open_page(port)
+        order(page, FOX)
+        says(page, MAKING)
+        says(page, "This is not possible now.")
+        assert not sandbox.ledger.accepted
 
 
 def proxy_to(port: int) -> web.Application:
