@@ -613,7 +613,7 @@ class MidAPIClient:
             stop_after_failures: how many rows must fail, one after another, to stop; None for
                 never. Rows that failed in an earlier run do not count.
             max_credits: how many credits this run may spend; None for no limit. They are counted by
-                the                 account's balance, so if others use the account, the batch stops earlier. The
+                the account's balance, so if others use the account, the batch stops earlier. The
                 first row runs alone, to see what a row costs. At the limit the iteration ends
                 without an error, and ``batch.progress.stopped`` says why. A row that costs more
                 than all before it can exceed the limit, because its cost is not known before.

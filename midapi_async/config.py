@@ -141,8 +141,8 @@ class RetryPolicy:
     """How long to retry a submission that was certainly not bought (not sent, or 429, or 455).
 
     Attributes:
-        give_up_after: seconds of attempts and pauses; waiting for a slot does not count. An outage
-            is waited for as long as that, too.
+        give_up_after: seconds for all attempts and pauses; waiting for a slot does not count. A
+            submission waits as long as this for the end of an outage.
     """
 
     give_up_after: float = 60.0
@@ -155,19 +155,19 @@ class RetryPolicy:
 class PollPolicy:
     """How to look for results.
 
-    Looks come out of a token bucket: ``burst`` at once, ``looks_per_second`` on average. If more
-    are due than it allows, tasks whose callback has come go first, then the others in the order in
-    which they became due; each of them once before any of them again. A warning says so, at most
-    once an hour. If MidAPI answers a look with 429, both numbers are halved, and doubled again for
+    A token bucket limits the looks: ``burst`` at the same moment, ``looks_per_second`` on average.
+    If more are due, tasks with a callback go first, then the others in the order in which they
+    became due; each gets one look before any gets a second one. A warning says so, at most once an
+    hour. If MidAPI answers a look with 429, both numbers are halved, and doubled again for
     each 10 s without another 429.
 
     Attributes:
         look_price: how many seconds of delay one look is worth; a higher price means fewer looks.
-        floor: least seconds between two looks at one task.
-        ceiling: most seconds between two looks at one task, after its first one.
-        looks_per_second: most looks that the client makes in a second, on average.
-        burst: most looks that begin at once, after some seconds with fewer; at most 32 of them
-            are under way at a time.
+        floor: the shortest time between two looks at one task, in seconds.
+        ceiling: the longest time between two looks at one task, after its first look, in seconds.
+        looks_per_second: how many looks the client makes in a second, on average, at most.
+        burst: how many looks may begin at the same moment, after some seconds with fewer looks; at
+            most 32 of them are under way at a time.
     """
 
     look_price: float = 1.0

@@ -67,9 +67,9 @@ class MidAPIError(Exception):
     """The base of every error that this package raises on purpose.
 
     Attributes:
-        key: the user's own name for the request that it is about, if the call knows it.
-        intent_id: the id of the submission that it is about, if the call knows it.
-        task_id: the id of the task that it is about, if the call knows it: then it was bought.
+        key: the user's own name for the request, if the call knows it.
+        intent_id: the id of the submission in the journal, if the call knows it.
+        task_id: the id of the task, if the call knows it; then the task was bought.
     """
 
     key: str | None = None
@@ -201,7 +201,7 @@ class BadRequestError(APIError):
 class PromptRefusedError(BadRequestError):
     """400, 422 or 501: moderation refused the prompt or the picture. Nothing was bought.
 
-    If it rejects them only later, when the task was bought, that is `PromptRejected`.
+    If moderation rejects them after the task was accepted, that is `PromptRejected`.
     """
 
     advice = "Nothing was bought. Change the prompt or the picture; the same is refused again"
@@ -274,7 +274,7 @@ class MaintenanceError(APIError):
 
 
 class ServerError(APIError):
-    """500, and every other 5xx that has no class of its own."""
+    """500, and every other 5xx without its own class."""
 
     advice = "The error is on MidAPI's side; try again later"
 
@@ -332,7 +332,7 @@ class TransportError(MidAPIError):
     Attributes:
         reason: what happened, in a few words.
         sent: whether any part of the request may have reached the network.
-        permanent: whether it is useless to try again without a change, as with a wrong certificate.
+        permanent: whether a retry is useless, as with a wrong certificate.
         timed_out: whether the timeout of the request passed.
         advice: what to do.
     """
@@ -550,7 +550,7 @@ class DownloadError(MidAPIError):
         url: the file's address.
         reason: what happened, in a few words.
         status: the HTTP status of the file host's answer; None if that is not the reason.
-        files: the task's other files, which are there, if this call was to fetch them.
+        files: the other files of the task that this call has fetched or found.
     """
 
     advice: ClassVar[str] = "No partial file is left; try again: MidAPI keeps results for 15 days"

@@ -26,9 +26,9 @@ _log = logging.getLogger("midapi_async.submission")
 class Intents:
     """The intents of one client's namespace, as ``client.intents``.
 
-    They are read with `get`, `rows` and `unknown`. The other methods say what became of an unknown
-    submission: `settle` waits for its callback, `adopt` names its task, `resubmit` pays again, and
-    `dismiss` gives it up.
+    Read them with `get`, `rows` and `unknown`. The other methods decide about an unknown
+    submission: `settle` waits for its callback, `adopt` names its task, `resubmit` buys it again,
+    and `dismiss` gives it up.
     """
 
     def __init__(self, session: Session) -> None:
@@ -63,9 +63,9 @@ class Intents:
         """The intents of this namespace that match, of all processes, oldest first.
 
         Args:
-            states: only those in one of these states; empty for any.
-            metadata: only those with all of these notes.
-            since: only those written at this time or later, in epoch seconds.
+            states: only intents in one of these states; empty for all.
+            metadata: only intents with all of this metadata.
+            since: only intents written at this time or later, in epoch seconds.
 
         Raises:
             InvalidRequestError: naming each argument that is wrong.
@@ -101,8 +101,8 @@ class Intents:
         """Wait until a callback shows that an unknown submission was accepted; sends nothing.
 
         Args:
-            intent_id: of `SubmissionUnknown`, or of a submission that is still being sent; the
-                error or the `Intent` itself will do, too, here and below.
+            intent_id: an id, a `SubmissionUnknown` or an `Intent`; also that of a submission that
+                is still being sent.
             timeout: seconds; None waits without a limit; left out, ``Timeouts.wait``.
             **misnamed: refused with an error that names the right argument.
 
@@ -126,15 +126,15 @@ class Intents:
         *,
         force: bool = False,
     ) -> TaskHandle:
-        """Say which task a submission became, as you found it on MidAPI's website.
+        """Give a submission its task, which you found in the list of your tasks at MidAPI.
 
         The task's record must fit the submission. A task that was adopted wrongly can be replaced.
 
         Args:
-            intent_id: of `SubmissionUnknown`.
+            intent_id: an id, a `SubmissionUnknown` or an `Intent`.
             task_id: MidAPI's id of the task.
-            force: do not look at the record now, and replace the intent's task whatever it is. If
-                the record has another submission's token, the first wait finds that out.
+            force: do not compare the task with its record now, and replace the intent's task if it
+                has one. If the record has another submission's token, the first wait finds out.
 
         Raises:
             InvalidRequestError: the task id is malformed, belongs to another intent or to another
@@ -175,7 +175,7 @@ class Intents:
         comes, ``client.resume()`` returns its task.
 
         Args:
-            intent_id: of `SubmissionUnknown`; the error or the `Intent` itself will do, too.
+            intent_id: an id, a `SubmissionUnknown` or an `Intent`.
 
         Raises:
             SubmissionUnknown: it cannot be known whether the new submission was accepted.
@@ -198,7 +198,7 @@ class Intents:
         """Give up an unknown submission; its key cannot be used again.
 
         Args:
-            intent_id: of `SubmissionUnknown`; the error or the `Intent` itself will do, too.
+            intent_id: an id, a `SubmissionUnknown` or an `Intent`.
 
         Raises:
             InvalidRequestError: the intent is not unknown.

@@ -4,7 +4,7 @@ The rules are those of MidAPI's documentation of ``/api/v1/mj/generate``, ``gene
 ``generateVary`` and ``generateVideoExtend`` (docs.midapi.ai). What it only recommends, such as
 multiples of 50 for the stylization, is not enforced; flags inside a prompt (``--ar``, ``--sref``,
 …) are sent unchanged. Known fields are checked because MidAPI ignores a misspelt one in silence,
-and bills for the task all the same; ``extra`` sends fields and values that are newer than this.
+and still charges for the task; ``extra`` sends fields and values that are newer than this.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MOST_BITS = 1024  # of an integer in `extra`; a larger one cannot be read as a 
 
 
 class Files(Protocol):
-    """A list or a tuple of URLs and paths, for type checkers; a `str` is none."""
+    """A list or a tuple of URLs and paths, for type checkers; a `str` does not match it."""
 
     def __contains__(self, value: object, /) -> bool: ...
     def __iter__(self) -> Iterator[str | Path]: ...
@@ -94,7 +94,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class HasTaskId(Protocol):
-    """What may stand in place of a task id: the details of a task, or its handle."""
+    """What you can pass instead of a task id: the details of a task, or its handle."""
 
     @property
     def task_id(self) -> str:
@@ -482,7 +482,7 @@ class ImageToImage(_Image):
     """Four pictures from a prompt and pictures to start from.
 
     Attributes:
-        file_urls: the pictures: http(s) URLs that MidAPI can reach, or a `Path` for each file of
+        file_urls: the pictures: http(s) URLs that MidAPI can reach, or a `Path` for each file on
             this machine, which ``generate`` uploads.
 
     The other fields, and what is raised, are those of `TextToImage`.
@@ -552,10 +552,10 @@ class ImageToVideo(_Request):
 
 @attrs.frozen(field_transformer=_extra_last)
 class Upscale(_Request):
-    """An enlarged version of one of the four pictures of a task.
+    """A larger version of one of the four pictures of a task.
 
     Attributes:
-        task_id: the finished task; its details or its handle will do, too.
+        task_id: the finished task: its id, its details or its handle.
         image_index: which of its pictures, 0 to 3.
         water_mark: a text to mark the picture with.
         extra: as in `TextToImage`.
@@ -574,7 +574,7 @@ class Vary(_Request):
     """Variations of one of the four pictures of a task.
 
     Attributes:
-        task_id: the finished task; its details or its handle will do, too.
+        task_id: the finished task: its id, its details or its handle.
         image_index: which of its pictures. MidAPI documents it both as 0 to 3 (its schema) and as
             1 to 4 (its notes and sample), so 0 to 4 is accepted and sent unchanged.
         water_mark: a text to mark the pictures with.
@@ -596,7 +596,7 @@ class ExtendVideo(_Request):
     """A longer version of a task's video.
 
     Attributes:
-        task_id: the finished video task; its details or its handle will do, too.
+        task_id: the finished video task: its id, its details or its handle.
         index: which of its videos, counted from 0.
         prompt: what should happen next, 1 to 2,000 characters; None lets Midjourney choose.
         water_mark: a text to mark the video with.

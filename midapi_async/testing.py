@@ -48,7 +48,7 @@ _RESOLUTION = time.get_clock_info("monotonic").resolution
 
 
 class LoopStuck(RuntimeError):
-    """Nothing woke a `VirtualLoop` in all its patience: whatever the test awaits never comes.
+    """Nothing has woken a `VirtualLoop` for `patience` seconds: what the test awaits never comes.
 
     The message names each pending task and the line at which it waits.
     """
@@ -67,11 +67,10 @@ class LoopStuck(RuntimeError):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A `SelectorEventLoop` that jumps to its next timer instead of waiting for it.
 
-    The clock stands while there is anything to do: a callback that is ready, a socket that is
-    readable, a job in an executor that has not ended. Only when there is nothing does it jump, to
-    the next timer and no further. So a timeout is exact, and never fires because a machine is slow.
-    Code that runs takes no time at all on this clock; debug mode's warning of slow callbacks
-    therefore never comes.
+    The clock stands still while there is anything to do: a callback that is ready, a socket that is
+    readable, a job in an executor that has not ended. If there is nothing to do, it jumps exactly
+    to the next timer. So a timeout is exact, and never fires because a machine is slow. Running
+    code takes no time on this clock, so debug mode never warns of slow callbacks.
 
     **What the clock sees:** sockets whose both ends are in this loop (each request of 18,000 under
     load was in time, on Linux), and `run_in_executor`, with all that is built on it: `to_thread`,
@@ -81,8 +80,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     another thread, another process, another machine. Nothing says that an answer is under way, so
     the clock jumps and timeouts fire at once. Such tests belong in a normal loop.
 
-    Where nothing can wake the loop a test would hang for ever. This one waits `patience` seconds of
-    real time, then it raises `LoopStuck`.
+    If nothing can wake the loop, a test would hang for ever. This loop waits `patience` seconds of
+    real time, then raises `LoopStuck`.
 
     Args:
         patience: how long, in seconds of real time, to wait for something outside: with no timer
@@ -96,7 +95,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     @classmethod
     def run(cls, main: Coroutine[Any, Any, T], /) -> T:
-        """Run a coroutine in a loop of its own, close the loop and return what came of it."""
+        """Run a coroutine in a new loop, close the loop and return the result."""
         with asyncio.Runner(loop_factory=cls) as runner:
             return runner.run(main)
 

@@ -27,11 +27,11 @@ _TRY = re.compile("(.+)/(?:[2-9]|[1-9][0-9]+)")  # see `key_of_try`
 
 @attrs.frozen
 class BatchRequest:
-    """One row of a batch, with a key or notes of its own.
+    """One row of a batch, with its own key or metadata.
 
     Attributes:
         request: a prompt, or one of the eight requests.
-        key: your own name for it; None leaves that to the batch.
+        key: your own name for the row; with None the batch makes the key.
         metadata: your own notes; you get them back with the item.
     """
 
@@ -42,7 +42,7 @@ class BatchRequest:
 
 @attrs.frozen(kw_only=True)
 class BatchItem:
-    """What came of one row of a batch.
+    """The result or the error of one row of a batch.
 
     Attributes:
         index: the row's place among the requests, from 0.
@@ -67,7 +67,7 @@ class BatchItem:
 
 @attrs.frozen(kw_only=True)
 class BatchProgress:
-    """How far a batch is.
+    """The progress of a batch.
 
     Attributes:
         total: how many rows there are; None if the requests do not have a length.

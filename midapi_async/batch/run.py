@@ -141,7 +141,7 @@ class Batch:
 
     @property
     def progress(self) -> BatchProgress:
-        """How far it is."""
+        """The progress of the batch at this moment."""
         total = len(self._requests) if isinstance(self._requests, Sized) else None
         ended = self._done + self._failed + self._unknown
         rate = expected_end = None

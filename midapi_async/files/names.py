@@ -39,7 +39,7 @@ _KNOWN_IDS = re.compile(
 
 
 class ResultFile(NamedTuple):
-    """Which of a task's results a file is."""
+    """The task of a result file, and the file's index in this task."""
 
     task_id: str
     """MidAPI's id of the task."""

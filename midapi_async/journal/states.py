@@ -38,11 +38,11 @@ class State(StrEnum):
     Attributes:
         SENDING: its POST is under way, or is about to be sent.
         RESTING: its POST bought nothing, and will be sent again.
-        REFUSED: it is proven that nothing was bought, and it is not sent again; its key is free.
+        REFUSED: certainly nothing was bought, and it is not sent again; its key is free.
         ACCEPTED: MidAPI has accepted it: it is paid for, and its task is known.
         CALLED_BACK: the same, and a callback for its task has come.
-        UNKNOWN: it cannot be known whether MidAPI accepted it. It stays so until a callback, or
-            you, decide: see `Intents`.
+        UNKNOWN: it cannot be known whether MidAPI accepted it. This does not change until a
+            callback comes or you decide: see `Intents`.
         SUPERSEDED: it was unknown or had failed, and a new intent has taken over its key.
         DISMISSED: it was unknown, and you have given it up; its key cannot be used again.
         SUCCEEDED: its task has a result.
@@ -95,7 +95,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
 
 @attrs.frozen(kw_only=True)
 class Intent:
-    """The record of a request that is about to cost money, or did.
+    """The journal's record of a request, written before the request is sent.
 
     Attributes:
         intent_id: its id, 32 hexadecimal digits.
@@ -118,7 +118,7 @@ class Intent:
         supersedes: the intent that this one replaced, or None.
         owner: the owner that submitted it or took it over, see `Journal`; in a folder the process
             id, a dash and a random name.
-        holds_key: whether its key is spent by it; a REFUSED one gives it to the next.
+        holds_key: whether it holds its key; a REFUSED intent gives the key to the next one.
     """
 
     intent_id: str

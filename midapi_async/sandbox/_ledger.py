@@ -10,14 +10,14 @@ from attrs import evolve, frozen
 
 @frozen
 class Accepted:
-    """One accepted submit: the money was taken, whether or not the answer got through."""
+    """One accepted submission: it was charged, whether or not its answer arrived."""
 
     task_id: str
-    """The task that was made of it."""
+    """The id of its task."""
     path: str
-    """Which of the four submits."""
+    """The path of the POST."""
     body: Mapping[str, object]
-    """The JSON body as it came, unknown fields and all."""
+    """The JSON body as it came, including unknown fields."""
     callback_url: str | None
     """Its callBackUrl, if it had one."""
     price: float
@@ -30,7 +30,7 @@ class Accepted:
 
 @frozen
 class Asked:
-    """One request, as it came and as it was answered."""
+    """One request and its answer."""
 
     method: str
     """The HTTP method."""
@@ -55,7 +55,7 @@ class CalledBack:
     task_id: str
     """The task that it is about."""
     url: str
-    """Where it was sent to."""
+    """The URL to which it was sent."""
     kind: str
     """acknowledgement or final."""
     attempt: int
@@ -63,9 +63,9 @@ class CalledBack:
     at: float
     """Seconds of the sandbox since its start."""
     status: int | None
-    """What the endpoint answered; None when it did not."""
+    """The HTTP status of the answer; None if there was no answer."""
     error: str | None = None
-    """The name of the exception when it did not answer."""
+    """The name of the exception if there was no answer."""
 
 
 class Ledger:

@@ -38,46 +38,46 @@ _QUEUE = 4096
 class Sandbox:
     """A local MidAPI, used with ``async with``.
 
-    Every answer, file and callback goes over real sockets. Tasks, credits and files live in
-    memory and end with the sandbox. It runs in the event loop that opened it, counts time by
-    that loop's clock, and is opened once.
+    Every answer, file and callback goes over real sockets. Tasks, credits and files are in
+    memory and end with the sandbox. It runs in the event loop that opened it and uses the clock
+    of that loop. It can be opened only once.
 
     Args:
         host: the address to listen on.
         port: the port; 0 picks a free one.
-        api_key: the only bearer key that is let in; None lets in any that is not empty. All
-            keys but those in ``accounts`` are keys of one account: credits and the rate limit
-            are shared, as they are among the keys of one real account.
+        api_key: the only API key that is accepted; None accepts every key that is not empty. All
+            keys except those in ``accounts`` belong to one account and share its credits and
+            its rate limit, like the keys of one real account.
         webhook_key: signs callbacks; None sends them unsigned.
-        credits: the balance to begin with.
-        time_scale: divides every duration and window: of tasks, of the rate limit, of the
-            retries of callbacks, of the life of links. Stamps show the undivided durations,
-            and so run ahead of the wall. What a callback's endpoint may take, 15 seconds, is
-            divided down to 5 at the least: a network does not run faster.
+        credits: the balance at the start.
+        time_scale: how many times faster than real time it runs. It divides the durations of
+            tasks, the window of the rate limit, the pauses between callbacks and the life of
+            links. Times in records are not divided, so they are ahead of the real clock. The
+            timeout of a callback, 15 s, is never divided to less than 5 s, because a network
+            does not become faster.
         faults: what goes wrong; see `Faults`. Rules may be added while it runs.
-        seed: of the jitter of durations and the chances of faults. Task ids are random all
-            the same.
-        shape: "recorded" answers as was seen on the wire, "documented" as the vendor's
-            pages have it.
-        durations: seconds by (task type, speed), "*" for any; such a task takes exactly so
-            long. Others take what was measured, with some jitter.
+        seed: the seed of everything random (durations, chances of faults) except task ids.
+        shape: "recorded" answers as MidAPI was seen to answer, "documented" as its
+            documentation says.
+        durations: seconds by (task type, speed), "*" for any; such a task takes exactly this
+            long. Other tasks take as long as real ones, with some jitter.
         prices: credits by (task type, speed), "*" for any; those of a video are for each
             video of its batch.
-        auto: tasks end by themselves; False leaves that to `finish` and `fail`.
-        files_url: where the URLs of files begin, as "https://fox.example.org": for clients that
-            cannot use the address that they sent the submission to. None takes that address,
-            from the headers Host, X-Forwarded-Host and X-Forwarded-Proto.
+        auto: tasks end by themselves; with False only by `finish` and `fail`.
+        files_url: the beginning of the URLs of files, such as "https://fox.example.org". None takes
+            the address to which the submission was sent, from the headers Host,
+            X-Forwarded-Host and X-Forwarded-Proto.
         tls: serve https, with a certificate that is made when it opens, for localhost, 127.0.0.1,
             ::1, ``host`` and the host of ``files_url``; needs the extra ``tls``. Programs trust
-            it when SSL_CERT_FILE is set to `ca_file`; a path here is where that is written.
-        accounts: keys with an account of their own, by its balance. They are let in beside
-            ``api_key``, and each has a rate limit of its own.
+            it when SSL_CERT_FILE is set to `ca_file`; with a path, that file is written there.
+        accounts: further API keys and the balance of each. Each has its own account and its own
+            rate limit.
         http_errors: a refusal's code is the HTTP status as well; False answers it with HTTP 200.
-        log: is given a line for each request, task and callback, with no key and no token in it;
-            it must not block.
+        log: called with a line for each request, task and callback, without keys and tokens; it
+            must not block.
 
     Raises:
-        ValueError: for an argument that cannot be meant; the text names it.
+        ValueError: an argument is wrong; the text names it.
     """
 
     def __init__(
@@ -226,15 +226,15 @@ class Sandbox:
 
     @property
     def ca_file(self) -> Path | None:
-        """The CA's certificate, as PEM: what SSL_CERT_FILE is to be set to; None without tls.
+        """The certificate of the CA, as PEM, for SSL_CERT_FILE; None without tls.
 
-        Where no path was given for it, its folder is removed when the sandbox closes.
+        If no path was given for it, its folder is removed when the sandbox closes.
         """
         return self._certificate.ca_file if self._certificate else None
 
     @property
     def ledger(self) -> Ledger:
-        """What was accepted, asked and called back; may be read from any thread."""
+        """What was accepted, requested and called back; may be read from any thread."""
         return self._book
 
     @property
@@ -257,7 +257,7 @@ class Sandbox:
         One that has succeeded stays as it is.
 
         Raises:
-            KeyError: for an id that this sandbox never gave out.
+            KeyError: the sandbox has no task with this id.
             ValueError: if the task has failed.
         """
         self._open_service().end(task_id, None)
@@ -281,7 +281,7 @@ class Sandbox:
             flag: the record's successFlag, 2 or 3.
 
         Raises:
-            KeyError: for an id that this sandbox never gave out.
+            KeyError: the sandbox has no task with this id.
             ValueError: if the task has succeeded, or for another flag.
         """
         self._open_service().end(task_id, Failure(message, code, flag))
@@ -302,7 +302,7 @@ class Sandbox:
             The HTTP status of the answer, None if there was none.
 
         Raises:
-            KeyError: for an id that this sandbox never gave out.
+            KeyError: the sandbox has no task with this id.
             ValueError: if there is no URL.
         """
         service = self._open_service()

@@ -44,7 +44,7 @@ class SandboxOptions(TypedDict, total=False):
 
 @final
 class SandboxThread:
-    """A `Sandbox` with a thread and an event loop of its own, used with ``with``.
+    """A `Sandbox` in its own thread and event loop, used with ``with``.
 
     Its methods do what those of `Sandbox` do, and may be called from any thread. `call_back`
     waits for an answer, so an async test awaits `acall_back` instead; all others take no time.
@@ -122,7 +122,7 @@ class SandboxThread:
 
     @property
     def ledger(self) -> Ledger:
-        """What was accepted, asked and called back."""
+        """What was accepted, requested and called back."""
         return self._sandbox.ledger
 
     @property

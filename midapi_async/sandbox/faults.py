@@ -160,7 +160,7 @@ class Faults:
         return self._rules
 
     def clear(self) -> None:
-        """Take back every rule; what is under way goes on."""
+        """Remove all rules; requests that are under way go on."""
         self._rules = ()
 
     def on(
@@ -176,7 +176,7 @@ class Faults:
         when: Callable[[Call], bool] | None = None,
         during: tuple[float, float] | None = None,
     ) -> Self:
-        """Add a rule and give the plan back, so that lines can follow each other.
+        """Add a rule and return the plan, so that calls can be chained.
 
         Args:
             operation: "submit", "look", "credit", "download_url", "upload" or "file" for a
@@ -185,11 +185,11 @@ class Faults:
             do: one action; several for tasks and callbacks.
             nth: which of them, counted from 1: a number, a range or a set; all if None.
             first: how many of the first requests; short for ``nth=range(1, first + 1)``.
-            per: "task" counts for each task by itself.
+            per: "task" counts separately for each task.
             task: only requests that name this task id.
-            chance: only so often, 0 to 1, by the sandbox's seed.
-            when: only where this says so.
-            during: only from the one to the other of these seconds, counted from the moment when
+            chance: the probability, 0 to 1, from the sandbox's seed.
+            when: a function that returns whether the rule applies.
+            during: only between these two times, in seconds from the moment when
                 the first submit was accepted.
 
         Raises:
@@ -394,7 +394,7 @@ def redirect(status: int = 307, to: str | None = None, *, accepted: bool = False
 
 
 def variant(name: str) -> RequestAction:
-    """Say a true answer in another way that was seen: ``name`` is one of `VARIANTS`.
+    """Give the right answer in another form that was seen: ``name`` is one of `VARIANTS`.
 
     Raises:
         ValueError: for a name that is not known, with the choices.
@@ -403,7 +403,7 @@ def variant(name: str) -> RequestAction:
 
 
 def bad_task_id(kind: str) -> RequestAction:
-    """Accept the submit and answer a bad task id: ``kind`` is one of `BAD_TASK_IDS`.
+    """Accept the submission and answer with a bad task id: ``kind`` is one of `BAD_TASK_IDS`.
 
     Raises:
         ValueError: for a kind that is not known, with the choices.
@@ -412,7 +412,7 @@ def bad_task_id(kind: str) -> RequestAction:
 
 
 def rewrite(edit: Callable[[dict[str, object]], dict[str, object]]) -> RequestAction:
-    """Answer what ``edit`` makes of the envelope of a true success."""
+    """Answer a success with the envelope as ``edit`` changes it."""
     return Rewrite(edit)
 
 
@@ -420,17 +420,17 @@ def rewrite(edit: Callable[[dict[str, object]], dict[str, object]]) -> RequestAc
 
 
 def gone(status: int = 404) -> RequestAction:
-    """Answer 404, 403 or 410 in the file's place."""
+    """Answer 404, 403 or 410 instead of the file."""
     return answer_status(status, "The file is gone")
 
 
 def other_content(content_type: str, body: bytes) -> RequestAction:
-    """Answer this content in the file's place."""
+    """Answer with this content instead of the file."""
     return OtherContent(content_type, body)
 
 
 def huge(size: int = 10_000_000_000, *, declared: bool = True) -> RequestAction:
-    """Let the file go on after its end, with zeros, up to ``size`` bytes in all."""
+    """Send zeros after the end of the file, up to ``size`` bytes in total."""
     _at_least("size", size, 1)
     return Huge(size, declared)
 
@@ -453,7 +453,7 @@ def fail_task(
 
 
 def take(seconds: float) -> TaskAction:
-    """Let the task take so many ``seconds``."""
+    """Let the task take this many ``seconds``."""
     _at_least("seconds", seconds, 0)
     return ChangeTask("take", lambda outcome: evolve(outcome, seconds=seconds))
 
@@ -483,7 +483,7 @@ def early() -> CallbackAction:
 
 
 def late(seconds: float) -> CallbackAction:
-    """Send the callback so many ``seconds`` after the end of the task."""
+    """Send the callback this many ``seconds`` after the end of the task."""
     _at_least("seconds", seconds, 0)
     return ChangeCallback("late", lambda delivery: evolve(delivery, seconds=seconds))
 

@@ -45,11 +45,10 @@ class Limits:
         pictures_per_user: pictures and videos of one user in 24 hours, counted from the journal.
         pictures_per_guild: the same of one guild.
         several_jobs: whether a prompt may contain {red, blue} or --repeat, for which Midjourney
-            runs several jobs: it is not known how many of them MidAPI bills.
+            runs several jobs; MidAPI does not document what it charges for them.
         roles: the ids of roles of which a user must have one; empty for everybody. With any, only
             members of a guild may order.
-        channels: the ids of the channels where orders are taken; empty for all. The threads of an
-            allowed channel are allowed, too.
+        channels: the ids of the channels where orders are taken, threads included; empty for all.
     """
 
     user_cooldown: float = 3.0
