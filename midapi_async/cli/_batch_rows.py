@@ -135,7 +135,7 @@ def read_rows(source: str, options: FileOptions) -> Rows:
     if problems:
         raise _invalid(source, problems, {*rows.lines})
     if not rows.lines:
-        raise InvalidRequestError({"file": f"{source!r} has no rows"})
+        raise InvalidRequestError({"file": f"{shown_source(source, quoted=True)} has no rows"})
     if several:
         advice = "" if options.expand else ". --expand makes a row of each job"
         say(
@@ -147,7 +147,7 @@ def read_rows(source: str, options: FileOptions) -> Rows:
 
 def _invalid(source: str, problems: list[RowProblem], lines: set[int]) -> CommandError:
     for each in problems:
-        say(f"{source}:{each.line}: {one_line(in_commands(each.problem))}")
+        say(f"{shown_source(source)}:{each.line}: {one_line(in_commands(each.problem))}")
     bad = len({each.line for each in problems})
     valid = len(lines - {each.line for each in problems})
     are = "row is" if bad + valid == 1 else "rows are" if bad > 1 else "rows is"
@@ -169,4 +169,10 @@ def _bytes_of(source: str) -> bytes:
         return sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
     except (AttributeError, OSError, ValueError) as error:  # stdin is None if it was closed
         reason = getattr(error, "strerror", None) or error
-        raise InvalidRequestError({"file": f"{source!r} cannot be read: {reason}"}) from None
+        problem = f"{shown_source(source, quoted=True)} cannot be read: {reason}"
+        raise InvalidRequestError({"file": problem}) from None
+
+
+def shown_source(source: str, *, quoted: bool = False) -> str:
+    """What to call the file in messages; "stdin" for "-"."""
+    return "stdin" if source == STDIN else repr(source) if quoted else source

@@ -11,6 +11,7 @@ from midapi_async import JournalError, State
 from midapi_async.batch.folder import GALLERY, JOURNAL, counts_of, process_of, read_batch
 
 from ._batch_display import left_until, speed
+from ._batch_rows import shown_source
 from ._common import Output, run_async
 from ._errors import CommandError
 from ._folder import opened_journal, place_of
@@ -91,7 +92,8 @@ def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
     """The same facts as lines for people."""
     process = found["process"]
     who = "not running now" if process is None else f"process {process or '?'} is running it"
-    yield f"{folder}: {found['rows']} rows of {found['input']}, {who}"
+    rows = f"{found['rows']} row{'s'[: found['rows'] != 1]}"
+    yield f"{folder}: {rows} of {shown_source(found['input'])}, {who}"
     for name in ("succeeded", "failed", "unknown", "running", "not_submitted"):
         if found[name] is not None:
             yield f"{found[name]} {name.replace('_', ' ')}"

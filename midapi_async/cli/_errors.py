@@ -114,6 +114,8 @@ _COMMANDS = tuple(
         (r"65535, or None", "65535"),
         (r"give generate\(\) a callback_url", "set MIDAPI_PUBLIC_URL"),
         (r"call generate\(\) with it", "submit it with midapi generate"),
+        (r"choose another one with port=", "choose another one with --port"),
+        (r"Choose another port, or", "Choose another one with --port, or"),
         (r"pass force=True", "give --force"),
         (r"with force=True", "with --force"),
         (r"pass overwrite=True", "give --overwrite"),

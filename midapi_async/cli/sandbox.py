@@ -12,7 +12,7 @@ import attrs
 from cyclopts import Group, Parameter
 
 from ._common import Output, run_async
-from ._errors import FAILED, CommandError, usage_error
+from ._errors import FAILED, CommandError, in_commands, usage_error
 from ._terminal import out, say
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def sandbox(
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise CommandError("OSError", error.strerror or str(error), exit_code=FAILED) from None
+        problem = in_commands(error.strerror or str(error))
+        raise CommandError("OSError", problem, exit_code=FAILED) from None
 
 
 def _accounts(api_key: tuple[str, ...], credits: float) -> dict[str, float]:

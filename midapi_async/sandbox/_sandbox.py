@@ -193,7 +193,8 @@ class Sandbox:
             await site.start()
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            why = "the port is taken; choose another" if taken else error.strerror or str(error)
+            advice = "the port is taken; choose another one with port=, or 0 for any that is free"
+            why = advice if taken else error.strerror or str(error)
             message = f"cannot listen on {self._host}:{self._port}: {why}"
             raise OSError(error.errno, message) from error
         return _url_of("https" if ssl else "http", self._host, site.port)

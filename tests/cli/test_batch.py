@@ -233,6 +233,33 @@ def test_rows_from_stdin_with_a_template(
     )
     assert ran.code == 0, ran.err
     assert set(bought(midapi_sandbox)) == {"a fox in snow", "a whale in sea"}
+    status = midapi("batch", "--output", "out", "--status")
+    assert status.lines[0] == "out: 2 rows of stdin, not running now"
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"prompt,speed\na fox,fast\na fox,never\n", "stdin:3: speed: "),
+        (b"", "file: stdin has no rows"),
+    ],
+)
+def test_messages_call_stdin_by_its_name(
+    midapi: Midapi, monkeypatch: pytest.MonkeyPatch, raw: bytes, text: str
+) -> None:
+    """Not "-", which is only how it is spelled in a command."""
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(raw)))
+    ran = midapi("batch", "-", "--output", "out", "--format", "csv")
+    assert ran.code == 2
+    assert text in ran.err
+
+
+def test_the_status_of_one_row(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
+    """In the singular."""
+    Path("rows.txt").write_text("a fox\n")
+    assert midapi("batch", "rows.txt", "--output", "out").code == 0
+    status = midapi("batch", "--output", "out", "--status")
+    assert status.lines[0] == "out: 1 row of rows.txt, not running now"
 
 
 def test_paths_in_a_file_are_relative_to_it(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:

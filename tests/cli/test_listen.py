@@ -308,3 +308,4 @@ def test_a_taken_port_is_an_error(midapi: Midapi) -> None:
         ran = midapi("listen", "--port", port)
     assert ran.code == 1
     assert f"callbacks cannot be received on 127.0.0.1:{port}" in ran.error
+    assert "Choose another one with --port, or stop the program that uses this one." in ran.error

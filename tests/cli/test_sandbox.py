@@ -82,7 +82,10 @@ def test_a_taken_port_is_an_error(midapi: Midapi, midapi_sandbox: SandboxThread)
     port = midapi_sandbox.url.rpartition(":")[2]
     ran = midapi("sandbox", "--port", port)
     assert ran.code == 1
-    assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in ran.error
+    assert ran.error == (
+        f"cannot listen on 127.0.0.1:{port}: the port is taken; choose another one with --port, "
+        "or 0 for any that is free"
+    )
 
 
 # ─── its flags, each over a socket ───────────────────────────────────────────────────────────────
