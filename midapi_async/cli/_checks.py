@@ -46,12 +46,14 @@ class Finding:
         verdict: "ok", "warning" or "failed".
         text: what was found.
         hint: what to do about it; may be empty.
+        unsure: whether it could not be found out if there is a problem.
     """
 
     name: str
     verdict: Literal["ok", "warning", "failed"]
     text: str
     hint: str = ""
+    unsure: bool = False
 
 
 # ─── the account ─────────────────────────────────────────────────────────────────────────────────
@@ -388,8 +390,8 @@ or rewrite may do that: make the proxy forward the POST to {target}.
 50[234] | {answer} came back: the proxy does not reach the receiver, or that has no open client | \
 Does the application run, and does the proxy forward to {target} as plain HTTP/1.1 (no TLS, HTTP/2 \
 or PROXY protocol)? Inside of a container, the receiver must listen with host 0.0.0.0.
-... | {answer} came back, and not from the receiver | Does the proxy forward {path} to {target}, \
-and is the receiver mounted at that path?
+... | {answer} came back, and not from the receiver | Does the application run? Does the proxy \
+forward {path} to {target}, and is the receiver mounted at that path?
 """
 
 
@@ -421,7 +423,8 @@ def _judged(to: CallbackSettings, url: URL, outcome: Outcome, *, has_arrived: bo
         for each in (text, hint)
     )
     is_warning = end in {"slow", "unsure"} or (end == "unsigned" and not to.keys)
-    return Finding("callback", "warning" if is_warning else "failed", text, hint)
+    is_unsure = end == "unsure"
+    return Finding("callback", "warning" if is_warning else "failed", text, hint, is_unsure)
 
 
 def _is_unknown_token(outcome: Outcome) -> bool:

@@ -80,7 +80,10 @@ def doctor(
         out_json({"ok": not failed, "checks": [attrs.asdict(each) for each in findings]})
     else:
         problems = "problem" if failed == 1 else "problems"
-        say(f"{failed} {problems} must be fixed." if failed else "No problems found.")
+        found = f"{failed} {problems} must be fixed." if failed else ""
+        if any(each.unsure for each in findings):
+            found += " Not everything could be checked."
+        say(found.strip() or "No problems found.")
     return FAILED if failed else code
 
 

@@ -24,7 +24,7 @@ from midapi_async.cli import _checks
 from midapi_async.cli._checks import CallbackSettings, Finding
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread
-from tests.cli.conftest import Midapi
+from tests.cli.conftest import Midapi, Ran
 from tests.cli.proxies import CERTIFICATES, Proxy, Request, answer
 from tests.support import secrets
 from tests.support.leaks import LoopWatch
@@ -259,7 +259,11 @@ ANSWERS = {
     "not_found": (answer("404 Not Found"), "404 Not Found from nginx came back, and not from the"),
     "not_found_page": (
         answer("404 Not Found", body="404: Not Found"),
-        'nginx, a page "404: Not Found" came back, and not from the receiver | Does the proxy f',
+        'nginx, a page "404: Not Found" came back, and not from the receiver | Does the applicat',
+    ),
+    "program_is_down": (
+        answer("500 Internal Server Error"),
+        "and not from the receiver | Does the application run? Does the proxy forward",
     ),
     "bad_gateway": (answer("502 Bad Gateway"), "the proxy does not reach the receiver"),
     "unavailable": (answer("503 Service Unavailable"), "does not reach the receiver"),
@@ -363,6 +367,8 @@ async def test_a_port_that_does_not_answer(
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", dropped)
+    # The port stands for one of another machine, and not for one that the virtual clock misses.
+    monkeypatch.setattr(asyncio.get_running_loop(), "serves", lambda _port: True)
     begun = asyncio.get_running_loop().time()
     text = failure(await examined("http://127.0.0.1:9/hook", receiver_port))
     assert "no connection to 127.0.0.1:9 was made in time | Check scheme, port and firew" in text
@@ -947,6 +953,34 @@ def test_without_problems_the_exit_code_is_0(
     assert ran.json["ok"]
     assert ran.json["checks"][-1]["name"] == "callback"
     assert "journal does not exist" in str(ran.json)
+
+
+@pytest.mark.real_time
+@pytest.mark.midapi_sandbox(api_key=secrets.API_KEY, time_scale=1)
+@pytest.mark.parametrize("key", ["right", "wrong"])
+def test_what_cannot_be_checked_is_not_called_free_of_problems(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    receiver_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+) -> None:
+    """A program receives, and its journal is not known here; also beside another problem."""
+    if key == "wrong":
+        monkeypatch.setenv("MIDAPI_API_KEY", secrets.known("a-key-that-is-wrong"))
+    receiver = CallbackReceiver(None, port=receiver_port)
+
+    async def serve() -> Ran:
+        async with MidAPIClient("key", receiver=receiver, journal=MemoryJournal()):
+            url = f"http://127.0.0.1:{receiver_port}/hook"
+            options = ("--public-url", url, "--journal", "nowhere")
+            return await asyncio.to_thread(midapi, "doctor", *options)
+
+    ran = asyncio.run(serve())
+    assert "! callback: 404 Not Found came back" in ran.out
+    problems = "" if key == "right" else "1 problem must be fixed. "
+    assert ran.err == f"{problems}Not everything could be checked.\n"
+    assert ran.code == (key == "wrong")
 
 
 @pytest.mark.real_time
