@@ -26,6 +26,7 @@ This module needs nothing of the SDK and nothing but the standard library.
 import asyncio
 import math
 import selectors
+import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -103,6 +104,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds. It begins at 1000."""
         return self._clock.now
 
+    def serves(self, port: int | None) -> bool:
+        """Whether a server in this loop listens on a port: only then can the clock see it."""
+        return self._clock.serves(port)
+
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
@@ -174,6 +179,18 @@ class _Clock(selectors.BaseSelector):
             # After half a year a float is coarser than what the loop allows a timer to be early,
             # and no timer would ever be due.
             self.now = math.nextafter(self.now, math.inf)
+
+    def serves(self, port: int | None) -> bool:
+        for key in list(self._real.get_map().values()):
+            with suppress(OSError):  # it is a pipe
+                borrowed = socket.socket(fileno=key.fd)
+                try:
+                    name = borrowed.getsockname()
+                finally:
+                    borrowed.detach()
+                if isinstance(name, tuple) and name[1] == port:
+                    return True
+        return False
 
     def register(
         self, fileobj: "FileDescriptorLike", events: int, data: object = None

@@ -5,6 +5,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import multiprocessing.resource_tracker
+import os
 import socket
 import threading
 import time
@@ -381,6 +382,30 @@ async def test_what_the_clock_cannot_see() -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(called.wait(), HOUR)
     await asyncio.to_thread(thread.join)
+
+
+async def test_it_knows_which_servers_are_in_it() -> None:
+    """By the port; one of a thread is not, and a pipe beside the sockets does no harm."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    reading, writing = os.pipe()
+    loop.add_reader(reading, lambda: None)
+    try:
+        async with served(answer) as url:
+            port = int(url.rstrip("/").rpartition(":")[2])
+            assert loop.serves(port)
+        assert not loop.serves(port)
+        with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+            assert not loop.serves(elsewhere.getsockname()[1])
+        assert not loop.serves(None)
+    finally:
+        loop.remove_reader(reading)
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.real_time

@@ -24,7 +24,7 @@ from tests.cli.proxies import CERTIFICATES, Proxy
 from tests.support import secrets
 from tests.support.http_proxy import HTTPProxy
 from tests.support.leaks import LoopWatch
-from tests.support.scripted import ScriptedServer, reply
+from tests.support.scripted import ScriptedServer, hang, reply
 from tests.world import TASK, accepted, client_of, looked, looks, mid, ok, submits
 
 PASSWORD = secrets.known("the-password-of-the-proxy")
@@ -113,6 +113,30 @@ async def test_each_retry_says_why(url: str, says: str, caplog: pytest.LogCaptur
     assert all(says in line and "s left" in line for line in caplog.messages)
     assert says in str(caught.value)
     assert "Nothing was bought. Check the network and the base URL." in str(caught.value)
+
+
+@pytest.mark.parametrize("call", ["look", "credits", "generate", "download"])
+async def test_a_server_that_the_virtual_clock_cannot_see_is_named(
+    call: str, tmp_path: Path
+) -> None:
+    """As a `SandboxThread`: every timeout passes at once, and "check the network" would mislead."""
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        url = f"http://127.0.0.1:{outside.getsockname()[1]}"
+        async with client_of(url) as client:
+            with pytest.raises(MidAPIError) as caught:
+                await CALLS[call](client, url, tmp_path)
+    text = str(caught.value)
+    assert ", by a virtual clock that cannot see a server outside of its event loop" in text
+    assert "Check the network" not in text
+    assert ("the test's own event loop" in text) == (call in {"look", "credits"})
+
+
+async def test_a_server_in_the_loop_that_hangs_is_no_problem_of_the_clock() -> None:
+    """A timeout in such a test is meant, so its text is that of a real one."""
+    async with ScriptedServer([hang()]) as server, client_of(server) as client:
+        with pytest.raises(TransportError) as caught:
+            await client.credits()
+    assert "no answer came in time. Check the network" in str(caught.value)
 
 
 async def test_a_timeout_between_retries_has_the_last_failure_as_its_cause() -> None:

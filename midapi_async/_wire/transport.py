@@ -303,11 +303,14 @@ def failure_of(error: Exception, url: URL, proxy: URL | None) -> TransportError:
         reason = error.os_error.strerror or "no reason given"
         what = "the name" if proxy is None else "the proxy's name"
         return TransportError(f"{what} {server.host} does not resolve ({reason})", advice=advice)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        reason = f"no connection to {named} was made in time"
-        return TransportError(reason, timed_out=True, advice=advice)
     if isinstance(error, TimeoutError):
-        return TransportError("no answer came in time", timed_out=True)
+        is_connected = not isinstance(error, aiohttp.ConnectionTimeoutError)
+        what = "no answer came" if is_connected else f"no connection to {named} was made"
+        reason = f"{what} in time"
+        if blind := unseen(server):
+            reason += blind
+            advice = "Run the server in the test's own event loop, or use a loop with a real clock"
+        return TransportError(reason, timed_out=True, advice=advice)
     if isinstance(error, aiohttp.ClientConnectorError) and error.errno == errno.ECONNREFUSED:
         if not is_loopback(server):
             return TransportError(f"{named} refuses the connection", advice=advice)
@@ -324,6 +327,14 @@ def failure_of(error: Exception, url: URL, proxy: URL | None) -> TransportError:
     if isinstance(error, OSError) and error.strerror:
         return TransportError(f"{error.strerror} ({type(error).__name__})", advice=advice)
     return TransportError(type(error).__name__, advice=advice)
+
+
+def unseen(server: URL) -> str:
+    """What to add to a timeout, if a test's virtual clock cannot see the server; else nothing."""
+    serves = getattr(asyncio.get_running_loop(), "serves", None)  # see `midapi_async.testing`
+    if serves is None or serves(server.port):
+        return ""
+    return ", by a virtual clock that cannot see a server outside of its event loop"
 
 
 def refused_by_proxy(status: int, proxy: URL) -> TransportError:

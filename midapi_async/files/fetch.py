@@ -22,7 +22,7 @@ from yarl import URL
 from .._runtime.clock import BLOCKED_LOOP, Clock
 from .._version import __version__
 from .._wire.protocol import retry_after
-from .._wire.transport import LARGEST_HEADER, MOST_HEADERS, failure_of, refused_by_proxy
+from .._wire.transport import LARGEST_HEADER, MOST_HEADERS, failure_of, refused_by_proxy, unseen
 from ..config import Settings
 from ..errors import (
     ClientClosed,
@@ -442,5 +442,6 @@ class Fetch:
         if self._window_left <= 0:
             if self._window_bytes < SLOWEST * self._window:
                 reason = f"the file host sent less than {SLOWEST} bytes a second"
+                reason += unseen(self._fetcher.proxy or self._at)
                 raise AttemptFailed(DownloadError(self._url, reason))
             self._window_left, self._window_bytes = self._window, 0
