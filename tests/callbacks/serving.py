@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ import attrs
 import uvicorn
 from aiohttp import web
 
+from tests.support.waiting import SECONDS, wait_until
+
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
-SECONDS = 30.0
 
 
 def bound_socket(port: int = 0) -> socket.socket:
@@ -29,12 +29,6 @@ def bound_socket(port: int = 0) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
     return bound
-
-
-def free_port() -> int:
-    """A port of loopback that is not in use now."""
-    with bound_socket() as finder:
-        return int(finder.getsockname()[1])
 
 
 @attrs.frozen
@@ -175,12 +169,3 @@ def is_listening(port: int) -> bool:
     """Whether a port of loopback is listened on."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(condition: object, seconds: float = SECONDS) -> None:
-    """Wait until a function of no arguments is true."""
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

@@ -33,9 +33,10 @@ from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import Faults, Sandbox, lose_answer, never_call_back
 from tests.callbacks.raw import a_desk
-from tests.callbacks.serving import a_loop_in_a_thread, ask, free_port
+from tests.callbacks.serving import a_loop_in_a_thread, ask
 from tests.callbacks.test_receiver import EveryToken, callback
 from tests.support.secrets import WEBHOOK_KEY
+from tests.support.waiting import free_port
 from tests.world import TASK, client_of
 
 # ─── views that are not async ────────────────────────────────────────────────────────────────────

@@ -17,16 +17,10 @@ from midapi_async._wire.tokens import new_token
 from midapi_async.callbacks import receiver as receiver_module
 from midapi_async.callbacks.http.asgi import ASGIApplication
 from midapi_async.sandbox import SandboxThread
-from tests.callbacks.serving import (
-    a_loop_in_a_thread,
-    aiohttp_serving,
-    ask,
-    free_port,
-    uvicorn_serving,
-    wait_until,
-)
+from tests.callbacks.serving import a_loop_in_a_thread, aiohttp_serving, ask, uvicorn_serving
 from tests.callbacks.test_asgi import OneToken
 from tests.callbacks.test_receiver import callback
+from tests.support.waiting import free_port, wait_until
 
 pytestmark = pytest.mark.real_time
 

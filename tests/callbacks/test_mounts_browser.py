@@ -13,9 +13,10 @@ import pytest
 from aiohttp import web
 
 from midapi_async.sandbox import Faults, SandboxThread, answer_code, delay, lose_answer
-from tests.callbacks.serving import EXAMPLES, aiohttp_serving, free_port, wait_until
+from tests.callbacks.serving import EXAMPLES, aiohttp_serving
 from tests.callbacks.test_mounts_programs import FOX, PROGRAMS, SENSITIVE, running
 from tests.support.browser import DESKTOP, PHONE, browser
+from tests.support.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

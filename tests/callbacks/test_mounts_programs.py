@@ -26,16 +26,9 @@ from midapi_async.sandbox import (
     lose_answer,
     no_credits_as_500,
 )
-from tests.callbacks.serving import (
-    EXAMPLES,
-    Answer,
-    ask,
-    free_port,
-    process,
-    uvicorn_serving,
-    wait_until,
-)
+from tests.callbacks.serving import EXAMPLES, Answer, ask, process, uvicorn_serving
 from tests.support.secrets import found_in
+from tests.support.waiting import free_port, wait_until
 
 # slow: each starts interpreters that import a web framework.
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]

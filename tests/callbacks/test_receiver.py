@@ -34,9 +34,9 @@ from midapi_async.events import CalledBack, Event
 from midapi_async.journal import Intent
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
-from tests.callbacks.serving import free_port
 from tests.support.scripted import Received, ScriptedServer, Step, delay, lose_answer, reply
 from tests.support.secrets import API_KEY, WEBHOOK_KEY, assert_none_in, known
+from tests.support.waiting import free_port
 from tests.world import TASK, URLS, accepted, client_of, looked, looks, ok, record, refused
 
 OTHER = "beef" * 8

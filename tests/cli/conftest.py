@@ -17,11 +17,11 @@ import pytest
 
 from midapi_async.cli import main
 from midapi_async.sandbox.pytest_plugin import midapi_sandbox, pytest_configure
+from tests.support.waiting import SECONDS, wait_until
 
-__all__ = ["midapi_sandbox", "pytest_configure"]
+__all__ = ["midapi_sandbox", "pytest_configure", "wait_until"]
 
 REPOSITORY = Path(__file__).parents[2]
-SECONDS = 20.0
 PROXIES = ("_PROXY", "_proxy")  # how the variables end that other programs read
 
 
@@ -116,14 +116,6 @@ def ctrl_c_when(happened: Callable[[], object], *, times: int = 1) -> Iterator[N
         yield
     finally:
         presser.join()
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    """Wait until it has happened."""
-    deadline = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
 
 
 def only(found: Sequence[Any]) -> Any:

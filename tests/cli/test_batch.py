@@ -32,7 +32,7 @@ from midapi_async.sandbox import (
     never_end,
 )
 from tests.cli.conftest import Midapi, ctrl_c_when, finish, only, spawn, wait_until
-from tests.cli.test_sandbox import free_port
+from tests.support.waiting import free_port
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=1200)]
 

@@ -21,16 +21,9 @@ from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import REPOSITORY, Midapi, Ran, only
 from tests.journal.test_postgres import pgbouncer
 from tests.support import secrets
-from tests.support.postgres import (
-    Server,
-    as_user,
-    free_port,
-    in_memory,
-    new_folder,
-    new_schema,
-    programs,
-)
+from tests.support.postgres import Server, as_user, in_memory, new_folder, new_schema, programs
 from tests.support.postgres import server as started
+from tests.support.waiting import free_port
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
 

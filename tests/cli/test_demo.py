@@ -11,7 +11,7 @@ import midapi_async.cli.demo
 from midapi_async.sandbox import SandboxThread, delay
 from midapi_async.sandbox._pictures import warn_without_pillow
 from tests.cli.conftest import REPOSITORY, Midapi, Ran, ctrl_c_when, finish, only, spawn
-from tests.cli.test_sandbox import free_port
+from tests.support.waiting import free_port
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
 

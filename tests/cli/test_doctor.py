@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import socket
 import sqlite3
 import ssl
 import time
@@ -41,6 +40,7 @@ from tests.support.scripted import (
     reply,
 )
 from tests.support.secrets import WEBHOOK_KEY
+from tests.support.waiting import free_port
 
 PAGE = "<html><head><title>\n Sign in\x1b[31m </title></head></html>"
 
@@ -48,9 +48,7 @@ PAGE = "<html><head><title>\n Sign in\x1b[31m </title></head></html>"
 @pytest.fixture
 def receiver_port() -> int:
     """A port of loopback that is free just now."""
-    with socket.socket() as finder:
-        finder.bind(("127.0.0.1", 0))
-        return int(finder.getsockname()[1])
+    return free_port()
 
 
 async def examined(

@@ -18,10 +18,10 @@ from midapi_async import sign_callback
 from midapi_async.cli import listen as listen_module
 from midapi_async.cli._listener import Forwarded, Listener, Received, forward_to
 from tests.cli.conftest import Midapi, ctrl_c_when, finish, spawn
-from tests.cli.test_sandbox import free_port
 from tests.support import secrets
 from tests.support.scripted import Play, ScriptedServer, close, delay, reply
 from tests.support.secrets import WEBHOOK_KEY
+from tests.support.waiting import free_port
 
 TASK = "9f47c52047dda21bb3df0488736cce57"
 TOKEN = f"mjt_{'a' * 43}"

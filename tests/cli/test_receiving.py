@@ -17,7 +17,7 @@ from midapi_async.cli._options import Service
 from midapi_async.cli._receiving import receiving
 from midapi_async.sandbox import SandboxThread, lose_answer, never_call_back
 from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, only, wait_until
-from tests.cli.test_sandbox import free_port
+from tests.support.waiting import free_port
 
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
 

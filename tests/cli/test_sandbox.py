@@ -18,18 +18,12 @@ import pytest
 from midapi_async.sandbox import SandboxThread
 from midapi_async.sandbox._pictures import warn_without_pillow
 from tests.cli.conftest import Midapi, Ran, ctrl_c_when, finish, spawn, wait_until
+from tests.support.waiting import free_port
 
 pytestmark = pytest.mark.real_time
 
 KEY = "a-key-of-the-sandbox"
 Play = Callable[..., Ran]
-
-
-def free_port() -> int:
-    """A port that is free."""
-    with socket.socket() as finder:
-        finder.bind(("127.0.0.1", 0))
-        return int(finder.getsockname()[1])
 
 
 def credits_at(port: int) -> object:

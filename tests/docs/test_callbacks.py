@@ -7,9 +7,9 @@ import pytest
 
 from midapi_async.sandbox import SandboxThread
 from midapi_async.sandbox.pytest_plugin import midapi_sandbox
-from tests.callbacks.serving import free_port
 from tests.docs.blocks import blocks
 from tests.docs.test_blocks import elsewhere, run
+from tests.support.waiting import free_port
 
 __all__ = ["elsewhere", "midapi_sandbox"]  # fixtures
 

@@ -8,9 +8,10 @@ import pytest
 import midapi_async
 from midapi_async.sandbox import SandboxThread
 from midapi_async.sandbox.pytest_plugin import midapi_sandbox
-from tests.callbacks.serving import ask, uvicorn_serving, wait_until
+from tests.callbacks.serving import ask, uvicorn_serving
 from tests.docs.blocks import REPOSITORY, blocks
 from tests.docs.test_blocks import elsewhere, execute
+from tests.support.waiting import wait_until
 
 __all__ = ["elsewhere", "midapi_sandbox"]
 

@@ -4,8 +4,7 @@ import asyncio
 import runpy
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from procrastinate.exceptions import AlreadyEnqueued
 from midapi_async.sandbox import SandboxThread, delay
 from midapi_async.sandbox.pytest_plugin import midapi_sandbox
 from tests.support.postgres import Server, new_schema
+from tests.support.waiting import wait_until
 
 __all__ = ["midapi_sandbox"]
 
@@ -28,7 +28,6 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "procrastinate_worker.py"
-SECONDS = 60.0
 BOUGHT = "SELECT FROM midapi.intents WHERE state = 'accepted'"
 DOING, FAILED = (
     f"SELECT FROM procrastinate_jobs WHERE status = '{status}' AND task_name = 'picture'"
@@ -68,13 +67,6 @@ def worker() -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.kill()
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 async def ask(url: str, statement: str) -> list[Any]:

@@ -41,13 +41,13 @@ from tests.support.postgres import (
     SUPERUSER,
     Server,
     as_user,
-    free_port,
     new_folder,
     new_schema,
     programs,
     server,
 )
 from tests.support.scripted import ScriptedServer
+from tests.support.waiting import free_port
 from tests.world import TASK, accepted, client_of, looked, mid, submits
 
 pytestmark = pytest.mark.real_time

@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ import asyncpg
 
 from midapi_async.journal.postgres.session import Session
 from midapi_async.testing import VirtualLoop
+from tests.support.waiting import free_port
 
 PACKAGES = ("postgresql", "pgbouncer")
 SUPERUSER = "tests"
@@ -62,14 +62,6 @@ def as_user(*command: str | Path) -> list[str]:
     """A command that runs as a user whom PostgreSQL accepts, and not longer than these tests."""
     user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     return ["setpriv", "--pdeathsig=KILL", *user, *map(str, command)]
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 class Server:
