@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, Page
 
 # Playwright gives each browser an empty profile of its own, which it deletes.
 OPTIONS = [
@@ -38,10 +38,31 @@ def browser() -> Iterator["Browser"]:
         opened.close()
 
 
+def new_page(browser: "Browser", size: tuple[int, int], scheme: Any, **options: Any) -> "Page":
+    """An empty page in a context of its own.
+
+    Args:
+        browser: where.
+        size: of the window, in pixels.
+        scheme: "light" or "dark".
+        options: further ones of the context.
+    """
+    is_phone = size == PHONE
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme=scheme,
+        is_mobile=is_phone,
+        has_touch=is_phone,
+        **options,
+    )
+    context.set_default_timeout(20_000)
+    return context.new_page()
+
+
 @contextmanager
 def watched_pages(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
     """Opens pages; at the end none may have reported an error, or asked a host for anything."""
-    contexts: list[BrowserContext] = []
+    pages: list[Page] = []
     reports: list[str] = []
 
     def open_url(
@@ -70,19 +91,10 @@ def watched_pages(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
             if not url.startswith(("file:", "data:", "blob:")):
                 report(url)
 
-        is_phone = size == PHONE
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]},
-            color_scheme=scheme,
-            offline=True,
-            is_mobile=is_phone,
-            has_touch=is_phone,
-        )
-        contexts.append(context)
-        context.set_default_timeout(10_000)
+        page = new_page(browser, size, scheme, offline=True)
+        pages.append(page)
         if init:
-            context.add_init_script(init)
-        page = context.new_page()
+            page.add_init_script(init)
         page.on("pageerror", lambda error: report(str(error)))
         page.on("console", lambda message: report(message.text))
         page.on("request", lambda request: asked(request.url))
@@ -92,8 +104,8 @@ def watched_pages(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
     try:
         yield open_url
     finally:
-        for context in contexts:
-            context.close()
+        for page in pages:
+            page.context.close()
     assert not reports, "\n".join(reports)
 
 
