@@ -72,17 +72,16 @@ async def page(request: web.Request) -> web.StreamResponse:
     return response
 
 
-def key_of(request: web.Request, order_id: str) -> str:
+def key_of(request: web.Request) -> str:
     """Who orders, and which order. If you have a login, take the user's id, and not a cookie."""
-    visitor = request.cookies.get("visitor", "")
+    visitor, order_id = request.cookies.get("visitor", ""), request.match_info["order_id"]
     if not visitor or not re.fullmatch("[A-Za-z0-9_-]{1,64}", order_id):
-        raise web.HTTPBadRequest(text="The cookie or the order's id is missing or wrong.")
+        raise web.HTTPBadRequest(text="The cookie is missing, or the order's id is wrong.")
     return f"{hashlib.sha256(visitor.encode()).hexdigest()[:16]}/{order_id}"
 
 
 async def order(request: web.Request) -> web.Response:
-    order_id = request.headers.get("Idempotency-Key", "")
-    key = key_of(request, order_id)  # the same order again buys nothing, and gets its state
+    key = key_of(request)  # the same order again buys nothing, and gets its state
     try:
         prompt = (await request.json())["prompt"]
     except (LookupError, TypeError, ValueError, RecursionError) as error:
@@ -95,12 +94,11 @@ async def order(request: web.Request) -> web.Response:
             raise  # nothing was bought
         state = {"state": "generating"}
     code = 202 if state["state"] in ("generating", "unknown") else 200
-    # The place is relative, and so it is right behind a prefix.
-    return web.json_response(state, status=code, headers={"Location": f"pictures/{order_id}"})
+    return web.json_response(state, status=code)
 
 
 async def status(request: web.Request) -> web.StreamResponse:
-    key = key_of(request, request.match_info["order_id"])
+    key = key_of(request)
     state = await state_of(known(key))
     if "text/event-stream" not in request.headers.get("Accept", ""):
         return web.json_response(state)
@@ -175,7 +173,7 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
 app = web.Application(middlewares=[failures])
 app.cleanup_ctx.append(lifespan)
 app.router.add_get("/", page)
-app.router.add_post("/pictures", order)
+app.router.add_put("/pictures/{order_id}", order)
 app.router.add_get("/pictures/{order_id}", status)
 if receiver is not None:
     app.add_subapp("/hooks/midapi/", receiver.aiohttp_app())

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Body, Cookie, Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import Body, Cookie, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import StringConstraints
@@ -87,22 +87,18 @@ async def page(request: Request) -> Response:
     return response
 
 
-@app.post("/pictures")
+@app.put("/pictures/{order_id}")
 async def order(
-    prompt: Annotated[str, Body(embed=True)],
-    idempotency_key: Annotated[OrderId, Header()],
-    user: User,
+    order_id: OrderId, prompt: Annotated[str, Body(embed=True)], user: User
 ) -> Response:
-    key = f"{user}/{idempotency_key}"  # the same order again buys nothing, and gets its state
+    key = f"{user}/{order_id}"  # the same order again buys nothing, and gets its state
     try:
         state = await state_of(client.generate_and_wait(prompt, key=key, wait_timeout=10))
     except ClientClosed as error:
         if error.intent_id is None:
             raise  # nothing was bought
         state = {"state": "generating"}
-    code = 202 if state["state"] in ("generating", "unknown") else 200
-    # The place is relative, and so it is right behind a prefix.
-    return JSONResponse(state, code, headers={"Location": f"pictures/{idempotency_key}"})
+    return JSONResponse(state, 202 if state["state"] in ("generating", "unknown") else 200)
 
 
 @app.get("/pictures/{order_id}")

@@ -21,7 +21,6 @@ from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import Any, TypeVar
-from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -33,6 +32,7 @@ from midapi_async import (
     SubmissionUnknown,
     TaskDetails,
     TaskNotFound,
+    TextToImage,
 )
 
 T = TypeVar("T")
@@ -65,6 +65,14 @@ def body_of(environ: WSGIEnvironment) -> bytes:
     return body
 
 
+def request_of(environ: WSGIEnvironment) -> TextToImage:
+    try:
+        prompt = json.loads(body_of(environ))["prompt"]
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError({"prompt": "is missing"}) from error
+    return TextToImage(prompt)
+
+
 async def known(key: str) -> TaskDetails | None:
     """What is known of an order. However often this is called, MidAPI is asked once in 5 s."""
     handle = await client.find(key)
@@ -78,18 +86,16 @@ async def known(key: str) -> TaskDetails | None:
 
 def answer(environ: WSGIEnvironment, path: str) -> tuple[int, dict[str, object]]:
     """The status and the JSON for a request."""
-    user = environ.get("REMOTE_USER", "anybody")  # your login
+    order = path.removeprefix("/pictures/")
+    if not order.isalnum():
+        return 404, {"detail": "There is no such page."}
+    key = f"{environ.get('REMOTE_USER', 'anybody')}/{order}"  # of your login
     try:
-        if environ["REQUEST_METHOD"] == "POST" and path == "/pictures":
-            form = parse_qs(body_of(environ).decode(errors="replace"))
-            prompt, order = form.get("prompt", [""])[0], form.get("order", [""])[0]
-            if not prompt or not order.isalnum():
-                return 400, {"detail": "The prompt or the order is missing or wrong."}
+        if environ["REQUEST_METHOD"] == "PUT":
             # A request blocks a thread: it does not wait for the pictures.
-            run(client.generate(prompt, key=f"{user}/{order}", timeout=10))
+            run(client.generate(request_of(environ), key=key, timeout=10))
             return 202, {"state": "generating"}
-        order = path.removeprefix("/pictures/")
-        details = run(known(f"{user}/{order}")) if order.isalnum() else None
+        details = run(known(key))
     except SubmissionUnknown:  # it may have been bought, and a callback may still show that
         return 202, {"state": "unknown"}
     except InvalidRequestError as error:
