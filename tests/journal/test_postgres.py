@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AsyncExitStack,
     ExitStack,
@@ -318,6 +318,53 @@ async def test_the_servers_clock_is_set_back(postgres: Server, make: Make, schem
         await asyncio.sleep(0.6)
     slot = await claim(make(), intent(), RateLimit(9, per=0.1), account="other")
     assert isinstance(slot, Claimed)
+
+
+@asynccontextmanager
+async def clock_that_jumps(
+    postgres: Server, schema: str
+) -> AsyncIterator[tuple[PostgresJournal, Callable[[float], Awaitable[Any]]]]:
+    """A journal whose server's clock can be set forward or back by some seconds."""
+    clock = new_schema()
+    for statement in (
+        'CREATE SCHEMA "{0}"',
+        'CREATE TABLE "{0}".shift AS SELECT 0.0::float8 AS by',
+        """CREATE FUNCTION "{0}".clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$
+        SELECT pg_catalog.clock_timestamp() + (SELECT by * interval '1 s' FROM "{0}".shift) $$""",
+    ):
+        await postgres.execute(statement.format(clock))
+    journal = PostgresJournal(f"{postgres.url}?search_path={clock},pg_catalog", schema=schema)
+    yield journal, lambda by: postgres.execute(f'UPDATE "{clock}".shift SET by = {by}')
+    await journal.aclose()
+    await postgres.execute(f'DROP SCHEMA "{clock}" CASCADE')
+
+
+@pytest.mark.fault("P9")
+@pytest.mark.parametrize("by", [-3600.0, -0.2, 0.2, 5.0])
+@pytest.mark.parametrize("is_resting", [True, False])
+async def test_the_servers_clock_jumps_between_two_claims(
+    postgres: Server, schema: str, by: float, *, is_resting: bool
+) -> None:
+    """A claim of what has a row is written, whatever the process recalls."""
+    limit = RateLimit(5, per=60.0)
+    async with clock_that_jumps(postgres, schema) as (journal, jump):
+        await journal.rows()
+        other, mine = intent(), intent(key="k")
+        slots = [await claim(journal, each, limit) for each in (other, mine)]
+        assert isinstance(slots[0], Claimed)
+        assert isinstance(slots[1], Claimed)
+        if is_resting:
+            await journal.release(slots[1].slot, sent=True)
+        else:
+            await journal.advance(mine.intent_id, State.REFUSED, slot=slots[1].slot)
+            mine = intent(key="k")
+        await jump(by)
+        await journal.advance(other.intent_id, State.ACCEPTED, slot=slots[0].slot, task_id="t")
+        assert isinstance(await claim(journal, mine, limit), Claimed)
+        row = await journal.find(intent_id=mine.intent_id)
+        assert row is not None
+        assert row.state is State.SENDING
+        assert len(await postgres.execute(f'SELECT FROM "{schema}".slots')) == 3
 
 
 async def test_without_prompts(postgres: Server, schema: str) -> None:

@@ -295,7 +295,7 @@ class Session:
             if all(isinstance(job.result, Claimed) and not job.error for job in jobs):
                 self._is_unconfirmed = False
                 table.doubt()
-                write = schema.sql(schema.WRITE, self._name), self._me, table.change()
+                write = schema.sql(schema.WRITE, self._name), self._me, table.change(presumed=True)
                 if (server_time := await self._ask("fetchval", *write)) is not None:
                     table.written(server_time)
                     return True

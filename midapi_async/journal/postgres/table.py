@@ -145,8 +145,10 @@ class PostgresTable(Table):
         self.fetched.update(reads)
         self.is_presumed = True
         self.restart()
-        # A server's clock that was set back is corrected with what `LOAD` has found.
-        return all(slot.started <= self.now() for slot, _ in self._slots.values())
+        if any(slot.started > self.now() for slot, _ in self._slots.values()):
+            # The server's clock was set back, which is corrected with what `LOAD` finds.
+            self.begin(self._me, {})
+        return self.is_presumed
 
     def doubt(self) -> None:
         """Recall nothing for a moment, unless the next write proves what was recalled."""
@@ -405,8 +407,12 @@ class PostgresTable(Table):
             del self._rows[row.intent_id]
             self._removed.append(row.intent_id)
 
-    def change(self) -> str | None:
-        """The collected writes as JSON for `schema.WRITE`; None if there are none."""
+    def change(self, *, presumed: bool = False) -> str | None:
+        """The collected writes as JSON for `schema.WRITE`; None if there are none.
+
+        Args:
+            presumed: whether the answer may be NULL, because what was recalled is wrong.
+        """
         rows = []
         for name, row in self._rows.items():
             before, version = self._stored.get(name, (None, 0))
@@ -427,7 +433,7 @@ class PostgresTable(Table):
             return None
         seen = self._seen.union(row["intent_id"] for row in rows) & self._stored.keys()
         changes = {
-            "presumed": self.is_presumed,
+            "presumed": presumed,
             "read_at": self.read_at,
             "seen": [{"intent_id": name, "version": self._stored[name][1]} for name in seen],
             # Rows that give up a key or a task id come before rows that take it.
