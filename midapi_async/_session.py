@@ -225,6 +225,7 @@ class Session:
         try:
             await self.candidates.aclose()
             await self.seen.aclose()
+            self.recorder.retry()
             await self.recorder.writes.finish(RECORD_PATIENCE)
             await self.watcher.aclose()
             await self.observer.aclose(EVENT_PATIENCE)

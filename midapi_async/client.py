@@ -767,6 +767,7 @@ class MidAPIClient:
         Tasks that belong to another process which is still running are left out.
         """
         session = self._opened()
+        session.recorder.retry()
         await session.recorder.writes.join()
         await session.journal.take_over(session.scope)
         session.candidates.resume(session.scope)

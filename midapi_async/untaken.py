@@ -62,6 +62,7 @@ class Untaken:
             try:
                 # If somebody else in this client waits for it, too, their result counts as taken.
                 await asyncio.sleep(0)
+                session.recorder.retry()
                 await session.recorder.writes.join()
                 if row is None or session.is_stopped:
                     ready.put_nowait(None)  # for the next caller

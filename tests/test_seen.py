@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import traceback
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -279,8 +280,9 @@ async def test_a_journal_that_fails_under_results_is_logged_once(
 
 
 @pytest.mark.fault("S16")
-async def test_results_that_could_not_be_recorded_are_recorded_later() -> None:
-    """After the next one that could be, taken or not: a `resume()` is not needed for it."""
+@pytest.mark.parametrize("then", ["the next one", "resume", "untaken", "close"])
+async def test_results_that_could_not_be_recorded_are_recorded_later(then: str) -> None:
+    """Taken or not: none that was returned is returned again, here or by the next process."""
 
     class Full(MemoryJournal):
         is_full = True
@@ -298,15 +300,24 @@ async def test_results_that_could_not_be_recorded_are_recorded_later() -> None:
             await handle
         for handle in handles[3:5]:
             assert (await client.details(handle.task_id)).is_final
+        tasks = {handle.task_id for handle in handles[3:]}
         await client._opened().recorder.writes.join()
         assert {row.state for row in await journal.rows()} == {State.ACCEPTED}
         journal.is_full = False
-        await handles[5]
-        for _ in range(2):  # that one, and the rest
-            await client._opened().recorder.writes.join()
-        rows = await journal.rows()
-    assert {row.state for row in rows} == {State.SUCCEEDED}
-    assert [row.taken for row in rows] == [True, True, True, False, False, True]
+        if then == "the next one":
+            await handles[5]
+            for _ in range(2):  # that one, and the rest
+                await client._opened().recorder.writes.join()
+            rows = await journal.rows()
+            assert [row.taken for row in rows] == [True, True, True, False, False, True]
+        elif then == "resume":
+            assert {each.task_id for each in await client.resume()} == tasks
+        elif then == "untaken":
+            async with aclosing(client.untaken()) as untaken:
+                assert {(await anext(untaken)).task_id for _ in range(3)} == tasks
+    rows = await journal.rows()
+    assert {row.state for row in rows[:5]} == {State.SUCCEEDED}
+    assert [row.taken for row in rows[:5]] == [True, True, True, False, False]
 
 
 async def test_a_result_is_not_recorded_for_another_task_of_the_intent() -> None:

@@ -79,7 +79,7 @@ class ResultRecorder:
     ) -> None:
         """As `write`, for the background: a journal that fails is logged, once until it works.
 
-        What could not be written is written after the next one that could be.
+        What could not be written is written after the next one that could be, or by `retry`.
         """
         try:
             await self.write(task_id, intent_id, details, taken=taken)
@@ -95,8 +95,12 @@ class ResultRecorder:
                 self._unwritten[task_id] = intent_id, details, taken or was_taken
         else:
             self._has_failed = False
-            if self._unwritten:
-                self.writes.start(self._write_rest())
+            self.retry()
+
+    def retry(self) -> None:
+        """Begin to write what could not be written."""
+        if self._unwritten:
+            self.writes.start(self._write_rest())
 
     async def _write_rest(self) -> None:
         """Write what could not be written; one that fails again is given up until `resume()`."""
