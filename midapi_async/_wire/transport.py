@@ -13,6 +13,7 @@ import socket
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from io import BytesIO
 from ssl import SSLContext
 
@@ -38,11 +39,11 @@ LARGEST_HEADER, MOST_HEADERS = 1 << 16, 1 << 10
 SHORTEST_REAL_KEY = 16  # characters
 # Seconds. Servers close idle connections, and a look on a closed connection has to be repeated.
 LONGEST_IDLE = 2.0
-# Milliseconds in which MidAPI's system must acknowledge what was sent of a call that costs money.
-LONGEST_UNSEEN_MS = 10_000
+# Seconds in which MidAPI's system must acknowledge what was sent of a call that costs money.
+LONGEST_UNSEEN = 10.0
 
 
-def _socket_of_a_paid_call(address: AddrInfoType) -> socket.socket:
+def _socket_of_a_paid_call(connect_timeout: float, address: AddrInfoType) -> socket.socket:
     """A socket that gives up when what it has sent is not acknowledged for some seconds.
 
     Else the system goes on sending it for many minutes, also after the call has ended with a
@@ -51,8 +52,11 @@ def _socket_of_a_paid_call(address: AddrInfoType) -> socket.socket:
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        unseen = 1000 * max(LONGEST_UNSEEN, connect_timeout)  # it ends connecting, too
         with suppress(OSError):
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LONGEST_UNSEEN_MS)
+            made.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(unseen, 2**31 - 1))
+            )
     return made
 
 
@@ -113,9 +117,8 @@ class Transport:
         )
         self._clock = clock
         checks = True if ssl is None else ssl
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=clock.network_seconds(connect_timeout)
-        )
+        connect_timeout = clock.network_seconds(connect_timeout)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
 
         # Those that are not closed, and how many calls are under way in each.
         self._calls: dict[aiohttp.ClientSession, int] = {}
@@ -156,7 +159,10 @@ class Transport:
         # not be compressed, so that its beginning can be read even if the rest is lost.
         self._paid_session = session(
             aiohttp.TCPConnector(
-                force_close=True, limit=0, ssl=checks, socket_factory=_socket_of_a_paid_call
+                force_close=True,
+                limit=0,
+                ssl=checks,
+                socket_factory=partial(_socket_of_a_paid_call, connect_timeout),
             ),
             **{"Accept-Encoding": "identity"},
         )
