@@ -52,11 +52,10 @@ def _socket_of_a_paid_call(connect_timeout: float, address: AddrInfoType) -> soc
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        unseen = 1000 * max(LONGEST_UNSEEN, connect_timeout)  # it ends connecting, too
+        # It ends connecting, too. The largest number is that of the system.
+        unseen = min(1000 * max(LONGEST_UNSEEN, connect_timeout), 2**31 - 1)
         with suppress(OSError):
-            made.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(unseen, 2**31 - 1))
-            )
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unseen))
     return made
 
 
