@@ -158,6 +158,8 @@ class Journal(Protocol):
     async def release(self, slot: str, *, sent: bool, pause: float | None = None) -> None:
         """End a POST that bought nothing; the intent becomes RESTING and can be claimed again.
 
+        A slot ends once: a call that is repeated does not move its end.
+
         Args:
             slot: of `Claimed`.
             sent: False if MidAPI cannot have received the POST; then its slot is free at once.

@@ -277,10 +277,10 @@ class Table(ABC):
             return  # it ended long ago and was deleted; the row can be claimed again as it is
         slot, account = found
         now = self.now()
-        if sent:
-            self.put_slot(slot.ended(now), account)
-        else:
+        if not sent:
             self.drop_slots([name])
+        elif slot.is_open:  # else an earlier attempt, whose answer was lost, has written the end
+            self.put_slot(slot.ended(now), account)
         if pause is not None:
             self.set_account(account, self.account(account).after_429(now, pause, slot))
         row = self._existing(slot.intent_id)
