@@ -60,7 +60,7 @@ LONGEST = 80
 # What one person has to know to change the core, counted without docstrings, comments and blanks.
 # design.md asks for 5,600 lines and 95 classes; the closing note of the refactoring says what the
 # rest is for. A change that needs more raises these in its own commit and says why.
-MOST_LINES, MOST_CLASSES = 10363, 138
+MOST_LINES, MOST_CLASSES = 10379, 138
 # Not counted: what stands on the core or beside it, and tests that ship with the package.
 NOT_CORE = {"cli", "sandbox", "batch", "files", "integrations", "testing", "__main__"}
 SHIPPED_TESTS = "journal.contract"

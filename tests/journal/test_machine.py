@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -14,6 +16,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -24,6 +27,7 @@ from midapi_async.errors import JournalError
 from midapi_async.journal import Busy, Claimed, Intent, Journal, Standing, State
 from midapi_async.journal.memory import MemoryJournal, _MemoryTable
 from midapi_async.journal.postgres import PostgresJournal
+from midapi_async.journal.postgres import session as session_module
 from midapi_async.journal.postgres import table as table_module
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.testing import VirtualLoop
@@ -213,6 +217,27 @@ class Journals(RuleBasedStateMachine):
         self.loop.run_until_complete(crash(journal) if in_crash else journal.aclose())
         self.table.lives[side] += 1
 
+    @precondition(lambda self: self.postgres is not None)
+    @rule(side=sides)
+    def lose_an_answer(self, side: int) -> None:
+        """The next write of a PostgreSQL journal is committed, and its connection then ends."""
+        journal = self.journals[side]
+        assert isinstance(journal, PostgresJournal)
+        if self.loop not in journal._sessions:
+            return
+        session = journal._sessions[self.loop]
+        ask = session._ask
+
+        async def cut(method: str, statement: str, *values: object) -> Any:
+            answer = await ask(method, statement, *values)
+            if "write_1" in statement:
+                session._ask = ask  # type: ignore[method-assign]
+                session._worker.terminate()
+                raise ConnectionResetError
+            return answer
+
+        session._ask = cut  # type: ignore[method-assign]
+
     @rule(seconds=st.sampled_from([1.0, 6.0, 200.0]))
     def wait(self, seconds: float) -> None:
         """Slots become free."""
@@ -298,6 +323,8 @@ def test_a_shared_schema_behaves_like_one_memory(
 ) -> None:
     """The same on PostgreSQL: two journals, as on two machines; each recalls old states."""
     monkeypatch.setattr(table_module, "_READS_FIRST", 0.0)
+    # Time would pass before a second try.
+    monkeypatch.setattr(session_module, "random", SimpleNamespace(random=lambda: -0.5))
     _run(examples, type("PostgresJournals", (Journals,), {"postgres": postgres}))
 
 
