@@ -60,7 +60,7 @@ LONGEST = 80
 # What one person has to know to change the core, counted without docstrings, comments and blanks.
 # design.md asks for 5,600 lines and 95 classes; the closing note of the refactoring says what the
 # rest is for. A change that needs more raises these in its own commit and says why.
-MOST_LINES, MOST_CLASSES = 10379, 138
+MOST_LINES, MOST_CLASSES = 10387, 138
 # Not counted: what stands on the core or beside it, and tests that ship with the package.
 NOT_CORE = {"cli", "sandbox", "batch", "files", "integrations", "testing", "__main__"}
 SHIPPED_TESTS = "journal.contract"
@@ -233,7 +233,7 @@ def test_the_core_stays_small() -> None:
 def test_the_doctor_stays_small() -> None:
     """It must not grow into a third of the command line again; a database has its own checks."""
     names = ("cli.doctor", "cli._checks", "cli._connect")
-    assert sum(len(code_lines(name, MODULES[name])) for name in names) <= 481
+    assert sum(len(code_lines(name, MODULES[name])) for name in names) <= 486
 
 
 def code_lines(name: str, tree: ast.Module) -> set[int]:

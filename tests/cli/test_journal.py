@@ -28,8 +28,8 @@ from midapi_async.cli._listing import listing
 from midapi_async.cli._terminal import one_line
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.sandbox import SandboxThread, answer_code, delay, lose_answer
-from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, only, wait_until
-from tests.cli.test_sandbox import free_port
+from tests.cli.conftest import REPOSITORY, Midapi, ctrl_c_when, only
+from tests.support.waiting import free_port, wait_until
 
 # At the default scale a slow submission would print its progress.
 pytestmark = [pytest.mark.real_time, pytest.mark.midapi_sandbox(time_scale=240)]
