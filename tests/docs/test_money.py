@@ -1,4 +1,4 @@
-"""The walk-through of unknown submissions in docs/money.md, as a reader types it.
+"""The walk-through of docs/unknown.md, as a reader types it.
 
 It needs a sandbox that loses answers, in a process of its own as on the page; the sandbox of
 `test_blocks.py` answers everything.
@@ -30,7 +30,7 @@ PROGRESS = re.compile(r"^(Task \w+ is|Submission) [a-z ,]+: [0-9].*\n", re.MULTI
 
 def _walk() -> list[Block]:
     return [
-        each for each in blocks("docs/money.md") if each.about.endswith("test_the_walk_through")
+        each for each in blocks("docs/unknown.md") if each.about.endswith("test_the_walk_through")
     ]
 
 

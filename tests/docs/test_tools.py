@@ -90,7 +90,7 @@ def test_the_page_names_no_option_that_does_not_exist() -> None:
 
 # ─── the sandbox ─────────────────────────────────────────────────────────────────────────────────
 
-TESTING = page("testing.md")
+TESTING = page("testing.md") + page("sandbox.md")
 
 
 def column(text: str, heading: str) -> set[str]:
