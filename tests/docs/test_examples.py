@@ -1,6 +1,7 @@
 """The programs in `examples/` as their users run them: processes, against a sandbox."""
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -13,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from midapi_async import MidAPIClient
-from midapi_async.sandbox import Faults, SandboxThread, delay
+from midapi_async.sandbox import Faults, SandboxThread, hang
 from midapi_async.sandbox.pytest_plugin import midapi_sandbox
+from tests.docs.blocks import REPOSITORY
+from tests.docs.test_blocks import elsewhere, run
+from tests.support.waiting import SECONDS, wait_until
 
-__all__ = ["midapi_sandbox"]  # also where the package is not installed
+__all__ = ["elsewhere", "midapi_sandbox"]  # fixtures
 
-REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
-SECONDS = 60.0
 
 pytestmark = [
     pytest.mark.real_time,
@@ -30,24 +32,15 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, midapi_sandbox: SandboxThread) -> Path:
-    """An empty current folder, and the sandbox in the environment."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    return tmp_path
+def command(name: str) -> list[str]:
+    """How an example is started; a warning is an error."""
+    return [sys.executable, "-W", "error", str(EXAMPLES / name)]
 
 
-def run(name: str, *, exit_code: int = 0) -> str:
+def printed_by(name: str) -> str:
     """Run an example to its end; return what it prints."""
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (exit_code, "")
+    ended = run(*command(name))
+    assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
 
@@ -60,7 +53,7 @@ def prompts(sandbox: SandboxThread) -> list[str]:
 
 
 def test_the_first_program_prints_four_files(midapi_sandbox: SandboxThread) -> None:
-    files = [Path(line) for line in run("first.py").splitlines()]
+    files = [Path(line) for line in printed_by("first.py").splitlines()]
     assert [file.parent.name for file in files] == ["pictures"] * 4
     assert all(file.stat().st_size for file in files)
     assert prompts(midapi_sandbox) == ["a red fox in the snow"]
@@ -70,7 +63,7 @@ def test_the_first_program_prints_four_files(midapi_sandbox: SandboxThread) -> N
 
 
 def test_the_script_buys_each_prompt_once_in_two_runs(midapi_sandbox: SandboxThread) -> None:
-    first = run("script.py").splitlines()
+    first = printed_by("script.py").splitlines()
     assert sorted(first) == [
         "3 of 3 done, 24 credits spent",
         "animals/fox: 4 files",
@@ -79,7 +72,7 @@ def test_the_script_buys_each_prompt_once_in_two_runs(midapi_sandbox: SandboxThr
     ]
     files = {each: each.stat().st_mtime_ns for each in Path("pictures").iterdir()}
     requests = len(midapi_sandbox.ledger.requests)
-    again = run("script.py").splitlines()
+    again = printed_by("script.py").splitlines()
     assert sorted(again) == ["3 of 3 done, 0 credits spent", *sorted(first)[1:]]
     assert len(midapi_sandbox.ledger.requests) == requests
     assert {each: each.stat().st_mtime_ns for each in Path("pictures").iterdir()} == files
@@ -89,13 +82,11 @@ def test_the_script_buys_each_prompt_once_in_two_runs(midapi_sandbox: SandboxThr
 @pytest.mark.midapi_sandbox(credits=10)
 def test_the_script_says_why_it_stopped(midapi_sandbox: SandboxThread) -> None:
     """Without credits it ends with an error that names them, and a later run continues."""
-    ended = subprocess.run(
-        [sys.executable, EXAMPLES / "script.py"], capture_output=True, text=True, check=False
-    )
+    ended = run(*command("script.py"))
     assert ended.returncode == 1
-    assert "InsufficientCreditsError" in ended.stderr
+    assert "InsufficientCreditsError" in ended.stdout
     midapi_sandbox.credits = 1000
-    assert "3 of 3 done" in run("script.py")
+    assert "3 of 3 done" in printed_by("script.py")
     assert len(midapi_sandbox.ledger.accepted) == 3
 
 
@@ -109,7 +100,10 @@ class Worker:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", EXAMPLES / "worker.py"], stderr=file, stdout=file
+                command("worker.py"),
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                stderr=file,
+                stdout=file,
             )
 
     def end(self, number: int) -> int:
@@ -119,12 +113,12 @@ class Worker:
 
 
 @pytest.fixture
-def start(folder: Path) -> Iterator[Callable[[], Worker]]:
+def start(elsewhere: Path, midapi_sandbox: SandboxThread) -> Iterator[Callable[[], Worker]]:
     """Start a worker; each that is left at the end of the test is killed."""
     workers: list[Worker] = []
 
     def started() -> Worker:
-        workers.append(Worker(folder / f"worker-{len(workers)}.log"))
+        workers.append(Worker(elsewhere / f"worker-{len(workers)}.log"))
         return workers[-1]
 
     yield started
@@ -140,14 +134,6 @@ def order(number: str, prompt: str) -> None:
     Path("orders").mkdir(exist_ok=True)
     Path("new.txt").write_text(f"{prompt}\n", "utf-8")
     Path("new.txt").rename(f"orders/{number}.txt")
-
-
-def until(is_so: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.02)
 
 
 def pictures(number: str) -> int:
@@ -168,14 +154,14 @@ def test_the_worker_delivers_pictures_and_reasons(
     order("2", "an owl [[sandbox: fail=out of paint]]")
     order("3", "")
     worker = start()
-    until(lambda: reason("3"))
+    wait_until(lambda: reason("3"))
     order("4", "a blue whale")
-    until(lambda: pictures("1") == pictures("4") == 4 and reason("2"))
+    wait_until(lambda: pictures("1") == pictures("4") == 4 and reason("2"))
     assert "out of paint" in reason("2")
     assert "prompt" in reason("3")
     assert [*Path("orders").iterdir()] == []
     order("1", "another prompt under the number of an earlier order")
-    until(lambda: reason("1"))
+    wait_until(lambda: reason("1"))
     assert worker.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert "Traceback" not in worker.log.read_text("utf-8")
     assert len(midapi_sandbox.ledger.accepted) == 3
@@ -184,7 +170,7 @@ def test_the_worker_delivers_pictures_and_reasons(
 def test_the_worker_ends_at_ctrl_c_without_a_traceback(start: Callable[[], Worker]) -> None:
     order("1", "a fox [[sandbox: never]]")
     worker = start()
-    until(lambda: not [*Path("orders").iterdir()])
+    wait_until(lambda: not [*Path("orders").iterdir()])
     assert worker.end(signal.SIGINT) == 0
     assert "Traceback" not in worker.log.read_text("utf-8")
 
@@ -195,43 +181,48 @@ def test_an_order_without_credits_waits_and_a_later_worker_buys_it(
     midapi_sandbox.credits = 0
     order("1", "a red fox")
     worker = start()
-    until(lambda: "orders must wait" in worker.log.read_text("utf-8"))
+    wait_until(lambda: "orders must wait" in worker.log.read_text("utf-8"))
     assert worker.end(signal.SIGTERM) == 128 + signal.SIGTERM
     midapi_sandbox.credits = 100
     start()
-    until(lambda: pictures("1") == 4)
+    wait_until(lambda: pictures("1") == 4)
     assert len(midapi_sandbox.ledger.accepted) == 1
 
 
-@pytest.mark.midapi_sandbox(time_scale=60, faults=Faults().on("submit", chance=0.5, do=delay(30)))
+@pytest.mark.midapi_sandbox(
+    faults=Faults()
+    .on("submit", when=lambda call: "hill 3 " in str(call.body), first=1, do=hang())
+    .on("submit", when=lambda call: "hill 6 " in str(call.body), first=1, do=hang(accepted=False))
+    .on("submit", when=lambda call: "hill 9 " in str(call.body), first=1, do=hang())
+)
 def test_killed_workers_deliver_everything_and_buy_nothing_twice(
     midapi_sandbox: SandboxThread, start: Callable[[], Worker]
 ) -> None:
-    """Two workers share a journal, and are killed at a random moment, five times.
+    """Two workers share a journal, and are killed at a random moment, three times.
 
-    A worker that is killed while its POST is under way leaves an unknown submission, which no
-    worker buys again. The test decides about these as a user does: it adopts the task that the
-    sandbox has, or else submits the order again.
+    Each time the POST of one of three orders is under way, which MidAPI has accepted, or has not.
+    It leaves an unknown submission, which no worker buys again. The test decides about these as a
+    user does: it adopts the task that the sandbox has, or else submits the order again.
     """
     random_ = random.Random(16)
-    numbers = [str(number) for number in range(1, 16)]
+    numbers = [str(number) for number in range(1, 10)]
 
-    def work_and_die(numbers: list[str]) -> None:
-        workers, sold = [start(), start()], len(midapi_sandbox.ledger.accepted)
-        for number in numbers:
+    def submits() -> int:
+        return sum(each.operation == "submit" for each in midapi_sandbox.ledger.requests)
+
+    for end in (3, 6, 9):
+        workers = [start(), start()]
+        for number in numbers[end - 3 : end]:
             seconds = random_.randint(10, 90)
             order(number, f"a fox on hill {number} [[sandbox: seconds={seconds}]]")
-        until(lambda: len(midapi_sandbox.ledger.accepted) > sold)
+        wait_until(lambda: submits() == end)  # noqa: B023 - called at once
         time.sleep(random_.uniform(0, 0.6))
         for worker in workers:
             worker.end(signal.SIGKILL)
-
-    for first in range(0, len(numbers), 3):
-        work_and_die(numbers[first : first + 3])
     start()
-    until(lambda: not [*Path("orders").iterdir()])
-    assert asyncio.run(decide(midapi_sandbox)), "no kill hit a POST, so this has shown nothing"
-    until(lambda: all(pictures(number) == 4 for number in numbers))
+    wait_until(lambda: not [*Path("orders").iterdir()])
+    assert asyncio.run(decide(midapi_sandbox)) >= 3
+    wait_until(lambda: all(pictures(number) == 4 for number in numbers))
     assert len(prompts(midapi_sandbox)) == len(set(prompts(midapi_sandbox))) == len(numbers)
 
 
