@@ -1,7 +1,5 @@
 """What the README shows: its web application, and the table of requests, also on its page."""
 
-import re
-
 import attrs
 import pytest
 
@@ -10,6 +8,7 @@ from midapi_async.sandbox import SandboxThread
 from midapi_async.sandbox.pytest_plugin import midapi_sandbox
 from tests.callbacks.serving import ask, uvicorn_serving
 from tests.docs.blocks import REPOSITORY, blocks
+from tests.docs.tables import codes, rows
 from tests.docs.test_blocks import elsewhere, execute
 from tests.support.waiting import wait_until
 
@@ -50,16 +49,11 @@ def test_the_web_application_takes_an_order_and_shows_it(midapi_sandbox: Sandbox
 @pytest.mark.parametrize("page", ["README.md", "docs/requests.md"])
 def test_every_request_is_in_the_table_with_its_fields(page: str) -> None:
     """Fields in their order; "the same" is the row above."""
-    source = (REPOSITORY / page).read_text("utf-8")
-    table = re.search(r"^\| request \|.*?(?=\n\n)", source, re.MULTILINE | re.DOTALL)
-    assert table is not None
     fields: list[str] = []
     named: dict[str, list[str]] = {}
-    for row in table[0].splitlines()[2:]:
-        first, _, last = row.strip("|").split("|")
-        call, names = re.findall(r"`([^`]+)`", first)[0], re.findall(r"`([^`]+)`", last)
-        name, _, required = call.partition("(")
-        fields = (fields if "the same" in last else []) + names
+    for first, _, last in rows(page, "request"):
+        name, _, required = codes(first)[0].partition("(")
+        fields = (fields if "the same" in last else []) + codes(last)
         named[name] = required.rstrip(")").split(", ") + fields
     for name, names in named.items():
         real = {field.name for field in attrs.fields(getattr(midapi_async, name))}

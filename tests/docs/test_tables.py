@@ -14,6 +14,7 @@ import pytest
 import midapi_async
 from midapi_async import CallbackReceiver, ClientStats, MidAPIClient, MidAPIError, State, events
 from tests.docs.blocks import REPOSITORY, blocks
+from tests.docs.tables import codes, names, rows
 
 pytestmark = pytest.mark.one_python
 
@@ -21,26 +22,6 @@ DOCS = REPOSITORY / "docs"
 PACKAGE = REPOSITORY / "midapi_async"
 VARIABLE = re.compile(r"\bMIDAPI_[A-Z_]+[A-Z]\b")
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
-
-
-@cache
-def _rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of all tables of a page whose first column has this heading."""
-    source = (DOCS / page).read_text("utf-8")
-    table = re.compile(rf"^\| {re.escape(heading)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
-    found = table.findall(source)
-    assert found, f"{page} has no table {heading!r}"
-    lines = "".join(found).splitlines()
-    return [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
-
-
-def _codes(text: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", text)
-
-
-def _names(page: str, heading: str) -> list[str]:
-    """What is in backticks in the first column."""
-    return [name for row in _rows(page, heading) for name in _codes(row[0])]
 
 
 # ─── errors ──────────────────────────────────────────────────────────────────────────────────────
@@ -54,7 +35,7 @@ def _errors() -> dict[str, type[MidAPIError]]:
 
 def test_every_error_is_in_one_table() -> None:
     """And no name that is none."""
-    assert sorted(_names("errors.md", "error")) == sorted(_errors().keys() - {"MidAPIError"})
+    assert sorted(names("docs/errors.md", "error")) == sorted(_errors().keys() - {"MidAPIError"})
 
 
 def test_the_tree_of_errors_is_the_real_one() -> None:
@@ -74,9 +55,9 @@ def test_the_tree_of_errors_is_the_real_one() -> None:
 def test_every_attribute_of_an_error_is_in_the_table() -> None:
     """Those that the class documents; `every error` stands for the base of all."""
     shown: dict[str, set[str]] = {}
-    for names, owners, _ in _rows("errors.md", "attribute"):
-        for owner in _codes(owners) or ["MidAPIError"]:
-            shown.setdefault(owner, set()).update(_codes(names))
+    for first, owners, _ in rows("docs/errors.md", "attribute"):
+        for owner in codes(owners) or ["MidAPIError"]:
+            shown.setdefault(owner, set()).update(codes(first))
     known = _errors()
     own = {name: _documented(kind) for name, kind in known.items()}
     for name, kind in known.items():
@@ -98,18 +79,18 @@ def _documented(kind: type) -> set[str]:
 
 def test_every_argument_of_the_client_is_in_the_table() -> None:
     """And none that it does not have."""
-    assert _names("settings.md", "setting") == list(inspect.signature(MidAPIClient).parameters)
+    assert names("docs/settings.md", "setting") == list(inspect.signature(MidAPIClient).parameters)
 
 
 def test_every_argument_of_the_receiver_is_in_the_table() -> None:
     """The same."""
-    shown = [_codes(row[0])[0] for row in _rows("settings.md", "argument of `CallbackReceiver`")]
+    shown = [codes(row[0])[0] for row in rows("docs/settings.md", "argument of `CallbackReceiver`")]
     assert shown == list(inspect.signature(CallbackReceiver).parameters)
 
 
 def test_every_default_is_the_real_one() -> None:
     """The table of values, and no value missing from it."""
-    shown = {_codes(row[0])[0]: float(row[1]) for row in _rows("settings.md", "value")}
+    shown = {codes(row[0])[0]: float(row[1]) for row in rows("docs/settings.md", "value")}
     real = {
         f"{name}.{field.name}": field.default
         for name in ("Timeouts", "RetryPolicy", "PollPolicy")
@@ -122,31 +103,31 @@ def test_every_variable_is_in_the_table() -> None:
     """The table names those that the package reads, and no page names another."""
     sources = [path for path in PACKAGE.rglob("*.py") if "sandbox" not in path.parts]
     read = {name for path in sources for name in VARIABLE.findall(path.read_text("utf-8"))}
-    assert sorted(_names("settings.md", "variable")) == sorted(read)
+    assert sorted(names("docs/settings.md", "variable")) == sorted(read)
     for page in (REPOSITORY / "README.md", *DOCS.rglob("*.md")):
         assert set(VARIABLE.findall(page.read_text("utf-8"))) <= read, page.name
 
 
 def test_every_figure_is_in_the_table() -> None:
     """Of `client.stats()`."""
-    assert _names("settings.md", "figure") == [each.name for each in attrs.fields(ClientStats)]
+    assert names("docs/settings.md", "figure") == [each.name for each in attrs.fields(ClientStats)]
 
 
 def test_every_event_is_in_the_table() -> None:
     """With its own attributes, its logger and its level."""
-    rows = {_codes(row[0])[0]: row for row in _rows("settings.md", "event")}
-    assert sorted([*rows, "Event"]) == sorted(events.__all__)
+    shown = {codes(row[0])[0]: row for row in rows("docs/settings.md", "event")}
+    assert sorted([*shown, "Event"]) == sorted(events.__all__)
     common = {field.name for field in attrs.fields(events.Event)}
-    for name, row in rows.items():
+    for name, row in shown.items():
         kind = getattr(events, name)
         own = {field.name for field in attrs.fields(kind)} - common
-        assert set(_codes(row[2])) == own, name
-        assert (_codes(row[3]), row[4]) == ([kind.logger], logging.getLevelName(kind.level)), name
+        assert set(codes(row[2])) == own, name
+        assert (codes(row[3]), row[4]) == ([kind.logger], logging.getLevelName(kind.level)), name
 
 
 def test_every_state_of_an_intent_is_in_the_table() -> None:
     """On the page about money."""
-    assert sorted(_names("money.md", "state")) == sorted(state.value for state in State)
+    assert sorted(names("docs/money.md", "state")) == sorted(state.value for state in State)
 
 
 # ─── lines of the log ────────────────────────────────────────────────────────────────────────────
@@ -247,7 +228,7 @@ def _shown_lines() -> list[tuple[str, str, frozenset[str]]]:
     shown = []
     source = (DOCS / "settings.md").read_text("utf-8").partition("## Loggers")[2]
     for section in source.split("\n### ")[1:]:
-        [logger] = _codes(section.splitlines()[0])
+        [logger] = codes(section.splitlines()[0])
         for text, levels in re.findall(r"^\| `(.+?)` \| ([A-Z, ]+) \|", section, re.MULTILINE):
             shown.append((logger, text, frozenset(levels.split(", "))))
     return shown
@@ -281,6 +262,17 @@ def test_every_line_of_the_log_is_in_the_tables() -> None:
     problems += [f"nothing logs {row}" for row in shown if row not in used]
     problems += [f"twice: {row}" for row in set(shown) if shown.count(row) > 1]
     assert not problems, "\n".join(problems)
+
+
+def test_every_critical_line_is_on_the_page_about_operations() -> None:
+    """By words that it contains; and neither of the page's tables has words that nobody logs."""
+    lines, tables = _lines(), rows("docs/operations.md", "the line contains")
+    words = {row[0].strip("`").replace("%s", "…"): len(row) for row in tables}
+    for line in lines:
+        if "CRITICAL" in line.levels:  # what has happened, and what to do: three columns
+            assert [columns for each, columns in words.items() if each in line.text] == [3], line
+    texts = [line.text for line in lines] + [text for _, text, _ in _shown_lines()]
+    assert [each for each in words if not any(each in text for text in texts)] == []
 
 
 def test_every_logger_has_a_table() -> None:

@@ -24,6 +24,7 @@ from midapi_async.journal.states import moved
 from midapi_async.sandbox import Sandbox
 from tests.cli.test_help import COMMANDS
 from tests.docs.blocks import REPOSITORY, blocks
+from tests.docs.tables import codes, names, rows
 from tests.test_house import HOMES, ORDER
 
 pytestmark = pytest.mark.one_python
@@ -41,9 +42,9 @@ def sections(text: str) -> dict[str, str]:
     return dict(zip(anchors[1::2], parts[2::2], strict=True))
 
 
-def codes(text: str) -> set[str]:
+def words(text: str) -> set[str]:
     """The words in backticks."""
-    return {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.split(r"[ =,]+", code)}
+    return {word for code in codes(text) for word in re.split(r"[ =,]+", code)}
 
 
 # ─── the command line ────────────────────────────────────────────────────────────────────────────
@@ -74,9 +75,9 @@ def names_of(command: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 def test_every_command_and_option_is_on_the_page(command: tuple[str, ...]) -> None:
     """In the command's own section, or in one of the shared lists that it links to."""
     assert f"midapi {' '.join(command)}" in COMMAND_LINE
-    told = codes(section_of(command))
-    for names in names_of(command):
-        assert set(names) & told, f"midapi {' '.join(command)}: {names[0]}"
+    told = words(section_of(command))
+    for option in names_of(command):
+        assert set(option) & told, f"midapi {' '.join(command)}: {option[0]}"
 
 
 def test_the_page_names_no_option_that_does_not_exist() -> None:
@@ -84,21 +85,11 @@ def test_the_page_names_no_option_that_does_not_exist() -> None:
     real = {name for command in COMMANDS for each in names_of(command) for name in each}
     of_the_app = {"--", "--help", "--install-completion"}
     of_midjourney = {"--repeat"}
-    told = {code for code in codes(COMMAND_LINE) if code.startswith("--")}
+    told = {word for word in words(COMMAND_LINE) if word.startswith("--")}
     assert told <= real | of_the_app | of_midjourney
 
 
 # ─── the sandbox ─────────────────────────────────────────────────────────────────────────────────
-
-TESTING = page("testing.md") + page("sandbox.md")
-
-
-def column(text: str, heading: str) -> set[str]:
-    """The codes in the first column of each table whose first heading this is."""
-    tables = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
-    assert tables, heading
-    rows = "".join(tables).splitlines()
-    return codes("\n".join(row.split("|")[1] for row in rows))
 
 
 def test_every_fault_is_on_the_page() -> None:
@@ -108,7 +99,7 @@ def test_every_fault_is_on_the_page() -> None:
         ("on a task", sandbox.TaskAction),
         ("on a callback", sandbox.CallbackAction),
     ):
-        told = {each.partition("(")[0] for each in column(TESTING, heading) if "(" in each}
+        told = {each.partition("(")[0] for each in names("docs/sandbox.md", heading) if "(" in each}
         real = {
             name
             for name in sandbox.__all__
@@ -120,19 +111,21 @@ def test_every_fault_is_on_the_page() -> None:
 
 def test_every_argument_of_the_sandbox_is_in_the_table() -> None:
     """And none that it does not have."""
-    assert column(TESTING, "argument") == set(inspect.signature(Sandbox).parameters)
+    assert set(names("docs/sandbox.md", "argument")) == set(inspect.signature(Sandbox).parameters)
 
 
 def test_every_entry_of_the_ledger_is_in_the_table() -> None:
     """With all of its fields."""
-    [table] = re.findall(r"^\| in the ledger \|.*?\n\n", TESTING, re.MULTILINE | re.DOTALL)
+    fields = {
+        codes(first)[0]: set(codes(" ".join(others)))
+        for first, *others in rows("docs/testing.md", "in the ledger")
+    }
     for name, entry in (
         ("accepted", sandbox.Accepted),
         ("callbacks", sandbox.CalledBack),
         ("requests", sandbox.Asked),
     ):
-        [row] = [each for each in table.splitlines() if each.startswith(f"| `{name}`")]
-        assert codes(row) == {name, *entry.__annotations__}
+        assert fields[name] == set(entry.__annotations__)
 
 
 @pytest.mark.real_time
@@ -161,8 +154,6 @@ def test_the_hook_gives_virtual_time(tmp_path: Path) -> None:
 
 # ─── operations ──────────────────────────────────────────────────────────────────────────────────
 
-OPERATIONS = page("operations.md")
-
 
 async def make_journal(folder: Path) -> None:
     """Make an empty journal in a folder."""
@@ -177,49 +168,7 @@ def test_every_figure_is_on_the_page(capsys: pytest.CaptureFixture[str], tmp_pat
     assert main(["journal", "stats", "--json", "--folder", str(tmp_path)]) == 0
     of_journals = set(json.loads(capsys.readouterr().out))
     of_clients = {field.name for field in attrs.fields(ClientStats)}
-    assert column(OPERATIONS, "figure") == of_journals | of_clients
-
-
-def log_texts(*levels: str) -> Iterator[str]:
-    """The text of each log line of the package of these levels."""
-    for file in sorted((REPOSITORY / "midapi_async").rglob("*.py")):
-        tree = ast.parse(file.read_text("utf-8"))
-        names = {
-            node.targets[0].id: node.value
-            for node in tree.body
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in levels:
-                constants = [names.get(getattr(each, "id", ""), each) for each in node.args]
-                yield from (
-                    each.value
-                    for each in constants
-                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
-                )
-
-
-def test_every_critical_line_is_on_the_page() -> None:
-    """By words that it contains; and the page names no line that nobody writes."""
-    [critical, warnings] = re.findall(
-        r"^\| the line contains \|.*\n\|[-|]+\n((?:\|.*\n)+)", OPERATIONS, re.MULTILINE
-    )
-    fragments = [row.split("`")[1] for row in critical.splitlines()]
-    texts = list(log_texts("_log.critical", "_log.log"))
-    money = [text for text in texts if "trying again in" not in text]  # downloads are no money
-    assert len(money) >= len(fragments) > 5
-    for text in money:
-        assert any(fragment in text for fragment in fragments), text
-    for fragment in fragments:
-        assert any(fragment in text for text in money), fragment
-    others = [row.split("`")[1] for row in warnings.splitlines()]
-    source = re.sub(
-        r'"\s*\n\s*f?"',
-        "",
-        "\n".join(file.read_text("utf-8") for file in (REPOSITORY / "midapi_async").rglob("*.py")),
-    )
-    for fragment in others:
-        assert fragment in source, fragment
+    assert set(names("docs/operations.md", "figure")) == of_journals | of_clients
 
 
 def unit(name: str) -> str:
@@ -292,23 +241,21 @@ def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
 
 
 def test_every_state_is_in_the_diagram() -> None:
-    """And nothing that looks like one and is none."""
+    """As its name is written."""
     [diagram] = [each.text for each in blocks("docs/design.md") if "called_back" in each.text]
-    words = set(re.findall(r"[a-z_]+", diagram))
-    assert {str(state) for state in State} <= words
+    assert {str(state) for state in State} <= set(re.findall(r"[a-z_]+", diagram))
 
 
 def test_every_move_is_in_the_table() -> None:
     """As `moved` allows them, and no other."""
-    [table] = re.findall(r"^\| from \| to \|.*\n\|[-|]+\n((?:\|.*\n)+)", DESIGN, re.MULTILINE)
-    told = {tuple(re.findall(r"`(\w+)`", row)[:2]) for row in table.splitlines()}
+    told = {(*codes(old), *codes(new)) for old, new, *_ in rows("docs/design.md", "from")}
     empty = Intent(
         intent_id="i", scope="s d", request=None, fingerprint="", token_hash=None, created_at=0.0
     )
-    rows = [attrs.evolve(empty, state=state) for state in State]
+    intents = [attrs.evolve(empty, state=state) for state in State]
     real = {
         (str(row.state), str(to))
-        for row in rows
+        for row in intents
         for to in State
         if to is not row.state and moved(row, to, now=1.0).state is to
     }
