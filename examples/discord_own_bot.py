@@ -1,6 +1,6 @@
 """A Discord bot with a command of its own, `/fox`, from the parts of the cog.
 
-pip install ".[discord]"  # in a checkout of midapi_async
+pip install "./midapi_async[discord]"
 export DISCORD_TOKEN=… MIDAPI_API_KEY=…
 python discord_own_bot.py
 """

@@ -4,7 +4,7 @@ The jobs of procrastinate and our journal are in one PostgreSQL database. A job 
 worker was killed, or when an error may pass; its picture is bought once, because the key is the id
 of the job. Any number of workers may run, on any number of machines.
 
-    pip install ".[postgres]" procrastinate "psycopg[binary]"  # in a checkout of midapi_async
+    pip install "./midapi_async[postgres]" procrastinate "psycopg[binary]"
     export DATABASE_URL=postgresql://pictures@db.example.org/pictures MIDAPI_API_KEY=…
     python procrastinate_worker.py setup  # once: makes the tables of the queue
     python procrastinate_worker.py order "a red fox in the snow"
