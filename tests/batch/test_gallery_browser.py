@@ -141,10 +141,10 @@ def test_the_filter_takes_text_and_state(open_page: Open, small: Path) -> None:
     """It says what is left, and outlives a reload."""
     page = open_page(small)
     status = page.get_by_role("status")
-    assert status.text_content() == "6 prompts, 17 pictures"
+    assert status.text_content() == "7 rows, 17 pictures"  # as the button says, "All 7"
     page.get_by_role("searchbox").fill("DUSK s1")
     assert visible_prompts(page) == ["dunes at dusk"]
-    assert status.text_content() == "1 of 6 prompts, 4 pictures"
+    assert status.text_content() == "1 of 7 rows, 4 pictures"
     for text, prompts in (
         ("task0002", ["a tea house"]),
         ("batch/4", ["a bad word"]),
@@ -164,6 +164,25 @@ def test_the_filter_takes_text_and_state(open_page: Open, small: Path) -> None:
     page.get_by_role("searchbox").press("Escape")
     page.get_by_role("button", name="All 7").click()
     assert len(visible_prompts(page)) == 6
+
+
+@pytest.mark.parametrize("width", [PHONE[0], 900])
+@pytest.mark.parametrize("prompt", ["a red fox", "a red fox in the snow, " * 20])
+def test_a_narrow_window_begins_with_the_first_prompt(
+    open_page: Open, tmp_path: Path, prompt: str, width: int
+) -> None:
+    """It is neither far below the bar nor under it, with one line or two, also after a filter."""
+    results(tmp_path, row(prompt, 0, files=draw(tmp_path)), row("dunes " * 50, 1, files=[]))
+    write_gallery(tmp_path)
+    page = open_page(tmp_path, (width, 800))
+    gap = """
+        [...document.querySelectorAll(".group h2")].find((each) => each.offsetHeight)
+            .getBoundingClientRect().top
+        - document.querySelector(".bar").getBoundingClientRect().bottom
+    """
+    assert 0 <= page.evaluate(gap) < 32
+    page.get_by_role("searchbox").fill("dunes")
+    assert 0 <= page.evaluate(gap) < 32
 
 
 def test_everything_is_reached_by_keyboard(open_page: Open, small: Path) -> None:

@@ -194,8 +194,9 @@ function applyFilter({ place }) {
   items.forEach((item, at) => { item.position = at; });
   if (current && items[current.position] !== current) current = null;
   const pictures = items.filter(isPicture).length;
-  const of = shown.length === groups.length ? "" : ` of ${number.format(groups.length)}`;
-  $("count").textContent = `${number.format(shown.length)}${of} ${groups.length === 1 ? "prompt" : "prompts"}, ${count(pictures, "picture")}`;
+  const rows = shown.reduce((sum, group) => sum + group.shows.length, 0); // as in the buttons of the states
+  const of = rows === tasks.length ? "" : `${number.format(rows)} of `;
+  $("count").textContent = `${of}${count(tasks.length, "row")}, ${count(pictures, "picture")}`;
   $("empty").hidden = shown.length > 0;
   $("empty").textContent = groups.length ? "Nothing fits this filter." : "No row has ended yet. Reload this page later.";
   showStates();
