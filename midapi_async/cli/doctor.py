@@ -79,11 +79,9 @@ def doctor(
     if output.as_json:
         out_json({"ok": not failed, "checks": [attrs.asdict(each) for each in findings]})
     else:
-        problems = "problem" if failed == 1 else "problems"
-        found = f"{failed} {problems} must be fixed." if failed else ""
-        if any(each.unsure for each in findings):
-            found += " Not everything could be checked."
-        say(found.strip() or "No problems found.")
+        said = [f"{failed} problem{'s'[: failed != 1]} must be fixed."] if failed else []
+        said += ["Not everything could be checked."] if any(it.unsure for it in findings) else []
+        say(" ".join(said) or "No problems found.")
     return FAILED if failed else code
 
 
