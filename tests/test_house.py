@@ -233,7 +233,7 @@ def test_the_core_stays_small() -> None:
 def test_the_doctor_stays_small() -> None:
     """It must not grow into a third of the command line again; a database has its own checks."""
     names = ("cli.doctor", "cli._checks", "cli._connect")
-    assert sum(len(code_lines(name, MODULES[name])) for name in names) <= 486
+    assert sum(len(code_lines(name, MODULES[name])) for name in names) <= 484
 
 
 def code_lines(name: str, tree: ast.Module) -> set[int]:
