@@ -15,7 +15,7 @@ PYTHON = re.compile(
     r"|\b[A-Z][a-z]+[A-Z]\w*|\w\(\)"
 )
 # A company; a fault, a state and a field of a name, as they are typed.
-WORDS = {"PostgreSQL", "pg_dump", "MidAPI", "answer_status", "called_back", "task_id"}
+WORDS = {"MiB", "PostgreSQL", "pg_dump", "MidAPI", "answer_status", "called_back", "task_id"}
 
 
 def commands(found: App = app, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:

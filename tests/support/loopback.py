@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -40,10 +41,18 @@ class LoopbackServer:
             await asyncio.wait(self._connections)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self._serve(reader, writer))
+        connection = asyncio.create_task(self._serve_and_close(reader, writer))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
         connection.add_done_callback(lambda _: writer.close())  # also if it was cancelled at once
+
+    async def _serve_and_close(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await self._serve(reader, writer)
+        writer.close()
+        with suppress(OSError):  # a reset that nobody has read may be logged
+            await writer.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
