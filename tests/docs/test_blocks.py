@@ -194,13 +194,16 @@ def test_a_program_does_what_stands_behind_it(
     assert all(Path(path).stat().st_size > 1000 for path in named)
 
 
-@pytest.mark.parametrize("program", [each for each in BLOCKS if each.is_test], ids=str)
-def test_tests_pass(program: Block) -> None:
-    """Run by a pytest of its own, with the fixture of this checkout."""
-    plugin = "from midapi_async.sandbox.pytest_plugin import *\n"
-    write_files({**files_before(program), "conftest.py": plugin, "test_it.py": program.text})
+def test_tests_pass() -> None:
+    """All are run by one pytest of their own, with the fixture of this checkout."""
+    programs = [each for each in BLOCKS if each.is_test]
+    files = {f"test_{number}.py": each.text for number, each in enumerate(programs)}
+    files["conftest.py"] = "from midapi_async.sandbox.pytest_plugin import *\n"
+    for each in programs:
+        write_files(files_before(each))
+    write_files(files)
     options = ("-p", "no:cacheprovider", "-o", "asyncio_mode=auto")
-    ran = run(sys.executable, "-m", "pytest", "-q", *options, "test_it.py")
+    ran = run(sys.executable, "-m", "pytest", "-q", *options)
     assert ran.returncode == 0, ran.stdout
     assert "passed" in ran.stdout
 

@@ -18,7 +18,7 @@ __all__ = ["midapi_sandbox"]  # also where the package is not installed
 pytestmark = [
     pytest.mark.real_time,
     pytest.mark.slow,
-    pytest.mark.midapi_sandbox(time_scale=60),
+    pytest.mark.midapi_sandbox(time_scale=240),
 ]
 CELLS = [block for block in blocks("docs/notebooks.md") if block.language in ("python", "text")]
 
