@@ -69,8 +69,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages(site: Path) -> list[Path]:
-    """Every page of the site."""
-    return sorted(site.rglob("*.html"))
+    """Every page of the site, without the files of the examples, which can be downloaded."""
+    return sorted(each for each in site.rglob("*.html") if "_downloads" not in each.parts)
 
 
 class References(HTMLParser):
