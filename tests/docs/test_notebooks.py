@@ -18,7 +18,8 @@ __all__ = ["midapi_sandbox"]  # also where the package is not installed
 pytestmark = [
     pytest.mark.real_time,
     pytest.mark.slow,
-    pytest.mark.midapi_sandbox(time_scale=240),
+    # At a larger scale a wait of the page may end before its order is sent.
+    pytest.mark.midapi_sandbox(time_scale=60),
 ]
 CELLS = [block for block in blocks("docs/notebooks.md") if block.language in ("python", "text")]
 
