@@ -256,7 +256,7 @@ def test_no_page_scrolls_sideways(open_page: Open, site: Path, size: tuple[int, 
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
 def test_axe_finds_nothing_serious(open_page: Open, size: tuple[int, int], scheme: str) -> None:
     """On pages with text, programs, tables and signatures."""
-    for name in ("index.html", "money.html", "errors.html", "reference/values.html"):
+    for name in ("index.html", "errors.html", "reference/values.html"):
         page = open_page(name, size, scheme=scheme)
         assert not found_by_axe(page, "serious", "critical"), name
 
