@@ -38,6 +38,7 @@ python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
+autodoc_use_type_comments = False  # we have none, and in generated code it finds other text
 autodoc_default_options = {"members": True}
 # These names stay names in signatures.
 autodoc_type_aliases = {
