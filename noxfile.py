@@ -181,6 +181,7 @@ def demo(session: nox.Session) -> None:
     """Show the SDK against the local sandbox, as a user installs it; arguments go to the demo."""
     session.install(".[cli,sandbox]")
     session.run("midapi", "demo", *session.posargs)
+    session.log(f"the command midapi is in {session.bin}")
 
 
 def _cores() -> int:
