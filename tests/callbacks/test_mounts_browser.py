@@ -186,6 +186,7 @@ def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
         assert len(sandbox.ledger.accepted) == 2
 
 
+@of_both
 def test_an_order_that_is_refused_after_it_was_answered_says_why(
     name: str, tmp_path: Path, open_page: Open
 ) -> None:
