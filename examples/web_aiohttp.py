@@ -44,15 +44,6 @@ from midapi_async import (
     WaitTimeout,
 )
 
-STATUS: dict[type[MidAPIError], int] = {  # the first that fits
-    KeyConflict: 409,
-    InvalidRequestError: 400,
-    PromptRefusedError: 422,
-    TaskExpired: 410,
-    WaitTimeout: 503,  # too many orders at this moment
-    ClientClosed: 503,  # this process stops
-    MidAPIError: 502,  # the API key, the credits, the network, the disk: you have to look
-}
 log = logging.getLogger("pictures")
 receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL
 client = MidAPIClient(receiver=receiver, journal=os.environ["MIDAPI_JOURNAL"])
@@ -93,6 +84,10 @@ async def order(request: web.Request) -> web.Response:
         if error.intent_id is None:
             raise  # nothing was bought
         state = {"state": "generating"}
+    except InvalidRequestError as error:
+        if isinstance(error, KeyConflict) or error.intent_id is None:
+            raise
+        state = await state_of(known(key))  # you have resubmitted it; dismissed: the error again
     code = 202 if state["state"] in ("generating", "unknown") else 200
     return web.json_response(state, status=code)
 
@@ -154,6 +149,27 @@ async def state_of(result: Awaitable[TaskDetails]) -> dict[str, object]:
     return {"state": "succeeded" if details.is_final else "generating", "urls": details.urls}
 
 
+def answer_to(error: MidAPIError) -> tuple[int, str]:
+    """The status, and what the visitor reads: not `str(error)`, which names keys and ids."""
+    match error:
+        case KeyConflict():
+            return 409, "This order was placed before, with another prompt."
+        case InvalidRequestError(problems={"prompt": problem}):
+            return 400, f"prompt: {problem}"
+        case InvalidRequestError(intent_id=str()):  # you have dismissed the order
+            return 410, "This order was cancelled. You may order again."
+        case PromptRefusedError(message=reason):
+            return 422, reason or "No reason was given."
+        case TaskExpired():
+            return 410, "The pictures of this order were deleted. You may order again."
+        case WaitTimeout() | ClientClosed():  # too many orders at this moment; this process stops
+            code = 503
+        case _:  # the API key, the credits, the network, the disk: you have to look
+            code = 502
+    log.warning("an order failed: %s", error)  # for you; the visitor need not know why
+    return code, "This is not possible now."
+
+
 @web.middleware
 async def failures(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
@@ -161,13 +177,9 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPClientError as error:
         return web.json_response({"detail": error.text}, status=error.status)
     except MidAPIError as error:
-        code = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-        if code < 500:
-            return web.json_response({"detail": str(error)}, status=code)
-        log.warning("an order failed: %s", error)  # for you; the visitor need not know why
+        code, detail = answer_to(error)
         again = {"Retry-After": "5"} if code == 503 else None
-        told = {"detail": "This is not possible now."}
-        return web.json_response(told, status=code, headers=again)
+        return web.json_response({"detail": detail}, status=code, headers=again)
 
 
 app = web.Application(middlewares=[failures])

@@ -43,15 +43,6 @@ from midapi_async import (
     WaitTimeout,
 )
 
-STATUS: dict[type[MidAPIError], int] = {  # the first that fits
-    KeyConflict: 409,
-    InvalidRequestError: 400,
-    PromptRefusedError: 422,
-    TaskExpired: 410,
-    WaitTimeout: 503,  # too many orders at this moment
-    ClientClosed: 503,  # this process stops
-    MidAPIError: 502,  # the API key, the credits, the network, the disk: you have to look
-}
 log = logging.getLogger("pictures")
 receiver = CallbackReceiver.from_env()  # None without MIDAPI_PUBLIC_URL
 client = MidAPIClient(receiver=receiver, journal=os.environ["MIDAPI_JOURNAL"])
@@ -98,6 +89,10 @@ async def order(
         if error.intent_id is None:
             raise  # nothing was bought
         state = {"state": "generating"}
+    except InvalidRequestError as error:
+        if isinstance(error, KeyConflict) or error.intent_id is None:
+            raise
+        state = await state_of(known(key))  # you have resubmitted it; dismissed: the error again
     return JSONResponse(state, 202 if state["state"] in ("generating", "unknown") else 200)
 
 
@@ -134,14 +129,32 @@ async def state_of(result: Awaitable[TaskDetails]) -> dict[str, object]:
     return {"state": "succeeded" if details.is_final else "generating", "urls": details.urls}
 
 
+def answer_to(error: MidAPIError) -> tuple[int, str]:
+    """The status, and what the visitor reads: not `str(error)`, which names keys and ids."""
+    match error:
+        case KeyConflict():
+            return 409, "This order was placed before, with another prompt."
+        case InvalidRequestError(problems={"prompt": problem}):
+            return 400, f"prompt: {problem}"
+        case InvalidRequestError(intent_id=str()):  # you have dismissed the order
+            return 410, "This order was cancelled. You may order again."
+        case PromptRefusedError(message=reason):
+            return 422, reason or "No reason was given."
+        case TaskExpired():
+            return 410, "The pictures of this order were deleted. You may order again."
+        case WaitTimeout() | ClientClosed():  # too many orders at this moment; this process stops
+            code = 503
+        case _:  # the API key, the credits, the network, the disk: you have to look
+            code = 502
+    log.warning("an order failed: %s", error)  # for you; the visitor need not know why
+    return code, "This is not possible now."
+
+
 @app.exception_handler(MidAPIError)
 async def failed(_: Request, error: MidAPIError) -> Response:
-    code = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-    if code < 500:
-        return JSONResponse({"detail": str(error)}, code)
-    log.warning("an order failed: %s", error)  # for you; the visitor need not know why
+    code, detail = answer_to(error)
     again = {"Retry-After": "5"} if code == 503 else None
-    return JSONResponse({"detail": "This is not possible now."}, code, headers=again)
+    return JSONResponse({"detail": detail}, code, headers=again)
 
 
 @app.exception_handler(RequestValidationError)

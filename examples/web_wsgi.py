@@ -15,6 +15,7 @@ the same in Flask and Django.
 import asyncio
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Coroutine, Iterable
@@ -27,12 +28,16 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from midapi_async import (
     CallbackReceiver,
     InvalidRequestError,
+    KeyConflict,
     MidAPIClient,
     MidAPIError,
+    PromptRefusedError,
     SubmissionUnknown,
     TaskDetails,
+    TaskExpired,
     TaskNotFound,
     TextToImage,
+    WaitTimeout,
 )
 
 T = TypeVar("T")
@@ -84,10 +89,26 @@ async def known(key: str) -> TaskDetails | None:
         return TaskDetails(task_id=handle.task_id)
 
 
+def answer_to(error: MidAPIError) -> tuple[int, str]:
+    """The status, and what the visitor reads: not `str(error)`, which names keys and ids."""
+    match error:
+        case KeyConflict():
+            return 409, "This order was placed before, with another prompt."
+        case InvalidRequestError(problems={"prompt": problem}):
+            return 400, f"prompt: {problem}"
+        case InvalidRequestError(intent_id=str()):  # you have dismissed the order
+            return 410, "This order was cancelled. You may order again."
+        case PromptRefusedError(message=reason):
+            return 422, reason or "No reason was given."
+        case TaskExpired():
+            return 410, "The pictures of this order were deleted. You may order again."
+    return 503, "This is not possible now."
+
+
 def answer(environ: WSGIEnvironment, path: str) -> tuple[int, dict[str, object]]:
     """The status and the JSON for a request."""
     order = path.removeprefix("/pictures/")
-    if not order.isalnum():
+    if not re.fullmatch("[A-Za-z0-9]{1,64}", order):
         return 404, {"detail": "There is no such page."}
     key = f"{environ.get('REMOTE_USER', 'anybody')}/{order}"  # of your login
     try:
@@ -98,11 +119,13 @@ def answer(environ: WSGIEnvironment, path: str) -> tuple[int, dict[str, object]]
         details = run(known(key))
     except SubmissionUnknown:  # it may have been bought, and a callback may still show that
         return 202, {"state": "unknown"}
-    except InvalidRequestError as error:
-        return 400, {"detail": str(error)}
     except MidAPIError as error:
-        environ["wsgi.errors"].write(f"an order failed: {error}\n")
-        return 503, {"detail": "This is not possible now."}
+        if isinstance(error, WaitTimeout) and error.intent_id is not None:  # it is being sent
+            return 202, {"state": "generating"}
+        code, detail = answer_to(error)
+        if code == 503:
+            environ["wsgi.errors"].write(f"an order failed: {error}\n")
+        return code, {"detail": detail}
     if details is None:
         return 404, {"detail": "There is no such order."}
     return 200, {"state": details.status, "urls": details.urls, "detail": details.error_message}

@@ -13,14 +13,22 @@ from aiohttp import web
 
 from midapi_async.sandbox import Faults, SandboxThread, answer_code, delay, lose_answer
 from tests.callbacks.serving import EXAMPLES, aiohttp_serving
-from tests.callbacks.test_mounts_programs import FOX, PROGRAMS, SENSITIVE, running
+from tests.callbacks.test_mounts_programs import (
+    CANCELLED,
+    FOX,
+    PROGRAMS,
+    SENSITIVE,
+    Decide,
+    decide,
+    running,
+)
 from tests.support.browser import DESKTOP, PHONE, browser, found_by_axe, new_page
 from tests.support.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["browser"]  # the fixture
+__all__ = ["browser", "decide"]  # fixtures
 
 pytestmark = [
     pytest.mark.real_time,
@@ -184,6 +192,28 @@ def test_an_order_that_has_to_wait_and_one_whose_answer_is_lost(
         sandbox.finish(sandbox.ledger.accepted[1].task_id)
         says(page, DONE)
         assert len(sandbox.ledger.accepted) == 2
+
+
+@of_both
+def test_an_order_that_was_dismissed_can_be_ordered_again(
+    name: str, tmp_path: Path, open_page: Open, decide: Decide
+) -> None:
+    """The page that waits for it says that it was cancelled; a click orders with another id."""
+    plan = Faults().on("submit", do=lose_answer(), nth=1)
+    with (
+        SandboxThread(time_scale=SCALE, faults=plan, auto=False) as sandbox,
+        running(name, sandbox, tmp_path, scale=SCALE) as (port, _),
+    ):
+        page = open_page(port)
+        order(page, FOX)
+        says(page, "It is not certain that your order has arrived.")
+        decide("dismiss")
+        says(page, CANCELLED)
+        order(page, FOX)
+        says(page, MAKING)
+        [_, accepted] = sandbox.ledger.accepted
+        sandbox.finish(accepted.task_id)
+        assert pictures(page) == EXPECTED
 
 
 @of_both

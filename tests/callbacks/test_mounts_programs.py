@@ -3,14 +3,16 @@
 import asyncio
 import json
 import os
+import re
 import runpy
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, check_output
 
 import pytest
 
@@ -25,7 +27,7 @@ from midapi_async.sandbox import (
     lose_answer,
     no_credits_as_500,
 )
-from tests.callbacks.serving import EXAMPLES, Answer, ask, process, uvicorn_serving
+from tests.callbacks.serving import EXAMPLES, REPOSITORY, Answer, ask, process, uvicorn_serving
 from tests.support.secrets import found_in
 from tests.support.waiting import free_port, wait_until
 
@@ -50,6 +52,7 @@ def commands(port: int) -> dict[str, list[str]]:
     return {
         "fastapi": uvicorn_of("web_fastapi:app", port, "--timeout-graceful-shutdown", "20"),
         "aiohttp": ["-c", run],
+        "wsgi": [str(EXAMPLES / "web_wsgi.py")],
     }
 
 
@@ -76,7 +79,7 @@ def running(
 ) -> Iterator[tuple[int, "Popen[str]"]]:
     """A program that serves, with some more variables; gives its port, and its process."""
     port = port or free_port()
-    named = environment(sandbox, port, folder, scale) | variables
+    named = environment(sandbox, port, folder, scale) | {"PORT": str(port)} | variables
     with process(port, *commands(port)[name], **named) as program:
         yield port, program
 
@@ -105,7 +108,34 @@ def field(answer: Answer, name: str) -> object:
     return answer.json[name]
 
 
+def detail(answer: Answer) -> str:
+    """Why an order got no state, in words for the visitor: without keys and ids."""
+    text = str(field(answer, "detail"))
+    assert not re.search(r"[0-9a-f]{16}|\b(key|intent|task)\b", text), text
+    return text
+
+
 PROGRAMS = ("fastapi", "aiohttp")
+CANCELLED = "This order was cancelled. You may order again."
+
+Decide = Callable[[str], None]
+
+
+@pytest.fixture
+def decide(tmp_path: Path) -> Decide:
+    """Runs `midapi journal dismiss` or `resubmit` with the only unknown submission."""
+
+    def midapi(*words: str) -> str:
+        # In a process of its own: in the tests with a browser this thread has an event loop.
+        folder = ("--folder", str(tmp_path / "journal"))
+        command = [sys.executable, "-m", "midapi_async", "journal", *words, *folder]
+        return check_output(command, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+
+    def run(verb: str) -> None:
+        [unknown] = json.loads(midapi("list", "unknown", "--json"))["intents"]
+        midapi(verb, unknown["intent_id"])
+
+    return run
 
 
 Doctor = Callable[[Path, str, SandboxThread], dict[str, dict[str, str]]]
@@ -188,7 +218,8 @@ def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
         assert state(order(port, "lost [[sandbox: seconds=10]]", "3")) in {"unknown", "succeeded"}
         wait_until(lambda: state(look(port, "3")) == "succeeded")
 
-        assert order(port, "a blue whale", "1").status == 409
+        other = order(port, "a blue whale", "1")
+        assert (other.status, "another prompt" in detail(other)) == (409, True)
         for key, reason in (("4", "nsfw"), ("5", "gone")):
             failing = order(port, f"{FOX} [[sandbox: fail={reason}; seconds=3]]", key)
             assert (failing.status, state(failing)) == (200, "failed")
@@ -196,11 +227,57 @@ def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
             assert failing.json == look(port, key).json
         refused = order(port, "rude", "6")
         assert refused.status == 422
-        assert SENSITIVE in str(field(refused, "detail"))
+        assert SENSITIVE in detail(refused)
         poor = order(port, "poor", "7")
         assert (poor.status, field(poor, "detail")) == (502, "This is not possible now.")
         assert len(sandbox.ledger.accepted) == 5
         assert {each.status for each in sandbox.ledger.callbacks} == {200}
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, "wsgi"])
+def test_a_dismissed_order_is_answered_as_cancelled(
+    name: str, tmp_path: Path, decide: Decide
+) -> None:
+    """410 without keys and ids, to each request, until the page orders with another id."""
+    plan = Faults().on("submit", do=lose_answer(), nth=1)
+    with (
+        SandboxThread(time_scale=20, faults=plan, auto=False) as sandbox,
+        running(name, sandbox, tmp_path, scale=20) as (port, _),
+    ):
+        lost = order(port, FOX, "1")
+        assert (lost.status, state(lost)) == (202, "unknown")
+        decide("dismiss")
+        for answer in (look(port, "1"), order(port, FOX, "1")):
+            assert (answer.status, detail(answer)) == (410, CANCELLED)
+        other = order(port, "a blue whale", "1")
+        assert (other.status, "another prompt" in detail(other)) == (409, True)
+        assert len(sandbox.ledger.accepted) == 1
+        again = order(port, FOX, "2")
+        assert (again.status, state(again)) == (202, "generating")
+        assert len(sandbox.ledger.accepted) == 2
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_order_that_is_resubmitted_while_its_request_waits(
+    name: str, tmp_path: Path, decide: Decide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request gets the state of the new task, and is not told to order again."""
+    plan = Faults().on("submit", do=lose_answer(), nth=1)
+    with (
+        SandboxThread(faults=plan, auto=False) as sandbox,
+        running(name, sandbox, tmp_path) as (port, _),
+        ThreadPoolExecutor() as threads,
+    ):
+        for variable, value in environment(sandbox, port, tmp_path, 1.0).items():
+            monkeypatch.setenv(variable, value)
+        asked = threads.submit(order, port, FOX, "1")
+        wait_until(lambda: sandbox.ledger.accepted)
+        time.sleep(1)  # until it is unknown, and the request waits for a callback
+        assert not asked.done()
+        decide("resubmit")
+        answer = asked.result(20)
+        assert (answer.status, state(answer)) == (202, "generating")
+        assert len(sandbox.ledger.accepted) == 2
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -374,10 +451,8 @@ def test_event_streams_share_a_wait_and_end_with_the_process(tmp_path: Path) -> 
 
 def test_a_program_without_asyncio(tmp_path: Path) -> None:
     """Orders in threads, callbacks through `receiver.handle`, and an end at SIGTERM."""
-    port = free_port()
     with SandboxThread(time_scale=20, auto=False) as sandbox, ThreadPoolExecutor(10) as threads:
-        named = {**environment(sandbox, port, tmp_path, 20), "PORT": str(port)}
-        with process(port, str(EXAMPLES / "web_wsgi.py"), **named) as program:
+        with running("wsgi", sandbox, tmp_path, scale=20) as (port, program):
             bodies: list[object] = [{}, [], b"{", b"\xff", {"prompt": ""}, {"prompt": 1}]
             for body in bodies:
                 assert ask(port, "PUT", "/pictures/1", body).status == 400
