@@ -17,7 +17,15 @@ from pathlib import Path
 import attrs
 import pytest
 
-from midapi_async import ClientStats, Intent, State, _session, sandbox
+from midapi_async import (
+    ClientStats,
+    Intent,
+    MidAPIClient,
+    State,
+    SubmissionUnknown,
+    _session,
+    sandbox,
+)
 from midapi_async.cli import main
 from midapi_async.journal.sqlite import SQLiteJournal
 from midapi_async.journal.states import moved
@@ -169,6 +177,56 @@ def test_every_figure_is_on_the_page(capsys: pytest.CaptureFixture[str], tmp_pat
     of_journals = set(json.loads(capsys.readouterr().out))
     of_clients = {field.name for field in attrs.fields(ClientStats)}
     assert set(names("docs/operations.md", "figure")) == of_journals | of_clients
+
+
+def alarm(*arguments: str, folder: Path) -> tuple[int, str]:
+    """Run the page's `midapi journal stats --json | python alarm.py`; its exit code and output."""
+    [program] = [each.text for each in blocks("docs/operations.md") if each.about == "alarm.py"]
+    stats = [sys.executable, "-m", "midapi_async", "journal", "stats", "--json"]
+    figures = subprocess.run(
+        [*stats, "--folder", str(folder)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        input=figures.stdout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return ran.returncode, ran.stdout.decode().rstrip()
+
+
+@pytest.mark.real_time
+@pytest.mark.slow
+def test_the_alarm_says_what_is_wrong(tmp_path: Path) -> None:
+    """Also that there is no journal, or that it is damaged; it prints nothing if all is fine."""
+    folder = tmp_path / "journal"
+    code, printed = alarm(folder=folder)
+    assert (code, "does not exist" in printed) == (1, True), printed
+    asyncio.run(make_journal(folder))
+    assert alarm(folder=folder) == (0, "")
+    assert alarm("2", folder=folder) == (1, "running programs: 0, expected: 2")
+    asyncio.run(lose_one(folder))
+    asked = "unknown submissions: 1; midapi journal list unknown"
+    assert alarm(folder=folder) == (1, asked)
+    for file in folder.glob("journal*"):
+        file.write_bytes(b"damaged " * 1000)
+    code, printed = alarm(folder=folder)
+    assert (code, str(folder) in printed, "Traceback" in printed) == (1, True, False), printed
+
+
+async def lose_one(folder: Path) -> None:
+    """Submit a request whose answer is lost."""
+    plan = sandbox.Faults().on("submit", do=sandbox.lose_answer())
+    async with (
+        Sandbox(faults=plan) as server,
+        MidAPIClient("any-key", base_url=server.url, journal=folder) as client,
+    ):
+        with pytest.raises(SubmissionUnknown):
+            await client.generate("a red fox")
 
 
 def unit(name: str) -> str:
