@@ -29,6 +29,7 @@ from midapi_async import (
     Vary,
     errors,
 )
+from midapi_async.errors import about
 from midapi_async.integrations.discord import Strings, result_view
 from midapi_async.integrations.discord.commands import commands_of
 from midapi_async.integrations.discord.strings import DEFAULT, MOST_REASON, harmless
@@ -199,7 +200,11 @@ def test_an_error_says_what_matters() -> None:
     assert INTENT in unknown
     failed = attrs.evolve(details(0), status=TaskStatus.FAILED, error_message="out of paint")
     assert DEFAULT.of_error(TaskFailed(TASK, failed)).endswith("out of paint")
-    assert "prompt\\: is bad" in DEFAULT.of_error(InvalidRequestError({"prompt": "is bad"}))
+    wrong = about(InvalidRequestError({"prompt": "is bad"}), key="k", intent_id=INTENT)
+    assert DEFAULT.of_error(wrong) == "That cannot be ordered: prompt\\: is bad"
+    dismissed = InvalidRequestError({"key": f"you have dismissed intent {INTENT}"})
+    text = DEFAULT.of_error(dismissed)
+    assert text == "That cannot be ordered: the bot's operator has cancelled or repeated the order"
 
 
 # ─── other languages ─────────────────────────────────────────────────────────────────────────────

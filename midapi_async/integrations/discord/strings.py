@@ -254,7 +254,10 @@ class Strings:
         # advice, which is meant for programmers.
         reason = getattr(error, "message", "")
         if isinstance(error, InvalidRequestError):
-            reason = str(error)
+            # Without keys and ids. A problem with the key, which the bot has made, means that the
+            # order was dismissed or resubmitted while it was unknown.
+            problems = [f"{n}: {problem}" for n, problem in error.problems.items() if n != "key"]
+            reason = "; ".join(problems) or "the bot's operator has cancelled or repeated the order"
         elif isinstance(error, TaskFailed):
             reason = (error.details and error.details.error_message) or ""
         return template.format(
