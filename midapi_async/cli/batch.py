@@ -26,6 +26,8 @@ from midapi_async import (
     MidAPIError,
     SubmissionUnknown,
     TaskExpired,
+    TaskNotFound,
+    TaskStatus,
 )
 from midapi_async.batch.folder import (
     COUNTS,
@@ -59,6 +61,13 @@ _MOST_TOGETHER = 500  # items whose lines are written together
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_DISK_TIMEOUT, _RETRY_INTERVAL = 600.0, 1.0  # seconds to wait for room on a full disk
 _UPDATE_INTERVAL = 5.0  # seconds between two updates of gallery.html and of batch.json
+# What to do about rows that have failed, by `_remedy`.
+_REMEDIES = {
+    "retry": "To retry rows that were not bought, or not downloaded: run the same command again.",
+    "buy again": "To buy rows again whose task failed: add --retry-failed.",
+    "look again": "A task that was bought is not known to MidAPI: run the same command later.",
+    "other key": "To buy a row that was dismissed, or whose key is used up: give it another key.",
+}
 
 
 @Parameter(name="*", group=Group("Buying", sort_key=15))
@@ -210,6 +219,7 @@ class _Run:
     exit_code: int = FAILED
     _counts: Counter[str] = attrs.field(factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _remedies: set[str] = attrs.field(factory=set)  # names in `_REMEDIES`
     _kept: int = 0  # rows with results in the folder that MidAPI and the journal have no longer
     _has_warned: bool = False
 
@@ -279,6 +289,7 @@ class _Run:
                 lines = [self._line(each) for each in new if not self._is_known(each)]
                 self._counts["succeeded"] += len(items) - len(new)
                 self._counts.update(map(_outcome, new))
+                self._remedies.update(_remedy(each) for each in new if _outcome(each) == "failed")
                 # Also without lines: the counts have changed.
                 await self._write(lines)
                 if lines:
@@ -454,11 +465,10 @@ class _Run:
         yield f"Gallery: {facts['gallery']}"
         if facts["failed"]:
             yield f"Why rows failed: {facts['errors']}"
+            remedies = dict(_REMEDIES)
             if self.buying.retry_failed:
-                yield "The same command tries these again, and pays again if MidAPI accepts them."
-            else:
-                yield "To retry those that cost nothing, run the same command again; to buy the"
-                yield "others again, add --retry-failed"
+                remedies["buy again"] = "The same command buys rows again whose task failed."
+            yield from (text for name, text in remedies.items() if name in self._remedies)
         if facts["unknown"]:
             yield "Unknown rows may have been paid. Look for them on MidAPI's website, then decide:"
             yield f"  midapi journal list unknown --folder {shlex.quote(str(self._journal))}"
@@ -508,6 +518,18 @@ def _outcome(item: BatchItem) -> str:
     if isinstance(item.error, SubmissionUnknown):
         return "unknown"
     return "succeeded" if item.error is None else "failed"
+
+
+def _remedy(item: BatchItem) -> str:
+    """What helps a row that has failed: a name in `_REMEDIES`."""
+    error = item.error
+    if isinstance(error, TaskNotFound):
+        return "look again"
+    if item.details is not None and item.details.status is TaskStatus.FAILED:
+        return "buy again"
+    # An invalid row with an intent: it was dismissed, or the key belongs to another request.
+    has_intent = isinstance(error, InvalidRequestError) and error.intent_id is not None
+    return "other key" if has_intent or isinstance(error, TaskExpired) else "retry"
 
 
 async def _uninterrupted(function: Callable[..., _T], *arguments: object) -> _T:

@@ -316,7 +316,7 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     assert ran.code == 1
     assert "3 rows: 2 succeeded, 1 failed." in ran.err
     assert "Why rows failed: out/errors.jsonl" in ran.err
-    assert ran.err.endswith("others again, add --retry-failed\n")
+    assert ran.err.splitlines()[4:] == ["To buy rows again whose task failed: add --retry-failed."]
     error = only(errors())
     assert (error["state"], error["error"]["type"]) == ("failed", "TaskFailed")
     assert "the fox ran away" in error["error"]["message"]
@@ -324,7 +324,7 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     assert len(errors()) == 1
     assert len(midapi_sandbox.ledger.accepted) == 3
     ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
-    assert ran.err.endswith("and pays again if MidAPI accepts them.\n")
+    assert ran.err.endswith("The same command buys rows again whose task failed.\n")
     ran = midapi("batch", "rows.txt", "--output", "out", "--retry-failed")
     assert ran.code == 0, ran.err
     assert len(midapi_sandbox.ledger.accepted) == 5
@@ -350,6 +350,57 @@ def test_an_unknown_row_is_never_bought_again(
     midapi("journal", "adopt", error["intent_id"], lost, "--folder", "out/journal")
     assert midapi("batch", "rows.txt", "--output", "out").code == 0
     assert (len(results()), errors()) == (3, [])
+
+
+@pytest.mark.parametrize("options", [[], ["--retry-failed"]], ids=["plain", "retry"])
+def test_a_dismissed_row_needs_another_key(
+    midapi: Midapi, midapi_sandbox: SandboxThread, options: list[str]
+) -> None:
+    """No option buys it; the summary names no other way. With another key it is bought."""
+    Path("rows.csv").write_text("prompt,key\na fox,f\na hare,h\n")
+    command = ("batch", "rows.csv", "--output", "out", *options)
+    midapi_sandbox.faults.on("submit", nth=1, do=lose_answer())
+    assert midapi(*command, "--running", "1").code == 1
+    intent = only(errors())["intent_id"]
+    midapi("journal", "dismiss", intent, "--folder", "out/journal")
+    ran = midapi(*command)
+    assert ran.code == 1
+    assert ran.err.splitlines()[4:] == [
+        "To buy a row that was dismissed, or whose key is used up: give it another key."
+    ]
+    Path("rows.csv").write_text("prompt,key\na fox,f again\na hare,h\n")
+    assert midapi(*command).code == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--retry-failed"]], ids=["plain", "retry"])
+def test_a_task_that_midapi_does_not_know_is_looked_at_later(
+    midapi: Midapi, midapi_sandbox: SandboxThread, options: list[str]
+) -> None:
+    """It was bought, so no run buys it again; a later run downloads it."""
+    midapi_sandbox.faults.on("look", do=answer_code(422, "recordInfo is null"))
+    ran = midapi("batch", rows(1), "--output", "out", *options)
+    assert only(errors())["error"]["type"] == "TaskNotFound"
+    assert ran.err.splitlines()[4:] == [
+        "A task that was bought is not known to MidAPI: run the same command later."
+    ]
+    midapi_sandbox.faults.clear()
+    assert midapi("batch", "rows.txt", "--output", "out", *options).code == 0
+    assert len(midapi_sandbox.ledger.accepted) == 1
+
+
+def test_each_advice_is_for_a_row_that_it_helps(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """A row that was refused and one whose task failed: two lines, also in the next run."""
+    midapi_sandbox.faults.on("submit", nth=[1, 4], do=answer_code(400, "no"))
+    midapi_sandbox.faults.on("task", nth=1, do=fail_task("the fox ran away"))
+    rows(3)
+    for _ in range(2):
+        ran = midapi("batch", "rows.txt", "--output", "out", "--running", "1")
+        assert ran.err.splitlines()[4:] == [
+            "To retry rows that were not bought, or not downloaded: run the same command again.",
+            "To buy rows again whose task failed: add --retry-failed.",
+        ]
 
 
 def test_it_can_stop_at_an_unknown_row(midapi: Midapi, midapi_sandbox: SandboxThread) -> None:
