@@ -94,9 +94,10 @@ def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
     who = "not running now" if process is None else f"process {process or '?'} is running it"
     rows = f"{found['rows']} row{'s'[: found['rows'] != 1]}"
     yield f"{folder}: {rows} of {shown_source(found['input'])}, {who}"
+    running = "bought, not finished" if process is None else "running"
     for name in ("succeeded", "failed", "unknown", "running", "not_submitted"):
         if found[name] is not None:
-            yield f"{found[name]} {name.replace('_', ' ')}"
+            yield f"{found[name]} {running if name == 'running' else name.replace('_', ' ')}"
     if found["expected_end"]:
         left = left_until(datetime.fromisoformat(found["expected_end"]))
         yield f"{speed(found['rate'])}, {left}"
@@ -104,4 +105,6 @@ def _lines(folder: Path, found: dict[str, Any]) -> Iterator[str]:
         yield f"Pausing, then trying again: {found['paused']}"
     if found["stopped"]:
         yield f"Submitting nothing more: {found['stopped']}"
+    if process is None and (found["running"] or found["not_submitted"]):
+        yield "Run the same command again to continue."
     yield f"Gallery: {found['gallery']}"

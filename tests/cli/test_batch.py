@@ -652,8 +652,29 @@ def test_the_status_of_a_batch_that_runs(midapi: Midapi) -> None:
         "Gallery: out/gallery.html",
     ]
     assert (found["process"], found["rate"], found["paused"]) == (os.getpid(), 4.0, "no network")
+    assert "Run the same command again to continue." not in ran.lines
     later = midapi("batch", "--output", "out", "--status", "--json").json
     assert (later["process"], later["rate"], later["stopped"]) == (None, None, "no credits")
+
+
+@pytest.mark.midapi_sandbox(auto=False)
+def test_the_status_of_a_batch_that_was_ended(
+    midapi: Midapi, midapi_sandbox: SandboxThread
+) -> None:
+    """Its tasks go on at MidAPI, but nothing is running here: the same command continues it."""
+    with ctrl_c_when(lambda: len(midapi_sandbox.ledger.accepted) >= 2):
+        assert midapi("batch", rows(3), "--output", "out", "--running", "2").code == 130
+    ran = midapi("batch", "--output", "out", "--status")
+    assert ran.lines == [
+        "out: 3 rows of rows.txt, not running now",
+        "0 succeeded",
+        "0 failed",
+        "0 unknown",
+        "2 bought, not finished",
+        "1 not submitted",
+        "Run the same command again to continue.",
+        "Gallery: out/gallery.html",
+    ]
 
 
 @pytest.mark.usefixtures("midapi_sandbox")
