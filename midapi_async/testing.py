@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ Ts = TypeVarTuple("Ts")
 # Not zero, so that code which takes a duration for a point in time does not pass by luck; small and
 # whole, so that the whole seconds that a test waits for are exact.
 _START = 1000.0
+# The folder of the standard library.
+_LIBRARY = str(Path(asyncio.__file__).parents[1])
 # By so much a loop lets its timers fire early.
 _RESOLUTION = time.get_clock_info("monotonic").resolution
 
@@ -51,7 +54,7 @@ _RESOLUTION = time.get_clock_info("monotonic").resolution
 class LoopStuck(RuntimeError):
     """Nothing has woken a `VirtualLoop` for `patience` seconds: what the test awaits never comes.
 
-    The message names each pending task and the line at which it waits.
+    The message names each pending task and the line of your code at which it waits.
     """
 
     def __init__(self, patience: float, tasks: set[asyncio.Task[Any]], *, jobs: int) -> None:
@@ -213,11 +216,19 @@ class _Clock(selectors.BaseSelector):
 
 
 def _whereabouts(task: asyncio.Task[Any]) -> str:
-    """Name a task and the line at which it waits, in the innermost coroutine it awaits."""
-    here: object = task.get_coro()
-    while hasattr(inner := getattr(here, "cr_await", None), "cr_frame"):
-        here = inner
-    frame = getattr(here, "cr_frame", None)  # a coroutine of Cython's has none
-    line = f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
-    name = getattr(here, "__qualname__", repr(here))
-    return f"{task.get_name()}{line} in {name}"
+    """Name a task, the line at which it waits, and the innermost coroutine it awaits.
+
+    The line is not inside the standard library, unless all of the task is.
+    """
+    chain: list[Any] = [task.get_coro()]
+    while hasattr(inner := getattr(chain[-1], "cr_await", None), "cr_frame"):
+        chain.append(inner)
+    frames = [each.cr_frame for each in chain if getattr(each, "cr_frame", None)]  # Cython has none
+    own = [each for each in frames if not _is_standard(each.f_code.co_filename)]
+    line = "".join(f" at {it.f_code.co_filename}:{it.f_lineno}" for it in (own or frames)[-1:])
+    return f"{task.get_name()}{line} in {getattr(chain[-1], '__qualname__', repr(chain[-1]))}"
+
+
+def _is_standard(file: str) -> bool:
+    """Whether a file is of the standard library, in whose folder installed packages may be."""
+    return file.startswith(_LIBRARY) and "-packages" not in file.removeprefix(_LIBRARY)
