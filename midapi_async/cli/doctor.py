@@ -70,18 +70,18 @@ def doctor(
         elif any(each.name == "base_url" for each in findings):
             add(Finding("callbacks", "warning", "not checked, because base_url is wrong"))
         else:
-            to = URL(_env.base_url(url))
-            add(*await _checks.callbacks(settings, to, usable, proxy))
+            add(*await _checks.callbacks(settings, URL(_env.base_url(url)), usable, proxy))
 
     place = _env.journal(journal)
     code = run_async(check(), output)
-    failed = sum(each.verdict == "failed" for each in findings)
+    failed, notes = (sum(it.verdict == each for it in findings) for each in ("failed", "warning"))
     if output.as_json:
         out_json({"ok": not failed, "checks": [attrs.asdict(each) for each in findings]})
     else:
         said = [f"{failed} problem{'s'[: failed != 1]} must be fixed."] if failed else []
         said += ["Not everything could be checked."] if any(it.unsure for it in findings) else []
-        say(" ".join(said) or "No problems found.")
+        see = f", but see the {notes} line{'s'[: notes != 1]} with !" if notes else ""
+        say(" ".join(said) or f"No problems found{see}.")
     return FAILED if failed else code
 
 

@@ -22,7 +22,7 @@ from midapi_async.callbacks.inbox import PROBES
 from midapi_async.cli import _checks
 from midapi_async.cli._checks import CallbackSettings, Finding
 from midapi_async.journal.sqlite import SQLiteJournal
-from midapi_async.sandbox import SandboxThread
+from midapi_async.sandbox import SandboxThread, lose_answer
 from tests.cli.conftest import Midapi, Ran
 from tests.cli.proxies import CERTIFICATES, Proxy, Request, answer
 from tests.support import secrets
@@ -942,7 +942,7 @@ def test_without_problems_the_exit_code_is_0(
     assert ran.code == 0
     marks = [line[:1] for line in ran.lines if not line.startswith(" ")]
     assert marks == ["✓", "✓", "✓", "!", "✓", "✓", "✓"]
-    assert "No problems found." in ran.err
+    assert ran.err.endswith("No problems found, but see the 1 line with !.\n")
     assert not secrets.found_in(ran.out + ran.err)
     monkeypatch.setenv("MIDAPI_CALLBACK_PORT", str(receiver_port))
     monkeypatch.setenv("MIDAPI_PUBLIC_URL", f"http://127.0.0.1:{receiver_port}/hook")
@@ -951,6 +951,30 @@ def test_without_problems_the_exit_code_is_0(
     assert ran.json["ok"]
     assert ran.json["checks"][-1]["name"] == "callback"
     assert "journal does not exist" in str(ran.json)
+
+
+@pytest.mark.real_time
+@pytest.mark.midapi_sandbox(time_scale=60)
+def test_the_last_line_leads_to_the_lines_that_matter(
+    midapi: Midapi,
+    midapi_sandbox: SandboxThread,
+    receiver_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing has to be repaired, but somebody must decide about a submission."""
+    monkeypatch.setenv("MIDAPI_JOURNAL", "journal")
+    assert midapi("generate", "a fox", "--no-wait").code == 0
+    callbacks = ("--port", receiver_port, "--webhook-key", WEBHOOK_KEY)
+    ran = midapi("doctor", *callbacks)
+    assert (ran.code, ran.err) == (0, "No problems found.\n")
+    midapi_sandbox.faults.on("submit", do=lose_answer())
+    assert midapi("generate", "a hare").code == 1
+    ran = midapi("doctor")
+    assert [line[:22] for line in ran.lines if line.startswith("!")] == [
+        "! unknown submissions:",
+        "! callbacks: off: MIDA",
+    ]
+    assert (ran.code, ran.err) == (0, "No problems found, but see the 2 lines with !.\n")
 
 
 @pytest.mark.real_time
