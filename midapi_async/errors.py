@@ -153,7 +153,7 @@ class KeyConflict(InvalidRequestError):
         self.key = key
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class APIError(MidAPIError):
     """MidAPI answered with an error.
 
@@ -233,7 +233,7 @@ class UnprocessableError(APIError):
     look_advice = BadRequestError.look_advice
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class RateLimitError(APIError):
     """429: the account has made too many requests.
 
@@ -325,7 +325,7 @@ def api_error(
     return error
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class TransportError(MidAPIError):
     """No answer came from MidAPI.
 
@@ -352,7 +352,7 @@ class TransportError(MidAPIError):
         )
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class ProtocolError(MidAPIError):
     """The server's answer is not one that MidAPI would give.
 
@@ -371,7 +371,7 @@ class ProtocolError(MidAPIError):
         )
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class SubmissionUnknown(MidAPIError):
     """It cannot be known whether MidAPI accepted a submission. It is not sent again by itself.
 
@@ -410,7 +410,7 @@ class SubmissionUnknown(MidAPIError):
         )
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class TaskError(MidAPIError):
     """One task has no result.
 
@@ -487,7 +487,7 @@ class TaskExpired(TaskError):
     )
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class WaitTimeout(MidAPIError, TimeoutError):
     """The timeout passed. A task can be awaited again; a POST that is under way goes on.
 
@@ -542,7 +542,7 @@ class JournalError(MidAPIError):
     """The journal cannot be read or written. Nothing is sent without it."""
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class DownloadError(MidAPIError):
     """A result file could not be fetched or written. No partial file is left.
 
@@ -582,7 +582,7 @@ class UnexpectedContent(DownloadError):
     advice = "It was not kept; check that the URL is a result's, and any proxy in between"
 
 
-@attrs.define(slots=False, repr=False)
+@attrs.define(slots=False)
 class ClientClosed(MidAPIError):
     """The client was closed. A task that was waited for goes on and can be awaited again.
 

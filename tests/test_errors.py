@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import attrs
 import pytest
 
 from midapi_async import errors
@@ -259,6 +260,18 @@ def test_an_unknown_submission_begins_with_what_happened(reason: str, why: str) 
     )
     assert rest.endswith("In a shell: midapi journal list unknown.")
     assert [text.count("i1"), text.count("order-17")] == [1, 1]
+
+
+def test_a_repr_names_the_fields() -> None:
+    """In a log or a debugger, a bare False or an empty text says nothing."""
+    assert repr(SubmissionUnknown("aa33", "o4")) == (
+        "SubmissionUnknown(intent_id='aa33', key='o4', can_settle=False, reason='', candidates=())"
+    )
+    assert repr(PromptRejected("t1")) == "PromptRejected(task_id='t1', details=None)"
+    for error, _ in EXAMPLES:
+        kind = type(error)
+        names = [f"{each.name}=" for each in attrs.fields(kind)] if attrs.has(kind) else []
+        assert [name for name in names if name not in repr(error)] == []
 
 
 @pytest.mark.parametrize(

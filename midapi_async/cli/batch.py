@@ -367,6 +367,8 @@ class _Run:
 
     def _line(self, item: BatchItem) -> dict[str, object]:
         message = "" if item.error is None else command_error(item.error, self._journal).message
+        # Only this command has an option that chooses the new key.
+        message = message.replace("submit it again under a new key", "add --retry-failed")
         return line_of(item, self.rows.lines[item.index], one_line(message))
 
     async def _update_files(self, batch: Batch) -> None:

@@ -319,7 +319,8 @@ def test_failed_rows_are_bought_again_only_if_asked_for(
     assert ran.err.splitlines()[4:] == ["To buy rows again whose task failed: add --retry-failed."]
     error = only(errors())
     assert (error["state"], error["error"]["type"]) == ("failed", "TaskFailed")
-    assert "the fox ran away" in error["error"]["message"]
+    advice = "the fox ran away. Change the request, or add --retry-failed."
+    assert advice in error["error"]["message"]
     assert midapi("batch", "rows.txt", "--output", "out", "--json").json["failed"] == 1
     assert len(errors()) == 1
     assert len(midapi_sandbox.ledger.accepted) == 3
