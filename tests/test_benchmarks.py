@@ -179,8 +179,8 @@ def test_machines_compares_with_an_insert(tmp_path: Path) -> None:
     """On a real server, with every kind of figure."""
     _, written = measured("machines.py", folder=tmp_path)
     figures = written["figures"]
-    figures.pop("import, ms of CPU")  # a difference: of two imports, ours may meet a quieter moment
-    assert min(figures.values()) > 0
+    # Those of the import are differences: of two imports, one may meet a quieter moment.
+    assert min(value for name, value in figures.items() if not name.startswith("import,")) > 0
     assert 0.5 < figures["claim / INSERT + COMMIT"] < 20
     assert figures["wake elsewhere, p50 ms"] <= figures["wake elsewhere, p99 ms"] < 5000
 
