@@ -393,7 +393,10 @@ async def _fetched(client: MidAPIClient, details: TaskDetails) -> AsyncIterator[
         yield paths
     finally:
         if folder is not None:
-            await asyncio.to_thread(folder.cleanup)
+            # Not to_thread: a bot that closes would cancel it before it has begun.
+            removing = asyncio.get_running_loop().run_in_executor(None, folder.cleanup)
+            await asyncio.wait({removing})
+            removing.result()
 
 
 async def _tell_failure(
