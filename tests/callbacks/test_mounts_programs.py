@@ -201,8 +201,8 @@ def test_orders_and_their_answers(name: str, tmp_path: Path) -> None:
     plan.on("submit", when=lambda call: "lost" in str(call.body), do=lose_answer(), nth=1)
     plan.on("submit", when=lambda call: "rude" in str(call.body), do=answer_code(400, SENSITIVE))
     with (
-        SandboxThread(time_scale=60, faults=plan) as sandbox,
-        running(name, sandbox, tmp_path, scale=60) as (port, _),
+        SandboxThread(time_scale=12, faults=plan) as sandbox,
+        running(name, sandbox, tmp_path, scale=12) as (port, _),
     ):
         quick = order(port, f"{FOX} [[sandbox: seconds=4]]", "1")
         assert (quick.status, state(quick)) == (200, "succeeded")
@@ -284,8 +284,8 @@ def test_an_order_that_is_resubmitted_while_its_request_waits(
 def test_what_is_missing_or_wrong_in_a_request_is_a_400(name: str, tmp_path: Path) -> None:
     """With a reason as JSON; nothing is sent, and no task can be asked for by its id."""
     with (
-        SandboxThread(time_scale=60) as sandbox,
-        running(name, sandbox, tmp_path, scale=60) as (port, _),
+        SandboxThread(time_scale=12) as sandbox,
+        running(name, sandbox, tmp_path, scale=12) as (port, _),
     ):
         bodies: list[object] = [
             *({}, [], "prompt", None),
@@ -480,8 +480,8 @@ def test_a_program_without_asyncio(tmp_path: Path) -> None:
 def test_the_fastapi_program_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a test client runs it: nothing of it needs the main thread."""
     port = free_port()
-    with SandboxThread(time_scale=60) as sandbox:
-        for variable, value in environment(sandbox, port, tmp_path, 60).items():
+    with SandboxThread(time_scale=12) as sandbox:
+        for variable, value in environment(sandbox, port, tmp_path, 12).items():
             monkeypatch.setenv(variable, value)
         program = runpy.run_path(str(EXAMPLES / "web_fastapi.py"), run_name="pictures")
         with uvicorn_serving(program["app"], port):
