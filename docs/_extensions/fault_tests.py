@@ -118,7 +118,7 @@ def add_tests(app: "Sphinx", page: "nodes.document") -> None:
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
-    """Register the lists with Sphinx, and have the page built anew each time: tests change."""
+    """Register the lists with Sphinx, and rebuild the page in every build, because tests change."""
     app.connect("doctree-read", add_tests)
     app.connect("env-get-outdated", lambda *_: [PAGE])
     return {"parallel_read_safe": True, "parallel_write_safe": True}

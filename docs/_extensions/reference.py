@@ -202,7 +202,7 @@ def _type(annotation: object) -> str:
 
 
 def _value(default: object) -> str:
-    """A default as source; "" for none, "..." for one that is made anew each time."""
+    """A default as source; "" for none, "..." for one that a factory makes."""
     if default is attrs.NOTHING:
         return ""
     if (made_by := getattr(default, "factory", None)) is not None:
